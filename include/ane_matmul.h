@@ -1,0 +1,392 @@
+/*
+ * ane_matmul.h - the C ABI between the Rust crate `ane-matmul` and a shim.
+ *
+ * A shim is one ANEShim table of functions over some engine (MPSGraph, a Metal kernel, a vendor
+ * library). The crate compiles a matrix product once for fixed dimensions and runs it many times:
+ *
+ *     C = activation(alpha * op(A) op(B) + bias + residual)
+ *
+ * for each item of a batch, all matrices row-major. op(X) is X or its transpose; bias has n
+ * elements and is added to every row; residual has the shape of C. This file is the contract;
+ * docs/ABI.md teaches it by example. SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * RULES FOR EVERY SLOT
+ *  - Nothing unwinds out of a slot: no C++ exception, no NSException, no longjmp.
+ *  - Memory is owned by who allocated it. Pointers passed in are valid for the call only, unless the
+ *    slot says otherwise. Strings passed in are NUL-terminated UTF-8.
+ *  - `err` may be NULL. When it is not, the caller has set struct_size, log and log_capacity; a shim
+ *    writes the rest on every status but ANE_STATUS_OK, and nothing beyond struct_size.
+ *  - A create-like slot writes *out only when it returns ANE_STATUS_OK.
+ *  - A destroy-like slot accepts NULL, cannot fail, and is called exactly once for each object.
+ *  - Objects die in this order: executors before their product, products and buffers before their
+ *    device. The caller keeps to it; a shim need not count references.
+ *  - Devices, buffers and products may be used by several threads at once. An executor is used by one
+ *    thread at a time, and may be used by different threads one after the other.
+ *
+ * VERSIONING
+ *  - Every struct begins with its own struct_size. New members are appended, never inserted; a reader
+ *    treats a member that lies beyond struct_size as zero. Reserved members are zero.
+ *  - ANE_MATMUL_ABI_MAJOR changes when an old shim could not work any more: the caller refuses another
+ *    major. The minor grows with each addition: the caller accepts any minor.
+ */
+#ifndef ANE_MATMUL_H
+#define ANE_MATMUL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ANE_MATMUL_ABI_MAJOR 1
+#define ANE_MATMUL_ABI_MINOR 0
+
+/* ---- status -------------------------------------------------------------------------------- */
+
+/* The result of a slot. A number that is not listed counts as ANE_STATUS_INTERNAL. */
+typedef int32_t ANEStatus;
+#define ANE_STATUS_OK 0
+#define ANE_STATUS_INVALID_ARGUMENT 1 /* the caller broke the contract; message says how */
+#define ANE_STATUS_REFUSED 2          /* the shim does not do this; `refusal` says why */
+#define ANE_STATUS_OUT_OF_MEMORY 3    /* host or device memory */
+#define ANE_STATUS_NO_DEVICE 4        /* there is no device, or it went away */
+#define ANE_STATUS_COMPILE_FAILED 5   /* the engine rejected the product; log may hold its output */
+#define ANE_STATUS_RUN_FAILED 6       /* the engine reported a fault after the work was submitted */
+#define ANE_STATUS_EXCEPTION 7        /* an exception was caught; domain holds its name */
+#define ANE_STATUS_TIMEOUT 8          /* a time limit passed */
+#define ANE_STATUS_BACKGROUND 9       /* the OS denies the GPU to an app in the background (iOS) */
+#define ANE_STATUS_IO 10              /* a file could not be read or written; native_code is errno or NSError's */
+#define ANE_STATUS_PACKAGE_MISMATCH 11 /* a saved package is damaged or belongs to something else */
+#define ANE_STATUS_NOT_IMPLEMENTED 12 /* an optional service that this shim does not offer */
+#define ANE_STATUS_INTERNAL 13        /* a fault of the shim's own */
+
+/* Why a product is refused, in ANEError.refusal. A number that is not listed counts as OTHER. */
+typedef int32_t ANERefusal;
+#define ANE_REFUSAL_NONE 0
+#define ANE_REFUSAL_ELEMENT_TYPE 1    /* a combination of element types that is not implemented */
+#define ANE_REFUSAL_QUANTIZATION 2    /* a quantisation scheme that is not implemented */
+#define ANE_REFUSAL_DIMENSION 3       /* a dimension beyond what the engine or the device takes */
+#define ANE_REFUSAL_BYTES 4           /* an array beyond what the engine or the device takes */
+#define ANE_REFUSAL_LAYOUT 5          /* leading dimensions, strides or transposes */
+#define ANE_REFUSAL_BATCH 6           /* batching, or broadcasting within a batch */
+#define ANE_REFUSAL_VARIABLE_M 7      /* running with fewer rows than compiled for */
+#define ANE_REFUSAL_CONSTANT_B 8      /* B must be constant, or must not be */
+#define ANE_REFUSAL_EPILOGUE 9        /* alpha, bias, residual or activation */
+#define ANE_REFUSAL_DEVICE 10         /* the requested device cannot be reached through this shim */
+#define ANE_REFUSAL_NEURAL_ENGINE_TYPE 11 /* only f16 products are candidates for the Neural Engine */
+#define ANE_REFUSAL_OS_VERSION 12     /* needs a later OS */
+#define ANE_REFUSAL_HARDWARE 13       /* needs an instruction or feature that this machine lacks */
+#define ANE_REFUSAL_VENDOR_FAULT 14   /* the vendor's software is known to give wrong results here */
+#define ANE_REFUSAL_THREADS 15        /* the number or kind of threads cannot be honoured */
+#define ANE_REFUSAL_PRECISION 16      /* fast math or reduced precision cannot be granted or excluded */
+#define ANE_REFUSAL_NOT_BUILT 17      /* left out of this build: platform, feature or SDK */
+#define ANE_REFUSAL_QUARANTINED 18    /* gave a wrong result or crashed before */
+#define ANE_REFUSAL_OTHER 19
+
+/*
+ * Filled by a shim when a slot fails. `domain` and `message` are UTF-8 and NUL-terminated within the
+ * array (a reader must survive a character cut at the end). `log` is a buffer of log_capacity bytes,
+ * owned by the caller, or NULL: a shim may copy a long text into it (a kernel compiler's output), cut
+ * to fit and NUL-terminated, and sets log_length to the length of the whole text without the NUL.
+ */
+typedef struct ANEError {
+    uint32_t struct_size;
+    ANEStatus status;    /* the same as the value returned */
+    ANERefusal refusal;  /* with ANE_STATUS_REFUSED, else ANE_REFUSAL_NONE */
+    uint32_t reserved0;
+    int64_t native_code; /* NSError's code, errno, ...; 0 when there is none */
+    char domain[64];     /* NSError's domain, an exception's name, "errno", ... or empty */
+    char message[512];   /* what happened and, where it helps, what to do */
+    char *log;
+    uint64_t log_capacity;
+    uint64_t log_length;
+} ANEError;
+
+/* ---- description --------------------------------------------------------------------------- */
+
+/* Types of matrix elements. I4 and U4 are packed two to a byte in the description's nibble order. */
+typedef int32_t ANEType;
+#define ANE_TYPE_NONE 0
+#define ANE_TYPE_F64 1
+#define ANE_TYPE_F32 2
+#define ANE_TYPE_F16 3
+#define ANE_TYPE_BF16 4
+#define ANE_TYPE_I32 5
+#define ANE_TYPE_I8 6
+#define ANE_TYPE_U8 7
+#define ANE_TYPE_I4 8
+#define ANE_TYPE_U4 9
+
+/*
+ * RELU: max(x, 0). GELU_ERF: x/2 (1 + erf(x/sqrt 2)). GELU_TANH: x/2 (1 + tanh(sqrt(2/pi)
+ * (x + 0.044715 x^3))) (Hendrycks and Gimpel, arXiv:1606.08415). SILU: x / (1 + e^-x). In all of
+ * them NaN gives NaN; GELU and SILU of -infinity are 0 (of either sign).
+ */
+typedef int32_t ANEActivation;
+#define ANE_ACTIVATION_NONE 0
+#define ANE_ACTIVATION_RELU 1
+#define ANE_ACTIVATION_GELU_ERF 2
+#define ANE_ACTIVATION_GELU_TANH 3
+#define ANE_ACTIVATION_SILU 4
+#define ANE_ACTIVATION_SIGMOID 5
+#define ANE_ACTIVATION_TANH 6
+
+#define ANE_QUANT_A_NONE 0
+#define ANE_QUANT_A_STATIC 1          /* one scale, given when compiled */
+#define ANE_QUANT_A_DYNAMIC_PER_ROW 2 /* the shim quantises each row of a float A when it runs */
+#define ANE_QUANT_B_NONE 0
+#define ANE_QUANT_B_PER_TENSOR 1 /* one scale */
+#define ANE_QUANT_B_PER_COLUMN 2 /* n scales */
+#define ANE_QUANT_B_PER_GROUP 3  /* ceil(k / group_size) rows of n scales, row-major */
+#define ANE_NIBBLE_LOW_FIRST 0   /* element 2i in bits 0-3 of byte i, element 2i+1 in bits 4-7 */
+#define ANE_NIBBLE_HIGH_FIRST 1
+
+#define ANE_MATMUL_TRANSPOSE_A 0x1u /* A is stored k x m */
+#define ANE_MATMUL_TRANSPOSE_B 0x2u /* B is stored n x k */
+#define ANE_MATMUL_CONSTANT_B 0x4u  /* B comes with compile (ANEConstants), never with run */
+#define ANE_MATMUL_BIAS 0x8u        /* n elements of type_bias come with every run */
+#define ANE_MATMUL_RESIDUAL 0x10u   /* an m x n matrix of type_c comes with every run */
+#define ANE_MATMUL_VARIABLE_M 0x20u /* a run may use fewer rows than m */
+
+/*
+ * A validated product: the caller has checked for overflow, leading dimensions and overlaps. Leading
+ * dimensions and strides count elements. A matrix of the batch starts stride_x elements after the
+ * previous one; 0 means that all items share it (never for C). Dimensions may be 0: k = 0 gives
+ * activation(bias + residual).
+ */
+typedef struct ANEMatMulDesc {
+    uint32_t struct_size;
+    uint32_t flags; /* ANE_MATMUL_*; a shim refuses a flag that it does not know */
+    uint64_t batch;
+    uint64_t m; /* with VARIABLE_M the largest m */
+    uint64_t n;
+    uint64_t k;
+    uint64_t lda;
+    uint64_t ldb;
+    uint64_t ldc;
+    uint64_t ld_residual;
+    uint64_t stride_a;
+    uint64_t stride_b;
+    uint64_t stride_c;
+    uint64_t stride_residual;
+    ANEType type_a;
+    ANEType type_b;
+    ANEType type_accumulator;
+    ANEType type_c;
+    ANEType type_bias;  /* ANE_TYPE_NONE without bias */
+    ANEType type_scale; /* ANE_TYPE_NONE without quantisation */
+    ANEActivation activation;
+    float alpha;
+    int32_t quant_a;      /* ANE_QUANT_A_* */
+    int32_t quant_b;      /* ANE_QUANT_B_* */
+    int32_t zero_point_a; /* subtracted from A's integers before the product */
+    int32_t zero_point_b;
+    uint32_t group_size;   /* rows of B (along k) to a scale, with ANE_QUANT_B_PER_GROUP */
+    int32_t nibble_order;  /* ANE_NIBBLE_*, for 4-bit types */
+    uint64_t reserved[4];
+} ANEMatMulDesc;
+
+/*
+ * Constant operands, valid during compile only: a shim copies what it needs. `b` is laid out as the
+ * description says. content_hash is BLAKE3 over B and the scales with their types and shapes; all
+ * zero when the caller did not compute it.
+ */
+typedef struct ANEConstants {
+    uint32_t struct_size;
+    uint32_t reserved0;
+    const void *b; /* with CONSTANT_B, else NULL */
+    uint64_t b_bytes;
+    const void *scales_b; /* with quant_b, else NULL */
+    uint64_t scales_b_bytes;
+    const void *scale_a; /* one element of type_scale with ANE_QUANT_A_STATIC, else NULL */
+    uint64_t scale_a_bytes;
+    uint8_t content_hash[32];
+} ANEConstants;
+
+/* A device: requested in ANECompileOptions, observed in ANEProductInfo and ANERunInfo. */
+typedef int32_t ANEDeviceKind;
+#define ANE_DEVICE_UNKNOWN 0 /* as a request: no preference */
+#define ANE_DEVICE_CPU 1
+#define ANE_DEVICE_GPU 2
+#define ANE_DEVICE_NEURAL_ENGINE 3 /* as a request: make it a candidate */
+#define ANE_DEVICE_MIXED 4         /* more than one of them; never requested */
+
+#define ANE_OPTION_FAST_MATH 0x1u         /* reassociation and approximations are allowed */
+#define ANE_OPTION_REDUCED_PRECISION 0x2u /* operands may be truncated (tf32 and the like) */
+
+typedef struct ANECompileOptions {
+    uint32_t struct_size;
+    uint32_t flags; /* ANE_OPTION_*: both off unless the user asked */
+    ANEDeviceKind device;
+    uint32_t threads;        /* CPU threads to use; 0 lets the shim choose */
+    uint64_t expected_runs;  /* 0 when unknown */
+    uint64_t time_limit_ns;  /* for compile; 0 for none; a shim that cannot keep it ignores it */
+    uint64_t reserved[4];
+} ANECompileOptions;
+
+/* ---- objects ------------------------------------------------------------------------------- */
+
+typedef struct ANEDevice ANEDevice;
+typedef struct ANEBuffer ANEBuffer;
+typedef struct ANEProduct ANEProduct;
+/* The run context: what one thread uses at a time. */
+typedef struct ANEMatMulExecutor ANEMatMulExecutor;
+
+#define ANE_DEVICE_FLAG_TEST_DOUBLE 0x1u    /* not hardware: never to be timed or believed */
+#define ANE_DEVICE_FLAG_UNIFIED_MEMORY 0x2u /* buffer contents are what the device reads */
+
+typedef struct ANEDeviceInfo {
+    uint32_t struct_size;
+    uint32_t flags; /* ANE_DEVICE_FLAG_* */
+    ANEDeviceKind kind;
+    uint32_t reserved0;
+    uint64_t wrap_alignment; /* buffer_wrap wants address and length in multiples of it; 0: no wrapping */
+    uint64_t max_buffer_bytes;
+    char name[128];    /* UTF-8, "Apple M4 Max" */
+    char chip[64];     /* what enters the key of a saved package */
+    char os_build[64]; /* "15.2 (24C101)" */
+} ANEDeviceInfo;
+
+#define ANE_PRODUCT_FLAG_FROM_PACKAGE 0x1u /* loaded, not compiled */
+
+typedef struct ANEProductInfo {
+    uint32_t struct_size;
+    uint32_t flags; /* ANE_PRODUCT_FLAG_* */
+    ANEDeviceKind requested;
+    ANEDeviceKind observed; /* ANE_DEVICE_UNKNOWN unless there is evidence */
+    uint64_t compile_ns;
+    uint64_t bytes_held;     /* memory held by the product, executors not counted */
+    uint64_t executor_bytes; /* memory held by each executor */
+} ANEProductInfo;
+
+/*
+ * An operand of a run: `buffer` with an offset, or `data`. Exactly one of the two is set; an operand
+ * that the description does not have is all zero. length_bytes counts from the first element to one
+ * past the last that the matrix (or batch) covers, and bounds what a shim may touch.
+ */
+typedef struct ANEOperand {
+    void *data; /* read only, but for C */
+    ANEBuffer *buffer;
+    uint64_t offset_bytes;
+    uint64_t length_bytes;
+} ANEOperand;
+
+/* What a run observed; written by executor_run where ANERunArgs.info is set. Zero: not known. */
+typedef struct ANERunInfo {
+    uint32_t struct_size;
+    ANEDeviceKind observed;
+    uint64_t device_start_ns; /* the device's clock */
+    uint64_t device_end_ns;
+} ANERunInfo;
+
+/*
+ * C does not overlap any other operand. Elements of C between its rows or batch items (where ldc > n)
+ * are not written. C is not read.
+ */
+typedef struct ANERunArgs {
+    uint32_t struct_size;
+    uint32_t flags; /* zero in 1.0 */
+    uint64_t m;     /* rows of this run: the description's m, or fewer with VARIABLE_M */
+    ANEOperand a;
+    ANEOperand b; /* all zero with CONSTANT_B */
+    ANEOperand bias;
+    ANEOperand residual;
+    ANEOperand c;
+    ANERunInfo *info; /* may be NULL */
+} ANERunArgs;
+
+/* ---- the table ----------------------------------------------------------------------------- */
+
+typedef struct ANEShim {
+    uint32_t struct_size;
+    uint16_t abi_major; /* ANE_MATMUL_ABI_MAJOR of the header it was built with */
+    uint16_t abi_minor;
+    const char *name;    /* of the backend: lower-case letters, digits, '-' and '_'; 1 to 32 bytes */
+    const char *version; /* of the shim; enters the key of a saved package */
+
+    /* Opens the default device. */
+    ANEStatus (*device_open)(ANEDevice **out, ANEError *err);
+    ANEStatus (*device_info)(ANEDevice *device, ANEDeviceInfo *info, ANEError *err);
+    void (*device_close)(ANEDevice *device);
+
+    /* ANE_STATUS_OK when compile is expected to succeed, else ANE_STATUS_REFUSED and the reason.
+     * Cheap: compiles nothing. */
+    ANEStatus (*supports)(ANEDevice *device, const ANEMatMulDesc *desc, const ANECompileOptions *options,
+                          ANEError *err);
+
+    /* Shared memory that host and device both see, at least 64-byte aligned; contents are undefined. */
+    ANEStatus (*buffer_create)(ANEDevice *device, uint64_t bytes, ANEBuffer **out, ANEError *err);
+    /* Caller memory without a copy; it must stay valid and in place until buffer_destroy returns. */
+    ANEStatus (*buffer_wrap)(ANEDevice *device, void *data, uint64_t bytes, ANEBuffer **out, ANEError *err);
+    void *(*buffer_contents)(ANEBuffer *buffer);
+    void (*buffer_destroy)(ANEBuffer *buffer);
+
+    /* `constants` is never NULL; its pointers are where the description needs none. */
+    ANEStatus (*compile)(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
+                         const ANECompileOptions *options, ANEProduct **out, ANEError *err);
+    /* Saves a product at `path`, where nothing exists yet. The caller keeps the key (description,
+     * content hash, chip, OS build, shim version) and moves the result into place. */
+    ANEStatus (*product_save)(ANEProduct *product, const char *path, ANEError *err);
+    /* As compile, from what product_save wrote for the same arguments. ANE_STATUS_PACKAGE_MISMATCH
+     * or ANE_STATUS_IO when it cannot be used: the caller then compiles. */
+    ANEStatus (*product_load)(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
+                              const ANECompileOptions *options, const char *path, ANEProduct **out,
+                              ANEError *err);
+    ANEStatus (*product_info)(ANEProduct *product, ANEProductInfo *info, ANEError *err);
+    void (*product_destroy)(ANEProduct *product);
+
+    ANEStatus (*executor_create)(ANEProduct *product, ANEMatMulExecutor **out, ANEError *err);
+    /* Returns when C is complete; keeps no pointer of the caller's. */
+    ANEStatus (*executor_run)(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err);
+    void (*executor_destroy)(ANEMatMulExecutor *executor);
+
+    /* Foreseen for asynchronous runs and graphs of several products; NULL in 1.0. */
+    void *reserved_submit;
+    void *reserved_wait;
+    void *reserved_graph;
+} ANEShim;
+
+/* Exported by a dynamic library that ANE_MATMUL_SHIM or ShimLibrary::open loads. The table and its
+ * strings live as long as the library. */
+const ANEShim *ane_matmul_shim(void);
+
+#if defined(__APPLE__) || defined(ANE_MATMUL_APPLE_SHIMS)
+/* The shims that the crate builds for Apple targets. */
+const ANEShim *ane_mpsgraph_shim(void);
+const ANEShim *ane_metal_shim(void);
+#endif
+
+/* ---- layout, on 64-bit targets ------------------------------------------------------------- */
+
+#if UINTPTR_MAX == 0xffffffffffffffffu
+#if defined(__cplusplus)
+#define ANE_STATIC_ASSERT(cond) static_assert(cond, #cond)
+#else
+#define ANE_STATIC_ASSERT(cond) _Static_assert(cond, #cond)
+#endif
+ANE_STATIC_ASSERT(sizeof(ANEError) == 624);
+ANE_STATIC_ASSERT(offsetof(ANEError, message) == 88);
+ANE_STATIC_ASSERT(offsetof(ANEError, log) == 600);
+ANE_STATIC_ASSERT(sizeof(ANEMatMulDesc) == 192);
+ANE_STATIC_ASSERT(offsetof(ANEMatMulDesc, type_a) == 104);
+ANE_STATIC_ASSERT(offsetof(ANEMatMulDesc, quant_a) == 136);
+ANE_STATIC_ASSERT(sizeof(ANEConstants) == 88);
+ANE_STATIC_ASSERT(sizeof(ANECompileOptions) == 64);
+ANE_STATIC_ASSERT(sizeof(ANEDeviceInfo) == 288);
+ANE_STATIC_ASSERT(sizeof(ANEProductInfo) == 40);
+ANE_STATIC_ASSERT(sizeof(ANEOperand) == 32);
+ANE_STATIC_ASSERT(sizeof(ANERunInfo) == 24);
+ANE_STATIC_ASSERT(sizeof(ANERunArgs) == 184);
+ANE_STATIC_ASSERT(offsetof(ANERunArgs, a) == 16);
+ANE_STATIC_ASSERT(sizeof(ANEShim) == 176);
+ANE_STATIC_ASSERT(offsetof(ANEShim, device_open) == 24);
+ANE_STATIC_ASSERT(offsetof(ANEShim, executor_destroy) == 144);
+#undef ANE_STATIC_ASSERT
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
