@@ -139,6 +139,8 @@ typedef int32_t ANEActivation;
 #define ANE_QUANT_B_PER_TENSOR 1 /* one scale */
 #define ANE_QUANT_B_PER_COLUMN 2 /* n scales */
 #define ANE_QUANT_B_PER_GROUP 3  /* ceil(k / group_size) rows of n scales, row-major */
+#define ANE_QUANT_C_NONE 0
+#define ANE_QUANT_C_STATIC 1 /* one scale, given when compiled: C = round(x / scale) + zero_point_c */
 #define ANE_NIBBLE_LOW_FIRST 0   /* element 2i in bits 0-3 of byte i, element 2i+1 in bits 4-7 */
 #define ANE_NIBBLE_HIGH_FIRST 1
 
@@ -184,7 +186,9 @@ typedef struct ANEMatMulDesc {
     int32_t zero_point_b;
     uint32_t group_size;   /* rows of B (along k) to a scale, with ANE_QUANT_B_PER_GROUP */
     int32_t nibble_order;  /* ANE_NIBBLE_*, for 4-bit types */
-    uint64_t reserved[4];
+    int32_t quant_c;       /* ANE_QUANT_C_* */
+    int32_t zero_point_c;  /* added to C's integers after scaling */
+    uint64_t reserved[3];
 } ANEMatMulDesc;
 
 /*
@@ -201,6 +205,8 @@ typedef struct ANEConstants {
     uint64_t scales_b_bytes;
     const void *scale_a; /* one element of type_scale with ANE_QUANT_A_STATIC, else NULL */
     uint64_t scale_a_bytes;
+    const void *scale_c; /* one element of type_scale with ANE_QUANT_C_STATIC, else NULL */
+    uint64_t scale_c_bytes;
     uint8_t content_hash[32];
 } ANEConstants;
 
@@ -371,7 +377,7 @@ ANE_STATIC_ASSERT(offsetof(ANEError, log) == 600);
 ANE_STATIC_ASSERT(sizeof(ANEMatMulDesc) == 192);
 ANE_STATIC_ASSERT(offsetof(ANEMatMulDesc, type_a) == 104);
 ANE_STATIC_ASSERT(offsetof(ANEMatMulDesc, quant_a) == 136);
-ANE_STATIC_ASSERT(sizeof(ANEConstants) == 88);
+ANE_STATIC_ASSERT(sizeof(ANEConstants) == 104);
 ANE_STATIC_ASSERT(sizeof(ANECompileOptions) == 64);
 ANE_STATIC_ASSERT(sizeof(ANEDeviceInfo) == 288);
 ANE_STATIC_ASSERT(sizeof(ANEProductInfo) == 40);
