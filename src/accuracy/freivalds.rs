@@ -1,0 +1,266 @@
+//! Verifying a product in quadratic time.
+
+use crate::accuracy::reference::{epilogue_roundings, gamma};
+use crate::alloc;
+use crate::error::{Error, Operand, Result};
+use crate::executor::Inputs;
+use crate::matmul::MatMul;
+use crate::random::Random;
+use crate::view::AnyView;
+
+/// What [`freivalds`] found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Freivalds {
+    /// Random vectors tried.
+    pub rounds: u32,
+    /// How likely it is at most that an error beyond [`Freivalds::detectable`] went unseen:
+    /// 2^-rounds.
+    pub failure_probability: f64,
+    /// The largest ratio of a row's residue to its tolerance: at most 1 for a correct product.
+    pub worst_ratio: f64,
+    /// Item and row of that residue.
+    pub worst: (usize, usize),
+    /// An error of a single element larger than this is detected with the stated probability: the
+    /// largest tolerance of a row.
+    pub detectable: f64,
+    /// Rows and columns left out because an input there is NaN or infinite.
+    pub skipped: (usize, usize),
+}
+
+impl Freivalds {
+    /// Whether no error was found.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.worst_ratio <= 1.0
+    }
+}
+
+struct Factor<'a> {
+    view: AnyView<'a>,
+    index: usize,
+    transpose: bool,
+}
+
+impl Factor<'_> {
+    fn get(&self, row: usize, col: usize) -> f64 {
+        let (r, c) = if self.transpose { (col, row) } else { (row, col) };
+        self.view.get(self.index, r, c).unwrap_or(f64::NAN)
+    }
+
+    /// Y = X V for all rounds in one pass over X: V has `rounds` columns. Columns of X marked in
+    /// `skip` are left out.
+    fn times(&self, v: &[f64], rounds: usize, skip: &[bool], y: &mut [f64]) {
+        y.fill(0.0);
+        for (row, y) in y.chunks_mut(rounds).enumerate() {
+            for (col, v) in v.chunks(rounds).enumerate().filter(|(col, _)| !skip[*col]) {
+                let x = self.get(row, col);
+                for (y, &v) in y.iter_mut().zip(v) {
+                    *y += x * v;
+                }
+            }
+        }
+    }
+}
+
+/// Verifies `c = alpha * op(A) op(B)` by Freivalds' method, in time proportional to the size of the
+/// matrices (R. Freivalds, "Probabilistic machines can use less running time", IFIP 1977).
+///
+/// Every round draws a vector r of random signs and compares C r with alpha A (B r) in float64. A
+/// row passes when the difference is within the sum of its elements' error bounds
+/// ([`crate::accuracy`]), so a correct product always passes. If one element is wrong by more than
+/// that sum, flipping its sign in r changes the difference by twice the error, so that at least one
+/// of the two vectors shows it: each round misses it with probability 1/2 at most.
+///
+/// Rows of A and columns of B that hold NaN or infinity are left out, and counted.
+///
+/// # Errors
+/// [`Error::Description`] when the product has bias, residual or activation: verify
+/// [`MatMul::linear_part`] instead. [`Error::Missing`] without B, [`Error::OutOfMemory`].
+pub fn freivalds<'c>(
+    product: &MatMul,
+    inputs: &Inputs<'_>,
+    b: Option<AnyView<'_>>,
+    c: impl Into<AnyView<'c>>,
+    rounds: u32,
+    seed: u64,
+) -> Result<Freivalds> {
+    if *product != product.linear_part() {
+        return Err(Error::Description {
+            problem: "Freivalds' method verifies linear products only".into(),
+            help: "verify MatMul::linear_part(), and recompute single rows for the activation",
+        });
+    }
+    let c = c.into();
+    let b = inputs.b_view().or(b).ok_or(Error::Missing {
+        operand: Operand::B,
+        help: "pass it with Inputs::b, or the weights' view where B is constant",
+    })?;
+    let mut random = Random::new(seed);
+    let mut result = Freivalds {
+        rounds,
+        failure_probability: 0.5f64.powi(rounds.try_into().unwrap_or(i32::MAX)),
+        worst_ratio: 0.0,
+        worst: (0, 0),
+        detectable: 0.0,
+        skipped: (0, 0),
+    };
+    for item in 0..product.batch() {
+        let a = Factor { view: inputs.a_view(), index: item, transpose: product.transpose_a() };
+        let b = Factor { view: b, index: item, transpose: product.transpose_b() };
+        let c = Factor { view: c, index: item, transpose: false };
+        verify_item(product, [&a, &b, &c], &mut random, &mut result)?;
+    }
+    Ok(result)
+}
+
+fn verify_item(
+    product: &MatMul,
+    [a, b, c]: [&Factor<'_>; 3],
+    random: &mut Random,
+    result: &mut Freivalds,
+) -> Result<()> {
+    const WHAT: &str = "Freivalds' vectors";
+    let (m, n, k) = (c.view.layout().rows(), product.n(), product.k());
+    let alpha = f64::from(product.alpha());
+    let mut skip_rows = alloc::filled(m, false, WHAT)?;
+    for (row, skip) in skip_rows.iter_mut().enumerate() {
+        *skip = (0..k).any(|p| !a.get(row, p).is_finite());
+    }
+    let mut skip_cols = alloc::filled(n, false, WHAT)?;
+    for p in 0..k {
+        for (col, skip) in skip_cols.iter_mut().enumerate() {
+            *skip |= !b.get(p, col).is_finite();
+        }
+    }
+    result.skipped.0 += skip_rows.iter().filter(|&&skip| skip).count();
+    result.skipped.1 += skip_cols.iter().filter(|&&skip| skip).count();
+
+    let rounds = result.rounds as usize;
+    if rounds == 0 || m == 0 {
+        return Ok(());
+    }
+    let mut tolerance = alloc::filled(m, 0.0, WHAT)?;
+    tolerances(product, [a, b], &skip_cols, &mut tolerance)?;
+    let vectors = |rows: usize| {
+        let count = rows.checked_mul(rounds).ok_or(Error::SizeOverflow { what: "rounds x rows" })?;
+        alloc::filled(count, 0.0, WHAT)
+    };
+    let mut signs = vectors(n)?;
+    signs.fill_with(|| if random.bits() >> 63 == 0 { 1.0 } else { -1.0 });
+    let (mut br, mut abr, mut cr) = (vectors(k)?, vectors(m)?, vectors(m)?);
+    b.times(&signs, rounds, &skip_cols, &mut br);
+    a.times(&br, rounds, &alloc::filled(k, false, WHAT)?, &mut abr);
+    c.times(&signs, rounds, &skip_cols, &mut cr);
+    for row in (0..m).filter(|&row| !skip_rows[row]) {
+        result.detectable = result.detectable.max(tolerance[row]);
+        for round in row * rounds..(row + 1) * rounds {
+            let residue = (cr[round] - alpha * abr[round]).abs();
+            let ratio = if residue == 0.0 {
+                0.0
+            } else if residue.is_nan() {
+                f64::INFINITY
+            } else {
+                residue / tolerance[row]
+            };
+            if ratio > result.worst_ratio {
+                (result.worst_ratio, result.worst) = (ratio, (c.index, row));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The sums over each row of the elements' error bounds, float64's own rounding included.
+#[allow(clippy::cast_precision_loss, reason = "a bound, rounded by far less than it is wide")]
+fn tolerances(
+    product: &MatMul,
+    [a, b]: [&Factor<'_>; 2],
+    skip_cols: &[bool],
+    tolerance: &mut [f64],
+) -> Result<()> {
+    let (n, k) = (product.n(), product.k());
+    let types = product.types();
+    let u_acc = types.accumulator.unit_roundoff();
+    let roundings = epilogue_roundings(product);
+    let double = gamma(k + n + 2, f64::EPSILON);
+    let relative = gamma(k, u_acc) + gamma(roundings, u_acc) + types.output.unit_roundoff() + 2.0 * double;
+    let underflow = n as f64
+        * (k + roundings + 1) as f64
+        * types.accumulator.min_positive().max(types.output.min_positive());
+    let mut row_sizes = alloc::filled(k, 0.0, "Freivalds' vectors")?;
+    for (p, size) in row_sizes.iter_mut().enumerate() {
+        *size = (0..n).filter(|&col| !skip_cols[col]).map(|col| b.get(p, col).abs()).sum();
+    }
+    for (row, tolerance) in tolerance.iter_mut().enumerate() {
+        let size: f64 = (0..k).map(|p| a.get(row, p).abs() * row_sizes[p]).sum();
+        *tolerance = f64::from(product.alpha()).abs() * size * relative * (1.0 + relative) + underflow;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+
+    fn setup() -> (MatMul, Tensor<f32>, Tensor<f32>, Tensor<f32>) {
+        let product = MatMul::builder(20, 30, 40).transpose_a(true).alpha(0.5).build().unwrap();
+        let a = Tensor::random_normal_f32(40, 20, 1.0, 1).unwrap();
+        let b = Tensor::random_normal_f32(40, 30, 1.0, 2).unwrap();
+        let c = Tensor::from_fn(20, 30, |i, j| {
+            let sum: f32 = (0..40).map(|p| a.data()[p * 20 + i] * b.data()[p * 30 + j]).sum();
+            0.5 * sum
+        })
+        .unwrap();
+        (product, a, b, c)
+    }
+
+    #[test]
+    fn a_correct_product_passes() {
+        let (product, a, b, c) = setup();
+        let found = freivalds(&product, &Inputs::new(&a).b(&b), None, &c, 20, 1).unwrap();
+        assert!(found.passed(), "{found:?}");
+        assert!(found.worst_ratio > 0.0);
+        assert_eq!(found.failure_probability, 2f64.powi(-20));
+    }
+
+    #[test]
+    fn one_wrong_element_is_found() {
+        let (product, a, b, c) = setup();
+        let inputs = Inputs::new(&a).b(&b);
+        let detectable = freivalds(&product, &inputs, None, &c, 1, 1).unwrap().detectable;
+        let mut random = Random::new(3);
+        for seed in 0..200 {
+            let mut wrong = c.clone();
+            #[allow(clippy::cast_possible_truncation)]
+            let error = (detectable * 2.0) as f32;
+            wrong.data_mut()[random.below(600)] += error;
+            let found = freivalds(&product, &inputs, None, &wrong, 20, seed).unwrap();
+            assert!(!found.passed(), "seed {seed}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn nan_inputs_are_left_out_and_nan_results_are_not() {
+        let (product, mut a, b, mut c) = setup();
+        a.data_mut()[7] = f32::NAN; // row 7 of op(A)
+        for col in 0..30 {
+            c.data_mut()[7 * 30 + col] = f32::NAN;
+        }
+        let inputs = Inputs::new(&a).b(&b);
+        let found = freivalds(&product, &inputs, None, &c, 5, 1).unwrap();
+        assert!(found.passed(), "{found:?}");
+        assert_eq!(found.skipped, (1, 0));
+        c.data_mut()[3] = f32::NAN;
+        assert!(!freivalds(&product, &inputs, None, &c, 5, 1).unwrap().passed());
+    }
+
+    #[test]
+    fn an_activation_is_refused() {
+        let product = MatMul::builder(1, 1, 1).bias(true).build().unwrap();
+        let one = Tensor::filled(1, 1, 1f32).unwrap();
+        let inputs = Inputs::new(&one).b(&one).bias(&[1f32]);
+        assert!(matches!(freivalds(&product, &inputs, None, &one, 1, 1), Err(Error::Description { .. })));
+    }
+}

@@ -1,0 +1,22 @@
+//! How accurate a result must be, and whether it is.
+//!
+//! The reference is the float64 product of the inputs as already rounded to their element types.
+//! With u the unit roundoff and gamma_k(u) = k u / (1 - k u) (Higham, *Accuracy and Stability of
+//! Numerical Algorithms*, 2nd ed., section 3.1), every element of a correct result lies within
+//!
+//! ```text
+//! L * ( gamma_k(u_acc) |alpha| |A||B| + gamma_e(u_acc) (|alpha| |A||B| + |bias| + |residual|) )
+//!   + E(x) + u_out |C| + underflow
+//! ```
+//!
+//! of the reference. e counts the roundings of alpha, bias and residual; L is the largest slope of
+//! the activation ([`crate::Activation::lipschitz`]) and E its own error
+//! ([`crate::Activation::error_f32`]); underflow is one smallest normal number for each of the
+//! k + e + 1 operations, so that flushing subnormals to zero is allowed. The first term holds for
+//! any order of summation (section 3.5 there), with or without fused multiply-add.
+
+mod freivalds;
+mod reference;
+
+pub use freivalds::{Freivalds, freivalds};
+pub use reference::{Deviation, Reference};

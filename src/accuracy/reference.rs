@@ -1,0 +1,328 @@
+//! The float64 product with its error bound, element by element.
+
+use crate::alloc;
+use crate::error::{Error, Operand, Result};
+use crate::executor::Inputs;
+use crate::layout::Layout;
+use crate::matmul::MatMul;
+use crate::options::Threads;
+use crate::view::AnyView;
+
+/// The float64 result of a product, and how far from it a correct result may lie.
+#[derive(Debug, Clone)]
+pub struct Reference {
+    layout: Layout,
+    values: Vec<f64>,
+    bounds: Vec<f64>,
+    overflow: f64,
+}
+
+/// How far a result lies from its [`Reference`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Deviation {
+    /// The largest absolute difference between finite elements.
+    pub max_abs_error: f64,
+    /// The bound of the element that comes closest to it, or exceeds it most.
+    pub bound: f64,
+    /// The largest ratio of difference to bound: at most 1 for a correct result. Infinite when an
+    /// element is NaN or infinite and should not be, or the reverse.
+    pub worst_ratio: f64,
+    /// Item, row and column of that element.
+    pub worst: (usize, usize, usize),
+    /// Elements beyond their bound.
+    pub violations: usize,
+}
+
+impl Deviation {
+    /// Whether every element lies within its bound.
+    #[must_use]
+    pub const fn is_within_bound(&self) -> bool {
+        self.violations == 0
+    }
+}
+
+/// op(X) of one item as a packed float64 matrix.
+fn packed(view: &AnyView<'_>, item: usize, transpose: bool, rows: usize, cols: usize) -> Result<Vec<f64>> {
+    let mut out = alloc::with_capacity(rows * cols, "a float64 copy of an operand")?;
+    for row in 0..rows {
+        for col in 0..cols {
+            let (r, c) = if transpose { (col, row) } else { (row, col) };
+            out.push(view.get(item, r, c).unwrap_or(f64::NAN));
+        }
+    }
+    Ok(out)
+}
+
+/// The sums and the sums of magnitudes of some rows of op(A) op(B).
+fn multiply_rows(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut [f64], sizes: &mut [f64]) {
+    // Columns in strips that stay in the first-level cache while k runs.
+    const STRIP: usize = 256;
+    for (row, (sums, sizes)) in sums.chunks_mut(n).zip(sizes.chunks_mut(n)).enumerate() {
+        let a = &a[row * k..][..k];
+        for start in (0..n).step_by(STRIP) {
+            let strip = start..n.min(start + STRIP);
+            let (sums, sizes) = (&mut sums[strip.clone()], &mut sizes[strip.clone()]);
+            for (p, &a) in a.iter().enumerate() {
+                let b = &b[p * n..][strip.clone()];
+                for ((sum, size), &b) in sums.iter_mut().zip(sizes.iter_mut()).zip(b) {
+                    let product = a * b;
+                    *sum += product;
+                    *size += product.abs();
+                }
+            }
+        }
+    }
+}
+
+/// gamma_k of unit roundoff `u`; infinite where k u reaches 1 and the bound says nothing.
+#[allow(clippy::cast_precision_loss, reason = "k is far below 2^53 where the bound is finite")]
+pub(super) fn gamma(k: usize, u: f64) -> f64 {
+    let ku = k as f64 * u;
+    if ku < 1.0 { ku / (1.0 - ku) } else { f64::INFINITY }
+}
+
+/// The roundings of the epilogue's linear part.
+pub(super) fn epilogue_roundings(product: &MatMul) -> usize {
+    usize::from(product.alpha().to_bits() != 1f32.to_bits())
+        + usize::from(product.has_bias())
+        + usize::from(product.residual().is_some())
+}
+
+impl Reference {
+    /// Computes the reference of a run with `inputs`, which must fit `product`. Where B is
+    /// constant, pass the weights' view as `b`. The rows of A say how many rows the run has.
+    ///
+    /// Costs four float64 operations per multiplication, on all allowed threads.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without B, [`Error::OutOfMemory`] for the float64 copies.
+    pub fn new(product: &MatMul, inputs: &Inputs<'_>, b: Option<AnyView<'_>>) -> Result<Self> {
+        let a = inputs.a_view();
+        let b = inputs.b_view().or(b).ok_or(Error::Missing {
+            operand: Operand::B,
+            help: "pass it with Inputs::b, or the weights' view where B is constant",
+        })?;
+        let m = if product.transpose_a() { a.layout().cols() } else { a.layout().rows() };
+        let (n, k) = (product.n(), product.k());
+        let layout = Layout::packed(product.batch(), m, n)?;
+        let mut reference = Self {
+            layout,
+            values: alloc::filled(layout.span(), 0.0, "the float64 reference")?,
+            bounds: alloc::filled(layout.span(), 0.0, "the error bounds")?,
+            overflow: product.types().output.max_finite().min(product.types().accumulator.max_finite()),
+        };
+        if layout.is_empty() {
+            return Ok(reference);
+        }
+        for item in 0..product.batch() {
+            let packed_a = packed(&a, item, product.transpose_a(), m, k)?;
+            let packed_b = packed(&b, item, product.transpose_b(), k, n)?;
+            let range = item * m * n..(item + 1) * m * n;
+            let (values, bounds) = (&mut reference.values[range.clone()], &mut reference.bounds[range]);
+            multiply_on_threads(&packed_a, &packed_b, (n, k), values, bounds);
+        }
+        reference.finish(product, inputs);
+        Ok(reference)
+    }
+
+    /// Turns sums and sums of magnitudes into values and bounds.
+    fn finish(&mut self, product: &MatMul, inputs: &Inputs<'_>) {
+        let types = product.types();
+        let alpha = f64::from(product.alpha());
+        let (u_acc, u_out) = (types.accumulator.unit_roundoff(), types.output.unit_roundoff());
+        let roundings = epilogue_roundings(product);
+        let (gamma_k, gamma_e) = (gamma(product.k(), u_acc), gamma(roundings, u_acc));
+        #[allow(clippy::cast_precision_loss, reason = "a bound, rounded by far less than it is wide")]
+        let underflow = (product.k() + roundings + 1) as f64
+            * types.accumulator.min_positive().max(types.output.min_positive())
+            * alpha.abs().max(1.0);
+        let activation = product.activation();
+        let (rows, cols) = (self.layout.rows(), self.layout.cols());
+        for (index, (value, bound)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
+            let (item, row, col) = (index / cols / rows, index / cols % rows, index % cols);
+            let addend = |view: Option<AnyView<'_>>, item, row| {
+                view.map_or(0.0, |view| view.get(item, row, col).unwrap_or(f64::NAN))
+            };
+            let bias = addend(inputs.bias_view(), 0, 0);
+            let residual = addend(inputs.residual_view(), item, row);
+            let size = alpha.abs() * *bound;
+            let x = alpha * *value + bias + residual;
+            let linear = gamma_k * size + gamma_e * (size + bias.abs() + residual.abs());
+            *value = activation.apply_f64(x);
+            *bound = activation.lipschitz() * linear
+                + activation.error_f32(x, *value)
+                + u_out * value.abs()
+                + underflow;
+            // Magnitudes near the end of the range may overflow on the way to a finite sum.
+            if size + bias.abs() + residual.abs() >= self.overflow {
+                *bound = f64::INFINITY;
+            }
+        }
+    }
+
+    /// The layout of [`Reference::values`] and [`Reference::bounds`]: packed.
+    #[must_use]
+    pub const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The float64 results.
+    #[must_use]
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// How far from its value each element may lie; infinite where an intermediate result may
+    /// overflow.
+    #[must_use]
+    pub fn bounds(&self) -> &[f64] {
+        &self.bounds
+    }
+
+    /// Compares a result with this reference.
+    ///
+    /// NaN must meet NaN, and infinity the same infinity, unless the bound allows for overflow.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the result has another shape.
+    pub fn compare<'c>(&self, c: impl Into<AnyView<'c>>) -> Result<Deviation> {
+        let c = c.into();
+        let got = c.layout();
+        if (got.batch(), got.rows(), got.cols())
+            != (self.layout.batch(), self.layout.rows(), self.layout.cols())
+        {
+            return Err(Error::Shape {
+                operand: Operand::C,
+                expected: self.layout.to_string(),
+                got: got.to_string(),
+            });
+        }
+        let mut deviation =
+            Deviation { max_abs_error: 0.0, bound: 0.0, worst_ratio: 0.0, worst: (0, 0, 0), violations: 0 };
+        let (rows, cols) = (self.layout.rows(), self.layout.cols());
+        for (index, (&value, &bound)) in self.values.iter().zip(&self.bounds).enumerate() {
+            let at = (index / cols / rows, index / cols % rows, index % cols);
+            let got = c.get(at.0, at.1, at.2).unwrap_or(f64::NAN);
+            let error = (got - value).abs();
+            if error.is_finite() {
+                deviation.max_abs_error = deviation.max_abs_error.max(error);
+            }
+            let ratio = ratio(value, got, bound, self.overflow);
+            if ratio > 1.0 {
+                deviation.violations += 1;
+            }
+            if ratio > deviation.worst_ratio || deviation.bound == 0.0 {
+                (deviation.worst_ratio, deviation.bound, deviation.worst) = (ratio, bound, at);
+            }
+        }
+        Ok(deviation)
+    }
+}
+
+/// The error over its bound; at most 1 when the element is right.
+fn ratio(value: f64, got: f64, bound: f64, overflow: f64) -> f64 {
+    if value.is_nan() || got.is_nan() {
+        let both = value.is_nan() && got.is_nan();
+        // Where partial sums may overflow, infinity minus infinity is possible.
+        return if both || (bound == f64::INFINITY && value.is_finite()) { 0.0 } else { f64::INFINITY };
+    }
+    if value == got {
+        return 0.0;
+    }
+    if value.is_infinite() {
+        return f64::INFINITY;
+    }
+    if bound == f64::INFINITY {
+        return 0.0;
+    }
+    if got.is_infinite() {
+        // A finite float64 value may round to infinity in a narrower type.
+        return if value.abs() + bound > overflow && (got > 0.0) == (value > 0.0) {
+            1.0
+        } else {
+            f64::INFINITY
+        };
+    }
+    (got - value).abs() / bound
+}
+
+fn multiply_on_threads(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut [f64], sizes: &mut [f64]) {
+    let rows = sums.len() / n;
+    let threads = if rows * n * k < 1 << 20 { 1 } else { Threads::Auto.number().min(rows) };
+    let rows_each = rows.div_ceil(threads);
+    if threads == 1 || k == 0 {
+        multiply_rows(a, b, (n, k), sums, sizes);
+        return;
+    }
+    std::thread::scope(|scope| {
+        let chunks = a.chunks(rows_each * k).zip(sums.chunks_mut(rows_each * n));
+        for ((a, sums), sizes) in chunks.zip(sizes.chunks_mut(rows_each * n)) {
+            scope.spawn(move || multiply_rows(a, b, (n, k), sums, sizes));
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+    use crate::view::TensorView;
+
+    #[test]
+    fn small_product_by_hand() {
+        let product = MatMul::builder(2, 2, 2).alpha(2.0).bias(true).build().unwrap();
+        let a = Tensor::from_vec(vec![1f32, 2.0, 3.0, 4.0], 2, 2).unwrap();
+        let b = Tensor::from_vec(vec![5f32, -6.0, 7.0, 8.0], 2, 2).unwrap();
+        let inputs = Inputs::new(&a).b(&b).bias(&[1f32, 2.0]);
+        let reference = Reference::new(&product, &inputs, None).unwrap();
+        assert_eq!(reference.values(), [39.0, 22.0, 87.0, 30.0]);
+        // gamma_2 |2| (5 + 14) + gamma_2 (|2| (5 + 14) + 1) + u |C| + underflow
+        let u = 2f64.powi(-24);
+        let gamma2 = 2.0 * u / (1.0 - 2.0 * u);
+        let expected = gamma2 * 38.0 + gamma2 * 39.0 + u * 39.0 + 10.0 * 2f64.powi(-126);
+        assert!((reference.bounds()[0] - expected).abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_wrong_element_is_found_and_located() {
+        let product = MatMul::new(3, 4, 5).unwrap();
+        let a = Tensor::random_normal_f32(3, 5, 1.0, 1).unwrap();
+        let b = Tensor::random_normal_f32(5, 4, 1.0, 2).unwrap();
+        let reference = Reference::new(&product, &Inputs::new(&a).b(&b), None).unwrap();
+        let mut c = reference.values().to_vec();
+        let compare = |c: &[f64]| reference.compare(TensorView::new(c, 3, 4).unwrap()).unwrap();
+        assert!(compare(&c).is_within_bound());
+        c[6] += 3.0 * reference.bounds()[6];
+        let deviation = compare(&c);
+        assert_eq!((deviation.violations, deviation.worst), (1, (0, 1, 2)));
+        assert!((deviation.worst_ratio - 3.0).abs() < 1e-6);
+        c[6] = f64::NAN;
+        assert_eq!(compare(&c).worst_ratio, f64::INFINITY);
+    }
+
+    #[test]
+    fn nan_and_infinity_must_match() {
+        let max = f64::from(f32::MAX);
+        assert_eq!(ratio(f64::NAN, f64::NAN, 1.0, max), 0.0);
+        assert_eq!(ratio(f64::NAN, 1.0, 1.0, max), f64::INFINITY);
+        assert_eq!(ratio(1.0, f64::NAN, 1.0, max), f64::INFINITY);
+        assert_eq!(ratio(f64::INFINITY, f64::NEG_INFINITY, 1.0, max), f64::INFINITY);
+        assert_eq!(ratio(f64::INFINITY, f64::INFINITY, 1.0, max), 0.0);
+        assert_eq!(ratio(1.0, f64::INFINITY, 1.0, max), f64::INFINITY);
+        assert_eq!(ratio(max * 2.0, f64::INFINITY, 1.0, max), 1.0);
+        assert_eq!(ratio(-max * 2.0, f64::INFINITY, 1.0, max), f64::INFINITY);
+    }
+
+    #[test]
+    fn threads_do_not_change_the_reference() {
+        let (m, n, k) = (150, 130, 110);
+        let a = Tensor::random_normal(m, k, 1.0, 1).unwrap();
+        let b = Tensor::random_normal(k, n, 1.0, 2).unwrap();
+        let (mut sums, mut sizes) = (vec![0.0; m * n], vec![0.0; m * n]);
+        multiply_rows(a.data(), b.data(), (n, k), &mut sums, &mut sizes);
+        let (mut sums2, mut sizes2) = (vec![0.0; m * n], vec![0.0; m * n]);
+        multiply_on_threads(a.data(), b.data(), (n, k), &mut sums2, &mut sizes2);
+        assert_eq!((sums, sizes), (sums2, sizes2));
+    }
+}

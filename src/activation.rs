@@ -1,0 +1,245 @@
+//! The functions that can end a product.
+
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+use std::fmt;
+use std::str::FromStr;
+
+/// A function applied to every element of the result, after bias and residual.
+///
+/// All of them give NaN for NaN. GELU and SiLU of minus infinity are 0, of either sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Activation {
+    /// The identity.
+    #[default]
+    None,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x / 2 * (1 + erf(x / sqrt 2))` (Hendrycks and Gimpel, arXiv:1606.08415).
+    Gelu,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, the approximation given there.
+    GeluTanh,
+    /// `x / (1 + e^-x)`, also called swish.
+    Silu,
+    /// `1 / (1 + e^-x)`.
+    Sigmoid,
+    /// The hyperbolic tangent.
+    Tanh,
+}
+
+/// The constant of the tanh form of GELU (arXiv:1606.08415, section 2).
+pub(crate) const GELU_CUBIC: f64 = 0.044_715;
+
+impl Activation {
+    /// Every activation.
+    pub const ALL: [Self; 7] =
+        [Self::None, Self::Relu, Self::Gelu, Self::GeluTanh, Self::Silu, Self::Sigmoid, Self::Tanh];
+
+    /// The function in `f64`, as the reference that results are compared with.
+    #[must_use]
+    pub fn apply_f64(self, x: f64) -> f64 {
+        match self {
+            Self::None => x,
+            // f64::max would turn NaN into 0.
+            Self::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
+            Self::Gelu if x == f64::NEG_INFINITY => -0.0,
+            // erfc keeps its relative precision where 1 + erf cancels.
+            Self::Gelu => 0.5 * x * libm::erfc(-x * FRAC_1_SQRT_2),
+            Self::GeluTanh if x == f64::NEG_INFINITY => -0.0,
+            Self::GeluTanh => {
+                let t = FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (x + GELU_CUBIC * x * x * x);
+                // (1 + tanh t) / 2 is the logistic function of 2 t.
+                x * logistic(2.0 * t)
+            }
+            Self::Silu if x == f64::NEG_INFINITY => -0.0,
+            Self::Silu => x * logistic(x),
+            Self::Sigmoid => logistic(x),
+            Self::Tanh => libm::tanh(x),
+        }
+    }
+
+    /// The largest slope of the function, by which an error of its argument can grow.
+    ///
+    /// GELU's is at sqrt 2 (1.1290), of the tanh form near 1.45 (1.1292), SiLU's near 2.40
+    /// (1.0999): maxima of the derivatives, rounded up.
+    #[must_use]
+    pub const fn lipschitz(self) -> f64 {
+        match self {
+            Self::None | Self::Relu | Self::Tanh => 1.0,
+            Self::Gelu | Self::GeluTanh => 1.13,
+            Self::Silu => 1.1,
+            Self::Sigmoid => 0.25,
+        }
+    }
+
+    /// The error that a backend may add when it evaluates the function in f32 at `x`, whose exact
+    /// value is `fx`: the "epilogue's stated term" of the accuracy bound.
+    ///
+    /// 16 units in the last place of f32 of the result and, for the functions built on an
+    /// exponential, 4 of the argument's share (the size of `x` for GELU and SiLU, 1 for sigmoid
+    /// and tanh), since `1 + erf` and `1 + tanh` cancel for negative arguments. None and ReLU are
+    /// exact.
+    #[must_use]
+    pub fn error_f32(self, x: f64, fx: f64) -> f64 {
+        let ulp = f64::from(f32::EPSILON);
+        match self {
+            Self::None | Self::Relu => 0.0,
+            // Beyond 16 the functions are 0 or x to far below f32's precision.
+            Self::Gelu | Self::GeluTanh | Self::Silu if x.is_finite() => {
+                16.0 * ulp * fx.abs() + 4.0 * ulp * x.abs().min(16.0)
+            }
+            Self::Sigmoid | Self::Tanh => 16.0 * ulp * fx.abs() + 4.0 * ulp * x.abs().min(1.0),
+            Self::Gelu | Self::GeluTanh | Self::Silu => 0.0,
+        }
+    }
+
+    /// The function in `f32`, within [`Activation::error_f32`].
+    #[must_use]
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Self::None => x,
+            Self::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
+            Self::Gelu | Self::GeluTanh | Self::Silu if x == f32::NEG_INFINITY => -0.0,
+            Self::Gelu => 0.5 * x * libm::erfcf(-x * std::f32::consts::FRAC_1_SQRT_2),
+            Self::GeluTanh => {
+                let t = 0.797_884_6 * (x + 0.044_715 * x * x * x);
+                x * logistic_f32(2.0 * t)
+            }
+            Self::Silu => x * logistic_f32(x),
+            Self::Sigmoid => logistic_f32(x),
+            Self::Tanh => libm::tanhf(x),
+        }
+    }
+
+    /// The name used on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Relu => "relu",
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu-tanh",
+            Self::Silu => "silu",
+            Self::Sigmoid => "sigmoid",
+            Self::Tanh => "tanh",
+        }
+    }
+}
+
+fn logistic(x: f64) -> f64 {
+    1.0 / (1.0 + libm::exp(-x))
+}
+
+fn logistic_f32(x: f32) -> f32 {
+    1.0 / (1.0 + libm::expf(-x))
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A name that is no [`Activation`]'s.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown activation `{0}`; known: none, relu, gelu, gelu-tanh, silu, sigmoid, tanh")]
+pub struct UnknownActivation(pub String);
+
+impl FromStr for Activation {
+    type Err = UnknownActivation;
+
+    fn from_str(name: &str) -> Result<Self, UnknownActivation> {
+        Self::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| UnknownActivation(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> impl Iterator<Item = f32> {
+        (-4000i16..=4000).map(|i| f32::from(i) / 137.0).chain([
+            1e-30,
+            -1e-30,
+            88.0,
+            -88.0,
+            104.0,
+            -104.0,
+            3e38,
+            -3e38,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            0.0,
+            f32::MIN_POSITIVE,
+        ])
+    }
+
+    #[test]
+    fn f32_stays_within_the_stated_error() {
+        for activation in Activation::ALL {
+            for x in samples() {
+                let expected = activation.apply_f64(f64::from(x));
+                let got = f64::from(activation.apply(x));
+                let bound = activation.error_f32(f64::from(x), expected) + 2f64.powi(-126);
+                assert!(
+                    got == expected || (got - expected).abs() <= bound,
+                    "{activation}({x}): expected {expected}, got {got}, bound {bound}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn corners() {
+        for activation in Activation::ALL {
+            assert!(activation.apply(f32::NAN).is_nan(), "{activation}");
+            assert!(activation.apply_f64(f64::NAN).is_nan(), "{activation}");
+        }
+        for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+            assert_eq!(activation.apply(f32::NEG_INFINITY), 0.0);
+            assert_eq!(activation.apply_f64(f64::NEG_INFINITY), 0.0);
+            assert_eq!(activation.apply(f32::INFINITY), f32::INFINITY);
+        }
+        assert_eq!(Activation::Tanh.apply(f32::INFINITY), 1.0);
+        assert_eq!(Activation::Sigmoid.apply(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn known_values() {
+        // Abramowitz and Stegun, table 26.1: Phi(1) = 0.841344746.
+        assert!((Activation::Gelu.apply_f64(1.0) - 0.841_344_746_068_543).abs() < 1e-12);
+        assert!((Activation::Sigmoid.apply_f64(2.0) - 0.880_797_077_977_882).abs() < 1e-12);
+        assert!((Activation::GeluTanh.apply_f64(1.0) - 0.841_191_990_608_276).abs() < 1e-9);
+    }
+
+    #[test]
+    fn slopes_stay_below_the_lipschitz_constant() {
+        for activation in Activation::ALL {
+            for i in -4000..=4000 {
+                let x = f64::from(i) / 400.0;
+                let slope = (activation.apply_f64(x + 1e-6) - activation.apply_f64(x)) / 1e-6;
+                assert!(slope.abs() <= activation.lipschitz() + 1e-6, "{activation} at {x}: {slope}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for activation in Activation::ALL {
+            assert_eq!(activation.name().parse(), Ok(activation));
+        }
+        assert!("swish".parse::<Activation>().is_err());
+    }
+}

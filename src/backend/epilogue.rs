@@ -1,0 +1,79 @@
+//! What follows the sums of a product, element by element, in f32.
+
+use crate::activation::Activation;
+#[cfg(any(feature = "blas", target_vendor = "apple"))]
+use crate::layout::Layout;
+use crate::matmul::MatMul;
+use crate::view::{AnyView, TensorView};
+
+/// The epilogue of one run, for backends whose library computes sums only.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Epilogue<'a> {
+    alpha: f32,
+    activation: Activation,
+    bias: Option<&'a [f32]>,
+    residual: Option<TensorView<'a, f32>>,
+}
+
+impl<'a> Epilogue<'a> {
+    /// `bias` and `residual` are f32, as backends that use this have checked in `supports`.
+    pub(crate) fn new(product: &MatMul, bias: Option<AnyView<'a>>, residual: Option<AnyView<'a>>) -> Self {
+        Self {
+            alpha: product.alpha(),
+            activation: product.activation(),
+            bias: bias.and_then(f32_view).map(|view| view.data()),
+            residual: residual.and_then(f32_view),
+        }
+    }
+
+    /// Whether the sums are the result.
+    pub(crate) fn is_identity(&self) -> bool {
+        self.alpha.to_bits() == 1f32.to_bits()
+            && self.activation == Activation::None
+            && self.bias.is_none()
+            && self.residual.is_none()
+    }
+
+    /// Turns the sums of columns `first_col..first_col + row.len()` of a row into results.
+    pub(crate) fn apply(&self, item: usize, row_index: usize, first_col: usize, row: &mut [f32]) {
+        let cols = first_col..first_col + row.len();
+        if self.alpha.to_bits() != 1f32.to_bits() {
+            for x in row.iter_mut() {
+                *x *= self.alpha;
+            }
+        }
+        let bias = self.bias.map(|bias| &bias[cols.clone()]);
+        let residual = self.residual.and_then(|view| view.row(item, row_index)).map(|row| &row[cols]);
+        for addend in [bias, residual].into_iter().flatten() {
+            for (x, &y) in row.iter_mut().zip(addend) {
+                *x += y;
+            }
+        }
+        if self.activation != Activation::None {
+            for x in row.iter_mut() {
+                *x = self.activation.apply(*x);
+            }
+        }
+    }
+
+    /// The epilogue of a batch of products whose sums are all in `c`.
+    #[cfg(any(feature = "blas", target_vendor = "apple"))]
+    pub(crate) fn apply_all(&self, c: &mut [f32], layout: &Layout) {
+        if self.is_identity() || layout.is_empty() {
+            return;
+        }
+        for item in 0..layout.batch() {
+            for row in 0..layout.rows() {
+                let start = layout.item_offset(item) + row * layout.leading_dimension();
+                self.apply(item, row, 0, &mut c[start..start + layout.cols()]);
+            }
+        }
+    }
+}
+
+pub(crate) fn f32_view(view: AnyView<'_>) -> Option<TensorView<'_, f32>> {
+    match view {
+        AnyView::F32(view) => Some(view),
+        _ => None,
+    }
+}

@@ -1,0 +1,69 @@
+//! What the backends that run f32 alone have in common.
+
+use crate::backend::epilogue::f32_view;
+use crate::backend::{BackendId, RunArgs};
+use crate::element::ElementType;
+use crate::error::{Error, NativeError, NativeStatus, Result};
+use crate::matmul::{ElementTypes, MatMul};
+use crate::options::{CompileOptions, Device};
+use crate::quantization::Quantization;
+use crate::refusal::{Refusal, RefusalReason};
+use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+
+/// Refuses everything but f32 on the CPU.
+pub(crate) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
+    let types = product.types();
+    let bias = if product.has_bias() { types.bias } else { ElementType::F32 };
+    if (ElementTypes { bias, scales: ElementType::F32, ..*types }) != ElementTypes::F32 {
+        return Err(Refusal::new(
+            RefusalReason::ElementType,
+            format!(
+                "runs f32 only, not {} x {} summed in {} to {}; convert the operands to f32",
+                types.a, types.b, types.accumulator, types.output
+            ),
+        ));
+    }
+    if *product.quantization() != Quantization::default() {
+        return Err(Refusal::new(
+            RefusalReason::Quantization,
+            "does not run quantised operands; dequantise them",
+        ));
+    }
+    match options.device {
+        Device::Unknown | Device::Cpu => Ok(()),
+        device => Err(Refusal::new(
+            RefusalReason::Device,
+            format!("runs on the CPU, not on {device}; leave the device open or choose another backend"),
+        )),
+    }
+}
+
+/// The f32 operands of a run.
+pub(crate) struct F32Args<'a> {
+    pub m: usize,
+    pub a: TensorView<'a, f32>,
+    pub b: TensorView<'a, f32>,
+    pub c: TensorViewMut<'a, f32>,
+}
+
+/// Takes the f32 operands out of a run; B comes from the run or from the weights.
+pub(crate) fn operands<'a>(
+    backend: &BackendId,
+    args: RunArgs<'a>,
+    weights: Option<AnyView<'a>>,
+) -> Result<F32Args<'a>> {
+    let b = args.b.or(weights).and_then(f32_view);
+    match (args.a, b, args.c) {
+        (AnyView::F32(a), Some(b), AnyViewMut::F32(c)) => Ok(F32Args { m: args.m, a, b, c }),
+        // `supports` and the executor's checks leave f32 only.
+        _ => Err(Error::Native(Box::new(NativeError {
+            backend: backend.clone(),
+            step: "run",
+            status: NativeStatus::Internal,
+            code: 0,
+            domain: String::new(),
+            message: "an operand is not f32".into(),
+            log: String::new(),
+        }))),
+    }
+}

@@ -1,0 +1,291 @@
+//! Backends: what every engine offers, and the registry of those that are here.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use crate::error::{Error, Result};
+use crate::executor::Compiled;
+use crate::matmul::MatMul;
+use crate::options::{CompileOptions, Device};
+use crate::refusal::Refusal;
+use crate::view::{AnyView, AnyViewMut};
+use crate::weights::Weights;
+
+#[cfg(any(feature = "blas", target_vendor = "apple"))]
+#[allow(unsafe_code, reason = "CBLAS is a foreign interface")]
+mod blas;
+#[allow(unsafe_code, reason = "kernels and thread pool")]
+mod cpu;
+mod epilogue;
+mod f32_only;
+
+/// The name of a backend: an open set, since loaded shims bring their own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId(Cow<'static, str>);
+
+impl BackendId {
+    /// The built-in CPU engine: always here.
+    pub const CPU: Self = Self(Cow::Borrowed("cpu"));
+    /// The system's CBLAS, with the feature `blas`.
+    pub const BLAS: Self = Self(Cow::Borrowed("blas"));
+    /// Apple's Accelerate.
+    pub const ACCELERATE: Self = Self(Cow::Borrowed("accelerate"));
+    /// Own kernels on Apple GPUs.
+    pub const METAL: Self = Self(Cow::Borrowed("metal"));
+    /// Apple's MPSGraph.
+    pub const MPSGRAPH: Self = Self(Cow::Borrowed("mpsgraph"));
+
+    /// A backend by its name; whether it is known shows when it is used.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(Cow::Owned(name.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BackendId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// An engine that compiles products.
+pub(crate) trait Backend: Send + Sync {
+    /// What it is, in a few words: library, version, kernel.
+    fn describe(&self) -> String;
+    /// The device it runs on, and its name.
+    fn device(&self) -> (Device, String);
+    /// Whether results come from a stand-in for hardware, which is never to be timed.
+    fn is_test_double(&self) -> bool {
+        false
+    }
+    fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal>;
+    /// `weights` are there exactly when B is constant, and fit the product.
+    fn compile(
+        &self,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn CompiledProduct>>;
+}
+
+/// What a backend makes of a product.
+pub(crate) trait CompiledProduct: Send + Sync {
+    fn open(&self) -> Result<Box<dyn Run>>;
+    fn facts(&self) -> Facts;
+}
+
+/// What a backend says of a compiled product.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    pub bytes_held: usize,
+    pub observed: Device,
+    pub threads: Option<usize>,
+    pub note: Option<String>,
+}
+
+/// Operands that fit the description, for one run.
+#[derive(Debug)]
+pub(crate) struct RunArgs<'a> {
+    pub m: usize,
+    pub a: AnyView<'a>,
+    pub b: Option<AnyView<'a>>,
+    pub bias: Option<AnyView<'a>>,
+    pub residual: Option<AnyView<'a>>,
+    pub c: AnyViewMut<'a>,
+}
+
+/// The run context of one thread.
+pub(crate) trait Run: Send {
+    fn run(&mut self, args: RunArgs<'_>) -> Result<()>;
+}
+
+#[derive(Clone)]
+struct Entry {
+    id: BackendId,
+    state: Result<Arc<dyn Backend>, String>,
+}
+
+/// What [`Backends::available`] says of one backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackendStatus {
+    /// Its name.
+    pub id: BackendId,
+    /// `Ok` when it is here, else the reason why it is not.
+    pub state: Result<BackendInfo, String>,
+}
+
+/// What is known of a backend that is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackendInfo {
+    /// What it is, in a few words: library, version, kernel.
+    pub description: String,
+    /// The kind of device it is bound to; unknown when it decides for itself.
+    pub device: Device,
+    /// The device's name.
+    pub device_name: String,
+    /// Whether results come from a stand-in for hardware, which is never to be timed.
+    pub is_test_double: bool,
+}
+
+/// The backends that a program can use: the built-in ones and the shims that it loaded.
+///
+/// Cheap to clone; holds no global state.
+#[derive(Clone)]
+pub struct Backends {
+    entries: Vec<Entry>,
+}
+
+impl Default for Backends {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Backends {
+    /// Every backend that this build knows, here or not.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { entries: built_in() }
+    }
+
+    /// Every known backend, and whether it is here or why not.
+    #[must_use]
+    pub fn available(&self) -> Vec<BackendStatus> {
+        self.entries
+            .iter()
+            .map(|entry| BackendStatus {
+                id: entry.id.clone(),
+                state: entry.state.as_ref().map(|backend| info(backend.as_ref())).map_err(Clone::clone),
+            })
+            .collect()
+    }
+
+    fn get(&self, id: &BackendId) -> Result<&dyn Backend> {
+        let entry =
+            self.entries.iter().find(|entry| entry.id == *id).ok_or_else(|| Error::UnknownBackend {
+                name: id.to_string(),
+                known: self.entries.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>().join(", "),
+            })?;
+        match &entry.state {
+            Ok(backend) => Ok(backend.as_ref()),
+            Err(reason) => Err(Error::Unavailable { backend: id.clone(), reason: reason.clone() }),
+        }
+    }
+
+    /// What is known of one backend.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBackend`], [`Error::Unavailable`].
+    pub fn info(&self, id: &BackendId) -> Result<BackendInfo> {
+        self.get(id).map(info)
+    }
+
+    /// Whether `id` runs `product`: the answer comes before anything is compiled.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason, [`Error::UnknownBackend`], [`Error::Unavailable`].
+    pub fn supports(&self, id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<()> {
+        self.get(id)?
+            .supports(product, options)
+            .map_err(|refusal| Error::Refused { backend: id.clone(), refusal })
+    }
+
+    /// Compiles `product` for the backend `id`. `weights` are B where it is constant.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::UnknownBackend`], [`Error::Unavailable`];
+    /// [`Error::Missing`] or [`Error::Unexpected`] when weights and description disagree,
+    /// [`Error::Shape`] and [`Error::Type`] when they do not fit; [`Error::OutOfMemory`],
+    /// [`Error::Threads`], [`Error::Native`].
+    pub fn compile(
+        &self,
+        id: &BackendId,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Result<Compiled> {
+        self.supports(id, product, options)?;
+        Compiled::new(id.clone(), self.get(id)?, product, weights, options)
+    }
+}
+
+impl fmt::Debug for Backends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.available()).finish()
+    }
+}
+
+fn info(backend: &dyn Backend) -> BackendInfo {
+    let (device, device_name) = backend.device();
+    BackendInfo {
+        description: backend.describe(),
+        device,
+        device_name,
+        is_test_double: backend.is_test_double(),
+    }
+}
+
+static BUILT_IN: LazyLock<Backends> = LazyLock::new(Backends::new);
+
+/// Every backend that this build knows, and whether it is here or why not.
+#[must_use]
+pub fn available() -> Vec<BackendStatus> {
+    BUILT_IN.available()
+}
+
+impl MatMul {
+    /// Compiles this product for a built-in backend; see [`Backends::compile`].
+    ///
+    /// # Errors
+    /// As [`Backends::compile`].
+    pub fn compile(
+        &self,
+        backend: &BackendId,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Result<Compiled> {
+        BUILT_IN.compile(backend, self, weights, options)
+    }
+}
+
+fn built_in() -> Vec<Entry> {
+    let apple = cfg!(target_vendor = "apple");
+    let not_apple =
+        |what: &str| format!("{what} exists on macOS and iOS only; this is {}", std::env::consts::OS);
+    let mut entries = vec![Entry { id: BackendId::CPU, state: Ok(Arc::new(cpu::Cpu::new())) }];
+    #[cfg(target_vendor = "apple")]
+    entries.push(Entry { id: BackendId::ACCELERATE, state: Ok(Arc::new(blas::Blas::new())) });
+    #[cfg(all(feature = "blas", not(target_vendor = "apple")))]
+    entries.push(Entry { id: BackendId::BLAS, state: Ok(Arc::new(blas::Blas::new())) });
+    let mut absent = |id: BackendId, reason: String| {
+        if !entries.iter().any(|entry| entry.id == id) {
+            entries.push(Entry { id, state: Err(reason) });
+        }
+    };
+    absent(
+        BackendId::BLAS,
+        if apple {
+            "on Apple systems the CBLAS is Accelerate: use `accelerate`".into()
+        } else {
+            "not in this build: build with --features blas (on Debian or Ubuntu after apt-get install libopenblas-dev)".into()
+        },
+    );
+    absent(BackendId::ACCELERATE, not_apple("Accelerate"));
+    absent(
+        BackendId::METAL,
+        if apple { "the Metal shim is not in this build".into() } else { not_apple("Metal") },
+    );
+    absent(
+        BackendId::MPSGRAPH,
+        if apple { "the MPSGraph shim is not in this build".into() } else { not_apple("MPSGraph") },
+    );
+    entries
+}

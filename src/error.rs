@@ -1,0 +1,293 @@
+//! The one error type of the crate.
+
+use std::path::PathBuf;
+
+use crate::backend::BackendId;
+use crate::element::ElementType;
+use crate::refusal::Refusal;
+
+/// [`std::result::Result`] with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An operand of a product, for error messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Operand {
+    /// The left factor.
+    A,
+    /// The right factor.
+    B,
+    /// The vector added to every row.
+    Bias,
+    /// The matrix added to the product.
+    Residual,
+    /// The result.
+    C,
+    /// The scales of a quantised operand.
+    Scales,
+}
+
+impl std::fmt::Display for Operand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::A => "A",
+            Self::B => "B",
+            Self::Bias => "bias",
+            Self::Residual => "residual",
+            Self::C => "C",
+            Self::Scales => "scales",
+        })
+    }
+}
+
+/// Everything that can go wrong: what was expected, what was got, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A size does not fit the address space.
+    #[error("{what} overflows the address space: use smaller dimensions or strides")]
+    SizeOverflow {
+        /// The quantity that overflowed.
+        what: &'static str,
+    },
+    /// Rows would overlap.
+    #[error("expected a leading dimension of at least {minimum} (the columns as stored), got {got}")]
+    LeadingDimension {
+        /// The smallest one allowed, in elements.
+        minimum: usize,
+        /// The one given, in elements.
+        got: usize,
+    },
+    /// The data are shorter than their layout.
+    #[error(
+        "expected at least {expected} elements for {layout}, got {got}: pass a longer slice or smaller dimensions"
+    )]
+    DataLength {
+        /// The layout asked for.
+        layout: String,
+        /// Elements needed.
+        expected: usize,
+        /// Elements given.
+        got: usize,
+    },
+    /// The description of a product contradicts itself.
+    #[error("invalid product: {problem}; {help}")]
+    Description {
+        /// What is wrong.
+        problem: String,
+        /// What to do about it.
+        help: &'static str,
+    },
+    /// The sum over k may overflow the accumulator.
+    #[error(
+        "k = {k} cannot be summed in {accumulator}: products of {a} and {b} may overflow it beyond k = {maximum}; split k or use f32"
+    )]
+    Accumulator {
+        /// The length of the sum.
+        k: usize,
+        /// The largest k that cannot overflow.
+        maximum: usize,
+        /// The accumulator's type.
+        accumulator: ElementType,
+        /// The type of A.
+        a: ElementType,
+        /// The type of B.
+        b: ElementType,
+    },
+    /// An operand's shape or strides are not those of the description.
+    #[error(
+        "{operand}: expected {expected}, got {got}; describe the product with these dimensions and strides, or pass the operand as described"
+    )]
+    Shape {
+        /// The operand.
+        operand: Operand,
+        /// The layout described.
+        expected: String,
+        /// The layout passed.
+        got: String,
+    },
+    /// An operand's element type is not that of the description.
+    #[error(
+        "{operand}: expected elements of type {expected}, got {got}; convert them or describe the product with {got}"
+    )]
+    Type {
+        /// The operand.
+        operand: Operand,
+        /// The type described.
+        expected: ElementType,
+        /// The type passed.
+        got: ElementType,
+    },
+    /// An operand that the description asks for was not passed.
+    #[error("{operand} is missing: {help}")]
+    Missing {
+        /// The operand.
+        operand: Operand,
+        /// How to pass it.
+        help: &'static str,
+    },
+    /// An operand was passed that the description does not have.
+    #[error("{operand} was passed but the product does not use it: {help}")]
+    Unexpected {
+        /// The operand.
+        operand: Operand,
+        /// How to describe it.
+        help: &'static str,
+    },
+    /// More rows than the product was compiled for, or fewer without variable m.
+    #[error("the product was compiled for m = {compiled}{}, got m = {got}; describe it with {}", if *variable { " rows at most" } else { "" }, if *variable { "a larger m" } else { "variable_m(true) to run fewer rows" })]
+    Rows {
+        /// The m of the description.
+        compiled: usize,
+        /// The m of the run.
+        got: usize,
+        /// Whether fewer rows are allowed.
+        variable: bool,
+    },
+    /// The backend does not do this product.
+    #[error("backend `{backend}` refuses this product: {refusal}")]
+    Refused {
+        /// The backend.
+        backend: BackendId,
+        /// Why, as a type and in words.
+        refusal: Refusal,
+    },
+    /// The backend is known but not here.
+    #[error("backend `{backend}` is not available here: {reason}")]
+    Unavailable {
+        /// The backend.
+        backend: BackendId,
+        /// Why.
+        reason: String,
+    },
+    /// No backend has this name.
+    #[error("unknown backend `{name}`; known backends: {known}")]
+    UnknownBackend {
+        /// The name asked for.
+        name: String,
+        /// The known names, separated by commas.
+        known: String,
+    },
+    /// A backend of this name is there already.
+    #[error("a backend named `{backend}` is registered already; give the shim another name")]
+    DuplicateBackend {
+        /// The name.
+        backend: BackendId,
+    },
+    /// Memory could not be allocated.
+    #[error("out of memory: {bytes} bytes for {what}; use smaller dimensions or free memory")]
+    OutOfMemory {
+        /// What was to be allocated.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
+    /// The number of threads is 0, or threads could not be started.
+    #[error("threads: {problem}")]
+    Threads {
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// An error of a native library, as it reported it.
+    #[error(transparent)]
+    Native(#[from] Box<NativeError>),
+    /// A dynamic library is not a usable shim.
+    #[error("{}: not a usable shim: {problem}", path.display())]
+    Shim {
+        /// The library, or the name of a table that came from elsewhere.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
+    /// A file's contents are not what they should be.
+    #[error("{}: {problem}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+}
+
+/// What a native library reported.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("backend `{backend}`: {step} failed: {message} ({status}{}{})", if domain.is_empty() { String::new() } else { format!(", {domain}") }, if *code == 0 { String::new() } else { format!(" {code}") })]
+#[non_exhaustive]
+pub struct NativeError {
+    /// The backend.
+    pub backend: BackendId,
+    /// What was being done.
+    pub step: &'static str,
+    /// The kind of failure.
+    pub status: NativeStatus,
+    /// The native code: NSError's, errno, a BLAS's; 0 when there is none.
+    pub code: i64,
+    /// The native domain, or empty.
+    pub domain: String,
+    /// The native message.
+    pub message: String,
+    /// A longer text, such as the log of a kernel compiler; may be empty.
+    pub log: String,
+}
+
+/// The kind of a native failure: the `ANE_STATUS_*` constants of `include/ane_matmul.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NativeStatus {
+    /// The contract was broken: a bug of this crate's or of the shim's.
+    InvalidArgument,
+    /// A refusal where none was expected.
+    Refused,
+    /// Host or device memory ran out.
+    OutOfMemory,
+    /// There is no device, or it went away.
+    NoDevice,
+    /// The engine rejected the product.
+    CompileFailed,
+    /// The engine reported a fault while running.
+    RunFailed,
+    /// An exception was caught.
+    Exception,
+    /// A time limit passed.
+    Timeout,
+    /// The system denies the GPU to an app in the background.
+    Background,
+    /// A file could not be read or written.
+    Io,
+    /// A saved package is damaged or belongs to something else.
+    PackageMismatch,
+    /// A service that the shim does not offer.
+    NotImplemented,
+    /// A fault of the shim's own, or a status without a name.
+    Internal,
+}
+
+impl std::fmt::Display for NativeStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::InvalidArgument => "invalid argument",
+            Self::Refused => "refused",
+            Self::OutOfMemory => "out of memory",
+            Self::NoDevice => "no device",
+            Self::CompileFailed => "compilation failed",
+            Self::RunFailed => "run failed",
+            Self::Exception => "exception",
+            Self::Timeout => "time limit passed",
+            Self::Background => "GPU denied in the background",
+            Self::Io => "file error",
+            Self::PackageMismatch => "package mismatch",
+            Self::NotImplemented => "not implemented",
+            Self::Internal => "internal fault",
+        })
+    }
+}

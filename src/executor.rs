@@ -1,0 +1,443 @@
+//! Compiled products, and the executors that run them.
+
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
+use crate::element::ElementType;
+use crate::error::{Error, Operand, Result};
+use crate::layout::Layout;
+use crate::matmul::MatMul;
+use crate::options::{CompileOptions, Device};
+use crate::tensor::Tensor;
+use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+use crate::weights::Weights;
+
+/// The operands of one run that are read.
+///
+/// ```
+/// # use ane_matmul::{Inputs, Tensor};
+/// # let (x, w, bias) = (Tensor::<f32>::zeros(2, 3)?, Tensor::<f32>::zeros(3, 4)?, vec![0f32; 4]);
+/// let inputs = Inputs::new(&x).b(&w).bias(&bias);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct Inputs<'a> {
+    a: AnyView<'a>,
+    b: Option<AnyView<'a>>,
+    bias: Option<AnyView<'a>>,
+    residual: Option<AnyView<'a>>,
+}
+
+impl<'a> Inputs<'a> {
+    /// A as stored (with `transpose_a` it is k x m).
+    pub fn new(a: impl Into<AnyView<'a>>) -> Self {
+        Self { a: a.into(), b: None, bias: None, residual: None }
+    }
+
+    /// B as stored (with `transpose_b` it is n x k); leave it out where B is constant.
+    pub fn b(mut self, b: impl Into<AnyView<'a>>) -> Self {
+        self.b = Some(b.into());
+        self
+    }
+
+    /// The vector of n elements that is added to every row.
+    pub fn bias(mut self, bias: impl Into<AnyView<'a>>) -> Self {
+        self.bias = Some(bias.into());
+        self
+    }
+
+    /// The matrix that is added to the product before the activation.
+    pub fn residual(mut self, residual: impl Into<AnyView<'a>>) -> Self {
+        self.residual = Some(residual.into());
+        self
+    }
+
+    /// A.
+    #[must_use]
+    pub const fn a_view(&self) -> AnyView<'a> {
+        self.a
+    }
+
+    /// B, if it was given.
+    #[must_use]
+    pub const fn b_view(&self) -> Option<AnyView<'a>> {
+        self.b
+    }
+
+    /// The bias, if it was given.
+    #[must_use]
+    pub const fn bias_view(&self) -> Option<AnyView<'a>> {
+        self.bias
+    }
+
+    /// The residual, if it was given.
+    #[must_use]
+    pub const fn residual_view(&self) -> Option<AnyView<'a>> {
+        self.residual
+    }
+}
+
+/// What is known of a compiled product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The backend that compiled it.
+    pub backend: BackendId,
+    /// How long compiling took.
+    pub compile_time: Duration,
+    /// The memory it holds, executors and the caller's weights not counted.
+    pub bytes_held: usize,
+    /// The device that was asked for.
+    pub requested: Device,
+    /// The device that was observed; unknown unless there is evidence.
+    pub observed: Device,
+    /// The CPU threads it uses, where they are known.
+    pub threads: Option<usize>,
+    /// What a user should know besides, such as an option that could not be honoured.
+    pub note: Option<String>,
+}
+
+struct Shared {
+    compiled: Box<dyn CompiledProduct>,
+    product: MatMul,
+    backend: BackendId,
+    compile_time: Duration,
+    requested: Device,
+    weights: Option<Weights>,
+}
+
+/// A product compiled for a backend: plan and weights, shared by its executors.
+///
+/// Cloning shares.
+#[derive(Clone)]
+pub struct Compiled(Arc<Shared>);
+
+impl Compiled {
+    pub(crate) fn new(
+        id: BackendId,
+        backend: &dyn Backend,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Result<Self> {
+        match weights {
+            None if product.constant_b() => {
+                return Err(Error::Missing {
+                    operand: Operand::B,
+                    help: "the product has a constant B: pass its Weights to compile",
+                });
+            }
+            Some(_) if !product.constant_b() => {
+                return Err(Error::Unexpected {
+                    operand: Operand::B,
+                    help: "describe the product with constant_b(true) to compile weights into it",
+                });
+            }
+            Some(weights) => weights.check(product.b(), product.types().b)?,
+            None => {}
+        }
+        let start = Instant::now();
+        let compiled = backend.compile(product, weights, options)?;
+        let compile_time = start.elapsed();
+        log::debug!("compiled {product} for {id} in {compile_time:?}");
+        Ok(Self(Arc::new(Shared {
+            compiled,
+            product: product.clone(),
+            backend: id,
+            compile_time,
+            requested: options.device,
+            weights: weights.cloned(),
+        })))
+    }
+
+    /// Opens a run context; each thread that runs the product needs its own.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Native`].
+    pub fn executor(&self) -> Result<Executor> {
+        Ok(Executor {
+            run: self.0.compiled.open()?,
+            scratch: F64Scratch::default(),
+            compiled: self.clone(),
+            not_sync: PhantomData,
+        })
+    }
+
+    /// The description.
+    #[must_use]
+    pub fn product(&self) -> &MatMul {
+        &self.0.product
+    }
+
+    /// The constant B, if there is one.
+    #[must_use]
+    pub fn weights(&self) -> Option<&Weights> {
+        self.0.weights.as_ref()
+    }
+
+    /// Backend, compile time, memory and devices.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let Facts { bytes_held, observed, threads, note } = self.0.compiled.facts();
+        Report {
+            backend: self.0.backend.clone(),
+            compile_time: self.0.compile_time,
+            bytes_held,
+            requested: self.0.requested,
+            observed,
+            threads,
+            note,
+        }
+    }
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiled").field("product", self.product()).field("report", &self.report()).finish()
+    }
+}
+
+/// The run context of one thread at a time: scratch memory and the way to the engine.
+pub struct Executor {
+    // Before `compiled`: a run context goes before the product that it came from.
+    run: Box<dyn Run>,
+    scratch: F64Scratch,
+    compiled: Compiled,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+/// f32 copies of f64 operands.
+#[derive(Default)]
+struct F64Scratch {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    bias: Vec<f32>,
+    residual: Vec<f32>,
+    c: Vec<f32>,
+}
+
+impl Executor {
+    /// Computes `C = activation(alpha * op(A) op(B) + bias + residual)` into `c`.
+    ///
+    /// Every operand must have the shape, strides and element type of the description (strides
+    /// that no element depends on do not count). With variable m the rows of `c` say how many rows
+    /// this run has. What `c` held before is not read; gaps between its rows are not written.
+    ///
+    /// After an error the contents of `c` are unspecified, and the executor may be used again.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`] and
+    /// [`Error::Type`] when an operand does not fit; [`Error::Native`] when the engine fails.
+    pub fn run<'c>(&mut self, inputs: &Inputs<'_>, c: impl Into<AnyViewMut<'c>>) -> Result<()> {
+        let c = c.into();
+        let product = &self.compiled.0.product;
+        let m = check(product, inputs, c.layout())?;
+        check_types(product, inputs, c.element_type())?;
+        self.run.run(RunArgs { m, a: inputs.a, b: inputs.b, bias: inputs.bias, residual: inputs.residual, c })
+    }
+
+    /// Runs an f32 product on f64 operands: they are rounded to f32, and the result is widened.
+    ///
+    /// Numbers beyond f32's range become infinity. The copies live in the executor and are
+    /// allocated by the first such run.
+    ///
+    /// # Errors
+    /// As [`Executor::run`]; [`Error::OutOfMemory`] for the copies.
+    pub fn run_f64(&mut self, inputs: &Inputs<'_>, mut c: TensorViewMut<'_, f64>) -> Result<()> {
+        let product = &self.compiled.0.product;
+        let m = check(product, inputs, c.layout())?;
+        for (operand, element) in described_types(product) {
+            if element != ElementType::F32 {
+                return Err(Error::Type { operand, expected: element, got: ElementType::F64 });
+            }
+        }
+        let F64Scratch { a, b, bias, residual, c: c_scratch } = &mut self.scratch;
+        let args = RunArgs {
+            m,
+            a: narrow(Operand::A, inputs.a, a)?,
+            b: inputs.b.map(|view| narrow(Operand::B, view, b)).transpose()?,
+            bias: inputs.bias.map(|view| narrow(Operand::Bias, view, bias)).transpose()?,
+            residual: inputs.residual.map(|view| narrow(Operand::Residual, view, residual)).transpose()?,
+            c: AnyViewMut::F32(scratch_view(c_scratch, *c.layout())?),
+        };
+        self.run.run(args)?;
+        widen(&self.scratch.c, &mut c);
+        Ok(())
+    }
+
+    /// The product that this executor runs.
+    #[must_use]
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor").field("compiled", &self.compiled).finish_non_exhaustive()
+    }
+}
+
+impl Compiled {
+    /// Opens an executor, runs once and returns the result: for a product that runs only once.
+    ///
+    /// # Errors
+    /// As [`Compiled::executor`] and [`Executor::run`].
+    pub fn run_once(&self, inputs: &Inputs<'_>) -> Result<Tensor<f32>> {
+        let c = self.product().c();
+        let mut output = if c.batch() == 1 {
+            Tensor::zeros(c.rows(), c.cols())?
+        } else {
+            Tensor::zeros_batched(c.batch(), c.rows(), c.cols())?
+        };
+        if !output.view().layout().addresses_same(c) {
+            return Err(Error::Shape {
+                operand: Operand::C,
+                expected: c.to_string(),
+                got: output.view().layout().to_string(),
+            });
+        }
+        self.executor()?.run(inputs, &mut output)?;
+        Ok(output)
+    }
+}
+
+/// Checks shapes and presence of every operand; returns the rows of this run.
+fn check(product: &MatMul, inputs: &Inputs<'_>, c: &Layout) -> Result<usize> {
+    let m = c.rows();
+    if m != product.m() && !(product.variable_m() && m < product.m()) {
+        return Err(Error::Rows { compiled: product.m(), got: m, variable: product.variable_m() });
+    }
+    check_layout(Operand::C, &product.c_for(m), c)?;
+    check_layout(Operand::A, &product.a_for(m), inputs.a.layout())?;
+    match (&inputs.b, product.constant_b()) {
+        (Some(b), false) => check_layout(Operand::B, product.b(), b.layout())?,
+        (None, true) => {}
+        (None, false) => {
+            return Err(Error::Missing { operand: Operand::B, help: "pass it with Inputs::b" });
+        }
+        (Some(_), true) => {
+            return Err(Error::Unexpected {
+                operand: Operand::B,
+                help: "B is constant and was given when the product was compiled",
+            });
+        }
+    }
+    match (&inputs.bias, product.has_bias()) {
+        (Some(bias), true) => check_layout(Operand::Bias, &Layout::row(product.n()), bias.layout())?,
+        (None, false) => {}
+        (None, true) => {
+            return Err(Error::Missing { operand: Operand::Bias, help: "pass it with Inputs::bias" });
+        }
+        (Some(_), false) => {
+            return Err(Error::Unexpected {
+                operand: Operand::Bias,
+                help: "describe the product with bias(true)",
+            });
+        }
+    }
+    match (&inputs.residual, product.residual()) {
+        (Some(residual), Some(expected)) => {
+            check_layout(Operand::Residual, &expected.with_rows(m), residual.layout())?;
+        }
+        (None, None) => {}
+        (None, Some(_)) => {
+            return Err(Error::Missing { operand: Operand::Residual, help: "pass it with Inputs::residual" });
+        }
+        (Some(_), None) => {
+            return Err(Error::Unexpected {
+                operand: Operand::Residual,
+                help: "describe the product with residual(true)",
+            });
+        }
+    }
+    Ok(m)
+}
+
+fn check_layout(operand: Operand, expected: &Layout, got: &Layout) -> Result<()> {
+    if expected.addresses_same(got) {
+        return Ok(());
+    }
+    Err(Error::Shape { operand, expected: expected.to_string(), got: got.to_string() })
+}
+
+fn check_types(product: &MatMul, inputs: &Inputs<'_>, c: ElementType) -> Result<()> {
+    let types = product.types();
+    let check = |operand, expected: ElementType, got: ElementType| {
+        if expected == got { Ok(()) } else { Err(Error::Type { operand, expected, got }) }
+    };
+    check(Operand::A, types.a, inputs.a.element_type())?;
+    if let Some(b) = &inputs.b {
+        check(Operand::B, types.b, b.element_type())?;
+    }
+    if let Some(bias) = &inputs.bias {
+        check(Operand::Bias, types.bias, bias.element_type())?;
+    }
+    if let Some(residual) = &inputs.residual {
+        check(Operand::Residual, types.output, residual.element_type())?;
+    }
+    check(Operand::C, types.output, c)
+}
+
+fn described_types(product: &MatMul) -> [(Operand, ElementType); 4] {
+    let types = product.types();
+    [
+        (Operand::A, types.a),
+        (Operand::B, types.b),
+        (Operand::Bias, if product.has_bias() { types.bias } else { ElementType::F32 }),
+        (Operand::C, types.output),
+    ]
+}
+
+fn scratch_view(scratch: &mut Vec<f32>, layout: Layout) -> Result<TensorViewMut<'_, f32>> {
+    let count = layout.span();
+    if scratch.len() < count {
+        scratch.clear();
+        scratch.try_reserve_exact(count).map_err(|_| Error::OutOfMemory {
+            what: "an f32 copy of an f64 operand",
+            bytes: count.saturating_mul(size_of::<f32>()),
+        })?;
+        scratch.resize(count, 0.0);
+    }
+    TensorViewMut::with_layout(scratch, layout)
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "rounding to f32 is what run_f64 is asked for")]
+fn narrow<'s>(operand: Operand, view: AnyView<'_>, scratch: &'s mut Vec<f32>) -> Result<AnyView<'s>> {
+    let AnyView::F64(view) = view else {
+        return Err(Error::Type { operand, expected: ElementType::F64, got: view.element_type() });
+    };
+    let layout = *view.layout();
+    let target = scratch_view(scratch, layout)?.into_data();
+    for item in 0..layout.batch() {
+        for row in 0..layout.rows() {
+            let start = layout.item_offset(item) + row * layout.leading_dimension();
+            let source = view.row(item, row).unwrap_or_default();
+            for (y, &x) in target[start..].iter_mut().zip(source) {
+                *y = x as f32;
+            }
+        }
+    }
+    Ok(TensorView::from_parts(target, layout).erased())
+}
+
+fn widen(source: &[f32], target: &mut TensorViewMut<'_, f64>) {
+    let layout = *target.layout();
+    if layout.is_empty() {
+        return;
+    }
+    for item in 0..layout.batch() {
+        for row in 0..layout.rows() {
+            let start = layout.item_offset(item) + row * layout.leading_dimension();
+            let range = start..start + layout.cols();
+            for (y, &x) in target.data()[range.clone()].iter_mut().zip(&source[range]) {
+                *y = f64::from(x);
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Where the elements of a matrix, or of a batch of them, lie in memory.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// The row-major layout of a matrix or of a batch of matrices.
+///
+/// Element (`row`, `col`) of item `i` lies at `i * batch_stride + row * leading_dimension + col`.
+/// All figures count elements. A batch stride of 0 means that all items share one matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Layout {
+    batch: usize,
+    rows: usize,
+    cols: usize,
+    leading_dimension: usize,
+    batch_stride: usize,
+}
+
+impl Layout {
+    /// `batch` matrices of `rows` x `cols`, one after the other without gaps.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`] when the elements cannot be counted.
+    pub fn packed(batch: usize, rows: usize, cols: usize) -> Result<Self> {
+        let stride = rows.checked_mul(cols).ok_or(Error::SizeOverflow { what: "rows x cols" })?;
+        Self::strided(batch, rows, cols, cols, stride)
+    }
+
+    /// `batch` matrices of `rows` x `cols` with a leading dimension and a batch stride, in elements.
+    ///
+    /// # Errors
+    /// [`Error::LeadingDimension`] when rows would overlap, [`Error::SizeOverflow`] when the
+    /// elements cannot be counted.
+    pub fn strided(
+        batch: usize,
+        rows: usize,
+        cols: usize,
+        leading_dimension: usize,
+        batch_stride: usize,
+    ) -> Result<Self> {
+        let layout = Self { batch, rows, cols, leading_dimension, batch_stride };
+        if leading_dimension < cols {
+            return Err(Error::LeadingDimension { minimum: cols, got: leading_dimension });
+        }
+        layout.checked_span().ok_or(Error::SizeOverflow { what: "the extent of a matrix" })?;
+        Ok(layout)
+    }
+
+    fn checked_span(&self) -> Option<usize> {
+        if self.is_empty() {
+            return Some(0);
+        }
+        let item = (self.rows - 1).checked_mul(self.leading_dimension)?.checked_add(self.cols)?;
+        let span = (self.batch - 1).checked_mul(self.batch_stride)?.checked_add(item)?;
+        // Slices are limited to isize::MAX bytes; 8 is the largest element size.
+        (span <= isize::MAX.unsigned_abs() / 8).then_some(span)
+    }
+
+    /// The number of matrices.
+    #[must_use]
+    pub const fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The rows of one matrix.
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The columns of one matrix.
+    #[must_use]
+    pub const fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The distance from one row to the next, in elements.
+    #[must_use]
+    pub const fn leading_dimension(&self) -> usize {
+        self.leading_dimension
+    }
+
+    /// The distance from one matrix of the batch to the next, in elements; 0 when they share one.
+    #[must_use]
+    pub const fn batch_stride(&self) -> usize {
+        self.batch_stride
+    }
+
+    /// Whether there is no element at all.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.batch == 0 || self.rows == 0 || self.cols == 0
+    }
+
+    /// The elements from the first to one past the last, gaps included.
+    #[must_use]
+    pub const fn span(&self) -> usize {
+        if self.is_empty() { 0 } else { (self.batch - 1) * self.batch_stride + self.item_span() }
+    }
+
+    /// [`Layout::span`] of one matrix of the batch.
+    #[must_use]
+    pub const fn item_span(&self) -> usize {
+        if self.is_empty() { 0 } else { (self.rows - 1) * self.leading_dimension + self.cols }
+    }
+
+    /// Whether the elements lie one after the other without gaps, each item with its own.
+    #[must_use]
+    pub const fn is_packed(&self) -> bool {
+        self.span() == self.batch * self.rows * self.cols
+    }
+
+    /// Where item `item` begins, in elements.
+    #[must_use]
+    pub const fn item_offset(&self, item: usize) -> usize {
+        item * self.batch_stride
+    }
+
+    /// Whether `self` addresses the same elements as `other`: strides that no element depends on
+    /// (of a single row, of a single item) do not count.
+    #[must_use]
+    pub const fn addresses_same(&self, other: &Self) -> bool {
+        self.batch == other.batch
+            && self.rows == other.rows
+            && self.cols == other.cols
+            && (self.is_empty()
+                || ((self.rows == 1 || self.leading_dimension == other.leading_dimension)
+                    && (self.batch == 1 || self.batch_stride == other.batch_stride)))
+    }
+
+    pub(crate) const fn with_rows(mut self, rows: usize) -> Self {
+        self.rows = rows;
+        self
+    }
+
+    pub(crate) const fn with_cols(mut self, cols: usize) -> Self {
+        self.cols = cols;
+        self
+    }
+
+    /// A single row, which cannot overflow: its elements are in memory already.
+    pub(crate) const fn row(cols: usize) -> Self {
+        Self { batch: 1, rows: 1, cols, leading_dimension: cols, batch_stride: cols }
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.batch != 1 {
+            write!(f, "{}x", self.batch)?;
+        }
+        write!(f, "{}x{}", self.rows, self.cols)?;
+        if self.rows > 1 && self.leading_dimension != self.cols {
+            write!(f, " with leading dimension {}", self.leading_dimension)?;
+        }
+        if self.batch > 1 && self.batch_stride != self.rows * self.leading_dimension {
+            write!(f, " with batch stride {}", self.batch_stride)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn span_counts_gaps_but_not_past_the_last_row() {
+        let layout = Layout::strided(3, 4, 5, 7, 100).unwrap();
+        assert_eq!(layout.span(), 200 + 3 * 7 + 5);
+        assert!(!layout.is_packed());
+        assert_eq!(Layout::strided(3, 0, 5, 7, 100).unwrap().span(), 0);
+    }
+
+    #[test]
+    fn overflow_and_overlap_are_errors() {
+        assert!(matches!(Layout::packed(1, usize::MAX, 2), Err(Error::SizeOverflow { .. })));
+        assert!(matches!(Layout::packed(2, 1 << 40, 1 << 21), Err(Error::SizeOverflow { .. })));
+        assert!(matches!(
+            Layout::strided(1, 2, 3, 2, 6),
+            Err(Error::LeadingDimension { minimum: 3, got: 2 })
+        ));
+    }
+
+    #[test]
+    fn irrelevant_strides_are_ignored() {
+        let a = Layout::strided(1, 1, 5, 7, 100).unwrap();
+        assert!(a.addresses_same(&Layout::packed(1, 1, 5).unwrap()));
+        let b = Layout::strided(1, 2, 5, 7, 100).unwrap();
+        assert!(!b.addresses_same(&Layout::packed(1, 2, 5).unwrap()));
+    }
+
+    #[test]
+    fn broadcast_items_share_memory() {
+        let layout = Layout::strided(8, 2, 3, 3, 0).unwrap();
+        assert_eq!(layout.span(), 6);
+        assert!(!layout.is_packed());
+    }
+}

@@ -1,0 +1,86 @@
+//! Matrix products compiled once and run millions of times.
+//!
+//! Describe a product, compile it for a backend, open an executor in each thread, run:
+//!
+//! ```
+//! use ane_matmul::{Activation, BackendId, CompileOptions, Inputs, MatMul, Tensor, Weights};
+//!
+//! # fn main() -> Result<(), ane_matmul::Error> {
+//! let layer = MatMul::builder(8, 64, 32).constant_b(true).bias(true).activation(Activation::Relu).build()?;
+//! let weights = Weights::from_tensor(Tensor::random_normal_f32(32, 64, 0.02, 1)?);
+//! let compiled = layer.compile(&BackendId::CPU, Some(&weights), &CompileOptions::default())?;
+//!
+//! let (x, bias) = (Tensor::random_normal_f32(8, 32, 1.0, 2)?, vec![0.1f32; 64]);
+//! let mut y = Tensor::<f32>::zeros(8, 64)?;
+//! let mut executor = compiled.executor()?;
+//! executor.run(&Inputs::new(&x).bias(&bias), &mut y)?;
+//! assert!(y.data().iter().all(|&y| y >= 0.0));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`MatMul`] describes `C = activation(alpha * op(A) op(B) + bias + residual)`, row-major,
+//!   batched, with transposes and strides.
+//! - [`Backends`] and [`available`] say which engines are here and why others are not.
+//! - [`Compiled`] is shared by threads; an [`Executor`] belongs to one at a time.
+//! - [`accuracy`] computes float64 references and error bounds.
+//!
+//! # Features
+//! None is on by default. `blas`: the system's CBLAS. `half`: f16 and bf16 elements. `ndarray`,
+//! `npy`, `safetensors`: conversions and files. `cli`: the command line.
+#![deny(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::pedantic)]
+#![cfg_attr(test, allow(clippy::cast_precision_loss, reason = "small test figures"))]
+#![allow(
+    clippy::module_name_repetitions,
+    clippy::many_single_char_names,
+    clippy::similar_names,
+    reason = "m, n, k, a, b, c are the field's names"
+)]
+#![allow(
+    clippy::doc_markdown,
+    clippy::float_cmp,
+    clippy::match_same_arms,
+    clippy::missing_panics_doc,
+    clippy::struct_excessive_bools,
+    reason = "product names, exact comparisons, tables and flags are meant"
+)]
+
+pub mod accuracy;
+mod activation;
+mod alloc;
+mod backend;
+mod element;
+mod error;
+mod executor;
+#[cfg(feature = "ndarray")]
+mod interop_ndarray;
+mod layout;
+mod matmul;
+#[cfg(feature = "npy")]
+pub mod npy;
+mod options;
+mod quantization;
+mod random;
+mod refusal;
+#[cfg(feature = "safetensors")]
+pub mod safetensors;
+mod tensor;
+mod view;
+mod weights;
+
+pub use activation::{Activation, UnknownActivation};
+pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, available};
+pub use element::{Element, ElementType};
+pub use error::{Error, NativeError, NativeStatus, Operand, Result};
+pub use executor::{Compiled, Executor, Inputs, Report};
+pub use layout::Layout;
+pub use matmul::{ElementTypes, MatMul, MatMulBuilder};
+pub use options::{CompileOptions, Device, ThreadPool, Threads, UnknownDevice};
+pub use quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
+pub use random::Random;
+pub use refusal::{Refusal, RefusalReason};
+pub use tensor::Tensor;
+pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+pub use weights::Weights;

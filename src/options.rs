@@ -1,0 +1,181 @@
+//! How to compile: everything that is not part of the product itself.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Threads that run parts of a product; implement it to share a pool of your own.
+pub trait ThreadPool: Send + Sync + fmt::Debug {
+    /// The threads that work at a time, the caller's included; at least 1.
+    fn threads(&self) -> usize;
+
+    /// Calls `task(0)`, ..., `task(tasks - 1)`, each once, on any threads, and returns when all
+    /// have returned. Must not allocate if runs are to allocate nothing.
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync));
+}
+
+/// The CPU threads that a product may use.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub enum Threads {
+    /// As many as the process may use: affinity and cgroup limits count
+    /// ([`std::thread::available_parallelism`]).
+    #[default]
+    Auto,
+    /// This many, in a pool owned by the compiled product.
+    Count(NonZeroUsize),
+    /// A pool of the caller's.
+    Pool(Arc<dyn ThreadPool>),
+}
+
+impl Threads {
+    /// One thread: the caller's.
+    pub const ONE: Self = Self::Count(NonZeroUsize::MIN);
+
+    /// `count` threads.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] when `count` is 0.
+    pub fn count(count: usize) -> Result<Self> {
+        NonZeroUsize::new(count).map(Self::Count).ok_or_else(|| Error::Threads {
+            problem: "expected at least 1 thread, got 0; leave it out to use all that are allowed".into(),
+        })
+    }
+
+    /// The number of threads this stands for on this machine, now.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        match self {
+            Self::Auto => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            Self::Count(count) => count.get(),
+            Self::Pool(pool) => pool.threads().max(1),
+        }
+    }
+}
+
+/// A kind of device: what was requested, or what was observed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// As a request: no preference. As an observation: there is no evidence.
+    #[default]
+    Unknown,
+    /// The CPU.
+    Cpu,
+    /// The GPU.
+    Gpu,
+    /// The Neural Engine; as a request: make it a candidate.
+    NeuralEngine,
+    /// More than one of them; only ever observed.
+    Mixed,
+}
+
+impl Device {
+    /// The name used on the command line and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Cpu => "cpu",
+            Self::Gpu => "gpu",
+            Self::NeuralEngine => "neural-engine",
+            Self::Mixed => "mixed",
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A name that is no [`Device`]'s.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown device `{0}`; known: unknown, cpu, gpu, neural-engine, mixed")]
+pub struct UnknownDevice(pub String);
+
+impl FromStr for Device {
+    type Err = UnknownDevice;
+
+    fn from_str(name: &str) -> Result<Self, UnknownDevice> {
+        [Self::Unknown, Self::Cpu, Self::Gpu, Self::NeuralEngine, Self::Mixed]
+            .into_iter()
+            .find(|device| device.name() == name)
+            .ok_or_else(|| UnknownDevice(name.to_owned()))
+    }
+}
+
+/// How to compile a product.
+///
+/// `threads` (their number), `device`, `fast_math` and `reduced_precision` change what is compiled
+/// and belong in the key of a cache; `expected_runs` and `time_limit` do not.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CompileOptions {
+    /// The CPU threads to use.
+    pub threads: Threads,
+    /// The device asked for; what is then used is observed, not assumed.
+    pub device: Device,
+    /// How often the product will run, when known: a product that runs once should not pay for a
+    /// long compilation.
+    pub expected_runs: Option<u64>,
+    /// How long compiling may take; an engine that cannot be interrupted ignores it.
+    pub time_limit: Option<Duration>,
+    /// Reassociation and approximations beyond the stated error bound are allowed.
+    pub fast_math: bool,
+    /// Operands may be truncated (tf32 and the like).
+    pub reduced_precision: bool,
+}
+
+impl CompileOptions {
+    /// The defaults: all allowed threads, any device, full precision.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the CPU threads.
+    #[must_use]
+    pub fn threads(mut self, threads: Threads) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Sets the device asked for.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Sets the number of runs expected.
+    #[must_use]
+    pub fn expected_runs(mut self, runs: u64) -> Self {
+        self.expected_runs = Some(runs);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_threads_is_an_error() {
+        assert!(matches!(Threads::count(0), Err(Error::Threads { .. })));
+        assert_eq!(Threads::count(3).unwrap().number(), 3);
+        assert!(Threads::Auto.number() >= 1);
+    }
+
+    #[test]
+    fn device_names_round_trip() {
+        for device in [Device::Unknown, Device::Cpu, Device::Gpu, Device::NeuralEngine, Device::Mixed] {
+            assert_eq!(device.name().parse(), Ok(device));
+        }
+    }
+}

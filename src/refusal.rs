@@ -1,0 +1,121 @@
+//! Why a backend does not run a product: one vocabulary for all backends.
+
+use std::fmt;
+
+/// A backend's answer that it does not run a product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// Why, as a type.
+    pub reason: RefusalReason,
+    /// Why, in words, and what to do where something can be done.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal with its explanation.
+    pub fn new(reason: RefusalReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.reason)
+    }
+}
+
+/// The kinds of refusal: the `ANE_REFUSAL_*` constants of `include/ane_matmul.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum RefusalReason {
+    /// A combination of element types that is not implemented.
+    ElementType,
+    /// A quantisation scheme that is not implemented.
+    Quantization,
+    /// A dimension beyond what the engine or the device takes.
+    Dimension,
+    /// An array beyond what the engine or the device takes.
+    Bytes,
+    /// Leading dimensions, strides or transposes.
+    Layout,
+    /// Batching, or broadcasting within a batch.
+    Batch,
+    /// Running with fewer rows than compiled for.
+    VariableM,
+    /// B must be constant, or must not be.
+    ConstantB,
+    /// Alpha, bias, residual or activation.
+    Epilogue,
+    /// The requested device cannot be reached through this backend.
+    Device,
+    /// Only f16 products are candidates for the Neural Engine.
+    NeuralEngineType,
+    /// Needs a later operating system.
+    OsVersion,
+    /// Needs an instruction or a feature that this machine lacks.
+    Hardware,
+    /// The vendor's software is known to give wrong results here.
+    VendorFault,
+    /// The number or kind of threads cannot be honoured.
+    Threads,
+    /// Fast math or reduced precision cannot be granted or excluded.
+    Precision,
+    /// Left out of this build: platform, feature or SDK.
+    NotBuilt,
+    /// Gave a wrong result or crashed before.
+    Quarantined,
+    /// Something without a kind of its own: read the message.
+    Other,
+}
+
+impl RefusalReason {
+    /// Every reason, in the order of the ABI's constants (which count from 1).
+    pub const ALL: [Self; 19] = [
+        Self::ElementType,
+        Self::Quantization,
+        Self::Dimension,
+        Self::Bytes,
+        Self::Layout,
+        Self::Batch,
+        Self::VariableM,
+        Self::ConstantB,
+        Self::Epilogue,
+        Self::Device,
+        Self::NeuralEngineType,
+        Self::OsVersion,
+        Self::Hardware,
+        Self::VendorFault,
+        Self::Threads,
+        Self::Precision,
+        Self::NotBuilt,
+        Self::Quarantined,
+        Self::Other,
+    ];
+}
+
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::ElementType => "element type",
+            Self::Quantization => "quantisation",
+            Self::Dimension => "dimension limit",
+            Self::Bytes => "size limit",
+            Self::Layout => "layout",
+            Self::Batch => "batch",
+            Self::VariableM => "variable m",
+            Self::ConstantB => "constant B",
+            Self::Epilogue => "epilogue",
+            Self::Device => "device",
+            Self::NeuralEngineType => "Neural Engine needs f16",
+            Self::OsVersion => "OS version",
+            Self::Hardware => "hardware",
+            Self::VendorFault => "known vendor fault",
+            Self::Threads => "threads",
+            Self::Precision => "precision",
+            Self::NotBuilt => "not in this build",
+            Self::Quarantined => "quarantined",
+            Self::Other => "other",
+        })
+    }
+}

@@ -1,0 +1,249 @@
+//! Constant operands: a handle that products of different m share.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::alloc;
+use crate::element::{Element, ElementType};
+use crate::error::{Error, Operand, Result};
+use crate::layout::Layout;
+use crate::tensor::Tensor;
+use crate::view::{AnyView, TensorView};
+
+/// Memory that a [`Weights`] handle can keep alive and read, such as a file map.
+pub(crate) trait Source<T>: Send + Sync {
+    fn elements(&self) -> &[T];
+}
+
+impl<T: Send + Sync> Source<T> for Vec<T> {
+    fn elements(&self) -> &[T] {
+        self
+    }
+}
+
+enum Data {
+    F64(Box<dyn Source<f64>>),
+    F32(Box<dyn Source<f32>>),
+    #[cfg(feature = "half")]
+    F16(Box<dyn Source<half::f16>>),
+    #[cfg(feature = "half")]
+    Bf16(Box<dyn Source<half::bf16>>),
+    I32(Box<dyn Source<i32>>),
+    I8(Box<dyn Source<i8>>),
+    U8(Box<dyn Source<u8>>),
+}
+
+struct Inner {
+    id: u64,
+    data: Data,
+    layout: Layout,
+    hash: OnceLock<[u8; 32]>,
+}
+
+/// A constant B: given once when a product is compiled, shared by as many products as fit it.
+///
+/// Cloning shares. Two handles are equal when they are the same handle ([`Weights::id`]); equal
+/// contents have equal [`Weights::content_hash`]es.
+#[derive(Clone)]
+pub struct Weights(Arc<Inner>);
+
+impl Weights {
+    /// Copies a matrix, or a batch of them, as stored (with `transpose_b` it is n x k).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new<'a>(b: impl Into<AnyView<'a>>) -> Result<Self> {
+        const WHAT: &str = "a copy of the weights";
+        let b = b.into();
+        let layout = *b.layout();
+        let data = match b {
+            AnyView::F64(view) => Data::F64(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::F32(view) => Data::F32(Box::new(alloc::copied(view.data(), WHAT)?)),
+            #[cfg(feature = "half")]
+            AnyView::F16(view) => Data::F16(Box::new(alloc::copied(view.data(), WHAT)?)),
+            #[cfg(feature = "half")]
+            AnyView::Bf16(view) => Data::Bf16(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::I32(view) => Data::I32(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::I8(view) => Data::I8(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::U8(view) => Data::U8(Box::new(alloc::copied(view.data(), WHAT)?)),
+        };
+        Ok(Self::from_data(data, layout))
+    }
+
+    /// Takes over an f32 tensor without a copy.
+    #[must_use]
+    pub fn from_tensor(b: Tensor<f32>) -> Self {
+        let layout = *b.view().layout();
+        Self::from_data(Data::F32(Box::new(b.into_vec())), layout)
+    }
+
+    /// Keeps f32 memory that something else owns, such as a file map.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn from_source(source: Box<dyn Source<f32>>, layout: Layout) -> Self {
+        Self::from_data(Data::F32(source), layout)
+    }
+
+    fn from_data(data: Data, layout: Layout) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::new(Inner { id, data, layout, hash: OnceLock::new() }))
+    }
+
+    /// A number that no other handle of this process has, its clones excepted.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// Shape and strides as stored.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    /// The type of the elements.
+    #[must_use]
+    pub fn element_type(&self) -> ElementType {
+        self.view().element_type()
+    }
+
+    /// The elements.
+    #[must_use]
+    pub fn view(&self) -> AnyView<'_> {
+        fn view<T: Element>(source: &dyn Source<T>, layout: Layout) -> AnyView<'_> {
+            TensorView::from_parts(source.elements(), layout).erased()
+        }
+        let layout = self.0.layout;
+        match &self.0.data {
+            Data::F64(source) => view(source.as_ref(), layout),
+            Data::F32(source) => view(source.as_ref(), layout),
+            #[cfg(feature = "half")]
+            Data::F16(source) => view(source.as_ref(), layout),
+            #[cfg(feature = "half")]
+            Data::Bf16(source) => view(source.as_ref(), layout),
+            Data::I32(source) => view(source.as_ref(), layout),
+            Data::I8(source) => view(source.as_ref(), layout),
+            Data::U8(source) => view(source.as_ref(), layout),
+        }
+    }
+
+    /// BLAKE3 over element type, shape and elements (gaps between rows left out): the same for the
+    /// same contents, in every process. Computed once, when first asked for.
+    #[must_use]
+    pub fn content_hash(&self) -> &[u8; 32] {
+        self.0.hash.get_or_init(|| {
+            let mut hasher = blake3::Hasher::new();
+            let view = self.view();
+            let layout = view.layout();
+            hasher.update(
+                format!("{}:{}x{}x{}:", view.element_type(), layout.batch(), layout.rows(), layout.cols())
+                    .as_bytes(),
+            );
+            match view {
+                AnyView::F64(view) => hash_rows(&mut hasher, view, f64::to_le_bytes),
+                AnyView::F32(view) => hash_rows(&mut hasher, view, f32::to_le_bytes),
+                #[cfg(feature = "half")]
+                AnyView::F16(view) => hash_rows(&mut hasher, view, half::f16::to_le_bytes),
+                #[cfg(feature = "half")]
+                AnyView::Bf16(view) => hash_rows(&mut hasher, view, half::bf16::to_le_bytes),
+                AnyView::I32(view) => hash_rows(&mut hasher, view, i32::to_le_bytes),
+                AnyView::I8(view) => hash_rows(&mut hasher, view, i8::to_le_bytes),
+                AnyView::U8(view) => hash_rows(&mut hasher, view, u8::to_le_bytes),
+            }
+            *hasher.finalize().as_bytes()
+        })
+    }
+
+    /// Checks that these weights are the B of a product.
+    pub(crate) fn check(&self, expected: &Layout, element: ElementType) -> Result<()> {
+        if self.element_type() != element {
+            return Err(Error::Type { operand: Operand::B, expected: element, got: self.element_type() });
+        }
+        if !self.0.layout.addresses_same(expected) {
+            return Err(Error::Shape {
+                operand: Operand::B,
+                expected: expected.to_string(),
+                got: self.0.layout.to_string(),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn hash_rows<T: Element, const N: usize>(
+    hasher: &mut blake3::Hasher,
+    view: TensorView<'_, T>,
+    to_bytes: impl Fn(T) -> [u8; N],
+) {
+    let mut buffer = [0u8; 4096];
+    for item in 0..view.layout().batch() {
+        for row in 0..view.layout().rows() {
+            for chunk in view.row(item, row).unwrap_or_default().chunks(buffer.len() / N) {
+                for (bytes, &x) in buffer.chunks_exact_mut(N).zip(chunk) {
+                    bytes.copy_from_slice(&to_bytes(x));
+                }
+                hasher.update(&buffer[..chunk.len() * N]);
+            }
+        }
+    }
+}
+
+impl PartialEq for Weights {
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for Weights {}
+
+impl std::hash::Hash for Weights {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.id().hash(state);
+    }
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Weights")
+            .field("id", &self.id())
+            .field("layout", &self.0.layout)
+            .field("element_type", &self.element_type())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_and_contents_are_different_things() {
+        let tensor = Tensor::from_fn(3, 5, |r, c| (r * 5 + c) as f32).unwrap();
+        let one = Weights::new(&tensor).unwrap();
+        let two = Weights::from_tensor(tensor);
+        assert_ne!(one, two);
+        assert_eq!(one, one.clone());
+        assert_eq!(one.content_hash(), two.content_hash());
+    }
+
+    #[test]
+    fn the_hash_depends_on_shape_and_every_element_but_not_on_gaps() {
+        let data: Vec<f32> = (0u8..12).map(f32::from).collect();
+        let strided = |ld| {
+            let compact: Vec<f32> = (0..2)
+                .flat_map(|r| (0..ld).map(move |c| if c < 3 { (r * 3 + c) as f32 } else { -1.0 }))
+                .collect();
+            let layout = Layout::strided(1, 2, 3, ld, 0).unwrap();
+            *Weights::new(TensorView::with_layout(&compact, layout).unwrap()).unwrap().content_hash()
+        };
+        assert_eq!(strided(3), strided(5));
+        let hash = |rows, cols, data: &[f32]| {
+            *Weights::new(TensorView::new(data, rows, cols).unwrap()).unwrap().content_hash()
+        };
+        assert_ne!(hash(3, 4, &data), hash(4, 3, &data));
+        let mut changed = data.clone();
+        changed[11] += 1.0;
+        assert_ne!(hash(3, 4, &data), hash(3, 4, &changed));
+    }
+}
