@@ -414,30 +414,18 @@ fn narrow<'s>(operand: Operand, view: AnyView<'_>, scratch: &'s mut Vec<f32>) ->
     };
     let layout = *view.layout();
     let target = scratch_view(scratch, layout)?.into_data();
-    for item in 0..layout.batch() {
-        for row in 0..layout.rows() {
-            let start = layout.item_offset(item) + row * layout.leading_dimension();
-            let source = view.row(item, row).unwrap_or_default();
-            for (y, &x) in target[start..].iter_mut().zip(source) {
-                *y = x as f32;
-            }
+    for (_, _, span) in layout.row_spans() {
+        for (y, &x) in target[span.clone()].iter_mut().zip(&view.data()[span]) {
+            *y = x as f32;
         }
     }
     Ok(TensorView::from_parts(target, layout).erased())
 }
 
 fn widen(source: &[f32], target: &mut TensorViewMut<'_, f64>) {
-    let layout = *target.layout();
-    if layout.is_empty() {
-        return;
-    }
-    for item in 0..layout.batch() {
-        for row in 0..layout.rows() {
-            let start = layout.item_offset(item) + row * layout.leading_dimension();
-            let range = start..start + layout.cols();
-            for (y, &x) in target.data()[range.clone()].iter_mut().zip(&source[range]) {
-                *y = f64::from(x);
-            }
+    for (_, _, span) in target.layout().row_spans() {
+        for (y, &x) in target.data()[span.clone()].iter_mut().zip(&source[span]) {
+            *y = f64::from(x);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where the elements of a matrix, or of a batch of them, lie in memory.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 
@@ -115,6 +116,17 @@ impl Layout {
     #[must_use]
     pub const fn item_offset(&self, item: usize) -> usize {
         item * self.batch_stride
+    }
+
+    /// Item, row, and where the row's elements lie, for every row that has elements.
+    pub(crate) fn row_spans(self) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
+        let (batch, rows) = if self.is_empty() { (0, 0) } else { (self.batch, self.rows) };
+        (0..batch).flat_map(move |item| {
+            (0..rows).map(move |row| {
+                let start = self.item_offset(item) + row * self.leading_dimension;
+                (item, row, start..start + self.cols)
+            })
+        })
     }
 
     /// Whether `self` addresses the same elements as `other`: strides that no element depends on

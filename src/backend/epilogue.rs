@@ -59,14 +59,11 @@ impl<'a> Epilogue<'a> {
     /// The epilogue of a batch of products whose sums are all in `c`.
     #[cfg(any(feature = "blas", target_vendor = "apple"))]
     pub(crate) fn apply_all(&self, c: &mut [f32], layout: &Layout) {
-        if self.is_identity() || layout.is_empty() {
+        if self.is_identity() {
             return;
         }
-        for item in 0..layout.batch() {
-            for row in 0..layout.rows() {
-                let start = layout.item_offset(item) + row * layout.leading_dimension();
-                self.apply(item, row, 0, &mut c[start..start + layout.cols()]);
-            }
+        for (item, row, span) in layout.row_spans() {
+            self.apply(item, row, 0, &mut c[span]);
         }
     }
 }

@@ -1,0 +1,12 @@
+//! The cases that every backend must pass, against a float64 reference with the stated bound.
+//!
+//! Operands lie inside larger allocations: before, between and after their elements stands NaN, so
+//! that a backend that reads outside its operands spoils its result. Outputs are filled with a NaN
+//! of a certain bit pattern, and whatever is no element of C must still hold it afterwards.
+
+mod cases;
+mod data;
+mod run;
+
+pub use cases::{Case, Contents, Scale, Stride, cases, cases_of_type};
+pub use run::{Summary, run_case, run_suite};

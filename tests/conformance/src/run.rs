@@ -1,0 +1,279 @@
+//! Running a case and judging the result.
+
+use ane_matmul::accuracy::Reference;
+use ane_matmul::{
+    BackendId, Backends, CompileOptions, ElementType, Error, Inputs, Layout, MatMul, Random, RefusalReason,
+    TensorView, Weights,
+};
+
+use crate::cases::{Case, Contents};
+use crate::data::{Guarded, number};
+
+/// What a run of the suite covered.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    /// Cases that ran and passed.
+    pub passed: usize,
+    /// Cases that the backend refused for a reason that was allowed, with the reason.
+    pub refused: Vec<(String, String)>,
+    /// The largest absolute difference from the reference in the origin's case (16x16x16,
+    /// N(0, 0.02^2)), and the bound of the element where it is closest to its bound.
+    pub origin: Option<(f64, f64)>,
+    /// The largest ratio of error to bound.
+    pub worst_ratio: f64,
+}
+
+/// Runs every case on a backend. Refusals count as failures unless `allowed` names their reason.
+///
+/// # Panics
+/// With a list of what failed.
+pub fn run_suite(
+    backends: &Backends,
+    id: &BackendId,
+    options: &CompileOptions,
+    cases: &[Case],
+    allowed: &[RefusalReason],
+) -> Summary {
+    let mut summary = Summary::default();
+    let mut failures = Vec::new();
+    for (seed, case) in (1..).zip(cases) {
+        match run_case(backends, id, options, case, seed) {
+            Ok((error, bound, ratio)) => {
+                summary.passed += 1;
+                summary.worst_ratio = summary.worst_ratio.max(ratio);
+                if case.contents == Contents::Origin && case.dims == [1, 16, 16, 16] {
+                    summary.origin = Some((error, bound));
+                }
+            }
+            Err(Failure::Refused(reason, message)) if allowed.contains(&reason) => {
+                summary.refused.push((case.to_string(), message));
+            }
+            Err(Failure::Refused(_, message)) => failures.push(format!("{case}: refused: {message}")),
+            Err(Failure::Wrong(message)) => failures.push(format!("{case}: {message}")),
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{} of {} cases failed on {id}:\n{}",
+        failures.len(),
+        cases.len(),
+        failures.iter().take(20).cloned().collect::<Vec<_>>().join("\n")
+    );
+    assert!(summary.passed > 0, "no case ran on {id}");
+    summary
+}
+
+/// Why a case did not pass.
+#[derive(Debug)]
+pub enum Failure {
+    /// The backend refused it.
+    Refused(RefusalReason, String),
+    /// Something else.
+    Wrong(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused { refusal, .. } => Self::Refused(refusal.reason, refusal.message),
+            error => Self::Wrong(error.to_string()),
+        }
+    }
+}
+
+struct Operands {
+    a: Guarded,
+    b: Guarded,
+    bias: Option<Guarded>,
+    residual: Option<Guarded>,
+}
+
+impl Operands {
+    fn new(case: &Case, product: &MatMul, rows: usize, seed: u64) -> Result<Self, Error> {
+        let mut random = Random::new(seed);
+        let types = case.types;
+        let contents = case.contents;
+        let full = *product.a();
+        let (r, c) = if product.transpose_a() { (full.rows(), rows) } else { (rows, full.cols()) };
+        let a_layout = Layout::strided(full.batch(), r, c, full.leading_dimension(), full.batch_stride())?;
+        // The identity must stay one when A is stored transposed, and it does.
+        let a =
+            Guarded::input(types.a, a_layout, |_, row, col| number(contents, &mut random, true, row, col));
+        let b = Guarded::input(types.b, *product.b(), |_, row, col| {
+            number(contents, &mut random, false, row, col)
+        });
+        let bias = case.bias.then(|| {
+            let layout = Layout::packed(1, 1, product.n()).expect("a row");
+            Guarded::input(types.bias, layout, |_, row, col| number(contents, &mut random, false, row, col))
+        });
+        let residual = product.residual().map(|full| {
+            let layout = with_rows(full, rows);
+            Guarded::input(types.output, layout, |_, row, col| number(contents, &mut random, false, row, col))
+        });
+        Ok(Self { a, b, bias, residual })
+    }
+
+    fn inputs(&self, constant_b: bool) -> Inputs<'_> {
+        let mut inputs = Inputs::new(self.a.view());
+        if !constant_b {
+            inputs = inputs.b(self.b.view());
+        }
+        if let Some(bias) = &self.bias {
+            inputs = inputs.bias(bias.view());
+        }
+        if let Some(residual) = &self.residual {
+            inputs = inputs.residual(residual.view());
+        }
+        inputs
+    }
+
+    fn bits(&self) -> Vec<Vec<u32>> {
+        [Some(&self.a), Some(&self.b), self.bias.as_ref(), self.residual.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(Guarded::bits)
+            .collect()
+    }
+}
+
+fn with_rows(layout: &Layout, rows: usize) -> Layout {
+    Layout::strided(layout.batch(), rows, layout.cols(), layout.leading_dimension(), layout.batch_stride())
+        .expect("fewer rows than a valid layout")
+}
+
+/// Runs one case: two executors, each twice, on two sets of data. Returns the largest error, a
+/// bound and the worst ratio of error to bound.
+pub fn run_case(
+    backends: &Backends,
+    id: &BackendId,
+    options: &CompileOptions,
+    case: &Case,
+    seed: u64,
+) -> Result<(f64, f64, f64), Failure> {
+    let product = case.describe()?;
+    let rows = case.rows.unwrap_or(product.m());
+    let operands = Operands::new(case, &product, rows, seed)?;
+    let weights = case.constant_b.then(|| Weights::new(operands.b.view())).transpose()?;
+    let compiled = backends.compile(id, &product, weights.as_ref(), options)?;
+    let mut executor = compiled.executor()?;
+    let mut other = compiled.executor()?;
+    let mut c = Guarded::output(case.types.output, with_rows(product.c(), rows));
+    let before = operands.bits();
+
+    executor.run(&operands.inputs(case.constant_b), c.view_mut())?;
+    let verdict = judge(case, &product, &operands, &c)?;
+    let first = c.bits();
+    for (executor, what) in [(&mut executor, "the second run"), (&mut other, "another executor")] {
+        c.clear();
+        executor.run(&operands.inputs(case.constant_b), c.view_mut())?;
+        if c.bits() != first {
+            return Err(Failure::Wrong(format!("{what} gave other bits than the first run")));
+        }
+    }
+    if operands.bits() != before {
+        return Err(Failure::Wrong("an input was written to".into()));
+    }
+
+    let mut fresh = Operands::new(case, &product, rows, seed.wrapping_add(1 << 32))?;
+    if case.constant_b {
+        fresh.b = operands.b;
+    }
+    executor.run(&fresh.inputs(case.constant_b), c.view_mut())?;
+    judge(case, &product, &fresh, &c)?;
+    if case.types.a == ElementType::F32 && case.types.output == ElementType::F32 {
+        run_f64(case, &product, &fresh, &mut other, &c)?;
+    }
+    Ok(verdict)
+}
+
+fn judge(
+    case: &Case,
+    product: &MatMul,
+    operands: &Operands,
+    c: &Guarded,
+) -> Result<(f64, f64, f64), Failure> {
+    if let Some(index) = c.damaged_guard() {
+        return Err(Failure::Wrong(format!("element {index}, which is not part of C, was written to")));
+    }
+    let reference = Reference::new(product, &operands.inputs(false), None)?;
+    let deviation = reference.compare(c.view())?;
+    if !deviation.is_within_bound() {
+        let (item, row, col) = deviation.worst;
+        let index = (item * reference.layout().rows() + row) * reference.layout().cols() + col;
+        return Err(Failure::Wrong(format!(
+            "{} elements beyond their bound, worst at item {item}, row {row}, column {col}: expected {} +- {:e}, got {}",
+            deviation.violations,
+            reference.values()[index],
+            deviation.bound,
+            c.view().get(item, row, col).unwrap_or(f64::NAN)
+        )));
+    }
+    let exact = matches!(case.contents, Contents::SmallIntegers | Contents::IdentityTimesOnes)
+        && case.activation == ane_matmul::Activation::None
+        && case.alpha == 1.0;
+    if exact && deviation.max_abs_error != 0.0 {
+        return Err(Failure::Wrong(format!("integers are off by {}", deviation.max_abs_error)));
+    }
+    Ok((deviation.max_abs_error, deviation.bound, deviation.worst_ratio))
+}
+
+/// The same numbers as f64 must give the same results, widened.
+fn run_f64(
+    case: &Case,
+    product: &MatMul,
+    operands: &Operands,
+    executor: &mut ane_matmul::Executor,
+    expected: &Guarded,
+) -> Result<(), Failure> {
+    let wide = |guarded: &Guarded| {
+        let view = guarded.view();
+        let layout = *view.layout();
+        let mut data = vec![f64::NAN; layout.span()];
+        for item in 0..layout.batch() {
+            for row in 0..layout.rows() {
+                for col in 0..layout.cols() {
+                    let index = layout.item_offset(item) + row * layout.leading_dimension() + col;
+                    data[index] = view.get(item, row, col).expect("an element");
+                }
+            }
+        }
+        (data, layout)
+    };
+    fn view((data, layout): &(Vec<f64>, Layout)) -> TensorView<'_, f64> {
+        TensorView::with_layout(data, *layout).expect("the data fit")
+    }
+    let a = wide(&operands.a);
+    let b = wide(&operands.b);
+    let bias = operands.bias.as_ref().map(wide);
+    let residual = operands.residual.as_ref().map(wide);
+    let mut inputs = Inputs::new(view(&a));
+    if !case.constant_b {
+        inputs = inputs.b(view(&b));
+    }
+    if let Some(bias) = &bias {
+        inputs = inputs.bias(view(bias));
+    }
+    if let Some(residual) = &residual {
+        inputs = inputs.residual(view(residual));
+    }
+    let layout = *expected.view().layout();
+    let mut c = vec![-7.5f64; layout.span()];
+    executor.run_f64(&inputs, ane_matmul::TensorViewMut::with_layout(&mut c, layout)?)?;
+    let mut gaps = vec![true; layout.span()];
+    for item in 0..product.batch() {
+        for row in 0..layout.rows() {
+            for col in 0..layout.cols() {
+                let index = layout.item_offset(item) + row * layout.leading_dimension() + col;
+                gaps[index] = false;
+                let wanted = expected.view().get(item, row, col).expect("an element");
+                if c[index] != wanted && !(c[index].is_nan() && wanted.is_nan()) {
+                    return Err(Failure::Wrong(format!("run_f64 gave {} instead of {wanted}", c[index])));
+                }
+            }
+        }
+    }
+    if c.iter().zip(gaps).any(|(&x, gap)| gap && x != -7.5) {
+        return Err(Failure::Wrong("run_f64 wrote between the rows of C".into()));
+    }
+    Ok(())
+}
