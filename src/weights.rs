@@ -22,7 +22,7 @@ impl<T: Send + Sync> Source<T> for Vec<T> {
     }
 }
 
-enum Data {
+pub(crate) enum Data {
     F64(Box<dyn Source<f64>>),
     F32(Box<dyn Source<f32>>),
     #[cfg(feature = "half")]
@@ -32,6 +32,26 @@ enum Data {
     I32(Box<dyn Source<i32>>),
     I8(Box<dyn Source<i8>>),
     U8(Box<dyn Source<u8>>),
+}
+
+#[cfg(feature = "safetensors")]
+macro_rules! data_from {
+    ($($(#[$meta:meta])* $variant:ident: $rust:ty,)*) => {$(
+        $(#[$meta])*
+        impl From<Box<dyn Source<$rust>>> for Data {
+            fn from(source: Box<dyn Source<$rust>>) -> Self {
+                Self::$variant(source)
+            }
+        }
+    )*};
+}
+
+#[cfg(feature = "safetensors")]
+#[cfg(feature = "safetensors")]
+data_from! {
+    F32: f32,
+    F16: half::f16,
+    Bf16: half::bf16,
 }
 
 struct Inner {
@@ -78,10 +98,14 @@ impl Weights {
         Self::from_data(Data::F32(Box::new(b.into_vec())), layout)
     }
 
-    /// Keeps f32 memory that something else owns, such as a file map.
+    /// Keeps memory that something else owns, such as a file map.
     #[cfg(feature = "safetensors")]
-    pub(crate) fn from_source(source: Box<dyn Source<f32>>, layout: Layout) -> Self {
-        Self::from_data(Data::F32(source), layout)
+    pub(crate) fn from_source<T: Element>(source: impl Source<T> + 'static, layout: Layout) -> Self
+    where
+        Box<dyn Source<T>>: Into<Data>,
+    {
+        let source: Box<dyn Source<T>> = Box::new(source);
+        Self::from_data(source.into(), layout)
     }
 
     fn from_data(data: Data, layout: Layout) -> Self {

@@ -1,0 +1,287 @@
+//! Compiling and running: what fits, what does not, and what is reported.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ane_matmul::{
+    BackendId, Backends, CompileOptions, Compiled, Device, ElementType, ElementTypes, Error, Executor,
+    Inputs, Layout, MatMul, Operand, QuantB, Quantization, RefusalReason, Tensor, TensorView, TensorViewMut,
+    ThreadPool, Threads, Weights,
+};
+
+const fn sync<T: Send + Sync>() {}
+const fn send<T: Send>() {}
+const _: () = {
+    sync::<MatMul>();
+    sync::<Weights>();
+    sync::<Compiled>();
+    sync::<Backends>();
+    sync::<CompileOptions>();
+    sync::<Error>();
+    sync::<Inputs<'_>>();
+    send::<Executor>();
+};
+
+/// `Executor` is not `Sync`: this would be ambiguous if it were.
+#[test]
+fn executors_are_not_sync() {
+    trait Ambiguous<A> {
+        fn check() {}
+    }
+    impl<T: ?Sized> Ambiguous<()> for T {}
+    struct IfSync;
+    impl<T: ?Sized + Sync> Ambiguous<IfSync> for T {}
+    <Executor as Ambiguous<_>>::check();
+}
+
+fn compile(product: &MatMul) -> Compiled {
+    product.compile(&BackendId::CPU, None, &CompileOptions::default()).unwrap()
+}
+
+fn tensors() -> (Tensor<f32>, Tensor<f32>, Tensor<f32>) {
+    (
+        Tensor::random_normal_f32(3, 5, 1.0, 1).unwrap(),
+        Tensor::random_normal_f32(5, 4, 1.0, 2).unwrap(),
+        Tensor::zeros(3, 4).unwrap(),
+    )
+}
+
+#[test]
+fn operands_that_do_not_fit_are_errors_and_the_executor_lives_on() {
+    let (a, b, mut c) = tensors();
+    let mut executor = compile(&MatMul::new(3, 4, 5).unwrap()).executor().unwrap();
+    let wrong = Tensor::<f32>::zeros(5, 3).unwrap();
+    let mut small = Tensor::<f32>::zeros(3, 3).unwrap();
+    let mut tall = Tensor::<f32>::zeros(4, 4).unwrap();
+    let is = |result: Result<(), Error>, operand: Operand| {
+        assert!(matches!(&result, Err(Error::Shape { operand: got, .. }) if *got == operand), "{result:?}");
+    };
+    is(executor.run(&Inputs::new(&wrong).b(&b), &mut c), Operand::A);
+    is(executor.run(&Inputs::new(&a).b(&wrong), &mut c), Operand::B);
+    is(executor.run(&Inputs::new(&a).b(&b), &mut small), Operand::C);
+    let rows = executor.run(&Inputs::new(&a).b(&b), &mut tall);
+    assert!(matches!(rows, Err(Error::Rows { compiled: 3, got: 4, variable: false })));
+    let missing = executor.run(&Inputs::new(&a), &mut c);
+    assert!(matches!(missing, Err(Error::Missing { operand: Operand::B, .. })));
+    let extra = executor.run(&Inputs::new(&a).b(&b).bias(&[0f32; 4]), &mut c);
+    assert!(matches!(extra, Err(Error::Unexpected { operand: Operand::Bias, .. })));
+    let extra = executor.run(&Inputs::new(&a).b(&b).residual(&a), &mut c);
+    assert!(matches!(extra, Err(Error::Unexpected { operand: Operand::Residual, .. })));
+    let wide = a.to_f64().unwrap();
+    let typed = executor.run(&Inputs::new(&wide).b(&b), &mut c);
+    assert!(matches!(
+        typed,
+        Err(Error::Type { operand: Operand::A, expected: ElementType::F32, got: ElementType::F64 })
+    ));
+    let mut c64 = Tensor::<f64>::zeros(3, 4).unwrap();
+    let mixed = executor.run_f64(&Inputs::new(&wide).b(&b), c64.view_mut());
+    assert!(matches!(mixed, Err(Error::Type { operand: Operand::B, got: ElementType::F32, .. })));
+    executor.run(&Inputs::new(&a).b(&b), &mut c).unwrap();
+    assert!(c.data().iter().all(|&x| x != 0.0));
+}
+
+#[test]
+fn messages_say_what_to_do() {
+    let (a, b, mut c) = tensors();
+    let product = MatMul::builder(3, 4, 5).leading_dimension(Operand::A, 8).build().unwrap();
+    let error = compile(&product).executor().unwrap().run(&Inputs::new(&a).b(&b), &mut c).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "A: expected 3x5 with leading dimension 8, got 3x5; describe the product with these dimensions and \
+         strides, or pass the operand as described"
+    );
+}
+
+#[test]
+fn weights_and_description_must_agree() {
+    let (_, b, _) = tensors();
+    let weights = Weights::new(&b).unwrap();
+    let options = CompileOptions::default();
+    let compile = |product: &MatMul, weights| product.compile(&BackendId::CPU, weights, &options).map(drop);
+    let constant = MatMul::builder(3, 4, 5).constant_b(true).build().unwrap();
+    let transposed = MatMul::builder(3, 4, 5).constant_b(true).transpose_b(true).build().unwrap();
+    assert!(compile(&constant, Some(&weights)).is_ok());
+    assert!(matches!(compile(&constant, None), Err(Error::Missing { operand: Operand::B, .. })));
+    assert!(matches!(compile(&transposed, Some(&weights)), Err(Error::Shape { operand: Operand::B, .. })));
+    let dynamic = MatMul::new(3, 4, 5).unwrap();
+    assert!(matches!(compile(&dynamic, Some(&weights)), Err(Error::Unexpected { operand: Operand::B, .. })));
+    let wide = Weights::new(&b.to_f64().unwrap()).unwrap();
+    assert!(matches!(compile(&constant, Some(&wide)), Err(Error::Type { operand: Operand::B, .. })));
+}
+
+#[test]
+fn products_of_different_m_share_weights() {
+    let weights = Weights::from_tensor(Tensor::random_normal_f32(5, 4, 1.0, 2).unwrap());
+    let x = Tensor::random_normal_f32(8, 5, 1.0, 3).unwrap();
+    let mut whole = Tensor::<f32>::zeros(8, 4).unwrap();
+    for m in [8, 3, 1] {
+        let product = MatMul::builder(m, 4, 5).constant_b(true).build().unwrap();
+        let compiled = product.compile(&BackendId::CPU, Some(&weights), &CompileOptions::default()).unwrap();
+        assert_eq!(compiled.weights(), Some(&weights));
+        let a = x.view().slice(0..m, 0..5).unwrap();
+        let c = whole.view_mut().slice(0..m, 0..4).unwrap();
+        compiled.executor().unwrap().run(&Inputs::new(a), c).unwrap();
+    }
+    let variable = MatMul::builder(8, 4, 5).constant_b(true).variable_m(true).build().unwrap();
+    let compiled = variable.compile(&BackendId::CPU, Some(&weights), &CompileOptions::default()).unwrap();
+    let mut executor = compiled.executor().unwrap();
+    for m in [8, 0, 5] {
+        let mut c = Tensor::<f32>::zeros(m, 4).unwrap();
+        executor.run(&Inputs::new(x.view().slice(0..m, 0..5).unwrap()), &mut c).unwrap();
+        for (got, want) in c.data().iter().zip(whole.data()) {
+            assert!((got - want).abs() < 1e-5);
+        }
+    }
+    let mut c = Tensor::<f32>::zeros(9, 4).unwrap();
+    let error = executor.run(&Inputs::new(&x), &mut c).unwrap_err();
+    assert!(error.to_string().contains("m = 8 rows at most, got m = 9"), "{error}");
+}
+
+#[test]
+fn types_that_no_backend_runs_are_refused_with_the_reason() {
+    let options = CompileOptions::default();
+    for types in
+        [ElementTypes::BF16, ElementTypes::F16, ElementTypes::INT8, ElementTypes::uniform(ElementType::F64)]
+    {
+        let product = MatMul::builder(2, 2, 2).types(types).build().unwrap();
+        match product.compile(&BackendId::CPU, None, &options) {
+            Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::ElementType),
+            other => panic!("{other:?}"),
+        }
+    }
+    let quantization = Quantization { b: QuantB::PerColumn { zero_point: 0 }, ..Quantization::default() };
+    let types = ElementTypes { b: ElementType::I8, ..ElementTypes::F32 };
+    let product = MatMul::builder(2, 2, 2).types(types).quantization(quantization).build().unwrap();
+    assert!(matches!(
+        Backends::new().supports(&BackendId::CPU, &product, &options),
+        Err(Error::Refused { .. })
+    ));
+    let gpu = CompileOptions::default().device(Device::Gpu);
+    match MatMul::new(2, 2, 2).unwrap().compile(&BackendId::CPU, None, &gpu) {
+        Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::Device),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn backends_that_are_not_here_say_why() {
+    let product = MatMul::new(2, 2, 2).unwrap();
+    let compile =
+        |name: &str| product.compile(&BackendId::new(name), None, &CompileOptions::default()).unwrap_err();
+    let unknown = compile("cuda").to_string();
+    assert!(unknown.contains("unknown backend `cuda`"), "{unknown}");
+    for name in ["cpu", "blas", "accelerate", "metal", "mpsgraph"] {
+        assert!(unknown.contains(name), "{unknown}");
+    }
+    let statuses = ane_matmul::available();
+    assert_eq!(statuses.len(), 5);
+    for status in statuses {
+        if let Err(reason) = status.state {
+            assert!(!reason.is_empty());
+            assert!(compile(status.id.as_str()).to_string().contains(&reason));
+        }
+    }
+}
+
+#[test]
+fn the_report_separates_requested_from_observed() {
+    let options = CompileOptions::default().threads(Threads::ONE).device(Device::Cpu);
+    let report = MatMul::new(64, 64, 64).unwrap().compile(&BackendId::CPU, None, &options).unwrap().report();
+    assert_eq!(report.backend, BackendId::CPU);
+    assert_eq!((report.requested, report.observed), (Device::Cpu, Device::Cpu));
+    assert_eq!(report.threads, Some(1));
+    assert!(report.compile_time.as_nanos() > 0);
+}
+
+#[derive(Debug)]
+struct Counting(AtomicUsize);
+
+impl ThreadPool for Counting {
+    fn threads(&self) -> usize {
+        2
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.0.fetch_add(tasks, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for index in 0..tasks {
+                scope.spawn(move || task(index));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_pool_of_the_callers_is_used() {
+    let pool = Arc::new(Counting(AtomicUsize::new(0)));
+    let options = CompileOptions::default().threads(Threads::Pool(pool.clone()));
+    let compiled = MatMul::new(200, 200, 200).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
+    let a = Tensor::filled(200, 200, 1f32).unwrap();
+    let c = compiled.run_once(&Inputs::new(&a).b(&a)).unwrap();
+    assert!(c.data().iter().all(|&x| x == 200.0));
+    assert!(pool.0.load(Ordering::Relaxed) >= 2);
+    assert_eq!(compiled.report().threads, Some(2));
+}
+
+#[test]
+fn one_compiled_product_runs_in_many_threads() {
+    let compiled = compile(&MatMul::new(60, 70, 80).unwrap());
+    let a = Tensor::random_normal_f32(60, 80, 1.0, 1).unwrap();
+    let b = Tensor::random_normal_f32(80, 70, 1.0, 2).unwrap();
+    let expected = compiled.run_once(&Inputs::new(&a).b(&b)).unwrap();
+    let mut moved = compiled.executor().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut executor = compiled.executor().unwrap();
+                let mut c = Tensor::<f32>::zeros(60, 70).unwrap();
+                for _ in 0..50 {
+                    executor.run(&Inputs::new(&a).b(&b), &mut c).unwrap();
+                    assert_eq!(c, expected);
+                }
+            });
+        }
+        let (a, b, expected) = (&a, &b, &expected);
+        scope.spawn(move || {
+            let mut c = Tensor::<f32>::zeros(60, 70).unwrap();
+            moved.run(&Inputs::new(a).b(b), &mut c).unwrap();
+            assert_eq!(&c, expected);
+        });
+    });
+}
+
+#[test]
+fn executors_outlive_the_handle_they_came_from() {
+    let (a, b, mut c) = tensors();
+    let compiled = compile(&MatMul::new(3, 4, 5).unwrap());
+    let mut executor = compiled.executor().unwrap();
+    drop(compiled);
+    executor.run(&Inputs::new(&a).b(&b), &mut c).unwrap();
+    assert_eq!(executor.compiled().product().m(), 3);
+}
+
+#[test]
+fn runs_write_into_a_part_of_a_larger_matrix() {
+    let (a, b, _) = tensors();
+    let mut big = vec![9f32; 6 * 10];
+    let product = MatMul::builder(3, 4, 5).leading_dimension(Operand::C, 10).build().unwrap();
+    let layout = Layout::strided(1, 6, 10, 10, 60).unwrap();
+    let part = TensorViewMut::with_layout(&mut big, layout).unwrap().slice(2..5, 3..7).unwrap();
+    compile(&product).executor().unwrap().run(&Inputs::new(&a).b(&b), part).unwrap();
+    let view = TensorView::with_layout(&big, layout).unwrap();
+    for row in 0..6 {
+        for col in 0..10 {
+            let inside = (2..5).contains(&row) && (3..7).contains(&col);
+            assert_eq!(view.get(0, row, col) == Some(9.0), !inside, "{row} {col}");
+        }
+    }
+}
+
+#[test]
+fn too_many_threads_are_an_error_or_work() {
+    let options = CompileOptions::default().threads(Threads::Count(NonZeroUsize::new(64).unwrap()));
+    let compiled = MatMul::new(100, 100, 100).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
+    let a = Tensor::filled(100, 100, 1f32).unwrap();
+    assert_eq!(compiled.run_once(&Inputs::new(&a).b(&a)).unwrap().data()[0], 100.0);
+}

@@ -1,0 +1,140 @@
+//! In steady state the crate's own code allocates nothing, and memory stays flat.
+//!
+//! One test per process: the allocation counter counts every thread. The `gemm` crate, whose
+//! kernels the `cpu` backend calls, allocates packing buffers of its own; they are counted by
+//! calling it directly.
+
+use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ane_matmul::{Activation, BackendId, CompileOptions, Inputs, MatMul, Tensor, Threads, Weights};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static BYTES_LIVE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: AllocLayout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        BYTES_LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller keeps to the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: AllocLayout) {
+        BYTES_LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller keeps to the contract of `dealloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// The allocations of `count` direct calls of the inner library.
+fn inner_library(count: usize, m: usize, n: usize, k: usize) -> usize {
+    let (a, b, mut c) = (vec![1f32; m * k], vec![1f32; k * n], vec![0f32; m * n]);
+    let (n_stride, k_stride) = (n.cast_signed(), k.cast_signed());
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    for _ in 0..count {
+        // SAFETY: the vectors hold packed matrices of these dimensions.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                c.as_mut_ptr(),
+                1,
+                n_stride,
+                false,
+                a.as_ptr(),
+                1,
+                k_stride,
+                b.as_ptr(),
+                1,
+                n_stride,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    }
+    ALLOCATIONS.load(Ordering::Relaxed) - before
+}
+
+#[test]
+fn runs_allocate_nothing_and_memory_stays_flat() {
+    let weights = Weights::from_tensor(Tensor::random_normal_f32(24, 40, 1.0, 1).unwrap());
+    let layer = MatMul::builder(8, 40, 24)
+        .variable_m(true)
+        .constant_b(true)
+        .bias(true)
+        .residual(true)
+        .activation(Activation::Gelu)
+        .build()
+        .unwrap();
+    let options = CompileOptions::default().threads(Threads::count(2).unwrap());
+    let compiled = layer.compile(&BackendId::CPU, Some(&weights), &options).unwrap();
+    let mut executor = compiled.executor().unwrap();
+    let x = Tensor::random_normal_f32(8, 24, 1.0, 2).unwrap();
+    let (bias, residual) = (vec![0.5f32; 40], Tensor::random_normal_f32(8, 40, 1.0, 3).unwrap());
+    let mut y = Tensor::<f32>::zeros(8, 40).unwrap();
+    let inputs = Inputs::new(&x).bias(&bias).residual(&residual);
+    executor.run(&inputs, &mut y).unwrap();
+
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    for _ in 0..1000 {
+        executor.run(&inputs, &mut y).unwrap();
+    }
+    let total = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let inner = inner_library(1000, 8, 40, 24);
+    println!("8x40x24: {total} allocations in 1000 runs, {inner} of them in the gemm crate");
+    assert_eq!(total, inner);
+
+    // Two threads: each of the two blocks is one call of the inner library.
+    let product = MatMul::new(256, 288, 256).unwrap();
+    let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
+    let mut large = compiled.executor().unwrap();
+    let (a, b) = (Tensor::filled(256, 256, 1f32).unwrap(), Tensor::filled(256, 288, 2f32).unwrap());
+    let mut c = Tensor::<f32>::zeros(256, 288).unwrap();
+    let inputs_large = Inputs::new(&a).b(&b);
+    let warm_up = |runs, executor: &mut ane_matmul::Executor, c: &mut Tensor<f32>| {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        for _ in 0..runs {
+            executor.run(&inputs_large, &mut *c).unwrap();
+        }
+        ALLOCATIONS.load(Ordering::Relaxed) - before
+    };
+    warm_up(50, &mut large, &mut c);
+    let total = warm_up(100, &mut large, &mut c);
+    inner_library(50, 256, 144, 256);
+    let inner = 2 * inner_library(100, 256, 144, 256);
+    println!("256x288x256 on 2 threads: {total} allocations in 100 runs, {inner} of them in the gemm crate");
+    assert_eq!(total, inner);
+
+    // f64 operands: the copies are made by the first run.
+    let wide = Tensor::random_normal(16, 16, 0.02, 1).unwrap();
+    let mut c64 = Tensor::<f64>::zeros(16, 16).unwrap();
+    let product = MatMul::new(16, 16, 16).unwrap();
+    let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
+    let mut executor64 = compiled.executor().unwrap();
+    let inputs64 = Inputs::new(&wide).b(&wide);
+    executor64.run_f64(&inputs64, c64.view_mut()).unwrap();
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    for _ in 0..100 {
+        executor64.run_f64(&inputs64, c64.view_mut()).unwrap();
+    }
+    let total = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    assert_eq!(total, inner_library(100, 16, 16, 16), "allocations of run_f64");
+
+    let live = BYTES_LIVE.load(Ordering::Relaxed);
+    for _ in 0..1_000_000 {
+        executor.run(&inputs, &mut y).unwrap();
+    }
+    assert_eq!(BYTES_LIVE.load(Ordering::Relaxed), live, "bytes after 1,000,000 runs");
+}
