@@ -69,6 +69,8 @@ pub mod safetensors;
 mod tensor;
 mod view;
 mod weights;
+#[cfg(feature = "npy")]
+mod whole_file;
 
 pub use activation::{Activation, UnknownActivation};
 pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, available};
@@ -84,3 +86,5 @@ pub use refusal::{Refusal, RefusalReason};
 pub use tensor::Tensor;
 pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 pub use weights::Weights;
+#[cfg(feature = "npy")]
+pub use whole_file::WholeFile;

@@ -1,1 +1,431 @@
-//! NumPy files (feature `npy`).
+//! NumPy files (feature `npy`): matrices and batches of f32 and f64, in C or Fortran order.
+//!
+//! Big-endian floats are converted, which is exact. Everything else (integers, complex numbers,
+//! half precision, structures, pickled objects) is refused: convert it in NumPy, where you decide
+//! how it is rounded.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use npyz::{DType, Endianness, NpyHeader, Order, TypeChar, WriterBuilder};
+
+use crate::alloc;
+use crate::element::{Element, ElementType};
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use crate::view::AnyView;
+use crate::whole_file::WholeFile;
+
+/// The longest header read: NumPy's own limit (`max_header_size` of `numpy.load`).
+const MAX_HEADER_BYTES: usize = 10_000;
+
+/// The deepest nesting of brackets in a header: a list of a tuple of a list is as deep as dtypes
+/// of plain arrays get.
+const MAX_NESTING: usize = 16;
+
+/// What a file holds.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum NpyTensor {
+    /// Elements of type f32.
+    F32(Tensor<f32>),
+    /// Elements of type f64.
+    F64(Tensor<f64>),
+}
+
+impl NpyTensor {
+    /// The type of the elements.
+    #[must_use]
+    pub const fn element_type(&self) -> ElementType {
+        match self {
+            Self::F32(_) => ElementType::F32,
+            Self::F64(_) => ElementType::F64,
+        }
+    }
+
+    /// The elements.
+    #[must_use]
+    pub fn view(&self) -> AnyView<'_> {
+        match self {
+            Self::F32(tensor) => tensor.into(),
+            Self::F64(tensor) => tensor.into(),
+        }
+    }
+
+    /// Whether the file held a 3-D array.
+    #[must_use]
+    pub const fn is_batched(&self) -> bool {
+        match self {
+            Self::F32(tensor) => tensor.is_batched(),
+            Self::F64(tensor) => tensor.is_batched(),
+        }
+    }
+
+    /// The elements as f64, which is exact.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn into_f64(self) -> Result<Tensor<f64>> {
+        match self {
+            Self::F32(tensor) => tensor.to_f64(),
+            Self::F64(tensor) => Ok(tensor),
+        }
+    }
+}
+
+/// Reads a 2-D array, or a 3-D array as a batch.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Format`] when it is no NumPy file, is truncated or too long, or has
+/// another type or shape; [`Error::OutOfMemory`]. The header is never trusted: sizes are checked
+/// against the file's length before anything is allocated.
+pub fn read(path: impl AsRef<Path>) -> Result<NpyTensor> {
+    let path = path.as_ref();
+    read_shaped(path, |shape| match *shape {
+        [rows, cols] => Ok((1, rows, cols, false)),
+        [batch, rows, cols] => Ok((batch, rows, cols, true)),
+        _ => Err("expected 2 dimensions, or 3 for a batch; use array.reshape in NumPy"),
+    })
+}
+
+/// Reads a 1-D array of n elements, or a 2-D array of 1 x n, as a single row.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_vector(path: impl AsRef<Path>) -> Result<NpyTensor> {
+    read_shaped(path.as_ref(), |shape| match *shape {
+        [cols] | [1, cols] => Ok((1, 1, cols, false)),
+        _ => Err("expected a vector: 1 dimension, or 1 x n; use array.reshape(-1) in NumPy"),
+    })
+}
+
+/// Writes a tensor as a 2-D array, or as a 3-D array where it is a batch, in C order, whole or not
+/// at all ([`WholeFile`]).
+///
+/// # Errors
+/// [`Error::Io`]; an existing file is left as it was then.
+pub fn write<T: Element + npyz::AutoSerialize>(path: impl AsRef<Path>, tensor: &Tensor<T>) -> Result<()> {
+    let (batch, rows, cols) = (tensor.batch() as u64, tensor.rows() as u64, tensor.cols() as u64);
+    let shape = if tensor.is_batched() { vec![batch, rows, cols] } else { vec![rows, cols] };
+    WholeFile::write_all(path, |file| {
+        let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
+        writer.extend(tensor.data().iter().copied())?;
+        writer.finish()
+    })
+}
+
+type Shape = (usize, usize, usize, bool);
+
+fn read_shaped(path: &Path, accept: impl Fn(&[usize]) -> Result<Shape, &'static str>) -> Result<NpyTensor> {
+    let io = |source| Error::Io { path: path.into(), action: "read", source };
+    let format = |problem: String| Error::Format { path: path.into(), problem };
+    let file = File::open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(format("is not a regular file; expected a .npy file".into()));
+    }
+    let file_bytes = metadata.len();
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let (header, header_bytes) = read_header(&mut reader).map_err(&format)?;
+    let (element, endianness) = element_type(&header).map_err(&format)?;
+
+    let mut shape = Vec::with_capacity(header.shape().len());
+    for &length in header.shape() {
+        let length =
+            usize::try_from(length).map_err(|_| Error::SizeOverflow { what: "the array's shape" })?;
+        shape.push(length);
+    }
+    let (batch, rows, cols, batched) = accept(&shape).map_err(|help| {
+        let text = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        format(format!("has shape ({text}): {help}"))
+    })?;
+    let count = shape
+        .iter()
+        .try_fold(1usize, |count, &length| count.checked_mul(length))
+        .and_then(|count| element.bytes(count).map(|bytes| (count, bytes)));
+    let Some((count, bytes)) = count else {
+        return Err(Error::SizeOverflow { what: "the array's shape" });
+    };
+    let expected = header_bytes as u64 + bytes as u64;
+    if file_bytes < expected {
+        return Err(format(format!(
+            "is truncated: its header promises {expected} bytes, it has {file_bytes}; copy or save it again"
+        )));
+    }
+    if file_bytes > expected {
+        return Err(format(format!(
+            "has {} bytes after its array; expected a file with one array, as numpy.save writes it",
+            file_bytes - expected
+        )));
+    }
+
+    let fortran = header.order() == Order::Fortran;
+    let big = endianness == Endianness::Big;
+    let shape = (batch, rows, cols, batched);
+    let result = if element == ElementType::F32 {
+        let parse = if big { f32::from_be_bytes } else { f32::from_le_bytes };
+        read_elements(&mut reader, count, parse).map(|data| tensor(data, shape, fortran).map(NpyTensor::F32))
+    } else {
+        let parse = if big { f64::from_be_bytes } else { f64::from_le_bytes };
+        read_elements(&mut reader, count, parse).map(|data| tensor(data, shape, fortran).map(NpyTensor::F64))
+    };
+    match result {
+        Ok(tensor) => tensor,
+        Err(ReadError::Io(source)) => Err(io(source)),
+        Err(ReadError::Memory(error)) => Err(error),
+    }
+}
+
+/// The header, and its length in bytes.
+fn read_header(reader: &mut impl Read) -> Result<(NpyHeader, usize), String> {
+    const NO_HEADER: &str = "is not a NumPy file (.npy); expected what numpy.save writes";
+    let mut bytes = vec![0; 10];
+    reader.read_exact(&mut bytes).map_err(|_| NO_HEADER.to_owned())?;
+    if !bytes.starts_with(b"\x93NUMPY") {
+        return Err(NO_HEADER.into());
+    }
+    let truncated = |_| "is truncated within its header; copy or save it again".to_owned();
+    let mut length = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    if bytes[6] >= 2 {
+        let mut high = [0; 2];
+        reader.read_exact(&mut high).map_err(truncated)?;
+        bytes.extend_from_slice(&high);
+        length |= usize::from(u16::from_le_bytes(high)) << 16;
+    }
+    if length > MAX_HEADER_BYTES {
+        return Err(format!(
+            "has a header of {length} bytes; arrays of numbers need no more than {MAX_HEADER_BYTES}: it is corrupt or holds structures"
+        ));
+    }
+    let text_start = bytes.len();
+    bytes.resize(text_start + length, 0);
+    reader.read_exact(&mut bytes[text_start..]).map_err(truncated)?;
+    check_header_text(&bytes[text_start..]).map_err(|problem| format!("has a corrupt header: {problem}"))?;
+    let header =
+        NpyHeader::from_reader(bytes.as_slice()).map_err(|error| format!("has a corrupt header: {error}"))?;
+    Ok((header, bytes.len()))
+}
+
+/// Lets through only what `NpyHeader`'s parser survives: it recurses at every bracket, and its
+/// product of the shape may overflow.
+fn check_header_text(text: &[u8]) -> Result<(), &'static str> {
+    let mut depth = 0usize;
+    let mut product = 1u64;
+    let mut quote = None;
+    let mut number: Option<u64> = None;
+    for &byte in text {
+        if let Some(end) = quote {
+            match byte {
+                b'\\' => return Err("it holds an escaped character"),
+                _ if byte == end => quote = None,
+                _ => {}
+            }
+            continue;
+        }
+        if byte.is_ascii_digit() {
+            let next =
+                number.unwrap_or(0).checked_mul(10).and_then(|n| n.checked_add(u64::from(byte - b'0')));
+            number = Some(next.ok_or("the array's shape overflows")?);
+            continue;
+        }
+        // A length of 0 may stand beside others that overflow.
+        let factor = number.take().unwrap_or(1).max(1);
+        product = product.checked_mul(factor).ok_or("the array's shape overflows")?;
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            b'\'' | b'"' => quote = Some(byte),
+            // What True and False are made of, and what stands between.
+            b'T' | b'r' | b'u' | b'e' | b'F' | b'a' | b'l' | b's' | b',' | b':' | b' ' | b'\n' => {}
+            _ => return Err("it holds more than strings, booleans and lengths"),
+        }
+        if depth > MAX_NESTING {
+            return Err("its brackets are nested too deeply");
+        }
+    }
+    Ok(())
+}
+
+fn element_type(header: &NpyHeader) -> Result<(ElementType, Endianness), String> {
+    let dtype = header.dtype();
+    let refuse = || {
+        let hint = "expected float32 or float64: convert it in NumPy with array.astype(numpy.float32)";
+        Err(format!("has elements of type {}; {hint}", dtype.descr()))
+    };
+    let DType::Plain(plain) = &dtype else { return refuse() };
+    match (plain.type_char(), plain.size_field()) {
+        (TypeChar::Float, 4) => Ok((ElementType::F32, plain.endianness())),
+        (TypeChar::Float, 8) => Ok((ElementType::F64, plain.endianness())),
+        _ => refuse(),
+    }
+}
+
+enum ReadError {
+    Io(std::io::Error),
+    Memory(Error),
+}
+
+fn read_elements<T: Element, const N: usize>(
+    reader: &mut impl Read,
+    count: usize,
+    parse: impl Fn([u8; N]) -> T,
+) -> Result<Vec<T>, ReadError> {
+    let mut data = alloc::with_capacity(count, "the array").map_err(ReadError::Memory)?;
+    let mut buffer = [0u8; 1 << 14];
+    while data.len() < count {
+        let take = (count - data.len()).min(buffer.len() / N) * N;
+        reader.read_exact(&mut buffer[..take]).map_err(ReadError::Io)?;
+        let (elements, _) = buffer[..take].as_chunks::<N>();
+        data.extend(elements.iter().map(|&bytes| parse(bytes)));
+    }
+    Ok(data)
+}
+
+fn tensor<T: Element>(data: Vec<T>, (batch, rows, cols, batched): Shape, fortran: bool) -> Result<Tensor<T>> {
+    let data = if fortran {
+        // The first index runs fastest: item, then row, then column.
+        let mut ordered = alloc::with_capacity(data.len(), "the array in C order")?;
+        for item in 0..batch {
+            for row in 0..rows {
+                ordered.extend((0..cols).map(|col| data[item + batch * (row + rows * col)]));
+            }
+        }
+        ordered
+    } else {
+        data
+    };
+    if batched {
+        Tensor::from_vec_batched(data, batch, rows, cols)
+    } else {
+        Tensor::from_vec(data, rows, cols)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str, data: &[u8]) -> tempfile::NamedTempFile {
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        raw(&bytes)
+    }
+
+    fn raw(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    fn header(descr: &str, fortran: &str, shape: &str) -> String {
+        format!("{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n")
+    }
+
+    fn problem(file: &tempfile::NamedTempFile) -> String {
+        read(file.path()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn round_trip() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.npy");
+        for batched in [false, true] {
+            let tensor = if batched {
+                Tensor::from_fn_batched(2, 3, 4, |i, r, c| (i * 100 + r * 10 + c) as f32).unwrap()
+            } else {
+                Tensor::from_fn(3, 4, |r, c| (r * 10 + c) as f32).unwrap()
+            };
+            write(&path, &tensor).unwrap();
+            assert_eq!(read(&path).unwrap(), NpyTensor::F32(tensor.clone()));
+            let wide = tensor.to_f64().unwrap();
+            write(&path, &wide).unwrap();
+            assert_eq!(read(&path).unwrap(), NpyTensor::F64(wide));
+        }
+        for (rows, cols) in [(0, 5), (5, 0), (1, 1)] {
+            let tensor = Tensor::<f64>::zeros(rows, cols).unwrap();
+            write(&path, &tensor).unwrap();
+            assert_eq!(read(&path).unwrap(), NpyTensor::F64(tensor));
+        }
+    }
+
+    #[test]
+    fn fortran_order_and_big_endian_are_converted() {
+        let values: Vec<u8> = (0u8..6).flat_map(|x| f32::from(x).to_be_bytes()).collect();
+        let f = file(&header("'>f4'", "True", "(2, 3)"), &values);
+        let NpyTensor::F32(tensor) = read(f.path()).unwrap() else { panic!() };
+        assert_eq!(tensor.data(), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
+        let values: Vec<u8> = (0u8..12).flat_map(|x| f64::from(x).to_le_bytes()).collect();
+        let f = file(&header("'<f8'", "True", "(2, 3, 2)"), &values);
+        let NpyTensor::F64(tensor) = read(f.path()).unwrap() else { panic!() };
+        // numpy.arange(12.0).reshape((2, 3, 2), order='F')[1].tolist()
+        assert_eq!(&tensor.data()[6..], [1.0, 7.0, 3.0, 9.0, 5.0, 11.0]);
+    }
+
+    #[test]
+    fn other_types_are_refused_by_name() {
+        for (descr, named) in [
+            ("'<i8'", "i8"),
+            ("'<c16'", "c16"),
+            ("'<f2'", "f2"),
+            ("'|b1'", "b1"),
+            ("'|O'", "O"),
+            ("[('x', '<f4')]", "x"),
+            ("'<f16'", "f16"),
+        ] {
+            let text = problem(&file(&header(descr, "False", "(1, 1)"), &[0; 16]));
+            assert!(text.contains(named) && text.contains("float32"), "{descr}: {text}");
+        }
+    }
+
+    #[test]
+    fn shapes_are_checked_before_memory_is_taken() {
+        let text = |shape: &str| problem(&file(&header("'<f4'", "False", shape), &[0; 16]));
+        assert!(text("(4,)").contains("has shape (4): expected 2 dimensions"));
+        assert!(text("()").contains("expected 2 dimensions"));
+        assert!(text("(1, 1, 2, 2)").contains("expected 2 dimensions"));
+        assert!(text("(4000000000, 4000000000)").contains("overflow"));
+        assert!(text("(0, 9000000000000000000, 9000000000000000000)").contains("overflow"));
+        assert!(text("(0xffffffffffffffff, 2)").contains("corrupt header"));
+        assert!(text("(-1, 2)").contains("corrupt header"));
+        assert!(text("(18446744073709551615, 2)").contains("overflow"));
+        assert!(text("(1000000, 1000000)").contains("is truncated"));
+        assert!(text("(2, 3)").contains("is truncated"));
+        assert!(text("(1, 3)").contains("4 bytes after its array"));
+    }
+
+    #[test]
+    fn corrupt_headers_are_errors() {
+        let good = std::fs::read(file(&header("'<f4'", "False", "(2, 2)"), &[0; 16]).path()).unwrap();
+        assert!(read(raw(&good).path()).is_ok());
+        for length in 0..good.len() {
+            assert!(read(raw(&good[..length]).path()).is_err(), "{length}");
+        }
+        for index in 0..good.len() - 16 {
+            let mut bad = good.clone();
+            bad[index] ^= 0x55;
+            // Some bytes do not matter, such as blanks; no byte may cause a panic.
+            let _ = read(raw(&bad).path());
+        }
+        let nested = format!("{{'descr': {}", "(".repeat(9000));
+        assert!(problem(&file(&nested, &[])).contains("nested too deeply"));
+        let mut long = b"\x93NUMPY\x02\x00".to_vec();
+        long.extend(u32::MAX.to_le_bytes());
+        assert!(problem(&raw(&long)).contains("4294967295 bytes"));
+        assert!(problem(&raw(b"hello")).contains("is not a NumPy file"));
+    }
+
+    #[test]
+    fn vectors() {
+        let values: Vec<u8> = [1f32, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        for shape in ["(2,)", "(1, 2)"] {
+            let f = file(&header("'<f4'", "False", shape), &values);
+            let NpyTensor::F32(row) = read_vector(f.path()).unwrap() else { panic!() };
+            assert_eq!((row.rows(), row.data()), (1, [1.0, 2.0].as_slice()));
+        }
+        let f = file(&header("'<f4'", "False", "(2, 1)"), &values);
+        assert!(read_vector(f.path()).is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! Files that are written whole or not at all (feature `npy`).
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// A file that appears at its path when it is complete, and not before.
+///
+/// It is written beside its path under a random name, flushed to the disk and renamed. Until
+/// [`WholeFile::commit`] succeeds, whatever was at the path stays as it was; a symbolic link there
+/// is replaced, not followed. Dropping it without `commit` removes what was written.
+#[derive(Debug)]
+pub struct WholeFile {
+    path: PathBuf,
+    file: BufWriter<NamedTempFile>,
+}
+
+impl WholeFile {
+    /// Begins a file that is to appear at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when its directory cannot be written to, or when something other than a
+    /// regular file or a symbolic link is at `path`.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let error = |action, source| Error::Io { path: path.into(), action, source };
+        if let Ok(metadata) = fs::symlink_metadata(path) {
+            let kind = metadata.file_type();
+            if kind.is_dir() {
+                return Err(error("write", io::Error::other("is a directory; name a file in it")));
+            }
+            if !kind.is_file() && !kind.is_symlink() {
+                return Err(error("write", io::Error::other("is not a regular file; name a file")));
+            }
+        }
+        if path.file_name().is_none() {
+            return Err(error("write", io::Error::other("does not name a file")));
+        }
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".ane-matmul-").suffix(".part");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            // As for any new file: what the umask leaves.
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let file = builder.tempfile_in(directory).map_err(|source| error("write", source))?;
+        Ok(Self { path: path.into(), file: BufWriter::new(file) })
+    }
+
+    /// Puts the finished file at its path.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the disk is full or the path cannot be replaced; nothing has changed then.
+    pub fn commit(self) -> Result<()> {
+        let Self { path, file } = self;
+        let result = file
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .and_then(|file| file.as_file().sync_all().map(|()| file))
+            .and_then(|file| file.persist(&path).map_err(|error| error.error));
+        result.map(drop).map_err(|source| Error::Io { path, action: "write", source })
+    }
+
+    /// Begins, writes and commits in one step.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when `write` fails.
+    pub fn write_all(
+        path: impl AsRef<Path>,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<()> {
+        let mut file = Self::create(path)?;
+        write(&mut file.file).map_err(|source| Error::Io {
+            path: file.path.clone(),
+            action: "write",
+            source,
+        })?;
+        file.commit()
+    }
+}
+
+impl Write for WholeFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_changes_before_commit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out");
+        fs::write(&path, "old").unwrap();
+        let mut file = WholeFile::create(&path).unwrap();
+        file.write_all(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        drop(file);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        WholeFile::write_all(&path, |file| file.write_all(b"new")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failing_writer_leaves_the_old_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out");
+        fs::write(&path, "old").unwrap();
+        let result = WholeFile::write_all(&path, |file| {
+            file.write_all(b"half")?;
+            Err(io::Error::other("disk full"))
+        });
+        assert!(result.unwrap_err().to_string().ends_with("write: disk full"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn directories_and_devices_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(WholeFile::create(directory.path()).unwrap_err().to_string().contains("is a directory"));
+        assert!(WholeFile::create(directory.path().join("no/such")).is_err());
+        #[cfg(unix)]
+        assert!(WholeFile::create("/dev/null").unwrap_err().to_string().contains("not a regular file"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_symbolic_link_is_replaced_and_permissions_follow_the_umask() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let (target, link) = (directory.path().join("target"), directory.path().join("link"));
+        fs::write(&target, "target").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        WholeFile::write_all(&link, |file| file.write_all(b"new")).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"target");
+        let plain = directory.path().join("plain");
+        fs::write(&plain, "").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&link), mode(&plain));
+    }
+}
