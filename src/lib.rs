@@ -73,6 +73,8 @@ mod weights;
 mod whole_file;
 
 pub use activation::{Activation, UnknownActivation};
+#[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
+pub use backend::set_blas_threads;
 pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, available};
 pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};

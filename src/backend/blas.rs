@@ -20,6 +20,46 @@ const ID: BackendId = BackendId::ACCELERATE;
 #[cfg(not(target_vendor = "apple"))]
 const ID: BackendId = BackendId::BLAS;
 
+/// OpenBLAS's own functions, looked up at run time: another CBLAS does not have them.
+#[cfg(all(unix, not(target_vendor = "apple")))]
+fn openblas_symbol(name: &std::ffi::CStr) -> Option<*mut std::ffi::c_void> {
+    // SAFETY: the name is a C string, and the default scope needs no handle.
+    let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!symbol.is_null()).then_some(symbol)
+}
+
+/// Sets the number of threads of the linked BLAS for the whole process, where it can be told.
+///
+/// OpenBLAS can (`openblas_set_num_threads`); returns whether the BLAS was told. This crate never
+/// calls it by itself, since it changes what other users of the same BLAS in the process get.
+#[cfg(all(unix, not(target_vendor = "apple")))]
+#[allow(clippy::must_use_candidate, reason = "called for what it does")]
+pub fn set_blas_threads(count: std::num::NonZeroUsize) -> bool {
+    let Some(symbol) = openblas_symbol(c"openblas_set_num_threads") else { return false };
+    // SAFETY: OpenBLAS's cblas.h declares `void openblas_set_num_threads(int)`.
+    let set = unsafe { std::mem::transmute::<*mut std::ffi::c_void, extern "C" fn(i32)>(symbol) };
+    set(int(count.get()));
+    true
+}
+
+/// The threads that the linked BLAS uses, where it can be asked.
+fn threads() -> Option<usize> {
+    #[cfg(all(unix, not(target_vendor = "apple")))]
+    {
+        let symbol = openblas_symbol(c"openblas_get_num_threads")?;
+        // SAFETY: OpenBLAS's cblas.h declares `int openblas_get_num_threads(void)`.
+        let get = unsafe { std::mem::transmute::<*mut std::ffi::c_void, extern "C" fn() -> i32>(symbol) };
+        usize::try_from(get()).ok()
+    }
+    #[cfg(not(all(unix, not(target_vendor = "apple"))))]
+    None
+}
+
+/// What CBLAS counts in; `supports` has made sure that the numbers fit.
+fn int(x: usize) -> i32 {
+    i32::try_from(x).unwrap_or(i32::MAX)
+}
+
 pub(super) struct Blas;
 
 impl Blas {
@@ -66,14 +106,17 @@ impl Backend for Blas {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
-        let note = match options.threads {
+        let wanted = match &options.threads {
             Threads::Auto => None,
-            Threads::Count(_) | Threads::Pool(_) => Some(
-                "CBLAS has no portable way to set threads: the library's own setting applies \
-                 (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS, VECLIB_MAXIMUM_THREADS)"
-                    .to_owned(),
-            ),
+            wanted => Some(wanted.number()),
         };
+        let note = wanted.filter(|_| threads() != wanted).map(|wanted| {
+            let used = threads().map_or_else(|| "an unknown number".into(), |threads| threads.to_string());
+            format!(
+                "{wanted} threads were asked for, the BLAS uses {used}: its threads belong to the process \
+                 (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS, VECLIB_MAXIMUM_THREADS, or set_blas_threads)"
+            )
+        });
         if let Some(note) = &note {
             log::warn!("{ID}: {note}");
         }
@@ -136,9 +179,6 @@ impl Run for BlasRun {
 /// One product; no dimension is 0, and the slices cover their layouts.
 fn sgemm(product: &MatMul, m: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
     let transpose = |flag| if flag { CBLAS_TRANSPOSE::CblasTrans } else { CBLAS_TRANSPOSE::CblasNoTrans };
-    // A single row may be described with any leading dimension, but CBLAS checks it; `supports`
-    // has made sure that the numbers fit.
-    let int = |x: usize| i32::try_from(x).unwrap_or(i32::MAX);
     // SAFETY: the executor has checked that A, B and C cover their layouts for this m, so that
     // every element CBLAS addresses lies inside the slices; with beta = 0 it does not read C.
     unsafe {

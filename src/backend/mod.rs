@@ -20,6 +20,9 @@ mod cpu;
 mod epilogue;
 mod f32_only;
 
+#[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
+pub use blas::set_blas_threads;
+
 /// The name of a backend: an open set, since loaded shims bring their own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(Cow<'static, str>);

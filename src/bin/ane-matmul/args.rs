@@ -1,0 +1,224 @@
+//! What the command line accepts.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ane_matmul::{Activation, BackendId, CompileOptions, Device, ElementType, ElementTypes, Threads};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Matrix products compiled once and run many times, on every engine of this machine.
+#[derive(Debug, Parser)]
+#[command(version, about, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List every known backend, here or not and why, and what this machine is.
+    Devices(DevicesArgs),
+    /// Multiply two NumPy files into a third.
+    Multiply(MultiplyArgs),
+    /// Time every backend of this machine on the same products, side by side.
+    Compare(CompareArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Multiply two NumPy files into a third: C = activation(A B + bias).
+///
+/// Files hold f32 or f64 (big-endian is converted), in C or Fortran order, with 2 dimensions, or 3
+/// for a batch; a matrix multiplies every item of a batch. f64 is rounded to f32 for the product.
+/// NaN and infinity propagate. The result is written whole or not at all; a symbolic link at its
+/// path is replaced, not followed.
+#[derive(Debug, Args)]
+pub(crate) struct MultiplyArgs {
+    /// The left factor, m x k (.npy).
+    pub(crate) a: PathBuf,
+    /// The right factor, k x n (.npy).
+    pub(crate) b: PathBuf,
+    /// Where to write the result (.npy).
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// The backend to use; `ane-matmul devices` lists them.
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub(crate) backend: String,
+    /// The type that the product is computed in; sums are in f32 (int8: in int32).
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) precision: Precision,
+    /// The type of the result; by default the widest type of the inputs.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) output_type: Option<OutputType>,
+    /// The file holds A transposed: k x m.
+    #[arg(long)]
+    pub(crate) transpose_a: bool,
+    /// The file holds B transposed: n x k.
+    #[arg(long)]
+    pub(crate) transpose_b: bool,
+    /// A vector of n elements to add to every row (.npy).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bias: Option<PathBuf>,
+    /// The function to apply to every element of the result.
+    #[arg(long, value_name = "NAME", default_value = "none", value_parser = activation_parser())]
+    pub(crate) activation: String,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    /// Verify the result before it is written: the linear part by Freivalds' method, and with a
+    /// bias or an activation random rows against a float64 recomputation.
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// Time every backend of this machine on the same f32 products, side by side.
+///
+/// Every result is verified against a float64 reference before anything is timed. Samples of the
+/// backends are interleaved, so that all of them meet the same disturbances.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// Square products to time, by their size [default: 256,512,1024,2048 unless --shapes is given].
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub(crate) sizes: Vec<usize>,
+    /// Products to time, as MxNxK: an M x K matrix by a K x N matrix.
+    #[arg(long, value_name = "MxNxK,...", value_delimiter = ',')]
+    pub(crate) shapes: Vec<Shape>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    /// The backends to time [default: all that are here].
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub(crate) backend: Vec<String>,
+    /// Samples to take of each backend and product [default: 7 to 101, by the product's time].
+    #[arg(long, value_name = "N")]
+    pub(crate) samples: Option<NonZeroUsize>,
+    /// Write the figures to a file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Draw GFLOP/s by size into a file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ThreadArgs {
+    /// CPU threads, at least 1 [default: as many as this process may use].
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+impl ThreadArgs {
+    /// The options to compile with. A BLAS that can be told the number of threads is told.
+    pub(crate) fn options(&self) -> CompileOptions {
+        let threads = self.threads.map_or(Threads::Auto, Threads::Count);
+        #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
+        if let Some(count) = self.threads {
+            ane_matmul::set_blas_threads(count);
+        }
+        CompileOptions::default().threads(threads).device(Device::Unknown)
+    }
+}
+
+/// Types to compute a product in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit integers.
+    Int8,
+}
+
+impl Precision {
+    pub(crate) const fn types(self) -> ElementTypes {
+        match self {
+            Self::F32 => ElementTypes::F32,
+            Self::F16 => ElementTypes::F16,
+            Self::Bf16 => ElementTypes::BF16,
+            Self::Int8 => ElementTypes::INT8,
+        }
+    }
+}
+
+/// Types that results are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputType {
+    /// 32-bit floats.
+    F32,
+    /// 64-bit floats.
+    F64,
+}
+
+impl OutputType {
+    /// The widest of some element types.
+    pub(crate) fn widest(types: impl IntoIterator<Item = ElementType>) -> Self {
+        if types.into_iter().any(|element| element == ElementType::F64) { Self::F64 } else { Self::F32 }
+    }
+}
+
+fn activation_parser() -> PossibleValuesParser {
+    PossibleValuesParser::new(Activation::ALL.map(Activation::name))
+}
+
+/// The dimensions of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let dims: Option<Vec<usize>> = text.split(['x', 'X']).map(|dim| dim.trim().parse().ok()).collect();
+        match dims.as_deref() {
+            Some(&[m, n, k]) => Ok(Self { m, n, k }),
+            _ => Err("expected three whole numbers as MxNxK, such as 32x3072x768".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&format!("{}x{}x{}", self.m, self.n, self.k))
+    }
+}
+
+/// A backend by its name on the command line.
+pub(crate) fn backend_id(name: &str) -> BackendId {
+    BackendId::new(name.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shapes() {
+        assert_eq!("32x3072x768".parse(), Ok(Shape { m: 32, n: 3072, k: 768 }));
+        for bad in ["", "1x2", "1x2x3x4", "ax2x3", "-1x2x3", "1 2 3"] {
+            assert!(bad.parse::<Shape>().is_err(), "{bad}");
+        }
+    }
+}

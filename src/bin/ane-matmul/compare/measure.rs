@@ -1,0 +1,199 @@
+//! Timing backends on one product, interleaved.
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use ane_matmul::accuracy::Reference;
+use ane_matmul::{BackendId, Backends, CompileOptions, Error, Executor, Inputs, MatMul, Tensor};
+use indicatif::ProgressBar;
+
+use crate::args::Shape;
+use crate::failure::{Failure, Output};
+
+/// A sample lasts at least this long, so that the clock's own time does not count.
+const SAMPLE_TIME: Duration = Duration::from_micros(500);
+
+/// The samples of one backend on one product should take about this long, ...
+const BUDGET: Duration = Duration::from_millis(1500);
+
+/// ... within these numbers of samples.
+const SAMPLES: std::ops::RangeInclusive<usize> = 7..=101;
+
+/// Standard deviation of the operands: that of the project's origin.
+const SIGMA: f64 = 0.02;
+
+/// One backend on one product.
+#[derive(Debug, Clone)]
+pub(crate) struct Timing {
+    pub(crate) backend: BackendId,
+    pub(crate) shape: Shape,
+    pub(crate) threads: Option<usize>,
+    pub(crate) compile_ns: u128,
+    pub(crate) median_ns: f64,
+    pub(crate) min_ns: f64,
+    pub(crate) samples: usize,
+    pub(crate) gflops: f64,
+    pub(crate) max_abs_error: f64,
+    pub(crate) error_bound: f64,
+    pub(crate) worst_ratio: f64,
+}
+
+/// Everything that was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    pub(crate) timings: Vec<Timing>,
+    pub(crate) refused: Vec<(BackendId, Shape, String)>,
+    pub(crate) notes: Vec<String>,
+}
+
+struct Candidate {
+    timing: Timing,
+    executor: Executor,
+    output: Tensor<f32>,
+    runs_per_sample: usize,
+    samples_ns: Vec<f64>,
+}
+
+impl Candidate {
+    /// The time of one run, averaged over a sample.
+    #[allow(clippy::cast_precision_loss, reason = "nanoseconds and counts far below 2^53")]
+    fn sample(&mut self, inputs: &Inputs<'_>) -> Output<f64> {
+        let start = Instant::now();
+        for _ in 0..self.runs_per_sample {
+            self.executor.run(inputs, &mut self.output)?;
+        }
+        Ok(start.elapsed().as_nanos() as f64 / self.runs_per_sample as f64)
+    }
+}
+
+/// Verifies and times every backend on one product.
+pub(crate) fn measure(
+    backends: &Backends,
+    ids: &[BackendId],
+    shape: Shape,
+    options: &CompileOptions,
+    samples: Option<NonZeroUsize>,
+    progress: &ProgressBar,
+    measured: &mut Measured,
+) -> Output {
+    let product = MatMul::new(shape.m, shape.n, shape.k)?;
+    progress.set_message(format!("{shape}: computing the float64 reference"));
+    let a = Tensor::random_normal_f32(shape.m, shape.k, SIGMA, 1)?;
+    let b = Tensor::random_normal_f32(shape.k, shape.n, SIGMA, 2)?;
+    let inputs = Inputs::new(&a).b(&b);
+    let reference = Reference::new(&product, &inputs, None)?;
+    let error_bound = reference.bounds().iter().copied().fold(0.0, f64::max);
+
+    let mut candidates = Vec::new();
+    for id in ids {
+        progress.set_message(format!("{shape}: verifying {id}"));
+        let compiled = match backends.compile(id, &product, None, options) {
+            Ok(compiled) => compiled,
+            Err(Error::Refused { refusal, .. }) => {
+                measured.refused.push((id.clone(), shape, refusal.to_string()));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let report = compiled.report();
+        if let Some(note) = report.note {
+            let note = format!("{id}: {note}");
+            if !measured.notes.contains(&note) {
+                measured.notes.push(note);
+            }
+        }
+        let mut output = Tensor::filled(shape.m, shape.n, f32::NAN)?;
+        let mut executor = compiled.executor()?;
+        executor.run(&inputs, &mut output)?;
+        let deviation = reference.compare(&output)?;
+        if !deviation.is_within_bound() {
+            return Err(Failure::new(format!(
+                "{id} is wrong at {shape}: {} elements beyond their error bound, the worst by {:.3e} times; it is not timed; please report this",
+                deviation.violations, deviation.worst_ratio
+            )));
+        }
+        candidates.push(Candidate {
+            timing: Timing {
+                backend: id.clone(),
+                shape,
+                threads: report.threads,
+                compile_ns: report.compile_time.as_nanos(),
+                median_ns: 0.0,
+                min_ns: 0.0,
+                samples: 0,
+                gflops: 0.0,
+                max_abs_error: deviation.max_abs_error,
+                error_bound,
+                worst_ratio: deviation.worst_ratio,
+            },
+            executor,
+            output,
+            runs_per_sample: 1,
+            samples_ns: Vec::new(),
+        });
+    }
+    progress.set_message(format!("{shape}: timing"));
+    time(&mut candidates, &inputs, samples.map(usize::from), progress)?;
+    for mut candidate in candidates {
+        finish(&mut candidate.timing, &mut candidate.samples_ns, product.flops());
+        measured.timings.push(candidate.timing);
+    }
+    Ok(())
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, small numbers")]
+fn time(
+    candidates: &mut [Candidate],
+    inputs: &Inputs<'_>,
+    samples: Option<usize>,
+    progress: &ProgressBar,
+) -> Output {
+    let mut slowest_ns = 1f64;
+    for candidate in candidates.iter_mut() {
+        // The first run after verification still meets cold caches and sleeping threads.
+        candidate.sample(inputs)?;
+        let once_ns = candidate.sample(inputs)?.max(1.0);
+        candidate.runs_per_sample = (SAMPLE_TIME.as_nanos() as f64 / once_ns).ceil().max(1.0) as usize;
+        slowest_ns = slowest_ns.max(once_ns * candidate.runs_per_sample as f64);
+    }
+    let fitting = (BUDGET.as_nanos() as f64 / slowest_ns) as usize;
+    let samples = samples.unwrap_or_else(|| fitting.clamp(*SAMPLES.start(), *SAMPLES.end()));
+    for _ in 0..samples {
+        for candidate in candidates.iter_mut() {
+            let sample_ns = candidate.sample(inputs)?;
+            candidate.samples_ns.push(sample_ns);
+        }
+        progress.tick();
+    }
+    Ok(())
+}
+
+fn finish(timing: &mut Timing, samples_ns: &mut [f64], flops: f64) {
+    samples_ns.sort_by(f64::total_cmp);
+    timing.samples = samples_ns.len();
+    timing.median_ns = median(samples_ns);
+    timing.min_ns = samples_ns.first().copied().unwrap_or(0.0);
+    timing.gflops = if timing.median_ns > 0.0 { flops / timing.median_ns } else { 0.0 };
+}
+
+/// The median of sorted numbers; 0 of none.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => 0.0,
+        length if length % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[]).to_bits(), 0f64.to_bits());
+        assert!((median(&[1.0, 2.0, 10.0]) - 2.0).abs() < 1e-12);
+        assert!((median(&[1.0, 2.0, 4.0, 10.0]) - 3.0).abs() < 1e-12);
+    }
+}

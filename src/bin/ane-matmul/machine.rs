@@ -1,0 +1,89 @@
+//! What this machine is.
+
+use serde_json::{Value, json};
+
+/// Facts about the machine that figures depend on.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    pub(crate) allowed_threads: usize,
+    pub(crate) instruction_sets: Vec<&'static str>,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        let allowed_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cpu: cpu_model().unwrap_or_else(|| "unknown".into()),
+            cores: cores().unwrap_or(allowed_threads),
+            allowed_threads,
+            instruction_sets: instruction_sets(),
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "cpu": self.cpu,
+            "cores": self.cores,
+            "allowed_threads": self.allowed_threads,
+            "instruction_sets": self.instruction_sets,
+            "arch": std::env::consts::ARCH,
+            "os": std::env::consts::OS,
+            "ane_matmul_version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+}
+
+#[cfg(target_vendor = "apple")]
+fn sysctl(name: &str) -> Option<String> {
+    let output = std::process::Command::new("/usr/sbin/sysctl").args(["-n", name]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
+
+#[cfg(target_vendor = "apple")]
+fn cpu_model() -> Option<String> {
+    sysctl("machdep.cpu.brand_string")
+}
+
+#[cfg(target_vendor = "apple")]
+fn cores() -> Option<usize> {
+    sysctl("hw.physicalcpu")?.parse().ok()
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn cpu_model() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let value = |key: &str| {
+        info.lines()
+            .find(|line| line.starts_with(key))
+            .and_then(|line| line.split_once(':'))
+            .map(|(_, v)| v.trim().to_owned())
+    };
+    // arm64 kernels name the implementer and the part, but no model.
+    value("model name").or_else(|| {
+        Some(format!("arm64 implementer {} part {}", value("CPU implementer")?, value("CPU part")?))
+    })
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn cores() -> Option<usize> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    Some(info.lines().filter(|line| line.starts_with("processor")).count()).filter(|&count| count > 0)
+}
+
+/// The instruction sets that matter to matrix products and that this CPU has.
+fn instruction_sets() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    macro_rules! detect {
+        ($macro:ident: $($name:tt),*) => {
+            $(if std::arch::$macro!($name) { found.push($name); })*
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    detect!(is_x86_feature_detected: "sse4.2", "avx", "f16c", "fma", "avx2", "avxvnni", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "avx512fp16");
+    #[cfg(target_arch = "aarch64")]
+    detect!(is_aarch64_feature_detected: "neon", "fp16", "dotprod", "bf16", "i8mm", "sve", "sve2");
+    found
+}

@@ -1,0 +1,48 @@
+//! The command line of ane-matmul.
+
+mod args;
+mod check;
+mod compare;
+mod devices;
+mod failure;
+mod machine;
+mod multiply;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use args::{Cli, Command};
+use failure::{Failure, Output};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Err(Failure::Message(message)) => {
+            // One line, whatever a library's message looks like.
+            eprintln!("error: {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(command: Command) -> Output {
+    match command {
+        Command::Devices(args) => devices::run(&args),
+        Command::Multiply(args) => multiply::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ane-matmul", &mut script);
+            failure::print_bytes(&script)
+        }
+    }
+}
+
+/// The backends of this process.
+fn backends() -> ane_matmul::Backends {
+    ane_matmul::Backends::new()
+}

@@ -1,0 +1,158 @@
+//! `ane-matmul multiply`.
+
+use std::path::Path;
+
+use ane_matmul::npy::{self, NpyTensor};
+use ane_matmul::{Activation, Inputs, Layout, MatMul, Operand, Tensor, TensorView, WholeFile};
+
+use crate::args::{MultiplyArgs, OutputType, backend_id};
+use crate::check;
+use crate::failure::{Failure, Output, print};
+
+/// The f32 operands of a product.
+pub(crate) struct Operands {
+    pub(crate) product: MatMul,
+    a: Tensor<f32>,
+    b: Tensor<f32>,
+    bias: Option<Tensor<f32>>,
+}
+
+impl Operands {
+    /// A matrix stands for every item of the batch.
+    fn view<'a>(tensor: &'a Tensor<f32>, layout: &Layout) -> Output<TensorView<'a, f32>> {
+        Ok(TensorView::with_layout(tensor.data(), *layout)?)
+    }
+
+    pub(crate) fn a(&self) -> Output<TensorView<'_, f32>> {
+        Self::view(&self.a, self.product.a())
+    }
+
+    pub(crate) fn b(&self) -> Output<TensorView<'_, f32>> {
+        Self::view(&self.b, self.product.b())
+    }
+
+    pub(crate) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_ref().map(Tensor::data)
+    }
+
+    pub(crate) fn inputs(&self) -> Output<Inputs<'_>> {
+        let inputs = Inputs::new(self.a()?).b(self.b()?);
+        Ok(match self.bias() {
+            Some(bias) => inputs.bias(bias),
+            None => inputs,
+        })
+    }
+}
+
+pub(crate) fn run(args: &MultiplyArgs) -> Output {
+    let backends = crate::backends();
+    let id = backend_id(&args.backend);
+    backends.info(&id)?;
+    // Fail before the work, not after it.
+    drop(WholeFile::create(&args.output)?);
+
+    let a = npy::read(&args.a)?;
+    let b = npy::read(&args.b)?;
+    let bias = args.bias.as_ref().map(npy::read_vector).transpose()?;
+    let types = [Some(&a), Some(&b), bias.as_ref()].into_iter().flatten().map(NpyTensor::element_type);
+    let output_type = args.output_type.unwrap_or_else(|| OutputType::widest(types));
+    let batched = a.is_batched() || b.is_batched();
+    let product = describe(args, &a, &b, bias.as_ref())?;
+    let options = args.threads.options();
+    backends.supports(&id, &product, &options)?;
+
+    let operands = Operands {
+        a: narrow(&args.a, a)?,
+        b: narrow(&args.b, b)?,
+        bias: args.bias.as_ref().zip(bias).map(|(path, bias)| narrow(path, bias)).transpose()?,
+        product,
+    };
+    let compiled = backends.compile(&id, &operands.product, None, &options)?;
+    if let Some(note) = compiled.report().note {
+        eprintln!("note: {note}");
+    }
+    let (batch, m, n) = (operands.product.batch(), operands.product.m(), operands.product.n());
+    let mut c = if batched { Tensor::<f32>::zeros_batched(batch, m, n)? } else { Tensor::zeros(m, n)? };
+    compiled.executor()?.run(&operands.inputs()?, &mut c)?;
+    if args.check {
+        print(check::verify(&backends, &id, &options, &operands, &c)?)?;
+    }
+    match output_type {
+        OutputType::F32 => npy::write(&args.output, &c)?,
+        OutputType::F64 => npy::write(&args.output, &c.to_f64()?)?,
+    }
+    Ok(())
+}
+
+/// Describes the product of the files, or says which shapes do not fit.
+fn describe(args: &MultiplyArgs, a: &NpyTensor, b: &NpyTensor, bias: Option<&NpyTensor>) -> Output<MatMul> {
+    let (a_view, b_view) = (a.view(), b.view());
+    let (la, lb) = (a_view.layout(), b_view.layout());
+    let (m, k) = if args.transpose_a { (la.cols(), la.rows()) } else { (la.rows(), la.cols()) };
+    let (k_of_b, n) = if args.transpose_b { (lb.cols(), lb.rows()) } else { (lb.rows(), lb.cols()) };
+    if k != k_of_b {
+        return Err(Failure::new(format!(
+            "shapes do not fit: {}{} is {m}x{k} and {}{} is {k_of_b}x{n}; the columns of the first must equal the rows of the second (see --transpose-a and --transpose-b)",
+            args.a.display(),
+            if args.transpose_a { " transposed" } else { "" },
+            args.b.display(),
+            if args.transpose_b { " transposed" } else { "" },
+        )));
+    }
+    let batch = match (a.is_batched(), b.is_batched()) {
+        (true, true) if la.batch() != lb.batch() => {
+            return Err(Failure::new(format!(
+                "shapes do not fit: {} holds {} matrices and {} holds {}; batches must be of the same size",
+                args.a.display(),
+                la.batch(),
+                args.b.display(),
+                lb.batch()
+            )));
+        }
+        (true, _) => la.batch(),
+        (false, _) => lb.batch(),
+    };
+    if let Some(bias) = bias {
+        let length = bias.view().layout().cols();
+        if length != n {
+            return Err(Failure::new(format!(
+                "bias: expected {n} elements (the columns of the result), got {length}"
+            )));
+        }
+    }
+    let mut builder = MatMul::builder(m, n, k)
+        .batch(batch)
+        .transpose_a(args.transpose_a)
+        .transpose_b(args.transpose_b)
+        .bias(bias.is_some())
+        .activation(args.activation.parse::<Activation>().map_err(Failure::new)?)
+        .types(args.precision.types());
+    if !a.is_batched() {
+        builder = builder.batch_stride(Operand::A, 0);
+    }
+    if !b.is_batched() {
+        builder = builder.batch_stride(Operand::B, 0);
+    }
+    Ok(builder.build()?)
+}
+
+/// Rounds to f32, and says so when numbers are lost.
+fn narrow(path: &Path, tensor: NpyTensor) -> Output<Tensor<f32>> {
+    match tensor {
+        NpyTensor::F32(tensor) => Ok(tensor),
+        NpyTensor::F64(wide) => {
+            let tensor = wide.to_f32()?;
+            let lost = wide
+                .data()
+                .iter()
+                .zip(tensor.data())
+                .filter(|(wide, x)| wide.is_finite() && x.is_infinite())
+                .count();
+            if lost > 0 {
+                eprintln!("note: {}: {lost} elements beyond f32's range became infinity", path.display());
+            }
+            Ok(tensor)
+        }
+        _ => Err(Failure::new(format!("{}: unexpected element type", path.display()))),
+    }
+}
