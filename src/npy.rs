@@ -251,7 +251,7 @@ fn element_type(header: &NpyHeader) -> Result<(ElementType, Endianness), String>
     let dtype = header.dtype();
     let refuse = || {
         let hint = "expected float32 or float64: convert it in NumPy with array.astype(numpy.float32)";
-        Err(format!("has elements of type {}; {hint}", dtype.descr()))
+        Err(format!("has elements of type {}; {hint}", dtype.descr().trim_matches('\'')))
     };
     let DType::Plain(plain) = &dtype else { return refuse() };
     match (plain.type_char(), plain.size_field()) {

@@ -143,7 +143,12 @@ impl CompiledProduct for BlasProduct {
     }
 
     fn facts(&self) -> Facts {
-        Facts { bytes_held: size_of::<Plan>(), observed: Device::Cpu, threads: None, note: self.note.clone() }
+        Facts {
+            bytes_held: size_of::<Plan>(),
+            observed: Device::Cpu,
+            threads: threads(),
+            note: self.note.clone(),
+        }
     }
 }
 

@@ -1,0 +1,467 @@
+//! The command line, end to end.
+#![cfg(feature = "cli")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use ane_matmul::npy::{self, NpyTensor};
+use ane_matmul::{Activation, Tensor};
+
+struct Workplace(tempfile::TempDir);
+
+impl Workplace {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn save<T: ane_matmul::Element + npyz::AutoSerialize>(&self, name: &str, tensor: &Tensor<T>) -> PathBuf {
+        let path = self.path(name);
+        npy::write(&path, tensor).expect("a NumPy file");
+        path
+    }
+
+    fn bytes(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, bytes).expect("a file");
+        path
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn run(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+    command.args(args.iter().map(AsRef::as_ref)).output().expect("the command line runs")
+}
+
+fn multiply(a: &Path, b: &Path, c: &Path, more: &[&str]) -> Output {
+    let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"multiply", &a, &b, &"-o", &c];
+    args.extend(more.iter().map(|arg| arg as &dyn AsRef<std::ffi::OsStr>));
+    run(&args)
+}
+
+/// Asserts success and returns standard output.
+#[track_caller]
+fn succeeded(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+/// Asserts status 1 with one line `error: ...` that contains `text`, and nothing on standard output.
+#[track_caller]
+fn failed(output: &Output, text: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with("error: "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains(text), "expected {text:?} in: {stderr}");
+    assert!(output.stdout.is_empty());
+}
+
+#[track_caller]
+fn usage(output: &Output, text: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains(text), "expected {text:?} in: {stderr}");
+}
+
+fn integers(rows: usize, cols: usize) -> Tensor<f32> {
+    Tensor::from_fn(rows, cols, |r, c| f32::from(u8::try_from((r * 7 + c * 3) % 5).unwrap()) - 2.0).unwrap()
+}
+
+fn product(a: &Tensor<f32>, b: &Tensor<f32>) -> Vec<f32> {
+    let (m, n, k) = (a.rows(), b.cols(), a.cols());
+    (0..m * n).map(|i| (0..k).map(|p| a.data()[i / n * k + p] * b.data()[p * n + i % n]).sum()).collect()
+}
+
+fn read_f32(path: &Path) -> Tensor<f32> {
+    match npy::read(path).expect("a result") {
+        NpyTensor::F32(tensor) => tensor,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn multiply_writes_the_product() {
+    let place = Workplace::new();
+    let (a, b) = (integers(3, 5), integers(5, 4));
+    let (pa, pb, pc) = (place.save("a.npy", &a), place.save("b.npy", &b), place.path("c.npy"));
+    assert_eq!(succeeded(&multiply(&pa, &pb, &pc, &[])), "");
+    let c = read_f32(&pc);
+    assert_eq!((c.rows(), c.cols(), c.data()), (3, 4, product(&a, &b).as_slice()));
+    assert_eq!(place.names(), ["a.npy", "b.npy", "c.npy"]);
+}
+
+#[test]
+fn transposes_bias_activation_threads_and_check() {
+    let place = Workplace::new();
+    let (a, b) = (integers(30, 50), integers(50, 40));
+    let pa = place.save("a.npy", &a.transposed().unwrap());
+    let pb = place.save("b.npy", &b.transposed().unwrap());
+    let bias = place.save("bias.npy", &Tensor::filled(1, 40, 0.5f32).unwrap());
+    let pc = place.path("c.npy");
+    let bias = bias.to_str().unwrap();
+    let arguments = [
+        "--transpose-a",
+        "--transpose-b",
+        "--bias",
+        bias,
+        "--activation",
+        "relu",
+        "--threads",
+        "2",
+        "--check",
+    ];
+    let text = succeeded(&multiply(&pa, &pb, &pc, &arguments));
+    assert!(text.contains("Freivalds' method, 20 rounds, failure probability at most 9.54e-7"), "{text}");
+    assert!(text.contains("16 random rows recomputed in float64"), "{text}");
+    let expected: Vec<f32> = product(&a, &b).iter().map(|x| (x + 0.5).max(0.0)).collect();
+    assert_eq!(read_f32(&pc).data(), expected);
+    for activation in Activation::ALL {
+        let text = succeeded(&multiply(
+            &pa,
+            &pb,
+            &pc,
+            &["--transpose-a", "--transpose-b", "--activation", activation.name(), "--check"],
+        ));
+        assert!(text.contains("check passed"), "{text}");
+    }
+}
+
+#[test]
+fn the_result_has_the_widest_input_type_or_the_one_asked_for() {
+    let place = Workplace::new();
+    let narrow = place.save("a.npy", &integers(2, 2));
+    let wide = place.save("b.npy", &integers(2, 2).to_f64().unwrap());
+    let c = place.path("c.npy");
+    for (a, b, more, expect_wide) in [
+        (&narrow, &narrow, &[][..], false),
+        (&narrow, &wide, &[], true),
+        (&wide, &narrow, &[], true),
+        (&wide, &wide, &["--output-type", "f32"], false),
+        (&narrow, &narrow, &["--output-type", "f64"], true),
+    ] {
+        succeeded(&multiply(a, b, &c, more));
+        assert_eq!(matches!(npy::read(&c).unwrap(), NpyTensor::F64(_)), expect_wide, "{more:?}");
+    }
+}
+
+#[test]
+fn batches_and_shared_matrices() {
+    let place = Workplace::new();
+    let batch =
+        Tensor::from_vec_batched([integers(3, 5).data(), integers(3, 5).data()].concat(), 2, 3, 5).unwrap();
+    let (pa, pb) = (place.save("a.npy", &batch), place.save("b.npy", &integers(5, 4)));
+    let c = place.path("c.npy");
+    succeeded(&multiply(&pa, &pb, &c, &["--check"]));
+    let expected = product(&integers(3, 5), &integers(5, 4));
+    let result = read_f32(&c);
+    assert!(result.is_batched());
+    assert_eq!(result.data(), [expected.as_slice(), &expected].concat());
+    let three = place.save("three.npy", &Tensor::<f32>::zeros_batched(3, 5, 4).unwrap());
+    failed(&multiply(&pa, &three, &c, &[]), "holds 2 matrices and");
+}
+
+#[test]
+fn zero_and_one_are_dimensions() {
+    let place = Workplace::new();
+    for (m, n, k) in [(0, 3, 2), (3, 0, 2), (3, 2, 0), (1, 1, 1), (0, 0, 0)] {
+        let a = place.save("a.npy", &integers(m, k));
+        let b = place.save("b.npy", &integers(k, n));
+        let c = place.path("c.npy");
+        succeeded(&multiply(&a, &b, &c, &["--check"]));
+        let result = read_f32(&c);
+        assert_eq!((result.rows(), result.cols()), (m, n));
+        assert_eq!(result.data(), product(&integers(m, k), &integers(k, n)));
+    }
+}
+
+#[test]
+fn nan_and_infinity_propagate() {
+    let place = Workplace::new();
+    let mut a = integers(3, 3);
+    a.data_mut()[0] = f32::NAN;
+    a.data_mut()[4] = f32::INFINITY;
+    let b = Tensor::filled(3, 2, 1f32).unwrap();
+    let c = place.path("c.npy");
+    let output = multiply(&place.save("a.npy", &a), &place.save("b.npy", &b), &c, &["--check"]);
+    assert!(succeeded(&output).contains("not covered: 2 rows and 0 columns"));
+    let c = read_f32(&c);
+    assert!(c.data()[0].is_nan() && c.data()[2].is_infinite() && c.data()[4].is_finite());
+}
+
+#[test]
+fn numbers_beyond_f32_become_infinity_and_are_counted() {
+    let place = Workplace::new();
+    let a = place.save("a.npy", &Tensor::filled(1, 2, 1e300).unwrap());
+    let b = place.save("b.npy", &Tensor::filled(2, 1, 1.0).unwrap());
+    let c = place.path("c.npy");
+    let output = multiply(&a, &b, &c, &[]);
+    succeeded(&output);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("2 elements beyond f32's range"));
+    assert_eq!(npy::read(&c).unwrap().view().get(0, 0, 0), Some(f64::INFINITY));
+}
+
+#[test]
+fn bad_input_is_an_error_and_leaves_the_output_alone() {
+    let place = Workplace::new();
+    let a = place.save("a.npy", &integers(3, 5));
+    let b = place.save("b.npy", &integers(5, 4));
+    let c = place.bytes("c.npy", b"precious");
+    let good = fs::read(&a).unwrap();
+    let truncated = place.bytes("truncated.npy", &good[..good.len() - 3]);
+    let longer = place.bytes("longer.npy", &[good.as_slice(), b"xyz"].concat());
+    let text = place.bytes("text.npy", b"1 2 3\n");
+    let header = |descr: &str, shape: &str| {
+        let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend([0; 64]);
+        bytes
+    };
+    let complex = place.bytes("complex.npy", &header("<c8", "(2, 4)"));
+    let int64 = place.bytes("int64.npy", &header("<i8", "(2, 4)"));
+    let huge = place.bytes("huge.npy", &header("<f4", "(4294967296, 4294967296, 4294967296)"));
+    let flat = place.bytes("flat.npy", &header("<f4", "(16,)"));
+    let wide = place.save("wide.npy", &integers(4, 4));
+    let bias = place.save("bias.npy", &Tensor::filled(1, 3, 0f32).unwrap());
+    let missing = place.path("missing.npy");
+
+    failed(&multiply(&missing, &b, &c, &[]), "missing.npy: read: No such file");
+    failed(&multiply(&truncated, &b, &c, &[]), "is truncated");
+    failed(&multiply(&longer, &b, &c, &[]), "3 bytes after its array");
+    failed(&multiply(&text, &b, &c, &[]), "is not a NumPy file");
+    failed(&multiply(&complex, &b, &c, &[]), "elements of type <c8");
+    failed(&multiply(&int64, &b, &c, &[]), "elements of type <i8");
+    failed(&multiply(&huge, &b, &c, &[]), "overflow");
+    failed(&multiply(&flat, &b, &c, &[]), "has shape (16)");
+    failed(&multiply(&a, &wide, &c, &[]), "shapes do not fit");
+    failed(&multiply(&a, &b, &c, &["--bias", bias.to_str().unwrap()]), "expected 4 elements");
+    failed(&multiply(&a, &b, &c, &["--backend", "cuda"]), "known backends: cpu");
+    failed(&multiply(&a, &b, &c, &["--precision", "int8"]), "runs f32 only");
+    if !cfg!(target_vendor = "apple") {
+        failed(&multiply(&a, &b, &c, &["--backend", "metal"]), "Metal exists on macOS and iOS only");
+    }
+    failed(&multiply(place.0.path(), &b, &c, &[]), "is not a regular file");
+    assert_eq!(fs::read(&c).unwrap(), b"precious");
+
+    failed(&multiply(&a, &b, place.0.path(), &[]), "is a directory");
+    failed(&multiply(&a, &b, &place.path("no/such/c.npy"), &[]), "No such file");
+    usage(&multiply(&a, &b, &c, &["--threads", "0"]), "--threads");
+    usage(&multiply(&a, &b, &c, &["--threads", "-1"]), "--threads");
+    usage(&multiply(&a, &b, &c, &["--activation", "swish"]), "silu");
+    usage(&multiply(&a, &b, &c, &["--precision", "f8"]), "bf16");
+    usage(&run(&[&"multiply", &a, &b]), "--output");
+    usage(&run(&[&"frobnicate"]), "frobnicate");
+    usage(&run(&[]), "Usage");
+    assert_eq!(fs::read(&c).unwrap(), b"precious");
+    assert!(!place.names().iter().any(|name| name.contains(".part")), "{:?}", place.names());
+}
+
+#[cfg(unix)]
+#[test]
+fn an_unwritable_or_unreadable_path_is_an_error() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Workplace::new();
+    let (a, b) = (place.save("a.npy", &integers(2, 2)), place.save("b.npy", &integers(2, 2)));
+    failed(&multiply(&a, &b, Path::new("/proc/c.npy"), &[]), "/proc/c.npy: write:");
+    // The superuser may read and write everything: nothing to see then.
+    let locked = place.path("locked");
+    fs::create_dir(&locked).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(locked.join("probe"), "").is_err() {
+        failed(&multiply(&a, &b, &locked.join("c.npy"), &[]), "Permission denied");
+        fs::set_permissions(&a, fs::Permissions::from_mode(0)).unwrap();
+        failed(&multiply(&a, &b, &place.path("c.npy"), &[]), "Permission denied");
+    } else {
+        println!("not run as the superuser: permission errors");
+    }
+}
+
+#[test]
+fn devices_lists_every_known_backend() {
+    let text = succeeded(&run(&[&"devices"]));
+    let json: serde_json::Value = serde_json::from_str(&succeeded(&run(&[&"devices", &"--json"]))).unwrap();
+    let backends = json["backends"].as_array().unwrap();
+    for name in ["cpu", "blas", "accelerate", "metal", "mpsgraph"] {
+        assert!(text.contains(name), "{text}");
+        let entry = backends.iter().find(|entry| entry["backend"] == name).unwrap();
+        assert!(entry["available"] == true || entry["reason"].is_string(), "{entry}");
+    }
+    assert!(json["machine"]["cpu"].is_string());
+    assert!(json["machine"]["cores"].as_u64() > Some(0));
+    assert!(json["machine"]["instruction_sets"].is_array());
+}
+
+#[test]
+fn compare_keeps_its_contract() {
+    let place = Workplace::new();
+    let (json, svg) = (place.path("out.json"), place.path("out.svg"));
+    let text = succeeded(&run(&[
+        &"compare",
+        &"--sizes",
+        &"8,16",
+        &"--shapes",
+        &"3x5x7,0x2x2",
+        &"--samples",
+        &"3",
+        &"--threads",
+        &"1",
+        &"--json",
+        &json,
+        &"--svg",
+        &svg,
+    ]));
+    for word in ["8x8x8", "16x16x16", "3x5x7", "0x2x2", "GFLOP/s", "of best", "winner", "crossover", "cpu"] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    for key in ["machine", "results", "unavailable", "winners", "crossover"] {
+        assert!(json.get(key).is_some(), "{key}");
+    }
+    let results = json["results"].as_array().unwrap();
+    assert!(results.len() >= 4);
+    for result in results {
+        for key in [
+            "batch",
+            "m",
+            "n",
+            "k",
+            "compile_ns",
+            "median_ns",
+            "min_ns",
+            "gflops",
+            "max_abs_error",
+            "error_bound",
+        ] {
+            assert!(result[key].is_number(), "{key} in {result}");
+        }
+        assert_eq!(result["precision"], "f32");
+        assert!(result["backend"].is_string());
+        assert!(result["max_abs_error"].as_f64() <= result["error_bound"].as_f64());
+        assert!(result["min_ns"].as_f64() <= result["median_ns"].as_f64());
+    }
+    assert!(results.iter().filter(|result| result["backend"] == "cpu").all(|result| result["threads"] == 1));
+    assert_eq!(json["winners"].as_array().unwrap().len(), 4);
+    for entry in json["unavailable"].as_array().unwrap() {
+        assert!(entry["backend"].is_string() && entry["reason"].is_string());
+        assert!(text.contains(&format!("not here: {}", entry["backend"].as_str().unwrap())), "{text}");
+    }
+    let picture = fs::read_to_string(&svg).unwrap();
+    assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
+    assert!(picture.contains("GFLOP/s") && picture.contains("cpu"));
+}
+
+#[test]
+fn compare_refuses_bad_requests() {
+    let place = Workplace::new();
+    failed(&run(&[&"compare", &"--backend", &"cpu,cuda"]), "unknown backend `cuda`");
+    failed(&run(&[&"compare", &"--sizes", &"8", &"--json", &place.0.path()]), "is a directory");
+    failed(&run(&[&"compare", &"--sizes", &"18446744073709551615"]), "overflow");
+    failed(&run(&[&"compare", &"--sizes", &"100000000"]), "out of memory");
+    usage(&run(&[&"compare", &"--sizes", &"x"]), "invalid digit");
+    usage(&run(&[&"compare", &"--shapes", &"3x4"]), "MxNxK");
+    usage(&run(&[&"compare", &"--samples", &"0"]), "--samples");
+    usage(&run(&[&"compare", &"--threads", &"0"]), "--threads");
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    for arguments in [&["devices"][..], &["completions", "bash"], &["--help"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ane-matmul"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn help_and_completions_name_everything() {
+    let help = succeeded(&run(&[&"--help"]));
+    for command in ["devices", "multiply", "compare", "completions"] {
+        assert!(help.contains(command), "{help}");
+    }
+    let help = succeeded(&run(&[&"multiply", &"--help"]));
+    for flag in [
+        "--output",
+        "--backend",
+        "--precision",
+        "--output-type",
+        "--transpose-a",
+        "--transpose-b",
+        "--bias",
+        "--activation",
+        "--threads",
+        "--check",
+    ] {
+        assert!(help.contains(flag), "{flag} in {help}");
+    }
+    let help = succeeded(&run(&[&"compare", &"--help"]));
+    for flag in ["--sizes", "--shapes", "--threads", "--backend", "--samples", "--json", "--svg"] {
+        assert!(help.contains(flag), "{flag} in {help}");
+    }
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        assert!(succeeded(&run(&[&"completions", &shell])).contains("ane-matmul"));
+    }
+    assert!(succeeded(&run(&[&"--version"])).contains(env!("CARGO_PKG_VERSION")));
+}
+
+/// Runs a Python program with NumPy.
+fn python(program: &str, directory: &Path) {
+    let output =
+        Command::new("python3").arg("-c").arg(program).current_dir(directory).output().expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+#[ignore = "needs python3 with numpy; scripts/test runs it"]
+fn numpy_reads_what_is_written_and_the_reverse() {
+    let place = Workplace::new();
+    python(
+        "import numpy as np
+rng = np.random.default_rng(1)
+def integers(*shape): return rng.integers(-4, 5, shape)
+for name, dtype in [('f4', '<f4'), ('f8', '<f8'), ('be', '>f4')]:
+    a, b = integers(3, 17, 29), integers(3, 29, 13)
+    np.save(f'a_{name}.npy', a.astype(dtype)); np.save(f'b_{name}.npy', np.asfortranarray(b.astype(dtype)))
+    np.save(f'c_{name}.npy', a @ b)
+    np.save(f'a2_{name}.npy', np.asfortranarray(a[0].astype(dtype))); np.save(f'b2_{name}.npy', b[0].astype(dtype))
+    np.save(f'c2_{name}.npy', a[0] @ b[0])",
+        place.0.path(),
+    );
+    for name in ["f4", "f8", "be"] {
+        for kind in ["", "2"] {
+            let file = |stem: &str| place.path(&format!("{stem}{kind}_{name}.npy"));
+            succeeded(&multiply(&file("a"), &file("b"), &file("out"), &["--check"]));
+        }
+    }
+    python(
+        "import numpy as np
+for name, dtype in [('f4', np.float32), ('f8', np.float64), ('be', np.float32)]:
+    for kind in ['', '2']:
+        out, c = np.load(f'out{kind}_{name}.npy'), np.load(f'c{kind}_{name}.npy')
+        assert out.dtype == dtype and out.flags.c_contiguous, (name, out.dtype)
+        assert out.shape == c.shape and (out == c).all(), (name, kind)",
+        place.0.path(),
+    );
+}
