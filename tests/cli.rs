@@ -262,7 +262,7 @@ fn bad_input_is_an_error_and_leaves_the_output_alone() {
     failed(&multiply(&a, &b, place.0.path(), &[]), "is a directory");
     failed(&multiply(&a, &b, &place.path("no/such/c.npy"), &[]), "No such file");
     usage(&multiply(&a, &b, &c, &["--threads", "0"]), "--threads");
-    usage(&multiply(&a, &b, &c, &["--threads", "-1"]), "--threads");
+    usage(&multiply(&a, &b, &c, &["--threads=-1"]), "--threads");
     usage(&multiply(&a, &b, &c, &["--activation", "swish"]), "silu");
     usage(&multiply(&a, &b, &c, &["--precision", "f8"]), "bf16");
     usage(&run(&[&"multiply", &a, &b]), "--output");
@@ -426,10 +426,11 @@ fn help_and_completions_name_everything() {
     assert!(succeeded(&run(&[&"--version"])).contains(env!("CARGO_PKG_VERSION")));
 }
 
-/// Runs a Python program with NumPy.
+/// Runs a Python program with NumPy; `PYTHON` may name another interpreter than `python3`.
 fn python(program: &str, directory: &Path) {
+    let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
     let output =
-        Command::new("python3").arg("-c").arg(program).current_dir(directory).output().expect("python runs");
+        Command::new(python).arg("-c").arg(program).current_dir(directory).output().expect("python runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
