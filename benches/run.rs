@@ -1,6 +1,7 @@
 //! What `Executor::run` adds to the inner library, and products of typical sizes.
 //!
 //! `cargo bench --bench run`
+#![allow(missing_docs, reason = "criterion's macros generate public functions")]
 
 use ane_matmul::{Activation, BackendId, CompileOptions, Inputs, MatMul, Tensor, Threads, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

@@ -90,3 +90,7 @@ pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 pub use weights::Weights;
 #[cfg(feature = "npy")]
 pub use whole_file::WholeFile;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -285,7 +285,7 @@ fn an_unwritable_or_unreadable_path_is_an_error() {
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
     if fs::write(locked.join("probe"), "").is_err() {
         failed(&multiply(&a, &b, &locked.join("c.npy"), &[]), "Permission denied");
-        fs::set_permissions(&a, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&a, fs::Permissions::from_mode(0o0)).unwrap();
         failed(&multiply(&a, &b, &place.path("c.npy"), &[]), "Permission denied");
     } else {
         println!("not run as the superuser: permission errors");
