@@ -2,6 +2,7 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(ane_matmul_fresh_bindings)");
     let target_vendor = std::env::var("CARGO_CFG_TARGET_VENDOR").unwrap_or_default();
     if std::env::var_os("CARGO_FEATURE_BLAS").is_some() && target_vendor != "apple" {
         link_blas();

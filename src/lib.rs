@@ -66,6 +66,8 @@ mod random;
 mod refusal;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
+#[allow(unsafe_code, reason = "foreign types")]
+mod sys;
 mod tensor;
 mod view;
 mod weights;
@@ -75,7 +77,7 @@ mod whole_file;
 pub use activation::{Activation, UnknownActivation};
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use backend::set_blas_threads;
-pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, available};
+pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, ShimLibrary, available};
 pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
 pub use executor::{Compiled, Executor, Inputs, Report};

@@ -225,6 +225,15 @@ macro_rules! any_views {
                 }
             }
 
+            /// The first element's address, and the bytes up to the last element's end.
+            pub(crate) fn memory(&self) -> (*const u8, usize) {
+                match self {
+                    $($(#[$meta])* Self::$variant(view) => {
+                        (view.data().as_ptr().cast(), size_of_val(view.data()))
+                    })*
+                }
+            }
+
             /// The element at (`row`, `col`) of item `item` as `f64`, or `None` outside the matrix.
             #[must_use]
             pub fn get(&self, item: usize, row: usize, col: usize) -> Option<f64> {
@@ -235,6 +244,16 @@ macro_rules! any_views {
         }
 
         impl AnyViewMut<'_> {
+            /// The first element's address, and the bytes up to the last element's end.
+            pub(crate) fn memory(&mut self) -> (*mut u8, usize) {
+                match self {
+                    $($(#[$meta])* Self::$variant(view) => {
+                        let bytes = size_of_val(view.data());
+                        (view.data().as_mut_ptr().cast(), bytes)
+                    })*
+                }
+            }
+
             /// Shape and strides.
             #[must_use]
             pub const fn layout(&self) -> &Layout {

@@ -19,6 +19,10 @@ mod blas;
 mod cpu;
 mod epilogue;
 mod f32_only;
+#[allow(unsafe_code, reason = "shims are foreign code")]
+mod shim;
+
+pub use shim::ShimLibrary;
 
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use blas::set_blas_threads;
@@ -169,6 +173,24 @@ impl Backends {
                 state: entry.state.as_ref().map(|backend| info(backend.as_ref())).map_err(Clone::clone),
             })
             .collect()
+    }
+
+    /// Adds a shim under its own name, which is returned. When its device cannot be opened, it is
+    /// listed with the reason, like any backend that is not here.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateBackend`] when a backend of that name is known already.
+    pub fn add(&mut self, shim: ShimLibrary) -> Result<BackendId> {
+        let id = shim.name().clone();
+        if self.entries.iter().any(|entry| entry.id == id) {
+            return Err(Error::DuplicateBackend { backend: id });
+        }
+        let state = shim
+            .into_backend()
+            .map(|backend| Arc::new(backend) as Arc<dyn Backend>)
+            .map_err(|error| error.to_string());
+        self.entries.push(Entry { id: id.clone(), state });
+        Ok(id)
     }
 
     fn get(&self, id: &BackendId) -> Result<&dyn Backend> {

@@ -1,0 +1,210 @@
+//! Descriptions, options and operands as the C ABI wants them.
+
+use crate::activation::Activation;
+use crate::backend::RunArgs;
+use crate::element::ElementType;
+use crate::matmul::MatMul;
+use crate::options::{CompileOptions, Device, Threads};
+use crate::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
+use crate::sys;
+use crate::view::{AnyView, AnyViewMut};
+use crate::weights::Weights;
+
+use super::table::size_u32;
+
+pub(super) fn element_type(element: ElementType) -> sys::ANEType {
+    match element {
+        ElementType::F64 => sys::ANE_TYPE_F64,
+        ElementType::F32 => sys::ANE_TYPE_F32,
+        ElementType::F16 => sys::ANE_TYPE_F16,
+        ElementType::Bf16 => sys::ANE_TYPE_BF16,
+        ElementType::I32 => sys::ANE_TYPE_I32,
+        ElementType::I8 => sys::ANE_TYPE_I8,
+        ElementType::U8 => sys::ANE_TYPE_U8,
+        ElementType::I4 => sys::ANE_TYPE_I4,
+        ElementType::U4 => sys::ANE_TYPE_U4,
+    }
+}
+
+pub(super) fn activation(activation: Activation) -> sys::ANEActivation {
+    match activation {
+        Activation::None => sys::ANE_ACTIVATION_NONE,
+        Activation::Relu => sys::ANE_ACTIVATION_RELU,
+        Activation::Gelu => sys::ANE_ACTIVATION_GELU_ERF,
+        Activation::GeluTanh => sys::ANE_ACTIVATION_GELU_TANH,
+        Activation::Silu => sys::ANE_ACTIVATION_SILU,
+        Activation::Sigmoid => sys::ANE_ACTIVATION_SIGMOID,
+        Activation::Tanh => sys::ANE_ACTIVATION_TANH,
+    }
+}
+
+pub(super) fn device_kind(device: Device) -> sys::ANEDeviceKind {
+    match device {
+        Device::Unknown => sys::ANE_DEVICE_UNKNOWN,
+        Device::Cpu => sys::ANE_DEVICE_CPU,
+        Device::Gpu => sys::ANE_DEVICE_GPU,
+        Device::NeuralEngine => sys::ANE_DEVICE_NEURAL_ENGINE,
+        Device::Mixed => sys::ANE_DEVICE_MIXED,
+    }
+}
+
+pub(super) fn device(kind: sys::ANEDeviceKind) -> Device {
+    match kind {
+        sys::ANE_DEVICE_CPU => Device::Cpu,
+        sys::ANE_DEVICE_GPU => Device::Gpu,
+        sys::ANE_DEVICE_NEURAL_ENGINE => Device::NeuralEngine,
+        sys::ANE_DEVICE_MIXED => Device::Mixed,
+        _ => Device::Unknown,
+    }
+}
+
+pub(super) fn description(product: &MatMul) -> sys::ANEMatMulDesc {
+    let types = product.types();
+    let quantization = product.quantization();
+    let flags = [
+        (product.transpose_a(), sys::ANE_MATMUL_TRANSPOSE_A),
+        (product.transpose_b(), sys::ANE_MATMUL_TRANSPOSE_B),
+        (product.constant_b(), sys::ANE_MATMUL_CONSTANT_B),
+        (product.has_bias(), sys::ANE_MATMUL_BIAS),
+        (product.residual().is_some(), sys::ANE_MATMUL_RESIDUAL),
+        (product.variable_m(), sys::ANE_MATMUL_VARIABLE_M),
+    ];
+    let quantized = quantization.a != QuantA::None
+        || quantization.b != QuantB::None
+        || quantization.output != QuantOutput::None;
+    let (a, b, c) = (product.a(), product.b(), product.c());
+    sys::ANEMatMulDesc {
+        struct_size: size_u32::<sys::ANEMatMulDesc>(),
+        flags: flags
+            .into_iter()
+            .filter(|(set, _)| *set)
+            .fold(0, |flags, (_, flag)| flags | flag.cast_unsigned()),
+        batch: product.batch() as u64,
+        m: product.m() as u64,
+        n: product.n() as u64,
+        k: product.k() as u64,
+        lda: a.leading_dimension() as u64,
+        ldb: b.leading_dimension() as u64,
+        ldc: c.leading_dimension() as u64,
+        ld_residual: product.residual().map_or(0, |layout| layout.leading_dimension() as u64),
+        stride_a: a.batch_stride() as u64,
+        stride_b: b.batch_stride() as u64,
+        stride_c: c.batch_stride() as u64,
+        stride_residual: product.residual().map_or(0, |layout| layout.batch_stride() as u64),
+        type_a: element_type(types.a),
+        type_b: element_type(types.b),
+        type_accumulator: element_type(types.accumulator),
+        type_c: element_type(types.output),
+        type_bias: if product.has_bias() { element_type(types.bias) } else { sys::ANE_TYPE_NONE },
+        type_scale: if quantized { element_type(types.scales) } else { sys::ANE_TYPE_NONE },
+        activation: activation(product.activation()),
+        alpha: product.alpha(),
+        quant_a: match quantization.a {
+            QuantA::None => sys::ANE_QUANT_A_NONE,
+            QuantA::Static { .. } => sys::ANE_QUANT_A_STATIC,
+            QuantA::DynamicPerRow => sys::ANE_QUANT_A_DYNAMIC_PER_ROW,
+        },
+        quant_b: match quantization.b {
+            QuantB::None => sys::ANE_QUANT_B_NONE,
+            QuantB::PerTensor { .. } => sys::ANE_QUANT_B_PER_TENSOR,
+            QuantB::PerColumn { .. } => sys::ANE_QUANT_B_PER_COLUMN,
+            QuantB::PerGroup { .. } => sys::ANE_QUANT_B_PER_GROUP,
+        },
+        zero_point_a: quantization.a.zero_point(),
+        zero_point_b: quantization.b.zero_point(),
+        group_size: group_size(quantization),
+        nibble_order: match quantization.nibble_order {
+            NibbleOrder::LowFirst => sys::ANE_NIBBLE_LOW_FIRST,
+            NibbleOrder::HighFirst => sys::ANE_NIBBLE_HIGH_FIRST,
+        },
+        quant_c: match quantization.output {
+            QuantOutput::None => sys::ANE_QUANT_C_NONE,
+            QuantOutput::Static { .. } => sys::ANE_QUANT_C_STATIC,
+        },
+        zero_point_c: match quantization.output {
+            QuantOutput::None => 0,
+            QuantOutput::Static { zero_point } => zero_point,
+        },
+        reserved: [0; 3],
+    }
+}
+
+fn group_size(quantization: &Quantization) -> u32 {
+    match quantization.b {
+        QuantB::PerGroup { group_size, .. } => group_size,
+        _ => 0,
+    }
+}
+
+/// `threads` has been checked to be no pool of the caller's.
+pub(super) fn options(options: &CompileOptions) -> sys::ANECompileOptions {
+    let flags = [
+        (options.fast_math, sys::ANE_OPTION_FAST_MATH),
+        (options.reduced_precision, sys::ANE_OPTION_REDUCED_PRECISION),
+    ];
+    sys::ANECompileOptions {
+        struct_size: size_u32::<sys::ANECompileOptions>(),
+        flags: flags
+            .into_iter()
+            .filter(|(set, _)| *set)
+            .fold(0, |flags, (_, flag)| flags | flag.cast_unsigned()),
+        device: device_kind(options.device),
+        threads: match &options.threads {
+            Threads::Count(count) => u32::try_from(count.get()).unwrap_or(u32::MAX),
+            Threads::Auto | Threads::Pool(_) => 0,
+        },
+        expected_runs: options.expected_runs.unwrap_or(0),
+        time_limit_ns: options
+            .time_limit
+            .map_or(0, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1)),
+        reserved: [0; 4],
+    }
+}
+
+/// Borrows `weights`: the result must not outlive them.
+pub(super) fn constants(weights: Option<&Weights>) -> sys::ANEConstants {
+    let (b, b_bytes) = weights.map_or((std::ptr::null(), 0), |weights| weights.view().memory());
+    sys::ANEConstants {
+        struct_size: size_u32::<sys::ANEConstants>(),
+        reserved0: 0,
+        b: b.cast(),
+        b_bytes: b_bytes as u64,
+        scales_b: std::ptr::null(),
+        scales_b_bytes: 0,
+        scale_a: std::ptr::null(),
+        scale_a_bytes: 0,
+        scale_c: std::ptr::null(),
+        scale_c_bytes: 0,
+        content_hash: [0; 32],
+    }
+}
+
+fn operand(view: Option<&AnyView<'_>>) -> sys::ANEOperand {
+    let (data, bytes) = view.map_or((std::ptr::null(), 0), AnyView::memory);
+    raw_operand(data.cast_mut(), bytes)
+}
+
+fn raw_operand(data: *mut u8, bytes: usize) -> sys::ANEOperand {
+    sys::ANEOperand {
+        data: data.cast(),
+        buffer: std::ptr::null_mut(),
+        offset_bytes: 0,
+        length_bytes: bytes as u64,
+    }
+}
+
+/// Borrows the operands: the result must not outlive them.
+pub(super) fn run_args(args: &mut RunArgs<'_>) -> sys::ANERunArgs {
+    let (c, c_bytes) = AnyViewMut::memory(&mut args.c);
+    sys::ANERunArgs {
+        struct_size: size_u32::<sys::ANERunArgs>(),
+        flags: 0,
+        m: args.m as u64,
+        a: operand(Some(&args.a)),
+        b: operand(args.b.as_ref()),
+        bias: operand(args.bias.as_ref()),
+        residual: operand(args.residual.as_ref()),
+        c: raw_operand(c, c_bytes),
+        info: std::ptr::null_mut(),
+    }
+}

@@ -1,0 +1,272 @@
+//! A shim's table of functions: checked once, then called.
+
+use std::ffi::{CStr, c_char};
+use std::mem::offset_of;
+use std::path::{Path, PathBuf};
+
+use crate::backend::BackendId;
+use crate::error::{Error, NativeError, NativeStatus, Result};
+use crate::refusal::{Refusal, RefusalReason};
+use crate::sys;
+
+/// The size of version 1.0's table up to the slots that are foreseen but not used.
+pub(super) const MINIMUM_SIZE: usize = offset_of!(sys::ANEShim, reserved_submit);
+
+/// The longest name of a backend, in bytes.
+const NAME_LIMIT: usize = 32;
+
+/// Room for the long text of a failing compiler, in bytes.
+const LOG_BYTES: usize = 16 * 1024;
+
+macro_rules! slots {
+    ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
+        /// The functions of a table, none of them missing.
+        pub(super) struct Slots {
+            $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+        }
+
+        impl Slots {
+            fn new(table: &sys::ANEShim) -> Result<Self, &'static str> {
+                Ok(Self { $($name: table.$name.ok_or(stringify!($name))?,)* })
+            }
+        }
+    };
+}
+
+slots! {
+    device_open: fn(*mut *mut sys::ANEDevice, *mut sys::ANEError) -> sys::ANEStatus;
+    device_info: fn(*mut sys::ANEDevice, *mut sys::ANEDeviceInfo, *mut sys::ANEError) -> sys::ANEStatus;
+    device_close: fn(*mut sys::ANEDevice);
+    supports: fn(*mut sys::ANEDevice, *const sys::ANEMatMulDesc, *const sys::ANECompileOptions, *mut sys::ANEError) -> sys::ANEStatus;
+    buffer_create: fn(*mut sys::ANEDevice, u64, *mut *mut sys::ANEBuffer, *mut sys::ANEError) -> sys::ANEStatus;
+    buffer_wrap: fn(*mut sys::ANEDevice, *mut std::ffi::c_void, u64, *mut *mut sys::ANEBuffer, *mut sys::ANEError) -> sys::ANEStatus;
+    buffer_contents: fn(*mut sys::ANEBuffer) -> *mut std::ffi::c_void;
+    buffer_destroy: fn(*mut sys::ANEBuffer);
+    compile: fn(*mut sys::ANEDevice, *const sys::ANEMatMulDesc, *const sys::ANEConstants, *const sys::ANECompileOptions, *mut *mut sys::ANEProduct, *mut sys::ANEError) -> sys::ANEStatus;
+    product_save: fn(*mut sys::ANEProduct, *const c_char, *mut sys::ANEError) -> sys::ANEStatus;
+    product_load: fn(*mut sys::ANEDevice, *const sys::ANEMatMulDesc, *const sys::ANEConstants, *const sys::ANECompileOptions, *const c_char, *mut *mut sys::ANEProduct, *mut sys::ANEError) -> sys::ANEStatus;
+    product_info: fn(*mut sys::ANEProduct, *mut sys::ANEProductInfo, *mut sys::ANEError) -> sys::ANEStatus;
+    product_destroy: fn(*mut sys::ANEProduct);
+    executor_create: fn(*mut sys::ANEProduct, *mut *mut sys::ANEMatMulExecutor, *mut sys::ANEError) -> sys::ANEStatus;
+    executor_run: fn(*mut sys::ANEMatMulExecutor, *const sys::ANERunArgs, *mut sys::ANEError) -> sys::ANEStatus;
+    executor_destroy: fn(*mut sys::ANEMatMulExecutor);
+}
+
+/// A checked table, and the library that it lives in.
+pub(super) struct Table {
+    pub(super) slots: Slots,
+    pub(super) name: BackendId,
+    pub(super) version: String,
+    /// Keeps the functions in memory: a library goes after everything that came from it.
+    _library: Option<libloading::Library>,
+}
+
+impl Table {
+    /// Checks the table at `raw`, which came from `origin`.
+    ///
+    /// # Safety
+    /// `raw` is null, or points to a table that keeps to the contract of `include/ane_matmul.h`
+    /// for as long as `library` stays loaded: its `struct_size` bytes are readable, its strings
+    /// end in NUL, its functions do what the header says.
+    pub(super) unsafe fn new(
+        raw: *const sys::ANEShim,
+        origin: &Path,
+        library: Option<libloading::Library>,
+    ) -> Result<Self> {
+        let problem = |problem: String| Error::Shim { path: origin.into(), problem };
+        if raw.is_null() {
+            return Err(problem("ane_matmul_shim returned no table".into()));
+        }
+        if !raw.is_aligned() {
+            return Err(problem(format!("its table at {raw:p} is not aligned")));
+        }
+        // SAFETY: the caller promises struct_size readable bytes, of which these are the first 4.
+        let size = unsafe { raw.cast::<u32>().read() } as usize;
+        if size < MINIMUM_SIZE {
+            return Err(problem(format!(
+                "its table has {size} bytes, version 1.0 has {MINIMUM_SIZE}: it is truncated; build it against the header of this version"
+            )));
+        }
+        // SAFETY: all-zero bytes are a valid ANEShim: integers, null pointers and empty options.
+        let mut table: sys::ANEShim = unsafe { std::mem::zeroed() };
+        // SAFETY: at least this many bytes are readable, and the target has room for them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                raw.cast::<u8>(),
+                (&raw mut table).cast::<u8>(),
+                size.min(size_of::<sys::ANEShim>()),
+            );
+        }
+        let (major, minor) = (table.abi_major, table.abi_minor);
+        if i32::from(major) != sys::ANE_MATMUL_ABI_MAJOR {
+            return Err(problem(format!(
+                "it speaks version {major}.{minor} of the ABI, this crate {}.{}: build both against the same major version",
+                sys::ANE_MATMUL_ABI_MAJOR,
+                sys::ANE_MATMUL_ABI_MINOR
+            )));
+        }
+        let slots = Slots::new(&table).map_err(|slot| {
+            problem(format!("its slot `{slot}` is null; every slot of version 1.0 must be filled"))
+        })?;
+        // SAFETY: the caller promises strings that end in NUL.
+        let (name, version) = unsafe { (text(table.name), text(table.version)) };
+        let valid =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+        if name.is_empty() || name.len() > NAME_LIMIT || !name.bytes().all(valid) {
+            return Err(problem(format!(
+                "its name {name:?} is no backend's: expected 1 to {NAME_LIMIT} lower-case letters, digits, '-' or '_'"
+            )));
+        }
+        Ok(Self { slots, name: BackendId::new(name), version, _library: library })
+    }
+
+    /// Calls a slot that may fail, and turns its failure into an error.
+    pub(super) fn call(
+        &self,
+        step: &'static str,
+        slot: impl FnOnce(*mut sys::ANEError) -> sys::ANEStatus,
+    ) -> Result<()> {
+        self.finish(step, None, slot)
+    }
+
+    /// As [`Table::call`], with room for a compiler's log.
+    pub(super) fn call_with_log(
+        &self,
+        step: &'static str,
+        slot: impl FnOnce(*mut sys::ANEError) -> sys::ANEStatus,
+    ) -> Result<()> {
+        let mut log = crate::alloc::filled(LOG_BYTES, 0u8, "a compiler's log")?;
+        self.finish(step, Some(&mut log), slot)
+    }
+
+    fn finish(
+        &self,
+        step: &'static str,
+        mut log: Option<&mut [u8]>,
+        slot: impl FnOnce(*mut sys::ANEError) -> sys::ANEStatus,
+    ) -> Result<()> {
+        // SAFETY: all-zero bytes are a valid ANEError: integers, characters and a null pointer.
+        let mut error: sys::ANEError = unsafe { std::mem::zeroed() };
+        error.struct_size = size_u32::<sys::ANEError>();
+        if let Some(log) = log.as_deref_mut() {
+            error.log = log.as_mut_ptr().cast();
+            error.log_capacity = log.len() as u64;
+        }
+        let status = slot(&raw mut error);
+        if status == sys::ANE_STATUS_OK {
+            return Ok(());
+        }
+        let message = characters(&error.message);
+        let message = if message.is_empty() { "the shim gave no message".to_owned() } else { message };
+        if status == sys::ANE_STATUS_REFUSED {
+            let refusal = Refusal::new(reason(error.refusal), message);
+            return Err(Error::Refused { backend: self.name.clone(), refusal });
+        }
+        Err(Error::Native(Box::new(NativeError {
+            backend: self.name.clone(),
+            step,
+            status: native_status(status),
+            code: error.native_code,
+            domain: characters(&error.domain),
+            message,
+            log: log.map(|log| lossy(log)).unwrap_or_default(),
+        })))
+    }
+
+    /// The error for a slot that reports success without an object.
+    pub(super) fn no_object(&self, step: &'static str) -> Error {
+        Error::Native(Box::new(NativeError {
+            backend: self.name.clone(),
+            step,
+            status: NativeStatus::Internal,
+            code: 0,
+            domain: String::new(),
+            message: "the shim reported success but gave no object; report this to its author".into(),
+            log: String::new(),
+        }))
+    }
+}
+
+/// Loads a dynamic library and checks its table.
+///
+/// # Safety
+/// Loading runs the library's initialisers, and its table must keep to the contract.
+pub(super) unsafe fn load(path: &Path) -> Result<Table> {
+    let problem = |problem: String| Error::Shim { path: PathBuf::from(path), problem };
+    // A bare name would be searched for in the system's library directories.
+    let file = std::fs::canonicalize(path).map_err(|source| Error::Io {
+        path: path.into(),
+        action: "load",
+        source,
+    })?;
+    // SAFETY: the caller vouches for the library's initialisers.
+    let library = unsafe { libloading::Library::new(&file) }
+        .map_err(|error| problem(format!("it cannot be loaded as a dynamic library: {error}")))?;
+    // SAFETY: the header declares the getter with this signature, and the caller vouches for it.
+    let getter = unsafe { library.get::<unsafe extern "C" fn() -> *const sys::ANEShim>(c"ane_matmul_shim") }
+        .map(|getter| *getter)
+        .map_err(|error| problem(format!("it does not export `ane_matmul_shim`: {error}")))?;
+    // SAFETY: the caller vouches for the getter.
+    let raw = unsafe { getter() };
+    // SAFETY: the caller vouches for the table, which lives as long as the library.
+    unsafe { Table::new(raw, path, Some(library)) }
+}
+
+pub(super) fn size_u32<T>() -> u32 {
+    // Structs of the ABI have a few hundred bytes.
+    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
+}
+
+/// A C string, or an empty one for null; broken UTF-8 is replaced.
+///
+/// # Safety
+/// `pointer` is null or points to a string that ends in NUL.
+unsafe fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: by the function's contract.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+/// The text in an array of characters: up to the first NUL, never beyond the array; broken UTF-8
+/// is replaced.
+pub(super) fn characters(array: &[c_char]) -> String {
+    let bytes: Vec<u8> = array.iter().map(|&c| c.to_ne_bytes()[0]).collect();
+    lossy(&bytes)
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let text = String::from_utf8_lossy(&bytes[..end]);
+    // Control characters would garble a terminal.
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
+        .collect()
+}
+
+fn reason(code: sys::ANERefusal) -> RefusalReason {
+    usize::try_from(code)
+        .ok()
+        .and_then(|code| code.checked_sub(1))
+        .and_then(|index| RefusalReason::ALL.get(index).copied())
+        .unwrap_or(RefusalReason::Other)
+}
+
+fn native_status(status: sys::ANEStatus) -> NativeStatus {
+    match status {
+        sys::ANE_STATUS_INVALID_ARGUMENT => NativeStatus::InvalidArgument,
+        sys::ANE_STATUS_REFUSED => NativeStatus::Refused,
+        sys::ANE_STATUS_OUT_OF_MEMORY => NativeStatus::OutOfMemory,
+        sys::ANE_STATUS_NO_DEVICE => NativeStatus::NoDevice,
+        sys::ANE_STATUS_COMPILE_FAILED => NativeStatus::CompileFailed,
+        sys::ANE_STATUS_RUN_FAILED => NativeStatus::RunFailed,
+        sys::ANE_STATUS_EXCEPTION => NativeStatus::Exception,
+        sys::ANE_STATUS_TIMEOUT => NativeStatus::Timeout,
+        sys::ANE_STATUS_BACKGROUND => NativeStatus::Background,
+        sys::ANE_STATUS_IO => NativeStatus::Io,
+        sys::ANE_STATUS_PACKAGE_MISMATCH => NativeStatus::PackageMismatch,
+        sys::ANE_STATUS_NOT_IMPLEMENTED => NativeStatus::NotImplemented,
+        _ => NativeStatus::Internal,
+    }
+}

@@ -1,0 +1,214 @@
+//! The reference shim passes the conformance suite, linked in and loaded; broken libraries are
+//! refused with a reason.
+
+use std::path::Path;
+
+use ane_matmul::{
+    BackendId, Backends, CompileOptions, Device, ElementTypes, Error, Inputs, MatMul, NativeStatus,
+    RefusalReason, ShimLibrary, Tensor, Weights,
+};
+use ane_matmul_conformance::{Scale, cases, run_suite};
+use ane_matmul_shims::{BROKEN, LATER_MINOR, REFERENCE, linked_reference};
+
+fn open(path: &str) -> Result<ShimLibrary, Error> {
+    // SAFETY: the libraries are built from this repository; those that are broken are so in ways
+    // that the loader must notice.
+    unsafe { ShimLibrary::open(path) }
+}
+
+fn linked() -> ShimLibrary {
+    // SAFETY: the reference shim's table is a constant of this program.
+    unsafe { ShimLibrary::from_table(linked_reference(), "the linked reference shim") }.expect("a good shim")
+}
+
+fn with(shim: ShimLibrary) -> (Backends, BackendId) {
+    let mut backends = Backends::new();
+    let id = backends.add(shim).expect("a new name");
+    (backends, id)
+}
+
+#[test]
+fn the_reference_shim_conforms_linked_in() {
+    let (backends, id) = with(linked());
+    let cases = cases(Scale::Full);
+    let summary = run_suite(&backends, &id, &CompileOptions::default(), &cases, &[]);
+    assert_eq!(summary.passed, cases.len());
+}
+
+#[test]
+fn the_reference_shim_conforms_loaded() {
+    let (backends, id) = with(open(REFERENCE).expect("a good shim"));
+    let cases = cases(Scale::Small);
+    let summary = run_suite(&backends, &id, &CompileOptions::default(), &cases, &[]);
+    assert_eq!(summary.passed, cases.len());
+}
+
+#[test]
+fn a_shim_is_listed_under_its_own_name() {
+    let (mut backends, id) = with(open(REFERENCE).expect("a good shim"));
+    assert_eq!(id.as_str(), "reference");
+    let info = backends.info(&id).unwrap();
+    assert_eq!((info.device, info.is_test_double), (Device::Cpu, false));
+    assert!(info.description.contains("reference") && info.device_name.contains("plain C"));
+    assert!(backends.available().iter().any(|status| status.id == id));
+    assert!(matches!(backends.add(linked()), Err(Error::DuplicateBackend { .. })));
+}
+
+#[test]
+fn broken_libraries_are_refused_with_the_reason() {
+    for (name, path, expected) in BROKEN {
+        let text = open(path).expect_err(name).to_string();
+        assert!(text.contains(expected), "{name}: {text}");
+        assert!(text.contains(path), "{name}: {text}");
+    }
+    assert!(matches!(open("/nonexistent/shim.so"), Err(Error::Io { .. })));
+    let text = open(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).expect_err("no library").to_string();
+    assert!(text.contains("cannot be loaded as a dynamic library"), "{text}");
+    // SAFETY: null is among what the function accepts.
+    let null = unsafe { ShimLibrary::from_table(std::ptr::null(), "nothing") };
+    assert!(null.unwrap_err().to_string().contains("returned no table"));
+}
+
+#[test]
+fn a_later_minor_version_loads() {
+    let (backends, id) = with(open(LATER_MINOR).expect("minor versions only add"));
+    assert_eq!(id.as_str(), "later");
+    run_suite(&backends, &id, &CompileOptions::default(), &cases(Scale::Tiny), &[]);
+}
+
+#[test]
+fn refusals_keep_their_type_and_message() {
+    let (backends, id) = with(linked());
+    let refusal = |product: &MatMul, options: &CompileOptions| match backends.supports(&id, product, options)
+    {
+        Err(Error::Refused { refusal, .. }) => refusal,
+        other => panic!("{other:?}"),
+    };
+    let bf16 = MatMul::builder(2, 2, 2).types(ElementTypes::BF16).build().unwrap();
+    let refused = refusal(&bf16, &CompileOptions::default());
+    assert_eq!(refused.reason, RefusalReason::ElementType);
+    assert!(refused.message.contains("f32 only"));
+    let gpu = CompileOptions::default().device(Device::Gpu);
+    assert_eq!(refusal(&MatMul::new(2, 2, 2).unwrap(), &gpu).reason, RefusalReason::Device);
+}
+
+#[test]
+fn a_product_reports_what_the_shim_says() {
+    let (backends, id) = with(linked());
+    let weights = Weights::from_tensor(Tensor::filled(3, 4, 1f32).unwrap());
+    let product = MatMul::builder(2, 4, 3).constant_b(true).build().unwrap();
+    let options = CompileOptions::default().device(Device::Cpu);
+    let compiled = backends.compile(&id, &product, Some(&weights), &options).unwrap();
+    let report = compiled.report();
+    assert_eq!((report.requested, report.observed), (Device::Cpu, Device::Cpu));
+    assert!(report.bytes_held >= 48);
+}
+
+#[test]
+fn everything_outlives_the_handles_it_came_from() {
+    let (backends, id) = with(open(REFERENCE).expect("a good shim"));
+    let product = MatMul::new(2, 2, 2).unwrap();
+    let compiled = backends.compile(&id, &product, None, &CompileOptions::default()).unwrap();
+    let mut executor = compiled.executor().unwrap();
+    drop((backends, compiled));
+    let one = Tensor::filled(2, 2, 1f32).unwrap();
+    let mut c = Tensor::<f32>::zeros(2, 2).unwrap();
+    executor.run(&Inputs::new(&one).b(&one), &mut c).unwrap();
+    assert_eq!(c.data(), [2.0; 4]);
+}
+
+#[test]
+fn eight_threads_with_an_executor_each_and_one_that_moves() {
+    let (backends, id) = with(linked());
+    let compiled =
+        backends.compile(&id, &MatMul::new(9, 8, 7).unwrap(), None, &CompileOptions::default()).unwrap();
+    let a = Tensor::random_normal_f32(9, 7, 1.0, 1).unwrap();
+    let b = Tensor::random_normal_f32(7, 8, 1.0, 2).unwrap();
+    let inputs = Inputs::new(&a).b(&b);
+    let expected = compiled.run_once(&inputs).unwrap();
+    let check = |executor: &mut ane_matmul::Executor| {
+        let mut c = Tensor::<f32>::zeros(9, 8).unwrap();
+        executor.run(&inputs, &mut c).unwrap();
+        assert_eq!(c, expected);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut executor = compiled.executor().unwrap();
+                for _ in 0..100 {
+                    check(&mut executor);
+                }
+            });
+        }
+    });
+    let mut moving = compiled.executor().unwrap();
+    for _ in 0..4 {
+        moving = std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let mut executor = moving;
+                    check(&mut executor);
+                    executor
+                })
+                .join()
+                .unwrap()
+        });
+    }
+    check(&mut moving);
+}
+
+/// A process of its own, since the fault is read from the environment.
+fn with_fault(fault: &str, test: impl FnOnce(&Backends, &BackendId)) {
+    static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _guard = LOCK.lock();
+    assert!(Path::new(REFERENCE).exists());
+    // SAFETY: the lock keeps the tests that set it apart; the other tests of this program neither
+    // read nor set this variable, but the shim does when its device is opened: they would see the
+    // fault. Run as the only test (see `faults`), nothing else runs.
+    unsafe { std::env::set_var("ANE_REFERENCE_FAULT", fault) };
+    let (backends, id) = with(open(REFERENCE).expect("a good shim"));
+    // SAFETY: as above.
+    unsafe { std::env::remove_var("ANE_REFERENCE_FAULT") };
+    test(&backends, &id);
+}
+
+/// Run alone by `scripts/test`: other tests in this process would meet the planted faults.
+#[test]
+#[ignore = "sets an environment variable; scripts/test runs it alone"]
+fn planted_faults_are_reported() {
+    let product = MatMul::new(2, 2, 2).unwrap();
+    let options = CompileOptions::default();
+    let native = |error: &Error| match error {
+        Error::Native(native) => (native.step, native.status, native.message.clone()),
+        other => panic!("{other:?}"),
+    };
+    let planted = |step| (step, NativeStatus::Internal, "planted fault".to_owned());
+    with_fault("fail@open", |backends, id| {
+        let text = backends.compile(id, &product, None, &options).unwrap_err().to_string();
+        assert!(text.contains("not available here") && text.contains("planted fault"), "{text}");
+    });
+    with_fault("fail@compile", |backends, id| {
+        let error = backends.compile(id, &product, None, &options).unwrap_err();
+        assert_eq!(native(&error), planted("compile"));
+    });
+    with_fault("fail@executor", |backends, id| {
+        let compiled = backends.compile(id, &product, None, &options).unwrap();
+        assert_eq!(native(&compiled.executor().unwrap_err()), planted("executor_create"));
+    });
+    let one = Tensor::filled(2, 2, 1f32).unwrap();
+    let inputs = Inputs::new(&one).b(&one);
+    with_fault("fail", |backends, id| {
+        let compiled = backends.compile(id, &product, None, &options).unwrap();
+        assert_eq!(native(&compiled.run_once(&inputs).unwrap_err()), planted("executor_run"));
+    });
+    with_fault("wrong", |backends, id| {
+        let c = backends.compile(id, &product, None, &options).unwrap().run_once(&inputs).unwrap();
+        assert_eq!(c.data(), [5.0, 2.0, 2.0, 2.0]);
+    });
+    with_fault("slow:20000000", |backends, id| {
+        let compiled = backends.compile(id, &product, None, &options).unwrap();
+        let start = std::time::Instant::now();
+        compiled.run_once(&inputs).unwrap();
+        assert!(start.elapsed() >= std::time::Duration::from_millis(20));
+    });
+}

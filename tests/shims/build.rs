@@ -1,0 +1,57 @@
+//! Builds the reference shim twice, linked in and as a dynamic library, and libraries that are
+//! broken on purpose.
+
+use std::path::{Path, PathBuf};
+
+/// What is wrong with each broken library: a name, and what is compiled on top of the reference.
+const BROKEN: [(&str, &str); 9] = [
+    ("missing_symbol", "int nothing_here;"),
+    ("null_table", "const ANEShim *ane_matmul_shim(void) { return 0; }"),
+    ("truncated", "shim.struct_size = 100;"),
+    ("wrong_major", "shim.abi_major = 2;"),
+    ("later_minor", "shim.abi_minor = 7; shim.name = \"later\";"),
+    ("null_slot", "shim.executor_run = 0;"),
+    ("bad_name", "shim.name = \"Not A Name\";"),
+    ("null_name", "shim.name = 0;"),
+    ("garbage_name", "shim.name = \"\\xff\\xfe\";"),
+];
+
+fn main() {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let root = Path::new("../..");
+    let source = root.join("examples/shims/reference.c");
+    let include = root.join("include");
+    println!("cargo::rerun-if-changed={}", source.display());
+    println!("cargo::rerun-if-changed={}", include.join("ane_matmul.h").display());
+
+    let mut build = cc::Build::new();
+    build.include(&include).std("c11").warnings(true).extra_warnings(true).warnings_into_errors(true);
+    build.clone().file(&source).compile("ane_matmul_reference");
+    println!("cargo::rustc-link-lib=m");
+
+    let library = |name: &str, file: &Path| {
+        let target =
+            out.join(format!("lib{name}.{}", if cfg!(target_os = "macos") { "dylib" } else { "so" }));
+        let mut command = build.get_compiler().to_command();
+        command.args(["-fPIC", "-shared", "-o"]).arg(&target).arg(file).arg("-lm");
+        let status = command.status().expect("the C compiler runs");
+        assert!(status.success(), "{name}: {status}");
+        println!("cargo::rustc-env=SHIM_{}={}", name.to_uppercase(), target.display());
+    };
+    library("reference", &source);
+    for (name, change) in BROKEN {
+        let whole = change.contains("ane_matmul_shim") || change.starts_with("int");
+        let text = if whole {
+            format!("#include \"ane_matmul.h\"\n{change}\n")
+        } else {
+            let reference = std::path::absolute(&source).expect("a path");
+            format!(
+                "#define ane_matmul_shim reference_shim\n#include \"{}\"\n#undef ane_matmul_shim\nconst ANEShim *ane_matmul_shim(void);\nconst ANEShim *ane_matmul_shim(void) {{ static ANEShim shim; shim = *reference_shim(); {change} return &shim; }}\n",
+                reference.display()
+            )
+        };
+        let file = out.join(format!("{name}.c"));
+        std::fs::write(&file, text).expect("OUT_DIR is writable");
+        library(name, &file);
+    }
+}

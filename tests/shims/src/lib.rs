@@ -1,0 +1,33 @@
+//! The reference shim, linked in and as a dynamic library, and libraries that are broken on purpose.
+
+use std::ffi::c_void;
+
+/// The reference shim as a dynamic library.
+pub const REFERENCE: &str = env!("SHIM_REFERENCE");
+
+/// A name, the library, and a part of the message that loading it must give.
+pub const BROKEN: [(&str, &str, &str); 8] = [
+    ("missing symbol", env!("SHIM_MISSING_SYMBOL"), "does not export `ane_matmul_shim`"),
+    ("null table", env!("SHIM_NULL_TABLE"), "returned no table"),
+    ("truncated", env!("SHIM_TRUNCATED"), "its table has 100 bytes"),
+    ("wrong major", env!("SHIM_WRONG_MAJOR"), "it speaks version 2.0 of the ABI, this crate 1.0"),
+    ("null slot", env!("SHIM_NULL_SLOT"), "its slot `executor_run` is null"),
+    ("bad name", env!("SHIM_BAD_NAME"), "its name \"Not A Name\" is no backend's"),
+    ("null name", env!("SHIM_NULL_NAME"), "its name \"\" is no backend's"),
+    ("garbage name", env!("SHIM_GARBAGE_NAME"), "is no backend's"),
+];
+
+/// A library of a later minor version, which must load.
+pub const LATER_MINOR: &str = env!("SHIM_LATER_MINOR");
+
+#[link(name = "ane_matmul_reference", kind = "static")]
+unsafe extern "C" {
+    fn ane_matmul_shim() -> *const c_void;
+}
+
+/// The table of the reference shim that is linked into this program.
+#[must_use]
+pub fn linked_reference() -> *const c_void {
+    // SAFETY: the getter takes nothing and returns the address of a constant.
+    unsafe { ane_matmul_shim() }
+}
