@@ -1,17 +1,100 @@
-//! Finds the system's CBLAS for the feature `blas`.
+//! Builds the native half.
+//!
+//! On Apple hosts and targets the shims in `objc/` are compiled, the header is read by `bindgen`,
+//! and the frameworks are linked. Where that is not possible (another host, docs.rs) the committed
+//! bindings are used, the shims are left out, and a warning says so; with
+//! `ANE_MATMUL_REQUIRE_SHIMS=1` that is an error.
+
+use std::path::Path;
+
+#[cfg(target_vendor = "apple")]
+#[path = "build/bindings.rs"]
+mod bindings;
+
+/// Source, cfg that says it is there, frameworks to link.
+const SHIMS: [(&str, &str, &[&str]); 2] = [
+    (
+        "objc/ane_mpsgraph.m",
+        "ane_matmul_mpsgraph",
+        &["Foundation", "Metal", "MetalPerformanceShaders", "MetalPerformanceShadersGraph"],
+    ),
+    ("objc/metal_matmul.m", "ane_matmul_metal", &["Foundation", "Metal"]),
+];
+
+const HEADER: &str = "include/ane_matmul.h";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build/bindings.rs");
+    println!("cargo::rerun-if-changed={HEADER}");
+    println!("cargo::rerun-if-changed=objc");
+    for variable in ["ANE_MATMUL_REQUIRE_SHIMS", "ANE_MATMUL_BLAS", "DOCS_RS"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
     println!("cargo::rustc-check-cfg=cfg(ane_matmul_fresh_bindings)");
-    let target_vendor = std::env::var("CARGO_CFG_TARGET_VENDOR").unwrap_or_default();
-    if std::env::var_os("CARGO_FEATURE_BLAS").is_some() && target_vendor != "apple" {
-        link_blas();
+    for (_, cfg, _) in SHIMS {
+        println!("cargo::rustc-check-cfg=cfg({cfg})");
+    }
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+    // For crates that build a shim of their own against the same header: DEP_ANE_MATMUL_INCLUDE.
+    println!("cargo::metadata=include={}", Path::new(&root).join("include").display());
+
+    let apple_target = variable("CARGO_CFG_TARGET_VENDOR") == "apple";
+    if apple_target {
+        if let Err(reason) = build_shims() {
+            if variable("ANE_MATMUL_REQUIRE_SHIMS") == "1" {
+                println!("cargo::error=the native shims cannot be built: {reason}");
+            } else {
+                println!("cargo::warning=built without the MPSGraph and Metal shims: {reason}");
+            }
+        }
+    } else if std::env::var_os("CARGO_FEATURE_BLAS").is_some() {
+        let library = variable("ANE_MATMUL_BLAS");
+        println!("cargo::rustc-link-lib=dylib={}", if library.is_empty() { "openblas" } else { &library });
     }
 }
 
-/// Links the library named by `ANE_MATMUL_BLAS`, by default OpenBLAS.
-fn link_blas() {
-    println!("cargo::rerun-if-env-changed=ANE_MATMUL_BLAS");
-    let name = std::env::var("ANE_MATMUL_BLAS").unwrap_or_else(|_| "openblas".into());
-    println!("cargo::rustc-link-lib=dylib={name}");
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_default()
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn build_shims() -> Result<(), String> {
+    Err("they need an Apple host with the Command Line Tools".into())
+}
+
+#[cfg(target_vendor = "apple")]
+fn build_shims() -> Result<(), String> {
+    if std::env::var_os("DOCS_RS").is_some() {
+        return Err("documentation needs none".into());
+    }
+    let out = variable("OUT_DIR");
+    let text = bindings::bindings(HEADER)?;
+    std::fs::write(Path::new(&out).join("bindings.rs"), text).map_err(|error| error.to_string())?;
+    println!("cargo::rustc-cfg=ane_matmul_fresh_bindings");
+
+    // The oldest systems with what the shims use; Rust's own default is older.
+    let (variable_name, flag) = match variable("CARGO_CFG_TARGET_OS").as_str() {
+        "macos" => ("MACOSX_DEPLOYMENT_TARGET", "-mmacosx-version-min=13.0"),
+        "ios" => ("IPHONEOS_DEPLOYMENT_TARGET", "-mios-version-min=16.0"),
+        other => return Err(format!("{other} is not among the platforms: macOS and iOS are")),
+    };
+    println!("cargo::rerun-if-env-changed={variable_name}");
+    for (source, cfg, frameworks) in SHIMS {
+        if !Path::new(source).exists() {
+            continue;
+        }
+        let mut build = cc::Build::new();
+        build.file(source).include("include").flag("-fno-objc-arc").flag("-fobjc-exceptions");
+        build.warnings(true).extra_warnings(true);
+        if std::env::var_os(variable_name).is_none() {
+            build.flag(flag);
+        }
+        build.try_compile(cfg).map_err(|error| format!("{source}: {error}"))?;
+        for framework in frameworks {
+            println!("cargo::rustc-link-lib=framework={framework}");
+        }
+        println!("cargo::rustc-cfg={cfg}");
+    }
+    Ok(())
 }

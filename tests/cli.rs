@@ -426,6 +426,51 @@ fn help_and_completions_name_everything() {
     assert!(succeeded(&run(&[&"--version"])).contains(env!("CARGO_PKG_VERSION")));
 }
 
+#[test]
+fn a_shim_named_in_the_environment_is_a_backend() {
+    let run = |shim: &str, fault: &str, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(args).env("ANE_MATMUL_SHIM", shim).env("ANE_REFERENCE_FAULT", fault);
+        command.output().expect("the command line runs")
+    };
+    let shim = ane_matmul_shims::REFERENCE;
+    assert!(succeeded(&run(shim, "", &["devices"])).contains("shim `reference`, version 1.0"));
+    let text = succeeded(&run(
+        shim,
+        "",
+        &["compare", "--sizes", "16", "--samples", "3", "--backend", "cpu,reference"],
+    ));
+    assert!(text.contains("reference"), "{text}");
+    failed(
+        &run(shim, "wrong", &["compare", "--sizes", "16", "--backend", "reference"]),
+        "reference is wrong at 16x16x16",
+    );
+    failed(&run("/nonexistent.so", "", &["devices"]), "/nonexistent.so: load: No such file");
+    for (name, path, expected) in ane_matmul_shims::BROKEN {
+        let output = run(path, "", &["devices"]);
+        println!("{name}");
+        failed(&output, expected);
+    }
+    let place = Workplace::new();
+    let (a, b, c) =
+        (place.save("a.npy", &integers(3, 5)), place.save("b.npy", &integers(5, 4)), place.path("c.npy"));
+    let arguments = [
+        "multiply",
+        a.to_str().unwrap(),
+        b.to_str().unwrap(),
+        "-o",
+        c.to_str().unwrap(),
+        "--backend",
+        "reference",
+        "--check",
+    ];
+    failed(&run(shim, "wrong", &arguments), "check failed: the linear part is wrong");
+    failed(&run(shim, "fail", &arguments), "executor_run failed: planted fault");
+    assert!(!c.exists());
+    succeeded(&run(shim, "", &arguments));
+    assert_eq!(read_f32(&c).data(), product(&integers(3, 5), &integers(5, 4)));
+}
+
 /// Runs a Python program with NumPy; `PYTHON` may name another interpreter than `python3`.
 fn python(program: &str, directory: &Path) {
     let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());

@@ -1,11 +1,9 @@
 //! The reference shim passes the conformance suite, linked in and loaded; broken libraries are
 //! refused with a reason.
 
-use std::path::Path;
-
 use ane_matmul::{
-    BackendId, Backends, CompileOptions, Device, ElementTypes, Error, Inputs, MatMul, NativeStatus,
-    RefusalReason, ShimLibrary, Tensor, Weights,
+    BackendId, Backends, CompileOptions, Device, ElementTypes, Error, Inputs, MatMul, RefusalReason,
+    ShimLibrary, Tensor, Weights,
 };
 use ane_matmul_conformance::{Scale, cases, run_suite};
 use ane_matmul_shims::{BROKEN, LATER_MINOR, REFERENCE, linked_reference};
@@ -155,60 +153,4 @@ fn eight_threads_with_an_executor_each_and_one_that_moves() {
         });
     }
     check(&mut moving);
-}
-
-/// A process of its own, since the fault is read from the environment.
-fn with_fault(fault: &str, test: impl FnOnce(&Backends, &BackendId)) {
-    static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _guard = LOCK.lock();
-    assert!(Path::new(REFERENCE).exists());
-    // SAFETY: the lock keeps the tests that set it apart; the other tests of this program neither
-    // read nor set this variable, but the shim does when its device is opened: they would see the
-    // fault. Run as the only test (see `faults`), nothing else runs.
-    unsafe { std::env::set_var("ANE_REFERENCE_FAULT", fault) };
-    let (backends, id) = with(open(REFERENCE).expect("a good shim"));
-    // SAFETY: as above.
-    unsafe { std::env::remove_var("ANE_REFERENCE_FAULT") };
-    test(&backends, &id);
-}
-
-/// Run alone by `scripts/test`: other tests in this process would meet the planted faults.
-#[test]
-#[ignore = "sets an environment variable; scripts/test runs it alone"]
-fn planted_faults_are_reported() {
-    let product = MatMul::new(2, 2, 2).unwrap();
-    let options = CompileOptions::default();
-    let native = |error: &Error| match error {
-        Error::Native(native) => (native.step, native.status, native.message.clone()),
-        other => panic!("{other:?}"),
-    };
-    let planted = |step| (step, NativeStatus::Internal, "planted fault".to_owned());
-    with_fault("fail@open", |backends, id| {
-        let text = backends.compile(id, &product, None, &options).unwrap_err().to_string();
-        assert!(text.contains("not available here") && text.contains("planted fault"), "{text}");
-    });
-    with_fault("fail@compile", |backends, id| {
-        let error = backends.compile(id, &product, None, &options).unwrap_err();
-        assert_eq!(native(&error), planted("compile"));
-    });
-    with_fault("fail@executor", |backends, id| {
-        let compiled = backends.compile(id, &product, None, &options).unwrap();
-        assert_eq!(native(&compiled.executor().unwrap_err()), planted("executor_create"));
-    });
-    let one = Tensor::filled(2, 2, 1f32).unwrap();
-    let inputs = Inputs::new(&one).b(&one);
-    with_fault("fail", |backends, id| {
-        let compiled = backends.compile(id, &product, None, &options).unwrap();
-        assert_eq!(native(&compiled.run_once(&inputs).unwrap_err()), planted("executor_run"));
-    });
-    with_fault("wrong", |backends, id| {
-        let c = backends.compile(id, &product, None, &options).unwrap().run_once(&inputs).unwrap();
-        assert_eq!(c.data(), [5.0, 2.0, 2.0, 2.0]);
-    });
-    with_fault("slow:20000000", |backends, id| {
-        let compiled = backends.compile(id, &product, None, &options).unwrap();
-        let start = std::time::Instant::now();
-        compiled.run_once(&inputs).unwrap();
-        assert!(start.elapsed() >= std::time::Duration::from_millis(20));
-    });
 }

@@ -185,11 +185,7 @@ impl Backends {
         if self.entries.iter().any(|entry| entry.id == id) {
             return Err(Error::DuplicateBackend { backend: id });
         }
-        let state = shim
-            .into_backend()
-            .map(|backend| Arc::new(backend) as Arc<dyn Backend>)
-            .map_err(|error| error.to_string());
-        self.entries.push(Entry { id: id.clone(), state });
+        self.entries.push(shim_entry(id.clone(), Ok(shim)));
         Ok(id)
     }
 
@@ -281,6 +277,23 @@ impl MatMul {
     }
 }
 
+/// The shims for Apple systems, where this build has them.
+fn apple_shims() -> [(BackendId, &'static str, Option<Result<ShimLibrary>>); 2] {
+    [
+        (BackendId::METAL, "Metal", shim::linked_metal()),
+        (BackendId::MPSGRAPH, "MPSGraph", shim::linked_mpsgraph()),
+    ]
+}
+
+/// A shim as a backend: when its device cannot be opened, with the reason.
+fn shim_entry(id: BackendId, shim: Result<ShimLibrary>) -> Entry {
+    let state = shim
+        .and_then(ShimLibrary::into_backend)
+        .map(|backend| Arc::new(backend) as Arc<dyn Backend>)
+        .map_err(|error| error.to_string());
+    Entry { id, state }
+}
+
 fn built_in() -> Vec<Entry> {
     let apple = cfg!(target_vendor = "apple");
     let not_apple =
@@ -304,13 +317,15 @@ fn built_in() -> Vec<Entry> {
         },
     );
     absent(BackendId::ACCELERATE, not_apple("Accelerate"));
-    absent(
-        BackendId::METAL,
-        if apple { "the Metal shim is not in this build".into() } else { not_apple("Metal") },
-    );
-    absent(
-        BackendId::MPSGRAPH,
-        if apple { "the MPSGraph shim is not in this build".into() } else { not_apple("MPSGraph") },
-    );
+    for (id, what, shim) in apple_shims() {
+        let missing = if apple {
+            format!(
+                "the {what} shim is not in this build: it needs an Apple host with the Command Line Tools"
+            )
+        } else {
+            not_apple(what)
+        };
+        entries.push(shim.map_or(Entry { id: id.clone(), state: Err(missing) }, |shim| shim_entry(id, shim)));
+    }
     entries
 }

@@ -91,6 +91,29 @@ impl ShimLibrary {
     }
 }
 
+/// Declares the getter of a shim that `build.rs` linked, under the cfg that says so.
+macro_rules! linked {
+    ($cfg:ident, $function:ident, $getter:ident) => {
+        /// The shim of this name, where this build has it.
+        pub(super) fn $function() -> Option<Result<ShimLibrary>> {
+            #[cfg($cfg)]
+            {
+                unsafe extern "C" {
+                    fn $getter() -> *const sys::ANEShim;
+                }
+                // SAFETY: the getter takes nothing and returns the address of a constant table,
+                // built from this crate's sources against this crate's header.
+                Some(unsafe { ShimLibrary::from_table($getter().cast(), stringify!($getter)) })
+            }
+            #[cfg(not($cfg))]
+            None
+        }
+    };
+}
+
+linked!(ane_matmul_metal, linked_metal, ane_metal_shim);
+linked!(ane_matmul_mpsgraph, linked_mpsgraph, ane_mpsgraph_shim);
+
 impl std::fmt::Debug for ShimLibrary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ShimLibrary").field("name", self.name()).field("version", &self.version()).finish()

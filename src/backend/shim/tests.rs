@@ -1,1 +1,583 @@
+//! A mock table: every status and refusal at every slot, object lifetimes, bad messages. No
+//! foreign code, so that Miri can run it.
 
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_void};
+
+use super::*;
+use crate::backend::Backends;
+use crate::error::NativeStatus;
+use crate::executor::{Compiled, Inputs};
+use crate::tensor::Tensor;
+
+/// What the mock does and has seen; slots of one thread share it.
+#[derive(Default)]
+struct Mock {
+    /// The slot to fail, and how.
+    fail: Option<(&'static str, sys::ANEStatus, sys::ANERefusal)>,
+    /// Reports success but makes no object.
+    empty_handed: Option<&'static str>,
+    /// The bytes of the message, and whether to end it.
+    message: Vec<u8>,
+    log: Vec<u8>,
+    /// Creations and destructions, in order.
+    events: Vec<String>,
+    live: Vec<usize>,
+    next: usize,
+}
+
+thread_local! {
+    static MOCK: RefCell<Mock> = RefCell::default();
+}
+
+fn mock<T>(f: impl FnOnce(&mut Mock) -> T) -> T {
+    MOCK.with_borrow_mut(f)
+}
+
+/// Fails the slot if that was asked for.
+fn enter(slot: &'static str, err: *mut sys::ANEError) -> sys::ANEStatus {
+    mock(|mock| {
+        let Some((failing, status, refusal)) = mock.fail else { return sys::ANE_STATUS_OK };
+        if failing != slot {
+            return sys::ANE_STATUS_OK;
+        }
+        // SAFETY: the caller passes an error that is valid for the call.
+        let err = unsafe { &mut *err };
+        assert_eq!(err.struct_size as usize, size_of::<sys::ANEError>());
+        (err.status, err.refusal, err.native_code) = (status, refusal, -7);
+        for (target, &byte) in err.message.iter_mut().zip(&mock.message) {
+            *target = c_char::from_ne_bytes([byte]);
+        }
+        for (target, &byte) in err.domain.iter_mut().zip(b"mock domain\0") {
+            *target = c_char::from_ne_bytes([byte]);
+        }
+        if !err.log.is_null() {
+            let room = usize::try_from(err.log_capacity).unwrap();
+            for (index, &byte) in mock.log.iter().take(room).enumerate() {
+                // SAFETY: the caller owns log_capacity bytes at log.
+                unsafe { err.log.add(index).write(c_char::from_ne_bytes([byte])) };
+            }
+            err.log_length = mock.log.len() as u64;
+        }
+        status
+    })
+}
+
+fn create<T>(slot: &'static str, out: *mut *mut T, err: *mut sys::ANEError) -> sys::ANEStatus {
+    let status = enter(slot, err);
+    if status != sys::ANE_STATUS_OK || mock(|mock| mock.empty_handed == Some(slot)) {
+        return status;
+    }
+    mock(|mock| {
+        mock.next += 1;
+        let id = mock.next;
+        mock.live.push(id);
+        mock.events.push(format!("+{slot}"));
+        // SAFETY: the caller passes a place for the object.
+        unsafe { out.write(std::ptr::without_provenance_mut(id * 16)) };
+    });
+    sys::ANE_STATUS_OK
+}
+
+fn destroy<T>(slot: &'static str, object: *mut T) {
+    mock(|mock| {
+        let id = object.addr() / 16;
+        let position = mock.live.iter().position(|&live| live == id);
+        mock.live.remove(position.expect("destroyed twice, or never made"));
+        mock.events.push(format!("-{slot}"));
+    });
+}
+
+fn alive<T>(object: *mut T) {
+    mock(|mock| assert!(mock.live.contains(&(object.addr() / 16)), "used after it was destroyed"));
+}
+
+extern "C" fn device_open(out: *mut *mut sys::ANEDevice, err: *mut sys::ANEError) -> sys::ANEStatus {
+    create("device_open", out, err)
+}
+
+extern "C" fn device_info(
+    device: *mut sys::ANEDevice,
+    info: *mut sys::ANEDeviceInfo,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(device);
+    // SAFETY: the caller passes an info that is valid for the call.
+    let info = unsafe { &mut *info };
+    // A name without an end, cut inside a character.
+    info.name.fill(c_char::from_ne_bytes([b'n']));
+    info.name[127] = c_char::from_ne_bytes([0xC3]);
+    info.flags = sys::ANE_DEVICE_FLAG_TEST_DOUBLE.cast_unsigned();
+    info.kind = 77;
+    enter("device_info", err)
+}
+
+extern "C" fn device_close(device: *mut sys::ANEDevice) {
+    destroy("device_open", device);
+}
+
+extern "C" fn supports(
+    device: *mut sys::ANEDevice,
+    _: *const sys::ANEMatMulDesc,
+    _: *const sys::ANECompileOptions,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(device);
+    enter("supports", err)
+}
+
+extern "C" fn compile(
+    device: *mut sys::ANEDevice,
+    desc: *const sys::ANEMatMulDesc,
+    constants: *const sys::ANEConstants,
+    _: *const sys::ANECompileOptions,
+    out: *mut *mut sys::ANEProduct,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(device);
+    // SAFETY: both are valid for the call.
+    let (desc, constants) = unsafe { (&*desc, &*constants) };
+    let constant = desc.flags & sys::ANE_MATMUL_CONSTANT_B.cast_unsigned() != 0;
+    assert_eq!(constant, !constants.b.is_null());
+    create("compile", out, err)
+}
+
+extern "C" fn product_info(
+    product: *mut sys::ANEProduct,
+    info: *mut sys::ANEProductInfo,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(product);
+    // SAFETY: the caller passes an info that is valid for the call.
+    unsafe { (*info).bytes_held = 42 };
+    enter("product_info", err)
+}
+
+extern "C" fn product_destroy(product: *mut sys::ANEProduct) {
+    destroy("compile", product);
+}
+
+extern "C" fn executor_create(
+    product: *mut sys::ANEProduct,
+    out: *mut *mut sys::ANEMatMulExecutor,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(product);
+    create("executor_create", out, err)
+}
+
+extern "C" fn executor_run(
+    executor: *mut sys::ANEMatMulExecutor,
+    args: *const sys::ANERunArgs,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(executor);
+    // SAFETY: the caller passes arguments that are valid for the call, and C covers its length.
+    unsafe {
+        let c = &(*args).c;
+        std::ptr::write_bytes(c.data.cast::<u8>(), 0, usize::try_from(c.length_bytes).unwrap());
+    }
+    enter("executor_run", err)
+}
+
+extern "C" fn executor_destroy(executor: *mut sys::ANEMatMulExecutor) {
+    destroy("executor_create", executor);
+}
+
+extern "C" fn buffer_create(
+    _: *mut sys::ANEDevice,
+    _: u64,
+    _: *mut *mut sys::ANEBuffer,
+    _: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    sys::ANE_STATUS_NOT_IMPLEMENTED
+}
+
+extern "C" fn buffer_wrap(
+    _: *mut sys::ANEDevice,
+    _: *mut c_void,
+    _: u64,
+    _: *mut *mut sys::ANEBuffer,
+    _: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    sys::ANE_STATUS_NOT_IMPLEMENTED
+}
+
+extern "C" fn buffer_contents(_: *mut sys::ANEBuffer) -> *mut c_void {
+    std::ptr::null_mut()
+}
+
+extern "C" fn buffer_destroy(_: *mut sys::ANEBuffer) {}
+
+extern "C" fn product_save(
+    _: *mut sys::ANEProduct,
+    _: *const c_char,
+    _: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    sys::ANE_STATUS_NOT_IMPLEMENTED
+}
+
+extern "C" fn product_load(
+    _: *mut sys::ANEDevice,
+    _: *const sys::ANEMatMulDesc,
+    _: *const sys::ANEConstants,
+    _: *const sys::ANECompileOptions,
+    _: *const c_char,
+    _: *mut *mut sys::ANEProduct,
+    _: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    sys::ANE_STATUS_NOT_IMPLEMENTED
+}
+
+fn good_table() -> sys::ANEShim {
+    sys::ANEShim {
+        struct_size: size_u32::<sys::ANEShim>(),
+        abi_major: 1,
+        abi_minor: 0,
+        name: c"mock".as_ptr(),
+        version: c"1".as_ptr(),
+        device_open: Some(device_open),
+        device_info: Some(device_info),
+        device_close: Some(device_close),
+        supports: Some(supports),
+        buffer_create: Some(buffer_create),
+        buffer_wrap: Some(buffer_wrap),
+        buffer_contents: Some(buffer_contents),
+        buffer_destroy: Some(buffer_destroy),
+        compile: Some(compile),
+        product_save: Some(product_save),
+        product_load: Some(product_load),
+        product_info: Some(product_info),
+        product_destroy: Some(product_destroy),
+        executor_create: Some(executor_create),
+        executor_run: Some(executor_run),
+        executor_destroy: Some(executor_destroy),
+        reserved_submit: std::ptr::null_mut(),
+        reserved_wait: std::ptr::null_mut(),
+        reserved_graph: std::ptr::null_mut(),
+    }
+}
+
+fn check(table: &sys::ANEShim) -> Result<ShimLibrary> {
+    // SAFETY: the table is a whole ANEShim with C strings; what is made from it copies it.
+    unsafe { ShimLibrary::from_table((&raw const *table).cast(), "a mock") }
+}
+
+/// A registry with the mock, whose state is fresh but for `fail`.
+fn with_mock(setup: impl FnOnce(&mut Mock)) -> (Backends, BackendId) {
+    mock(|mock| {
+        *mock = Mock { message: b"a message\0".to_vec(), ..Mock::default() };
+        setup(mock);
+    });
+    let mut backends = Backends::new();
+    let id = backends.add(check(&good_table()).unwrap()).unwrap();
+    (backends, id)
+}
+
+fn compile_on(backends: &Backends, id: &BackendId) -> Result<Compiled> {
+    backends.compile(id, &MatMul::new(2, 2, 2)?, None, &CompileOptions::default())
+}
+
+fn run_on(backends: &Backends, id: &BackendId) -> Result<()> {
+    let one = Tensor::filled(2, 2, 1f32)?;
+    let mut c = Tensor::<f32>::filled(2, 2, f32::NAN)?;
+    let compiled = compile_on(backends, id)?;
+    let mut executor = compiled.executor()?;
+    drop(compiled);
+    executor.run(&Inputs::new(&one).b(&one), &mut c)?;
+    assert_eq!(c.data(), [0.0; 4]);
+    Ok(())
+}
+
+fn assert_nothing_leaked() {
+    mock(|mock| assert!(mock.live.is_empty(), "leaked: {:?}", mock.events));
+}
+
+const SLOTS: [&str; 7] =
+    ["device_open", "device_info", "supports", "compile", "product_info", "executor_create", "executor_run"];
+
+#[test]
+fn objects_die_in_order_each_once() {
+    let (backends, id) = with_mock(|_| {});
+    run_on(&backends, &id).unwrap();
+    drop(backends);
+    assert_nothing_leaked();
+    mock(|mock| {
+        assert_eq!(
+            mock.events,
+            ["+device_open", "+compile", "+executor_create", "-executor_create", "-compile", "-device_open"]
+        );
+    });
+}
+
+#[test]
+fn children_keep_their_parents() {
+    let (backends, id) = with_mock(|_| {});
+    let compiled = compile_on(&backends, &id).unwrap();
+    let (first, second) = (compiled.executor().unwrap(), compiled.executor().unwrap());
+    drop(backends);
+    drop(compiled);
+    drop(second);
+    mock(|mock| assert_eq!(mock.live.len(), 3, "{:?}", mock.events));
+    drop(first);
+    assert_nothing_leaked();
+}
+
+#[test]
+fn every_status_at_every_slot_becomes_its_error() {
+    let statuses = [
+        (sys::ANE_STATUS_INVALID_ARGUMENT, NativeStatus::InvalidArgument),
+        (sys::ANE_STATUS_OUT_OF_MEMORY, NativeStatus::OutOfMemory),
+        (sys::ANE_STATUS_NO_DEVICE, NativeStatus::NoDevice),
+        (sys::ANE_STATUS_COMPILE_FAILED, NativeStatus::CompileFailed),
+        (sys::ANE_STATUS_RUN_FAILED, NativeStatus::RunFailed),
+        (sys::ANE_STATUS_EXCEPTION, NativeStatus::Exception),
+        (sys::ANE_STATUS_TIMEOUT, NativeStatus::Timeout),
+        (sys::ANE_STATUS_BACKGROUND, NativeStatus::Background),
+        (sys::ANE_STATUS_IO, NativeStatus::Io),
+        (sys::ANE_STATUS_PACKAGE_MISMATCH, NativeStatus::PackageMismatch),
+        (sys::ANE_STATUS_NOT_IMPLEMENTED, NativeStatus::NotImplemented),
+        (sys::ANE_STATUS_INTERNAL, NativeStatus::Internal),
+        (-1, NativeStatus::Internal),
+        (i32::MAX, NativeStatus::Internal),
+    ];
+    for slot in SLOTS {
+        for (code, status) in statuses {
+            let (backends, id) = with_mock(|mock| mock.fail = Some((slot, code, 0)));
+            let result = run_on(&backends, &id);
+            match (slot, result) {
+                ("device_open" | "device_info", Err(Error::Unavailable { reason, .. })) => {
+                    assert!(reason.contains(&format!("{slot} failed: a message ({status}")), "{reason}");
+                }
+                ("supports", Err(Error::Refused { refusal, .. })) => {
+                    assert_eq!(refusal.reason, RefusalReason::Other);
+                    assert!(refusal.message.contains("a message"));
+                }
+                ("product_info", Ok(())) => {
+                    let note = compile_on(&backends, &id).unwrap().report().note;
+                    assert!(note.is_some_and(|note| note.contains("product_info failed: a message")));
+                }
+                (_, Err(Error::Native(native))) => {
+                    assert_eq!((native.step, native.status, native.code), (slot, status, -7));
+                    assert_eq!(
+                        (native.domain.as_str(), native.message.as_str()),
+                        ("mock domain", "a message")
+                    );
+                }
+                (slot, other) => panic!("{slot} with {code}: {other:?}"),
+            }
+            drop(backends);
+            assert_nothing_leaked();
+        }
+    }
+}
+
+#[test]
+fn every_refusal_at_every_slot_keeps_its_reason() {
+    for slot in ["supports", "compile", "executor_create", "executor_run"] {
+        for (code, &reason) in (1..).zip(&RefusalReason::ALL) {
+            let (backends, id) = with_mock(|mock| mock.fail = Some((slot, sys::ANE_STATUS_REFUSED, code)));
+            match run_on(&backends, &id) {
+                Err(Error::Refused { refusal, backend }) => {
+                    assert_eq!(
+                        (refusal.reason, refusal.message.as_str(), &backend),
+                        (reason, "a message", &id)
+                    );
+                }
+                other => panic!("{slot} with {reason}: {other:?}"),
+            }
+            drop(backends);
+            assert_nothing_leaked();
+        }
+    }
+    for code in [0, -1, 20, i32::MAX, i32::MIN] {
+        let (backends, id) = with_mock(|mock| mock.fail = Some(("supports", sys::ANE_STATUS_REFUSED, code)));
+        assert!(
+            matches!(run_on(&backends, &id), Err(Error::Refused { refusal, .. }) if refusal.reason == RefusalReason::Other)
+        );
+    }
+    let last = i32::try_from(RefusalReason::ALL.len()).unwrap();
+    assert_eq!(last, sys::ANE_REFUSAL_OTHER);
+}
+
+#[test]
+fn success_without_an_object_is_an_error() {
+    for slot in ["device_open", "compile", "executor_create"] {
+        let (backends, id) = with_mock(|mock| mock.empty_handed = Some(slot));
+        let text = run_on(&backends, &id).unwrap_err().to_string();
+        assert!(text.contains("gave no object"), "{slot}: {text}");
+        drop(backends);
+        assert_nothing_leaked();
+    }
+}
+
+#[test]
+fn messages_are_read_within_their_bounds() {
+    let native = |message: &[u8], log: &[u8]| {
+        let (backends, id) = with_mock(|mock| {
+            mock.fail = Some(("compile", sys::ANE_STATUS_COMPILE_FAILED, 0));
+            mock.message = message.to_vec();
+            mock.log = log.to_vec();
+        });
+        match compile_on(&backends, &id) {
+            Err(Error::Native(native)) => (native.message, native.log),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(native(b"\0", b"").0, "the shim gave no message");
+    assert_eq!(native(&[b'x'; 512], b"").0.len(), 512);
+    assert_eq!(native(&[b'x'; 2000], b"").0.len(), 512);
+    assert_eq!(native(b"caf\xC3\0", b"").0, "caf\u{FFFD}");
+    assert_eq!(native(b"\x1b[31mred\x07\0", b"").0, "\u{FFFD}[31mred\u{FFFD}");
+    assert_eq!(native(b"m\0", b"line 1\nline 2\0").1, "line 1\nline 2");
+    assert_eq!(native(b"m\0", &[b'y'; 20_000]).1.len(), 16 * 1024);
+}
+
+#[test]
+fn device_info_is_read_within_its_bounds() {
+    let (backends, id) = with_mock(|_| {});
+    let info = backends.info(&id).unwrap();
+    assert_eq!(info.device_name, "n".repeat(127) + "\u{FFFD}");
+    assert_eq!((info.device, info.is_test_double), (Device::Unknown, true));
+    assert_eq!(compile_on(&backends, &id).unwrap().report().bytes_held, 42);
+}
+
+#[test]
+fn a_pool_of_the_callers_is_refused() {
+    #[derive(Debug)]
+    struct Inline;
+    impl crate::options::ThreadPool for Inline {
+        fn threads(&self) -> usize {
+            1
+        }
+        fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..tasks).for_each(task);
+        }
+    }
+    let (backends, id) = with_mock(|_| {});
+    let options = CompileOptions::default().threads(Threads::Pool(Arc::new(Inline)));
+    let result = backends.supports(&id, &MatMul::new(1, 1, 1).unwrap(), &options);
+    assert!(
+        matches!(result, Err(Error::Refused { refusal, .. }) if refusal.reason == RefusalReason::Threads)
+    );
+}
+
+/// A table with one field changed, and a part of the message.
+type Damage = (fn(&mut sys::ANEShim), &'static str);
+
+#[test]
+fn damaged_tables_are_refused() {
+    const LONG: &CStr = c"a-name-of-more-than-thirty-two-bytes";
+    let damages: [Damage; 10] = [
+        (|table| table.struct_size = 0, "its table has 0 bytes"),
+        (|table| table.struct_size = 151, "its table has 151 bytes"),
+        (|table| table.abi_major = 0, "version 0.0 of the ABI"),
+        (|table| table.abi_major = u16::MAX, "version 65535.0"),
+        (|table| table.name = std::ptr::null(), "its name \"\""),
+        (|table| table.name = c"".as_ptr(), "its name \"\""),
+        (|table| table.name = c"Cpu".as_ptr(), "its name \"Cpu\""),
+        (|table| table.name = c"\xFF".as_ptr(), "is no backend's"),
+        (|table| table.name = LONG.as_ptr(), "1 to 32"),
+        (|table| table.supports = None, "its slot `supports` is null"),
+    ];
+    for (damage, expected) in damages {
+        let mut table = good_table();
+        damage(&mut table);
+        let text = check(&table).unwrap_err().to_string();
+        assert!(text.contains(expected) && text.starts_with("a mock: not a usable shim: "), "{text}");
+    }
+}
+
+#[test]
+fn every_slot_must_be_filled() {
+    macro_rules! each {
+        ($($slot:ident)*) => {$(
+            let mut table = good_table();
+            table.$slot = None;
+            let text = check(&table).unwrap_err().to_string();
+            assert!(text.contains(concat!("its slot `", stringify!($slot), "` is null")), "{text}");
+        )*};
+    }
+    each!(device_open device_info device_close supports buffer_create buffer_wrap buffer_contents buffer_destroy compile product_save product_load product_info product_destroy executor_create executor_run executor_destroy);
+}
+
+#[test]
+fn a_table_of_the_minimum_size_is_not_read_beyond_it() {
+    let mut table = good_table();
+    table.struct_size = u32::try_from(table::MINIMUM_SIZE).unwrap();
+    // An allocation of just that size: Miri reports a read beyond it.
+    let mut memory = vec![0u64; table::MINIMUM_SIZE / 8];
+    // SAFETY: both are at least this long, and the vector is aligned for pointers.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            (&raw const table).cast::<u8>(),
+            memory.as_mut_ptr().cast::<u8>(),
+            table::MINIMUM_SIZE,
+        );
+    }
+    // SAFETY: the table has struct_size readable bytes and C strings.
+    let shim = unsafe { ShimLibrary::from_table(memory.as_ptr().cast(), "a small mock") }.unwrap();
+    assert_eq!(shim.version(), "1");
+    // SAFETY: a misaligned pointer is refused before anything is read.
+    let shifted = unsafe { ShimLibrary::from_table(memory.as_ptr().cast::<u8>().add(4).cast(), "shifted") };
+    assert!(shifted.unwrap_err().to_string().contains("not aligned"));
+}
+
+#[test]
+fn constants_mirror_the_header() {
+    use crate::{Activation, ElementType};
+    let types = [
+        ElementType::F64,
+        ElementType::F32,
+        ElementType::F16,
+        ElementType::Bf16,
+        ElementType::I32,
+        ElementType::I8,
+        ElementType::U8,
+        ElementType::I4,
+        ElementType::U4,
+    ];
+    for (code, element) in (1..).zip(types) {
+        assert_eq!(convert::element_type(element), code);
+    }
+    for (code, activation) in (0..).zip(Activation::ALL) {
+        assert_eq!(convert::activation(activation), code);
+    }
+    for device in [Device::Unknown, Device::Cpu, Device::Gpu, Device::NeuralEngine, Device::Mixed] {
+        assert_eq!(convert::device(convert::device_kind(device)), device);
+    }
+}
+
+#[test]
+fn descriptions_reach_the_shim_unchanged() {
+    use crate::{ElementTypes, Operand, QuantA, QuantB, QuantOutput, Quantization};
+    let product = MatMul::builder(3, 4, 5)
+        .batch(2)
+        .transpose_a(true)
+        .variable_m(true)
+        .residual(true)
+        .leading_dimension(Operand::A, 7)
+        .batch_stride(Operand::B, 0)
+        .leading_dimension(Operand::C, 9)
+        .leading_dimension(Operand::Residual, 6)
+        .alpha(0.5)
+        .activation(crate::Activation::Silu)
+        .types(ElementTypes { output: crate::ElementType::I8, ..ElementTypes::INT8 })
+        .quantization(Quantization {
+            a: QuantA::Static { zero_point: -3 },
+            b: QuantB::PerGroup { group_size: 128, zero_point: 2 },
+            output: QuantOutput::Static { zero_point: 5 },
+            nibble_order: crate::NibbleOrder::HighFirst,
+        })
+        .build()
+        .unwrap();
+    let desc = convert::description(&product);
+    assert_eq!((desc.batch, desc.m, desc.n, desc.k), (2, 3, 4, 5));
+    assert_eq!((desc.lda, desc.ldb, desc.ldc, desc.ld_residual), (7, 4, 9, 6));
+    assert_eq!((desc.stride_a, desc.stride_b, desc.stride_c, desc.stride_residual), (35, 0, 27, 18));
+    assert_eq!(desc.flags, 0x1 | 0x10 | 0x20);
+    assert_eq!((desc.alpha, desc.activation), (0.5, sys::ANE_ACTIVATION_SILU));
+    assert_eq!((desc.quant_a, desc.quant_b, desc.quant_c), (1, 3, 1));
+    assert_eq!((desc.zero_point_a, desc.zero_point_b, desc.zero_point_c), (-3, 2, 5));
+    assert_eq!((desc.group_size, desc.nibble_order, desc.type_scale), (128, 1, sys::ANE_TYPE_F32));
+}

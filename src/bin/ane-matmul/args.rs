@@ -9,6 +9,9 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Matrix products compiled once and run many times, on every engine of this machine.
+///
+/// ANE_MATMUL_SHIM=FILE loads a dynamic library that speaks the C ABI (docs/ABI.md) as a further
+/// backend.
 #[derive(Debug, Parser)]
 #[command(version, about, arg_required_else_help = true)]
 pub(crate) struct Cli {

@@ -11,7 +11,7 @@ use crate::machine::Machine;
 
 pub(crate) fn run(args: &DevicesArgs) -> Output {
     let machine = Machine::new();
-    let backends = crate::backends().available();
+    let backends = crate::backends()?.available();
     if args.json {
         let list: Vec<Value> = backends.iter().map(status_json).collect();
         return print(format!("{:#}", json!({ "machine": machine.to_json(), "backends": list })));

@@ -42,7 +42,14 @@ fn run(command: Command) -> Output {
     }
 }
 
-/// The backends of this process.
-fn backends() -> ane_matmul::Backends {
-    ane_matmul::Backends::new()
+/// The backends of this process: the built-in ones, and the shim that `ANE_MATMUL_SHIM` names.
+#[allow(unsafe_code, reason = "the user asks for foreign code to be loaded")]
+fn backends() -> Output<ane_matmul::Backends> {
+    let mut backends = ane_matmul::Backends::new();
+    if let Some(path) = std::env::var_os("ANE_MATMUL_SHIM").filter(|path| !path.is_empty()) {
+        // SAFETY: whoever sets the variable vouches for the library, as with any plug-in.
+        let shim = unsafe { ane_matmul::ShimLibrary::open(path) }?;
+        backends.add(shim)?;
+    }
+    Ok(backends)
 }

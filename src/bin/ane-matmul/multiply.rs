@@ -45,7 +45,7 @@ impl Operands {
 }
 
 pub(crate) fn run(args: &MultiplyArgs) -> Output {
-    let backends = crate::backends();
+    let backends = crate::backends()?;
     let id = backend_id(&args.backend);
     backends.info(&id)?;
     // Fail before the work, not after it.

@@ -3,13 +3,21 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-include!("../../../build/bindings.rs");
+#[path = "../../../build/bindings.rs"]
+mod bindings;
+
+/// The crate's build script, here so that its Apple half is type-checked without an Apple host:
+/// `cargo check --target aarch64-apple-darwin`.
+#[cfg(target_vendor = "apple")]
+#[allow(dead_code)]
+#[path = "../../../build.rs"]
+mod build_script;
 
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let committed = root.join("src/sys/bindings.rs");
     let start = std::time::Instant::now();
-    let fresh = match bindings(&root.join("include/ane_matmul.h").to_string_lossy()) {
+    let fresh = match bindings::bindings(&root.join("include/ane_matmul.h").to_string_lossy()) {
         Ok(fresh) => fresh,
         Err(error) => {
             eprintln!("error: bindgen: {error}");

@@ -18,7 +18,7 @@ use report::Comparison;
 const DEFAULT_SIZES: [usize; 4] = [256, 512, 1024, 2048];
 
 pub(crate) fn run(args: &CompareArgs) -> Output {
-    let backends = crate::backends();
+    let backends = crate::backends()?;
     for path in [&args.json, &args.svg].into_iter().flatten() {
         drop(WholeFile::create(path)?);
     }
