@@ -96,3 +96,7 @@ pub use whole_file::WholeFile;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/ABI.md")]
+struct AbiExamples;

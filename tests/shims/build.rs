@@ -26,7 +26,8 @@ fn main() {
 
     let mut build = cc::Build::new();
     build.include(&include).std("c11").warnings(true).extra_warnings(true).warnings_into_errors(true);
-    build.clone().file(&source).compile("ane_matmul_reference");
+    println!("cargo::rerun-if-changed=direct.c");
+    build.clone().file(&source).file("direct.c").compile("ane_matmul_reference");
     println!("cargo::rustc-link-lib=m");
 
     let library = |name: &str, file: &Path| {

@@ -136,7 +136,7 @@ impl Table {
         step: &'static str,
         slot: impl FnOnce(*mut sys::ANEError) -> sys::ANEStatus,
     ) -> Result<()> {
-        let mut log = crate::alloc::filled(LOG_BYTES, 0u8, "a compiler's log")?;
+        let mut log = vec![0u8; LOG_BYTES];
         self.finish(step, Some(&mut log), slot)
     }
 
@@ -233,7 +233,7 @@ unsafe fn text(pointer: *const c_char) -> String {
 /// The text in an array of characters: up to the first NUL, never beyond the array; broken UTF-8
 /// is replaced.
 pub(super) fn characters(array: &[c_char]) -> String {
-    let bytes: Vec<u8> = array.iter().map(|&c| c.to_ne_bytes()[0]).collect();
+    let bytes: Vec<u8> = array.iter().map(|&c| c.to_ne_bytes()[0]).take_while(|&byte| byte != 0).collect();
     lossy(&bytes)
 }
 

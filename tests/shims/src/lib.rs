@@ -23,6 +23,32 @@ pub const LATER_MINOR: &str = env!("SHIM_LATER_MINOR");
 #[link(name = "ane_matmul_reference", kind = "static")]
 unsafe extern "C" {
     fn ane_matmul_shim() -> *const c_void;
+    fn ane_direct_open() -> i32;
+    fn ane_direct_run() -> i32;
+}
+
+/// A product on the reference shim that C calls, for comparison with the way through Rust.
+#[derive(Debug)]
+pub struct DirectCall(());
+
+impl DirectCall {
+    /// Compiles the product.
+    ///
+    /// # Panics
+    /// When it cannot be compiled.
+    #[must_use]
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        // SAFETY: the function takes nothing; only this type calls it.
+        assert_eq!(unsafe { ane_direct_open() }, 1);
+        Self(())
+    }
+
+    /// Runs it once; returns the status.
+    pub fn run(&mut self) -> i32 {
+        // SAFETY: the product was compiled by `new`.
+        unsafe { ane_direct_run() }
+    }
 }
 
 /// The table of the reference shim that is linked into this program.
