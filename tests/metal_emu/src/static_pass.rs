@@ -1,0 +1,1 @@
+//! Rejects what is not legal Metal, without running anything.
