@@ -121,8 +121,9 @@ fn compile(source: &Path, object: &Path, flags: &[&str], include: &[&Path]) -> R
 /// What the translator, compiler or linker said.
 pub fn build(build: &Build<'_>, dir: &Path) -> Result<PathBuf, String> {
     let preprocessed = keep_instances(&preprocess(build.metal, build.include, build.version)?, build.only);
+    let translation = translate(&preprocessed, Mode::Run)?;
     let mut hasher = DefaultHasher::new();
-    preprocessed.hash(&mut hasher);
+    translation.text.hash(&mut hasher);
     build.with_plan.hash(&mut hasher);
     hash_files(&mut hasher, &cpp_dir())?;
     if build.with_plan {
@@ -133,8 +134,6 @@ pub fn build(build: &Build<'_>, dir: &Path) -> Result<PathBuf, String> {
     if library.exists() {
         return Ok(library);
     }
-    let translation = translate(&preprocessed, Mode::Run)?;
-
     // Built under a name of this process's own and moved: another may be building the same.
     let work = dir.join(format!("{stem}.{}", std::process::id()));
     let io = |e: std::io::Error| format!("{}: {e}", work.display());

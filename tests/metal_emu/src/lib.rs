@@ -6,9 +6,11 @@
 //! operations that not all threads reach, and too much threadgroup memory. What it cannot tell: that
 //! Apple's compiler accepts the source, what Apple's hardware rounds, and how fast it is.
 
+pub mod case;
 pub mod compile;
 pub mod library;
 pub mod plan;
 pub mod static_pass;
+pub mod sweep;
 pub mod token;
 pub mod translate;

@@ -263,9 +263,12 @@ impl<'a> Translator<'a> {
             return Ok(None);
         }
         let end = (i..self.tokens.len()).find(|&t| self.text(t) == ";").ok_or("unfinished statement")?;
-        let Some(open) = (i..end).find(|&t| self.text(t) == "[") else { return Ok(None) };
-        if (i..end).any(|t| matches!(self.text(t), "=" | "(")) || (i..open).any(|t| self.text(t) == "*") {
-            return Ok(None);
+        let open = (i..end).find(|&t| matches!(self.text(t), "[" | "*")).unwrap_or(end);
+        match self.text(open) {
+            "*" => return Ok(None),
+            "[" => {}
+            // Left as it is it would be private to each thread.
+            _ => return Err(format!("neither a threadgroup array nor a pointer: {}", self.slice(i, end))),
         }
         let close = self.closing(open)?;
         let name = (i..open).rev().find(|&t| self.tokens[t].kind == Kind::Word).ok_or("an array without a name")?;
