@@ -20,6 +20,8 @@ typedef _Float16 half;
 typedef __bf16 bfloat;
 
 #define EMU_EXEMPT __attribute__((no_sanitize("thread")))
+// Not inlined, so that the return address is the kernel's line.
+#define EMU_COLLECTIVE __attribute__((no_sanitize("thread"), noinline))
 
 namespace emu {
 
@@ -58,11 +60,12 @@ extern const Constant constants[];
 extern const uint constant_count;
 
 extern "C" {
-void emu_threadgroup_barrier(uint flags);
-void emu_simdgroup_barrier(uint flags);
-float emu_simd_sum(float value);
+// nomerge: two barriers on two branches must stay two.
+__attribute__((nomerge)) void emu_threadgroup_barrier(uint flags);
+__attribute__((nomerge)) void emu_simdgroup_barrier(uint flags);
+__attribute__((nomerge)) float emu_simd_sum(float value);
 // True for the lane that performs an operation for its simdgroup.
-bool emu_collective(uint kind, const void *pointer, uint64_t stride, uint flags);
+bool emu_collective(uint kind, const void *pointer, uint64_t stride, uint flags, const void *return_address);
 void emu_collective_access(const void *pointer, uint size, bool write);
 void *emu_threadgroup_array(uint id, uint64_t bytes, uint64_t alignment, const char *name);
 }
@@ -118,10 +121,10 @@ struct simdgroup_matrix {
 };
 
 template <typename T, int Cols, int Rows>
-EMU_EXEMPT simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value)
+EMU_COLLECTIVE simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value)
 {
     simdgroup_matrix<T, Cols, Rows> m;
-    if (emu::emu_collective(1, nullptr, 0, 0)) {
+    if (emu::emu_collective(1, nullptr, 0, 0, __builtin_return_address(0))) {
         for (T &x : m.element) {
             x = value;
         }
@@ -130,10 +133,10 @@ EMU_EXEMPT simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value)
 }
 
 template <typename T>
-EMU_EXEMPT void simdgroup_load(simdgroup_matrix<T, 8, 8> &d, const T *src, ulong elements_per_row = 8,
+EMU_COLLECTIVE void simdgroup_load(simdgroup_matrix<T, 8, 8> &d, const T *src, ulong elements_per_row = 8,
                                ulong2 origin = ulong2(0, 0), bool transpose = false)
 {
-    if (emu::emu_collective(2, src, elements_per_row, transpose)) {
+    if (emu::emu_collective(2, src, elements_per_row, transpose, __builtin_return_address(0))) {
         for (ulong r = 0; r < 8; ++r) {
             for (ulong c = 0; c < 8; ++c) {
                 const T *p = src + (origin.y + r) * elements_per_row + origin.x + c;
@@ -145,10 +148,10 @@ EMU_EXEMPT void simdgroup_load(simdgroup_matrix<T, 8, 8> &d, const T *src, ulong
 }
 
 template <typename T>
-EMU_EXEMPT void simdgroup_store(const simdgroup_matrix<T, 8, 8> &a, T *dst, ulong elements_per_row = 8,
+EMU_COLLECTIVE void simdgroup_store(const simdgroup_matrix<T, 8, 8> &a, T *dst, ulong elements_per_row = 8,
                                 ulong2 origin = ulong2(0, 0), bool transpose = false)
 {
-    if (emu::emu_collective(3, dst, elements_per_row, transpose)) {
+    if (emu::emu_collective(3, dst, elements_per_row, transpose, __builtin_return_address(0))) {
         for (ulong r = 0; r < 8; ++r) {
             for (ulong c = 0; c < 8; ++c) {
                 T *p = dst + (origin.y + r) * elements_per_row + origin.x + c;
@@ -161,10 +164,10 @@ EMU_EXEMPT void simdgroup_store(const simdgroup_matrix<T, 8, 8> &a, T *dst, ulon
 
 // Products of half or bfloat are exact in float; the sum over the 8 is in float.
 template <typename D, typename T, typename U>
-EMU_EXEMPT void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8> &d, const simdgroup_matrix<T, 8, 8> &a,
+EMU_COLLECTIVE void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8> &d, const simdgroup_matrix<T, 8, 8> &a,
                                               const simdgroup_matrix<U, 8, 8> &b, const simdgroup_matrix<D, 8, 8> &c)
 {
-    if (emu::emu_collective(4, nullptr, 0, 0)) {
+    if (emu::emu_collective(4, nullptr, 0, 0, __builtin_return_address(0))) {
         D sums[64];
         for (int i = 0; i < 64; ++i) {
             sums[i] = c.element[i];

@@ -91,6 +91,7 @@ struct Machine {
     Builtins builtins;
     uint32_t threads[3], grid[3];
     EmuReport *report = nullptr;
+    const void *collective_address = nullptr;
     uint64_t random = 1;
     bool running = false;
 };
@@ -272,17 +273,19 @@ void access_device(const uint8_t *address, uint size, bool write, uint lane, uin
     }
 }
 
+bool is_private(const void *pointer)
+{
+    const auto *address = static_cast<const uint8_t *>(pointer);
+    return uint64_t(address - g.threadgroup) >= threadgroup_reserve && uint64_t(address - g.device) >= device_reserve;
+}
+
 void access(const void *pointer, uint size, bool write, bool aligned, uint lane, const void *return_address)
 {
-    if (!g.running) {
+    if (!g.running || is_private(pointer)) {
         return;
     }
     const auto *address = static_cast<const uint8_t *>(pointer);
-    const bool in_threadgroup = address >= g.threadgroup && address < g.threadgroup + threadgroup_reserve;
-    const bool in_device = address >= g.device && address < g.device + device_reserve;
-    if (!in_threadgroup && !in_device) {
-        return; // private to the thread
-    }
+    const bool in_threadgroup = uint64_t(address - g.threadgroup) < threadgroup_reserve;
     ++g.report->accesses;
     const uint32_t pc = offset_of(return_address) - 1;
     if ((aligned && uint64_t(address) % size != 0) || uint64_t(address) % granule != 0 || size % granule != 0) {
@@ -296,6 +299,17 @@ void access(const void *pointer, uint size, bool write, bool aligned, uint lane,
 }
 
 uint32_t lane_of(uint32_t thread) { return thread % simd_width; }
+
+// A copy or fill that the compiler made of several elements.
+void access_range(const void *pointer, size_t bytes, bool write, const void *return_address)
+{
+    if (is_private(pointer)) {
+        return;
+    }
+    for (size_t i = 0; i + granule <= bytes; i += granule) {
+        access(static_cast<const char *>(pointer) + i, granule, write, true, lane_of(g.current), return_address);
+    }
+}
 
 void wait(State state, uint32_t flags, const void *return_address)
 {
@@ -550,8 +564,9 @@ float emu_simd_sum(float value)
     return g.fibers[t].value;
 }
 
-bool emu_collective(uint kind, const void *pointer, uint64_t stride, uint flags)
+bool emu_collective(uint kind, const void *pointer, uint64_t stride, uint flags, const void *return_address)
 {
+    g.collective_address = return_address;
     Fiber &fiber = g.fibers[g.current];
     // FNV-1a over what all lanes must agree about.
     for (uint64_t x : {uint64_t(kind), uint64_t(pointer), stride, uint64_t(flags)}) {
@@ -563,7 +578,7 @@ bool emu_collective(uint kind, const void *pointer, uint64_t stride, uint flags)
 
 void emu_collective_access(const void *pointer, uint size, bool write)
 {
-    access(pointer, size, write, true, collective_lane, __builtin_return_address(0));
+    access(pointer, size, write, true, collective_lane, g.collective_address);
 }
 
 void *emu_threadgroup_array(uint id, uint64_t bytes, uint64_t alignment, const char *name)
@@ -614,18 +629,19 @@ void __tsan_vptr_update(void *, void *) {}
 
 void *__tsan_memcpy(void *to, const void *from, size_t n)
 {
-    for (size_t i = 0; i + granule <= n; i += granule) {
-        access(static_cast<const char *>(from) + i, granule, false, true, lane_of(g.current), __builtin_return_address(0));
-        access(static_cast<char *>(to) + i, granule, true, true, lane_of(g.current), __builtin_return_address(0));
-    }
+    access_range(from, n, false, __builtin_return_address(0));
+    access_range(to, n, true, __builtin_return_address(0));
     return memcpy(to, from, n);
 }
-void *__tsan_memmove(void *to, const void *from, size_t n) { return __tsan_memcpy(to, from, n); }
+void *__tsan_memmove(void *to, const void *from, size_t n)
+{
+    access_range(from, n, false, __builtin_return_address(0));
+    access_range(to, n, true, __builtin_return_address(0));
+    return memmove(to, from, n);
+}
 void *__tsan_memset(void *to, int value, size_t n)
 {
-    for (size_t i = 0; i + granule <= n; i += granule) {
-        access(static_cast<char *>(to) + i, granule, true, true, lane_of(g.current), __builtin_return_address(0));
-    }
+    access_range(to, n, true, __builtin_return_address(0));
     return memset(to, value, n);
 }
 

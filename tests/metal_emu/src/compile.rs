@@ -6,6 +6,7 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::translate::{Mode, translate};
 
@@ -134,8 +135,9 @@ pub fn build(build: &Build<'_>, dir: &Path) -> Result<PathBuf, String> {
     if library.exists() {
         return Ok(library);
     }
-    // Built under a name of this process's own and moved: another may be building the same.
-    let work = dir.join(format!("{stem}.{}", std::process::id()));
+    // Built under a name of its own and moved: another thread or process may be building the same.
+    static BUILDS: AtomicU32 = AtomicU32::new(0);
+    let work = dir.join(format!("{stem}.{}.{}", std::process::id(), BUILDS.fetch_add(1, Ordering::Relaxed)));
     let io = |e: std::io::Error| format!("{}: {e}", work.display());
     fs::create_dir_all(&work).map_err(io)?;
     let source = work.join("kernels.cpp");
