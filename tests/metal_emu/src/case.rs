@@ -1,9 +1,12 @@
 //! One product through the plan and the kernels, held against a float64 oracle.
 
+use std::ffi::c_void;
 use std::fmt;
+use std::ptr::null_mut;
 
 use half::{bf16, f16};
 
+use crate::host::{AneError, Constants, Host, Operand, Options, RunArgs, RunInfo, create};
 use crate::library::{Binding, Counts, Kernels, Memory, Schedule};
 use crate::plan::{Desc, Launch, Overrides, Plan, element, flag, plan};
 
@@ -247,6 +250,94 @@ pub struct Outcome {
     pub counts: Counts,
 }
 
+/// How operands reach the shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passing {
+    /// Pointers.
+    Data,
+    /// Pointers, and B when compiled.
+    ConstantB,
+    /// Buffers of the device.
+    Buffers,
+    /// Buffers of the device, at offsets that are no multiple of 16 bytes.
+    OddOffsets,
+    /// Wrapped pages.
+    Wrapped,
+}
+
+/// Operands of one run.
+struct Lent<'h> {
+    host: &'h Host,
+    device: *mut c_void,
+    passing: Passing,
+    buffers: Vec<(*mut c_void, Option<Pages>)>,
+}
+
+/// Whole pages.
+struct Pages {
+    start: *mut u8,
+    layout: std::alloc::Layout,
+}
+
+impl Lent<'_> {
+    fn lend(&mut self, bytes: &mut [u8]) -> Operand {
+        let shim = self.host.shim;
+        let length_bytes = bytes.len() as u64;
+        let offset = match self.passing {
+            Passing::Data | Passing::ConstantB => return Operand::data(bytes),
+            Passing::Buffers => 32,
+            Passing::OddOffsets => 20,
+            Passing::Wrapped => 48,
+        };
+        let (mut buffer, mut pages) = (null_mut(), None);
+        let room = (bytes.len() + offset).next_multiple_of(4096);
+        let status = if self.passing == Passing::Wrapped {
+            let layout = std::alloc::Layout::from_size_align(room, 4096).expect("a size of pages");
+            // SAFETY: the size is not zero.
+            let start = unsafe { std::alloc::alloc_zeroed(layout) };
+            pages = Some(Pages { start, layout });
+            // SAFETY: whole pages, freed after the buffer.
+            unsafe { (shim.buffer_wrap)(self.device, start.cast(), room as u64, &mut buffer, null_mut()) }
+        } else {
+            // Exactly as long as needed: nothing lies behind the operand.
+            let exact = (bytes.len() + offset) as u64;
+            // SAFETY: out is live, and err may be NULL.
+            unsafe { (shim.buffer_create)(self.device, exact, &mut buffer, null_mut()) }
+        };
+        assert_eq!(status, 0, "a buffer");
+        // SAFETY: the contents are at least `offset + bytes.len()` long.
+        unsafe {
+            let contents = (shim.buffer_contents)(buffer).cast::<u8>();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), contents.add(offset), bytes.len());
+        }
+        self.buffers.push((buffer, pages));
+        Operand { data: null_mut(), buffer, offset_bytes: offset as u64, length_bytes }
+    }
+
+    /// Copies what a run left in a lent operand.
+    fn fetch(&self, operand: &Operand, bytes: &mut [u8]) {
+        if !operand.buffer.is_null() {
+            // SAFETY: as in `lend`.
+            unsafe {
+                let contents = (self.host.shim.buffer_contents)(operand.buffer).cast::<u8>();
+                let from = contents.add(operand.offset_bytes as usize);
+                std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len());
+            }
+        }
+    }
+
+    fn give_back(self) {
+        for (buffer, pages) in self.buffers {
+            // SAFETY: made in `lend`; the pages outlive their buffer.
+            unsafe { (self.host.shim.buffer_destroy)(buffer) };
+            if let Some(pages) = pages {
+                // SAFETY: allocated with this layout.
+                unsafe { std::alloc::dealloc(pages.start, pages.layout) };
+            }
+        }
+    }
+}
+
 struct Operands {
     a: Matrix,
     b: Matrix,
@@ -353,6 +444,88 @@ impl Case {
             }
         }
         Ok(Outcome { plan, counts })
+    }
+
+    /// Runs the case through the C ABI, with operands passed as `passing` says.
+    ///
+    /// # Errors
+    /// A sentence: the shim's error, or the element that is wrong.
+    pub fn run_shim(&self, host: &Host, device: *mut c_void, passing: Passing) -> Result<(), String> {
+        let mut operands = self.operands();
+        let mut c = Matrix::new(self.output, self.batch, self.rows(), self.n, self.padding[2], false);
+        let mut desc = self.desc(&operands, &c);
+        // A pattern of NaN that no kernel writes.
+        let blank = 0xfdu8;
+        c.memory.bytes.fill(blank);
+        let constant_b = passing == Passing::ConstantB && self.rows() == self.m;
+        if constant_b {
+            desc.flags |= flag::CONSTANT_B;
+        }
+        let text = |e: Box<AneError>| format!("{self} by {passing:?}: status {}: {}", e.status, e.message());
+        let (shim, options) = (host.shim, Options::default());
+        let constants = Constants::new(constant_b.then_some(operands.b.memory.bytes.as_slice()));
+        let (mut product, mut executor) = (null_mut(), null_mut());
+        // SAFETY: every pointer is to a live value of the header's type; objects are destroyed below.
+        create(|e| unsafe { (shim.supports)(device, &desc, &options, e) }).map_err(text)?;
+        // SAFETY: as above.
+        create(|e| unsafe { (shim.compile)(device, &desc, &constants, &options, &mut product, e) }).map_err(text)?;
+        // SAFETY: as above.
+        let made = create(|e| unsafe { (shim.executor_create)(product, &mut executor, e) });
+        let mut info = RunInfo { struct_size: size_of::<RunInfo>() as u32, ..RunInfo::default() };
+        let mut outcome = made.map_err(text);
+        // Twice: the second run must not see anything of the first.
+        for _ in 0..2 {
+            if outcome.is_err() {
+                break;
+            }
+            c.memory.bytes.fill(blank);
+            let mut lent = Lent { host, device, passing, buffers: Vec::new() };
+            let absent = |m: &Matrix| m.memory.bytes.is_empty();
+            let bias = if self.bias.is_none() { Operand::NONE } else { lent.lend(&mut operands.bias.memory.bytes) };
+            let residual = if !self.residual || absent(&operands.residual) {
+                Operand::NONE
+            } else {
+                lent.lend(&mut operands.residual.memory.bytes)
+            };
+            let args = RunArgs {
+                struct_size: size_of::<RunArgs>() as u32,
+                flags: 0,
+                m: self.rows() as u64,
+                a: lent.lend(&mut operands.a.memory.bytes),
+                b: if constant_b { Operand::NONE } else { lent.lend(&mut operands.b.memory.bytes) },
+                bias,
+                residual,
+                c: lent.lend(&mut c.memory.bytes),
+                info: &mut info,
+            };
+            // SAFETY: operands point to live memory of the lengths given.
+            outcome = create(|e| unsafe { (shim.executor_run)(executor, &args, e) }).map_err(text);
+            lent.fetch(&args.c, &mut c.memory.bytes);
+            lent.give_back();
+        }
+        // SAFETY: made above, in this order; NULL is accepted.
+        unsafe {
+            (shim.executor_destroy)(executor);
+            (shim.product_destroy)(product);
+        }
+        outcome?;
+        // What differs from the pattern counts as written: an element may hold it by chance only.
+        for (written, byte) in c.memory.initialised.iter_mut().zip(&c.memory.bytes) {
+            *written = u8::from(*byte != blank);
+        }
+        let size = size_of_type(self.output);
+        for item in 0..self.batch {
+            for row in 0..self.rows() {
+                for col in 0..self.n {
+                    let range = c.range(item, row, col);
+                    if c.memory.bytes[range.clone()] == vec![blank; size][..] {
+                        return Err(format!("{self} by {passing:?}: C[{item}][{row}][{col}] was not written"));
+                    }
+                    c.memory.initialised[range].fill(1);
+                }
+            }
+        }
+        self.check(&operands, &c).map_err(|e| format!("{self} by {passing:?}: {e}"))
     }
 
     #[allow(clippy::too_many_arguments, reason = "a launch has that many sides")]

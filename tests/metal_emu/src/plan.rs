@@ -39,6 +39,7 @@ const _: () = assert!(size_of::<Desc>() == 192);
 pub mod flag {
     pub const TRANSPOSE_A: u32 = 1;
     pub const TRANSPOSE_B: u32 = 2;
+    pub const CONSTANT_B: u32 = 4;
     pub const BIAS: u32 = 8;
     pub const RESIDUAL: u32 = 16;
     pub const VARIABLE_M: u32 = 32;
