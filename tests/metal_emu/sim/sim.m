@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "emu.h"
@@ -505,11 +506,13 @@ static void *work(void *argument)
 static void *compile(const char *source, MTLLanguageVersion version, char *log, size_t room)
 {
     static int64_t serial;
-    char path[1024], command[2400], output[1024] = "";
+    char folder[700], path[720], command[2400], output[1024] = "";
     size_t length;
     FILE *file;
-    snprintf(path, sizeof path, "%s/source-%d-%lld.metal", sim.directory, (int)getpid(),
+    snprintf(folder, sizeof folder, "%s/source-%d-%lld", sim.directory, (int)getpid(),
              (long long)__atomic_add_fetch(&serial, 1, __ATOMIC_SEQ_CST));
+    mkdir(folder, 0700);
+    snprintf(path, sizeof path, "%s/source.metal", folder);
     file = fopen(path, "w");
     if (!file) {
         snprintf(log, room, "%s cannot be written", path);
@@ -522,12 +525,13 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     file = popen(command, "r");
     length = file ? fread(log, 1, room - 1, file) : 0;
     log[length] = 0;
+    unlink(path);
+    rmdir(folder);
     if (!file || pclose(file) != 0) {
         return NULL;
     }
     snprintf(output, sizeof output, "%s", log);
     output[strcspn(output, "\n")] = 0;
-    unlink(path);
     return dlopen(output, RTLD_NOW | RTLD_LOCAL);
 }
 

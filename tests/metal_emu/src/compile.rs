@@ -49,7 +49,7 @@ pub(crate) fn output_of(command: &mut Command) -> Result<String, String> {
 /// # Errors
 /// What the preprocessor said.
 pub fn preprocess(metal: &Path, include: &Path, version: MetalVersion) -> Result<String, String> {
-    output_of(
+    let text = output_of(
         Command::new(CLANG)
             .args(["-E", "-x", "c++", "-std=c++14", "-nostdinc"])
             .arg(format!("-D__METAL_VERSION__={}", version.0))
@@ -58,7 +58,10 @@ pub fn preprocess(metal: &Path, include: &Path, version: MetalVersion) -> Result
             .arg("-I")
             .arg(include)
             .arg(metal),
-    )
+    )?;
+    // The same text must give the same library wherever it lies.
+    let name = metal.file_name().unwrap_or_default().to_string_lossy();
+    Ok(text.replace(&*metal.to_string_lossy(), &name))
 }
 
 /// A kernel library to build.
