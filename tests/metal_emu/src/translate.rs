@@ -55,6 +55,8 @@ struct Translator<'a> {
     constants: Vec<(String, String, u32)>,
     arrays: u32,
     templated: bool,
+    /// Where the body of the last kernel ends.
+    kernel_end: usize,
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -198,6 +200,11 @@ impl<'a> Translator<'a> {
                 self.entries.push((format!("\"{}\"", kernel.name), kernel.name.clone()));
             }
         }
+        let body = self.solid(close + 1);
+        if self.text(body) != "{" {
+            return Err(format!("kernel {} is declared without a body", kernel.name));
+        }
+        self.kernel_end = self.closing(body)?;
         self.out += &self.plain(keyword_end, close + 1)?;
         self.kernels.push(kernel);
         Ok(close + 1)
@@ -269,6 +276,9 @@ impl<'a> Translator<'a> {
             "[" => {}
             // Left as it is it would be private to each thread.
             _ => return Err(format!("neither a threadgroup array nor a pointer: {}", self.slice(i, end))),
+        }
+        if i > self.kernel_end {
+            return Err(format!("a threadgroup array outside of a kernel: {}", self.slice(i, end)));
         }
         let close = self.closing(open)?;
         let name = (i..open).rev().find(|&t| self.tokens[t].kind == Kind::Word).ok_or("an array without a name")?;
@@ -417,6 +427,7 @@ pub fn translate(preprocessed: &str, mode: Mode) -> Result<Translation> {
         constants: Vec::new(),
         arrays: 0,
         templated: false,
+        kernel_end: 0,
     };
     translator.run()?;
     if mode == Mode::Run {
