@@ -15,6 +15,7 @@ use crate::plan::Desc;
 #[path = "../../../objc/metal_source.rs"]
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "shared with build.rs")]
 mod metal_source;
+pub use metal_source::metal_source_header;
 
 /// The flags that GNUstep wants, without optimisation or sanitizer.
 fn flags() -> Result<Vec<String>, String> {

@@ -1,10 +1,10 @@
 //! `metal_matmul.m` through the C ABI, over the double of Metal and the emulated kernels.
 //!
-//! A program of its own rather than a test harness: GNUstep ends the process when a thread of a
-//! harness that has used Objective-C ends before the main thread did.
+//! A program of its own rather than a test harness: GNUstep ends the process when a thread that used
+//! Objective-C ends and the main thread never did.
 
 use std::ffi::c_void;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr::null_mut;
 
 use metal_emu::case::{Case, Data, Passing, Random};
@@ -25,15 +25,20 @@ const BACKGROUND: i32 = 9;
 const NOT_IMPLEMENTED: i32 = 12;
 const INVALID_ARGUMENT: i32 = 1;
 
-/// The double is built from `ANE_METAL_OBJC` where that is set (the mutation script does).
+/// The double is built from `ANE_METAL_OBJC` where that is set (the mutation program does).
 fn host() -> Host {
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let objc = std::env::var_os("ANE_METAL_OBJC").map_or_else(metal_emu::compile::objc_dir, PathBuf::from);
+    let flags = std::env::var("ANE_METAL_CFLAGS").unwrap_or_default();
+    let program = std::env::current_exe().expect("this program has a path");
+    let dir = program.with_file_name("metal-emu");
     let own = dir.join(format!("host-{}", std::process::id()));
-    let library = build(&objc, &own, &[]).unwrap_or_else(|e| panic!("{e}"));
-    let host = Host::open(&library, Path::new(env!("CARGO_BIN_EXE_metal-emu-cc")), &dir).unwrap_or_else(|e| panic!("{e}"));
-    // Loaded: the file is not needed any more.
-    std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
+    let extra: Vec<&str> = flags.split_whitespace().collect();
+    let library = build(&objc, &own, &extra).unwrap_or_else(|e| panic!("{e}"));
+    let host = Host::open(&library, &program.with_file_name("metal-emu-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
+    // Loaded: the file is not needed any more, but for a sanitizer's stack traces.
+    if extra.is_empty() {
+        std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
+    }
     host
 }
 
@@ -81,12 +86,12 @@ fn cases_through_the_abi(host: &Host) {
     let cases = sweep::cases();
     let passings = [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
     let names = ["Apple M1 (test double)", "Apple M2 Max (test double)", "Apple M2 Ultra (test double)"];
+    let step = std::env::var("ANE_METAL_CASE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
     let mut run = 0;
     for (class, name) in names.into_iter().enumerate() {
         host.set_device_name(name);
         let device = device(host);
-        // What only a test can force does not come through the ABI: those cases count once, as planned.
-        let mine = cases.iter().filter(|c| c.device_class as usize == class).step_by(3);
+        let mine = cases.iter().filter(|c| c.device_class as usize == class).step_by(step);
         for (i, case) in mine.enumerate() {
             let case = Case { overrides: Overrides::default(), ..case.clone() };
             let passing = passings[i % passings.len()];
