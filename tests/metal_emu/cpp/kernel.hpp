@@ -20,8 +20,8 @@ typedef _Float16 half;
 typedef __bf16 bfloat;
 
 #define EMU_EXEMPT __attribute__((no_sanitize("thread")))
-// Not inlined, so that the return address is the kernel's line.
-#define EMU_COLLECTIVE __attribute__((no_sanitize("thread"), noinline))
+// Neither inlined nor merged, so that the return address is the kernel's line.
+#define EMU_COLLECTIVE __attribute__((no_sanitize("thread"), noinline, nomerge))
 
 namespace emu {
 

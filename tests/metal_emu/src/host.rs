@@ -285,7 +285,7 @@ pub struct Shim {
     pub executor_create: unsafe extern "C" fn(Object, *mut Object, Err) -> i32,
     pub executor_run: unsafe extern "C" fn(Object, *const RunArgs, Err) -> i32,
     pub executor_destroy: unsafe extern "C" fn(Object),
-    reserved: [*mut c_void; 3],
+    pub reserved: [*mut c_void; 3],
 }
 
 const _: () = assert!(size_of::<Shim>() == 176);

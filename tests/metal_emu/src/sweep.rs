@@ -46,6 +46,10 @@ fn gemm_cases(random: &mut Random) -> Vec<Case> {
                 // Whole tiles and the plain result: the direct store.
                 let (m, n, k) = (bm, bn * 2, bk * 2);
                 cases.push(Case { m, n, k, data: Data::Integers, seed: random.next_u64(), ..base.clone() });
+                // Plain results of which one side is no whole tile: no direct store.
+                for (m, n) in [(bm - 3, bn), (bm, bn + 5)] {
+                    cases.push(Case { m, n, k: bk, data: Data::Integers, seed: random.next_u64(), ..base.clone() });
+                }
                 let mut shapes = vec![(bm, bn, bk), (bm + 1, bn - 1, bk + 1), (bm - 1, bn + 1, bk - 1)];
                 shapes.push((random.pick(&[1, 2, 7, 8, 9, 17, 31, 33]), random.pick(&[1, 3, 8, 15, 33, 67]), 3));
                 shapes.push((random.pick(&[5, 29, 97]), random.pick(&[13, 37, 101]), random.pick(&[0, 1, 53, 131])));
