@@ -148,9 +148,9 @@ fn baseline() -> Result<(), String> {
     fs::remove_dir_all(&scratch).map_err(|e| e.to_string())
 }
 
-fn run(filter: Option<&str>) -> Result<bool, String> {
+fn run(filter: Option<&str>, step: usize) -> Result<bool, String> {
     baseline()?;
-    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(|m| filter.is_none_or(|f| m.name.contains(f))).rev().collect();
+    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(|m| filter.is_none_or(|f| m.name.contains(f))).step_by(step).collect();
     let planted = chosen.len();
     let (queue, survivors) = (Mutex::new(chosen), AtomicU32::new(0));
     let results: Vec<_> = thread::scope(|scope| {
@@ -170,9 +170,10 @@ fn main() -> ExitCode {
             println!("test result: ok");
             true
         }),
-        [] => run(None),
-        [filter] => run(Some(filter)),
-        _ => Err("usage: metal-mutate [PART-OF-A-NAME]".into()),
+        [] => run(None, 1),
+        ["--step", step] => step.parse().map_err(|_| format!("`{step}` is no number")).and_then(|n| run(None, n)),
+        [filter] => run(Some(filter), 1),
+        _ => Err("usage: metal-mutate [--step N | PART-OF-A-NAME]".into()),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
