@@ -287,7 +287,7 @@ static inline void ane_metal_plan(const ANEMatMulDesc *description, uint64_t row
                  ane_metal_type_name(d.type_a));
     } else {
         const ANEMetalTile *tile;
-        const uint32_t bytes = ane_metal_element_bytes(d.type_a), pad = 16 / bytes;
+        const uint32_t bytes = d.type_a == ANE_TYPE_F32 ? 4 : 2, pad = 16 / bytes;
         plan->kernel = ANE_METAL_KERNEL_GEMM;
         plan->tile =
             overrides->tile_plus_one ? overrides->tile_plus_one - 1 : ane_metal_choose_tile(&d, device_class);

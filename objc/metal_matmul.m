@@ -527,7 +527,10 @@ static int pipeline_set(const ANEMatMulDesc *desc, uint64_t m)
 static void copy_elements(char *to, const char *from, const Layout *l)
 {
     const size_t row_bytes = (size_t)(l->cols * l->element_bytes);
-    for (uint64_t item = 0; item < l->items && row_bytes; ++item) {
+    if (!l->bytes) {
+        return;
+    }
+    for (uint64_t item = 0; item < l->items; ++item) {
         for (uint64_t row = 0; row < l->rows; ++row) {
             const size_t at = (size_t)((item * l->stride + row * l->ld) * l->element_bytes);
             memcpy(to + at, from + at, row_bytes);

@@ -12,9 +12,9 @@ pub fn metal_source(objc: &Path) -> io::Result<String> {
     let include = "#include \"matmul_params.h\"\n";
     let params = fs::read_to_string(objc.join("matmul_params.h"))?;
     let kernels = fs::read_to_string(objc.join("matmul.metal"))?;
-    let (before, after) = kernels
-        .split_once(include)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "matmul.metal does not include matmul_params.h"))?;
+    let (before, after) = kernels.split_once(include).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "matmul.metal does not include matmul_params.h")
+    })?;
     let next_line = before.lines().count() + 2;
     Ok(format!(
         "#line 1 \"matmul.metal\"\n{before}#line 1 \"matmul_params.h\"\n{params}#line {next_line} \"matmul.metal\"\n{after}"

@@ -526,7 +526,7 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     }
     fputs(source, file);
     fclose(file);
-    snprintf(command, sizeof command, "'%s' '%s' '%s' %u 2>&1", sim.compiler, path, sim.directory,
+    snprintf(command, sizeof command, "env -u LD_PRELOAD '%s' '%s' '%s' %u 2>&1", sim.compiler, path, sim.directory,
              (unsigned)((version >> 16) * 100 + (version & 0xffff) * 10));
     file = popen(command, "r");
     length = file ? fread(log, 1, room - 1, file) : 0;

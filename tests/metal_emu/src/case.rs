@@ -357,14 +357,25 @@ impl Case {
         let (ar, ac) = if self.transpose_a { (k, m) } else { (m, k) };
         let (br, bc) = if self.transpose_b { (n, k) } else { (k, n) };
         let extra = if self.transpose_a { self.m - m } else { 0 };
-        let a = Matrix::new(self.input, batch, ar, ac, self.padding[0] + extra, false).fill(batch, data, &mut random);
-        let b = Matrix::new(self.input, batch, br, bc, self.padding[1], self.shared_b).fill(batch, data, &mut random);
+        let a = Matrix::new(self.input, batch, ar, ac, self.padding[0] + extra, false).fill(
+            batch,
+            data,
+            &mut random,
+        );
+        let b = Matrix::new(self.input, batch, br, bc, self.padding[1], self.shared_b).fill(
+            batch,
+            data,
+            &mut random,
+        );
         let bias_type = self.bias.unwrap_or(element::F32);
         let bias_len = if self.bias.is_some() { n } else { 0 };
         let bias = Matrix::new(bias_type, 1, 1, bias_len, 0, true).fill(1, data, &mut random);
         let residual_rows = if self.residual { m } else { 0 };
-        let residual =
-            Matrix::new(self.output, batch, residual_rows, n, self.padding[3], false).fill(batch, data, &mut random);
+        let residual = Matrix::new(self.output, batch, residual_rows, n, self.padding[3], false).fill(
+            batch,
+            data,
+            &mut random,
+        );
         Operands { a, b, bias, residual }
     }
 
@@ -468,7 +479,8 @@ impl Case {
         // SAFETY: every pointer is to a live value of the header's type; objects are destroyed below.
         create(|e| unsafe { (shim.supports)(device, &desc, &options, e) }).map_err(text)?;
         // SAFETY: as above.
-        create(|e| unsafe { (shim.compile)(device, &desc, &constants, &options, &mut product, e) }).map_err(text)?;
+        create(|e| unsafe { (shim.compile)(device, &desc, &constants, &options, &mut product, e) })
+            .map_err(text)?;
         // SAFETY: as above.
         let made = create(|e| unsafe { (shim.executor_create)(product, &mut executor, e) });
         let mut info = RunInfo { struct_size: size_of::<RunInfo>() as u32, ..RunInfo::default() };
@@ -481,7 +493,8 @@ impl Case {
             c.memory.bytes.fill(blank);
             let mut lent = Lent { host, device, passing, buffers: Vec::new() };
             let absent = |m: &Matrix| m.memory.bytes.is_empty();
-            let bias = if self.bias.is_none() { Operand::NONE } else { lent.lend(&mut operands.bias.memory.bytes) };
+            let bias =
+                if self.bias.is_none() { Operand::NONE } else { lent.lend(&mut operands.bias.memory.bytes) };
             let residual = if !self.residual || absent(&operands.residual) {
                 Operand::NONE
             } else {
@@ -519,7 +532,9 @@ impl Case {
                 for col in 0..self.n {
                     let range = c.range(item, row, col);
                     if c.memory.bytes[range.clone()] == vec![blank; size][..] {
-                        return Err(format!("{self} by {passing:?}: C[{item}][{row}][{col}] was not written"));
+                        return Err(format!(
+                            "{self} by {passing:?}: C[{item}][{row}][{col}] was not written"
+                        ));
                     }
                     c.memory.initialised[range].fill(1);
                 }

@@ -36,7 +36,9 @@ pub fn objc_dir() -> PathBuf {
 /// Runs a command; its standard output, or what it complained about.
 pub(crate) fn output_of(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|e| format!("{program} cannot be run: {e}"))?;
+    // A sanitizer's library is for this process, not for compilers.
+    let output =
+        command.env_remove("LD_PRELOAD").output().map_err(|e| format!("{program} cannot be run: {e}"))?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
@@ -101,8 +103,11 @@ fn keep_instances(preprocessed: &str, only: &[&str]) -> String {
 }
 
 fn hash_files(hasher: &mut DefaultHasher, dir: &Path) -> Result<(), String> {
-    let mut paths: Vec<_> =
-        fs::read_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))?.flatten().map(|e| e.path()).collect();
+    let mut paths: Vec<_> = fs::read_dir(dir)
+        .map_err(|e| format!("{}: {e}", dir.display()))?
+        .flatten()
+        .map(|e| e.path())
+        .collect();
     paths.sort();
     for path in paths.iter().filter(|p| p.is_file()) {
         fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?.hash(hasher);
@@ -111,7 +116,8 @@ fn hash_files(hasher: &mut DefaultHasher, dir: &Path) -> Result<(), String> {
 }
 
 fn compile(source: &Path, object: &Path, flags: &[&str], include: &[&Path]) -> Result<(), String> {
-    let mut command = Command::new(if source.extension() == Some(OsStr::new("c")) { "clang-19" } else { CLANG });
+    let mut command =
+        Command::new(if source.extension() == Some(OsStr::new("c")) { "clang-19" } else { CLANG });
     command.args(["-c", "-g", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror"]).args(flags);
     for dir in include {
         command.arg("-I").arg(dir);
@@ -147,9 +153,15 @@ pub fn build(build: &Build<'_>, dir: &Path) -> Result<PathBuf, String> {
     fs::write(&source, format!("#include \"kernel.hpp\"\n{}", translation.text)).map_err(io)?;
     let cpp = cpp_dir();
     let abi = objc_dir().join("../include");
-    let float16 = ["-Xclang", "-ffloat16-excess-precision=none", "-Xclang", "-fbfloat16-excess-precision=none"];
+    let float16 =
+        ["-Xclang", "-ffloat16-excess-precision=none", "-Xclang", "-fbfloat16-excess-precision=none"];
     let mut flags = vec!["-std=c++20", "-fvisibility=hidden", "-fsanitize=thread", "-fno-vectorize"];
-    flags.extend(["-fno-slp-vectorize", "-ffp-contract=off", "-Wno-unused-function", "-Wno-unused-const-variable"]);
+    flags.extend([
+        "-fno-slp-vectorize",
+        "-ffp-contract=off",
+        "-Wno-unused-function",
+        "-Wno-unused-const-variable",
+    ]);
     flags.extend(["-Wno-unused-parameter", "-mllvm", "-tsan-instrument-read-before-write=1"]);
     flags.extend(["-mllvm", "-tsan-instrument-func-entry-exit=0", "-Wno-pass-failed"]);
     flags.extend(float16);

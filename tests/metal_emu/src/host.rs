@@ -60,7 +60,8 @@ fn flags() -> Result<Vec<String>, String> {
 pub fn build(objc: &Path, dir: &Path, extra: &[&str]) -> Result<PathBuf, String> {
     let io = |e: std::io::Error| e.to_string();
     fs::create_dir_all(dir).map_err(io)?;
-    fs::write(dir.join("ane_metal_source.h"), metal_source::metal_source_header(objc).map_err(io)?).map_err(io)?;
+    fs::write(dir.join("ane_metal_source.h"), metal_source::metal_source_header(objc).map_err(io)?)
+        .map_err(io)?;
     let sim = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/sim.m");
     let include = crate::compile::objc_dir().join("../include");
     let library = dir.join("metal_host.so");
@@ -180,7 +181,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { struct_size: 64, flags: 0, device: 0, threads: 0, expected_runs: 0, time_limit_ns: 0, reserved: [0; 4] }
+        Self {
+            struct_size: 64,
+            flags: 0,
+            device: 0,
+            threads: 0,
+            expected_runs: 0,
+            time_limit_ns: 0,
+            reserved: [0; 4],
+        }
     }
 }
 
@@ -202,7 +211,12 @@ impl Operand {
     /// Plain memory.
     #[must_use]
     pub fn data(bytes: &mut [u8]) -> Self {
-        Self { data: bytes.as_mut_ptr().cast(), buffer: null_mut(), offset_bytes: 0, length_bytes: bytes.len() as u64 }
+        Self {
+            data: bytes.as_mut_ptr().cast(),
+            buffer: null_mut(),
+            offset_bytes: 0,
+            length_bytes: bytes.len() as u64,
+        }
     }
 }
 

@@ -311,7 +311,8 @@ impl Kernels {
 
     /// `file:line` of an offset in the library, the innermost that is in a kernel file.
     fn line(&self, pc: u64) -> String {
-        let text = output_of(Command::new("addr2line").arg("-i").arg("-e").arg(&self.path).arg(format!("{pc:#x}")));
+        let text =
+            output_of(Command::new("addr2line").arg("-i").arg("-e").arg(&self.path).arg(format!("{pc:#x}")));
         let text = text.unwrap_or_else(|e| e);
         let metal = text.lines().find(|l| l.contains(".metal:"));
         let line = metal.or_else(|| text.lines().next()).unwrap_or("?");

@@ -72,13 +72,22 @@ pub fn check(metal: &Path, include: &Path) -> Result<(), Vec<String>> {
 }
 
 fn clang_faults(translation: &Translation) -> Option<String> {
-    let path = std::env::temp_dir().join(format!("metal-check-{}-{:?}.cpp", std::process::id(), std::thread::current().id()));
+    let path = std::env::temp_dir().join(format!(
+        "metal-check-{}-{:?}.cpp",
+        std::process::id(),
+        std::thread::current().id()
+    ));
     let text = format!("#include \"check.hpp\"\nusing namespace metal;\n{}", translation.text);
     let result = fs::write(&path, text).map_err(|e| e.to_string()).and_then(|()| {
         output_of(
             Command::new("clang++-19")
                 .args(["-std=c++14", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wdouble-promotion"])
-                .args(["-Wno-unused-parameter", "-Wno-unknown-attributes", "-Wno-unused-function", "-Wfloat-conversion"])
+                .args([
+                    "-Wno-unused-parameter",
+                    "-Wno-unknown-attributes",
+                    "-Wno-unused-function",
+                    "-Wfloat-conversion",
+                ])
                 .args(["-Wno-undefined-internal", "-Wno-unused-const-variable", "-Wno-unused-template"])
                 .arg("-I")
                 .arg(cpp_dir())
@@ -94,7 +103,8 @@ fn parameter_faults(kernel: &Kernel) -> Vec<String> {
     let mut faults = Vec::new();
     let mut buffers = HashSet::new();
     for p in &kernel.parameters {
-        let mut fault = |what: &str| faults.push(format!("{}: parameter `{}` {what}", kernel.name, p.declaration));
+        let mut fault =
+            |what: &str| faults.push(format!("{}: parameter `{}` {what}", kernel.name, p.declaration));
         let optional = attribute_argument(p, "function_constant").is_some();
         if p.attributes.len() != 1 + usize::from(optional) {
             fault("does not have exactly one attribute");
@@ -112,11 +122,16 @@ fn parameter_faults(kernel: &Kernel) -> Vec<String> {
                 if !points {
                     fault("is a buffer but neither pointer nor reference");
                 }
-                if !["device", "constant"].iter().any(|space| p.declaration.split_whitespace().any(|w| w == *space)) {
+                if !["device", "constant"]
+                    .iter()
+                    .any(|space| p.declaration.split_whitespace().any(|w| w == *space))
+                {
                     fault("has no address space");
                 }
             }
-            None if !BUILTINS.contains(&p.attributes[0].as_str()) => fault("has an attribute that is not known"),
+            None if !BUILTINS.contains(&p.attributes[0].as_str()) => {
+                fault("has an attribute that is not known")
+            }
             None if points => fault("is a pointer but no buffer"),
             None => {
                 let vector = p.attributes[0].contains("_position_");
@@ -148,7 +163,9 @@ fn token_faults(text: &str) -> Vec<String> {
         let mut fault = |what: &str| faults.push(format!("{what}: {}", place(text, token)));
         match token.kind {
             Kind::Word if FORBIDDEN.contains(&token.text) => fault(&format!("`{}` is not Metal", token.text)),
-            Kind::Word if token.text == "if" && word(i + 1) == "constexpr" => fault("`if constexpr` is not C++14"),
+            Kind::Word if token.text == "if" && word(i + 1) == "constexpr" => {
+                fault("`if constexpr` is not C++14")
+            }
             Kind::Number => {
                 let hex = token.text.starts_with("0x");
                 let float = !hex && token.text.contains(['.', 'e', 'E']);
@@ -159,24 +176,38 @@ fn token_faults(text: &str) -> Vec<String> {
             // A pointer is written `T *name`, a product `a * b`, and a dereference follows a mark.
             Kind::Mark if token.text == "*" && i > 0 => {
                 let before = solid[i - 1];
-                let declares = (before.kind == Kind::Word || before.text == ">") && spaced(i) && !matches!(before.text, "return" | "case");
+                let declares = (before.kind == Kind::Word || before.text == ">")
+                    && spaced(i)
+                    && !matches!(before.text, "return" | "case");
                 let tight = solid.get(i + 1).is_some_and(|next| next.at == token.at + 1);
                 let cast = word(i + 1) == ")";
                 if declares && (tight || cast) {
-                    let from = (0..i).rev().find(|&t| matches!(word(t), ";" | "{" | "}" | "," | "(")).map_or(0, |t| t + 1);
+                    let from = (0..i)
+                        .rev()
+                        .find(|&t| matches!(word(t), ";" | "{" | "}" | "," | "("))
+                        .map_or(0, |t| t + 1);
                     // Template arguments have commas of their own.
-                    let from = from.min((0..i).rev().find(|&t| matches!(word(t), ";" | "{" | "}" | "(")).map_or(0, |t| t + 1));
+                    let from = from.min(
+                        (0..i).rev().find(|&t| matches!(word(t), ";" | "{" | "}" | "(")).map_or(0, |t| t + 1),
+                    );
                     let spaces = ["device", "constant", "threadgroup", "thread"];
                     if !(from..i).any(|t| spaces.contains(&word(t))) {
                         fault("a pointer without an address space");
                     }
                 }
-                if before.text == "(" && solid.get(i + 1).is_some_and(|n| n.kind == Kind::Word) && word(i + 2) == ")" && word(i + 3) == "(" {
+                if before.text == "("
+                    && solid.get(i + 1).is_some_and(|n| n.kind == Kind::Word)
+                    && word(i + 2) == ")"
+                    && word(i + 3) == "("
+                {
                     fault("a function pointer");
                 }
             }
             Kind::Mark if token.text == "[" => {
-                let after = i > 0 && !matches!(word(i - 1), "[") && (solid[i - 1].kind == Kind::Mark) && !matches!(word(i - 1), ")" | "]" | ">");
+                let after = i > 0
+                    && !matches!(word(i - 1), "[")
+                    && (solid[i - 1].kind == Kind::Mark)
+                    && !matches!(word(i - 1), ")" | "]" | ">");
                 let lambda = matches!(word(i + 1), "]" | "&" | "=") && after && word(i + 1) != "[";
                 if lambda {
                     fault("a lambda");
@@ -188,10 +219,14 @@ fn token_faults(text: &str) -> Vec<String> {
         if depth == 0 && token.text == ";" {
             let words: Vec<&str> = (statement..i).map(word).collect();
             let first = words.first().copied().unwrap_or_default();
-            let declares = !matches!(first, "constant" | "using" | "typedef" | "template" | "struct" | "enum" | "" | "}" | "namespace");
+            let declares = !matches!(
+                first,
+                "constant" | "using" | "typedef" | "template" | "struct" | "enum" | "" | "}" | "namespace"
+            );
             // One word is the name that ends a typedef.
             if declares && words.len() > 1 && !words.contains(&"(") {
-                faults.push(format!("a variable at program scope that is not `constant`: {}", words.join(" ")));
+                faults
+                    .push(format!("a variable at program scope that is not `constant`: {}", words.join(" ")));
             }
         }
         match token.text {

@@ -41,18 +41,34 @@ fn gemm_cases(random: &mut Random) -> Vec<Case> {
     for (tile, (bm, bn, bk)) in TILES.into_iter().enumerate() {
         for input in TYPES {
             for (transpose_a, transpose_b) in TRANSPOSES {
-                let overrides = Overrides { tile_plus_one: tile as u32 + 1, no_gemv: 1, partitions: 1, no_vectors: 0 };
+                let overrides =
+                    Overrides { tile_plus_one: tile as u32 + 1, no_gemv: 1, partitions: 1, no_vectors: 0 };
                 let base = Case { transpose_a, transpose_b, input, overrides, ..Case::default() };
                 // Whole tiles and the plain result: the direct store.
                 let (m, n, k) = (bm, bn * 2, bk * 2);
                 cases.push(Case { m, n, k, data: Data::Integers, seed: random.next_u64(), ..base.clone() });
                 // Plain results of which one side is no whole tile: no direct store.
                 for (m, n) in [(bm - 3, bn), (bm, bn + 5)] {
-                    cases.push(Case { m, n, k: bk, data: Data::Integers, seed: random.next_u64(), ..base.clone() });
+                    cases.push(Case {
+                        m,
+                        n,
+                        k: bk,
+                        data: Data::Integers,
+                        seed: random.next_u64(),
+                        ..base.clone()
+                    });
                 }
                 let mut shapes = vec![(bm, bn, bk), (bm + 1, bn - 1, bk + 1), (bm - 1, bn + 1, bk - 1)];
-                shapes.push((random.pick(&[1, 2, 7, 8, 9, 17, 31, 33]), random.pick(&[1, 3, 8, 15, 33, 67]), 3));
-                shapes.push((random.pick(&[5, 29, 97]), random.pick(&[13, 37, 101]), random.pick(&[0, 1, 53, 131])));
+                shapes.push((
+                    random.pick(&[1, 2, 7, 8, 9, 17, 31, 33]),
+                    random.pick(&[1, 3, 8, 15, 33, 67]),
+                    3,
+                ));
+                shapes.push((
+                    random.pick(&[5, 29, 97]),
+                    random.pick(&[13, 37, 101]),
+                    random.pick(&[0, 1, 53, 131]),
+                ));
                 for (m, n, k) in shapes {
                     cases.push(vary(Case { m, n, k, ..base.clone() }, random));
                 }
@@ -72,7 +88,10 @@ fn gemv_cases(random: &mut Random) -> Vec<Case> {
                     let (m, n) = if one_row { (1, outputs) } else { (outputs, 1) };
                     let partitions = random.pick(&[0, 1, 2, 3]);
                     let overrides = Overrides { partitions, ..Overrides::default() };
-                    cases.push(vary(Case { m, n, k, transpose_a, transpose_b, input, overrides, ..Case::default() }, random));
+                    cases.push(vary(
+                        Case { m, n, k, transpose_a, transpose_b, input, overrides, ..Case::default() },
+                        random,
+                    ));
                 }
             }
         }
@@ -94,7 +113,10 @@ fn split_k_cases(random: &mut Random) -> Vec<Case> {
                 let (m, n) = (random.pick(&[16, 33, 64, 65]), random.pick(&[7, 32, 64, 65]));
                 // Also fewer steps of k than partitions.
                 let k = random.pick(&[1, 40, 128, 130, 257]);
-                cases.push(vary(Case { m, n, k, transpose_a, transpose_b, input, overrides, ..Case::default() }, random));
+                cases.push(vary(
+                    Case { m, n, k, transpose_a, transpose_b, input, overrides, ..Case::default() },
+                    random,
+                ));
             }
         }
     }
@@ -131,7 +153,8 @@ fn planned_cases(random: &mut Random) -> Vec<Case> {
         for rows in [0, 1, 2, m - 1, m] {
             for (transpose_a, transpose_b) in TRANSPOSES {
                 let input = random.pick(&TYPES);
-                let case = Case { m, n, k, rows: Some(rows), transpose_a, transpose_b, input, ..Case::default() };
+                let case =
+                    Case { m, n, k, rows: Some(rows), transpose_a, transpose_b, input, ..Case::default() };
                 cases.push(vary(case, random));
             }
         }
@@ -139,7 +162,16 @@ fn planned_cases(random: &mut Random) -> Vec<Case> {
     // A batch that folds into rows, every activation, and sums with many terms.
     for activation in 0..=6 {
         for data in [Data::Uniform, Data::Special] {
-            let case = Case { m: 20, n: 24, k: 17, activation, data, alpha: 4.0, bias: Some(element::F32), ..Case::default() };
+            let case = Case {
+                m: 20,
+                n: 24,
+                k: 17,
+                activation,
+                data,
+                alpha: 4.0,
+                bias: Some(element::F32),
+                ..Case::default()
+            };
             cases.push(Case { batch: 3, shared_b: true, seed: random.next_u64(), ..case.clone() });
             cases.push(Case { m: 1, seed: random.next_u64(), ..case });
         }

@@ -195,7 +195,8 @@ impl<'a> Translator<'a> {
             for p in &kernel.parameters {
                 list += &emu_parameter(p)?;
             }
-            writeln!(self.tail, "constexpr emu::Parameter emu_parameters_{}[] = {{{list}}};", kernel.name).ok();
+            writeln!(self.tail, "constexpr emu::Parameter emu_parameters_{}[] = {{{list}}};", kernel.name)
+                .ok();
             if !self.templated {
                 self.entries.push((format!("\"{}\"", kernel.name), kernel.name.clone()));
             }
@@ -216,12 +217,16 @@ impl<'a> Translator<'a> {
         let open = after - 1;
         let close = self.closing(open)?;
         let name = self.slice(open + 1, close);
-        let Some(decltype) = self.spells(close + 1, &["]", "]", "[", "[", "kernel", "]", "]", "decltype", "("]) else {
+        let Some(decltype) =
+            self.spells(close + 1, &["]", "]", "[", "[", "kernel", "]", "]", "decltype", "("])
+        else {
             return Err(format!("an instance of {name} is not `[[kernel]] decltype(...) ...;`"));
         };
         let decltype_close = self.closing(decltype - 1)?;
         let function = self.slice(decltype, decltype_close);
-        let end = (decltype_close..self.tokens.len()).find(|&t| self.text(t) == ";").ok_or("unfinished instance")?;
+        let end = (decltype_close..self.tokens.len())
+            .find(|&t| self.text(t) == ";")
+            .ok_or("unfinished instance")?;
         if self.slice(decltype_close + 1, end).split_whitespace().ne(function.split_whitespace()) {
             return Err(format!("instance {name} names two functions"));
         }
@@ -245,7 +250,9 @@ impl<'a> Translator<'a> {
         }
         let kind = self.solid(i + 1);
         let name = self.solid(kind + 1);
-        let Some(after) = self.spells(name + 1, &["[", "[", "function_constant", "("]) else { return Ok(None) };
+        let Some(after) = self.spells(name + 1, &["[", "[", "function_constant", "("]) else {
+            return Ok(None);
+        };
         let close = self.closing(after - 1)?;
         let Some(end) = self.spells(close + 1, &["]", "]", ";"]) else {
             return Err("a function constant with more than one attribute".into());
@@ -281,7 +288,8 @@ impl<'a> Translator<'a> {
             return Err(format!("a threadgroup array outside of a kernel: {}", self.slice(i, end)));
         }
         let close = self.closing(open)?;
-        let name = (i..open).rev().find(|&t| self.tokens[t].kind == Kind::Word).ok_or("an array without a name")?;
+        let name =
+            (i..open).rev().find(|&t| self.tokens[t].kind == Kind::Word).ok_or("an array without a name")?;
         if self.solid(close + 1) != end {
             return Err(format!("one array to a threadgroup declaration: {}", self.slice(i, end)));
         }
@@ -295,7 +303,11 @@ impl<'a> Translator<'a> {
                 kind.trim()
             ),
             Mode::Check => {
-                format!("static __attribute__((address_space(3))) {} {}[{size}];", kind.trim(), self.text(name))
+                format!(
+                    "static __attribute__((address_space(3))) {} {}[{size}];",
+                    kind.trim(),
+                    self.text(name)
+                )
             }
         };
         Ok(Some(end + 1))
@@ -325,10 +337,12 @@ impl<'a> Translator<'a> {
                 statement_start = false;
                 continue;
             }
-            if statement_start && let Some(next) = match self.function_constant(i)? {
-                Some(next) => Some(next),
-                None => self.array(i)?,
-            } {
+            if statement_start
+                && let Some(next) = match self.function_constant(i)? {
+                    Some(next) => Some(next),
+                    None => self.array(i)?,
+                }
+            {
                 i = next;
                 continue;
             }
@@ -397,7 +411,10 @@ fn split_list(text: &str) -> Vec<String> {
 /// The argument of `name(...)` among a parameter's attributes.
 #[must_use]
 pub fn attribute_argument<'p>(parameter: &'p Parameter, name: &str) -> Option<&'p str> {
-    parameter.attributes.iter().find_map(|a| a.strip_prefix(name)?.trim().strip_prefix('(')?.strip_suffix(')'))
+    parameter
+        .attributes
+        .iter()
+        .find_map(|a| a.strip_prefix(name)?.trim().strip_prefix('(')?.strip_suffix(')'))
 }
 
 fn emu_parameter(parameter: &Parameter) -> Result<String> {

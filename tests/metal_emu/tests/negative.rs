@@ -124,7 +124,10 @@ fn kernels_without_a_fault_pass() {
 fn every_kernel_of_the_file_is_expected() {
     let names = kernels().names();
     for name in &names {
-        assert!(FINE.contains(&name.as_str()) || FAULTS.iter().any(|(n, _)| n == name), "{name} is not tested");
+        assert!(
+            FINE.contains(&name.as_str()) || FAULTS.iter().any(|(n, _)| n == name),
+            "{name} is not tested"
+        );
     }
     assert_eq!(names.len(), FINE.len() + FAULTS.len() - 1);
 }
@@ -133,6 +136,10 @@ fn every_kernel_of_the_file_is_expected() {
 fn uninitialised_device_memory_is_found() {
     for result in run(&kernels(), "fine_exchange", false) {
         let report = result.expect_err("one element of a was never written");
-        assert_eq!((report.fault, report.buffer, report.byte), (Fault::Uninitialised, Some(0), 20), "{report}");
+        assert_eq!(
+            (report.fault, report.buffer, report.byte),
+            (Fault::Uninitialised, Some(0), 20),
+            "{report}"
+        );
     }
 }

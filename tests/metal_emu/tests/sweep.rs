@@ -21,7 +21,10 @@ fn all_cases_in_all_schedules() {
     let tallies = sweep::run(&kernels, &cases, 10).unwrap_or_else(|e| panic!("{}", e.join("\n")));
     println!("{} cases, {} schedules each", cases.len(), sweep::SCHEDULES.len());
     for (kernel, tally) in &tallies {
-        println!("{kernel}: {} cases, {} dispatches, {} B threadgroup memory", tally.cases, tally.dispatches, tally.threadgroup_bytes);
+        println!(
+            "{kernel}: {} cases, {} dispatches, {} B threadgroup memory",
+            tally.cases, tally.dispatches, tally.threadgroup_bytes
+        );
     }
     for name in kernels.names() {
         assert!(tallies.contains_key(&name), "no case runs {name}");
@@ -31,5 +34,8 @@ fn all_cases_in_all_schedules() {
 #[test]
 fn without_bf16_on_metal_3_0() {
     let names = kernels(METAL_3_0).names();
-    assert!(names.iter().any(|n| n.contains("f16")) && !names.iter().any(|n| n.contains("bf16")), "{names:?}");
+    assert!(
+        names.iter().any(|n| n.contains("f16")) && !names.iter().any(|n| n.contains("bf16")),
+        "{names:?}"
+    );
 }

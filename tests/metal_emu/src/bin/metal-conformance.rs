@@ -15,18 +15,22 @@ fn main() {
     let dir = program.with_file_name("metal-emu");
     let own = dir.join(format!("conformance-{}", std::process::id()));
     let library = build(&metal_emu::compile::objc_dir(), &own, &[]).unwrap_or_else(|e| panic!("{e}"));
-    let host = Host::open(&library, &program.with_file_name("metal-emu-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
+    let host =
+        Host::open(&library, &program.with_file_name("metal-emu-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
     std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
     let baseline = host.counter("live_objects");
     let first = if std::env::args().any(|a| a == "small") { Scale::Small } else { Scale::Full };
-    for (name, scale) in [("Apple M1", first), ("Apple M4 Max", Scale::Small), ("Apple M2 Ultra", Scale::Small)] {
+    for (name, scale) in
+        [("Apple M1", first), ("Apple M4 Max", Scale::Small), ("Apple M2 Ultra", Scale::Small)]
+    {
         host.set_device_name(name);
         let mut backends = Backends::new();
         // `metal` itself is a name that the crate keeps for Apple targets.
         let table: &'static Shim = Box::leak(Box::new(Shim { name: c"metal-double".as_ptr(), ..*host.shim }));
         // SAFETY: the table is static, and the shim keeps to the ABI as far as its own tests tell.
-        let shim = unsafe { ShimLibrary::from_table((&raw const *table).cast(), Path::new("metal_matmul.m")) }
-            .unwrap_or_else(|e| panic!("{e}"));
+        let shim =
+            unsafe { ShimLibrary::from_table((&raw const *table).cast(), Path::new("metal_matmul.m")) }
+                .unwrap_or_else(|e| panic!("{e}"));
         let id = backends.add(shim).unwrap_or_else(|e| panic!("{e}"));
         assert!(backends.info(&id).unwrap_or_else(|e| panic!("{e}")).is_test_double);
         for (types_name, types) in

@@ -34,7 +34,8 @@ fn host() -> Host {
     let own = dir.join(format!("host-{}", std::process::id()));
     let extra: Vec<&str> = flags.split_whitespace().collect();
     let library = build(&objc, &own, &extra).unwrap_or_else(|e| panic!("{e}"));
-    let host = Host::open(&library, &program.with_file_name("metal-emu-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
+    let host =
+        Host::open(&library, &program.with_file_name("metal-emu-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
     // Loaded: the file is not needed any more, but for a sanitizer's stack traces.
     if extra.is_empty() {
         std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
@@ -84,7 +85,8 @@ fn simple(m: u64, n: u64, k: u64) -> Desc {
 fn cases_through_the_abi(host: &Host) {
     let baseline = host.counter("live_objects");
     let cases = sweep::cases();
-    let passings = [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
+    let passings =
+        [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
     let names = ["Apple M1 (test double)", "Apple M2 Max (test double)", "Apple M2 Ultra (test double)"];
     let step = std::env::var("ANE_METAL_CASE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
     let mut run = 0;
@@ -235,7 +237,8 @@ fn compile_log(host: &Host) {
         error.log_capacity = capacity as u64;
         let mut product = null_mut();
         // SAFETY: pointers to live values of the header's types.
-        let status = unsafe { (host.shim.compile)(device, &desc, &constants, &options, &mut product, &mut error) };
+        let status =
+            unsafe { (host.shim.compile)(device, &desc, &constants, &options, &mut product, &mut error) };
         assert_eq!(status, COMPILE_FAILED);
         assert!(product.is_null(), "out was written");
         assert!(error.log_length > 16, "the whole length is told");
@@ -271,7 +274,8 @@ fn refusals(host: &Host) {
     let none = Options::default();
     let supports = |desc: &Desc, options: &Options| {
         // SAFETY: pointers to live values of the header's types.
-        create(|e| unsafe { (host.shim.supports)(device, desc, options, e) }).map_err(|e| (e.status, e.refusal))
+        create(|e| unsafe { (host.shim.supports)(device, desc, options, e) })
+            .map_err(|e| (e.status, e.refusal))
     };
     assert_eq!(supports(&good, &none), Ok(()));
     let with = |edit: &dyn Fn(&mut Desc)| {
@@ -384,12 +388,14 @@ fn bad_runs(host: &Host) {
         assert_eq!((host.shim.product_save)(open.product, c"/nowhere".as_ptr(), null_mut()), NOT_IMPLEMENTED);
         let (constants, options) = (Constants::new(None), Options::default());
         let load = host.shim.product_load;
-        let status = load(open.device, &desc, &constants, &options, c"/nowhere".as_ptr(), &mut wrapped, null_mut());
+        let status =
+            load(open.device, &desc, &constants, &options, c"/nowhere".as_ptr(), &mut wrapped, null_mut());
         assert_eq!(status, NOT_IMPLEMENTED);
         let constant_b = Desc { flags: flag::CONSTANT_B, ..desc };
         let short_b = [0u8; 116];
         for constants in [Constants::new(None), Constants::new(Some(&short_b))] {
-            let status = (host.shim.compile)(open.device, &constant_b, &constants, &options, &mut wrapped, null_mut());
+            let status =
+                (host.shim.compile)(open.device, &constant_b, &constants, &options, &mut wrapped, null_mut());
             assert_eq!(status, INVALID_ARGUMENT);
         }
     }
@@ -418,7 +424,10 @@ fn steady_state(host: &Host) {
     let (constants, options) = (Constants::new(None), Options::default());
     // SAFETY: pointers to live values of the header's types.
     unsafe {
-        assert_eq!((host.shim.compile)(open.device, &desc, &constants, &options, &mut product, null_mut()), 0);
+        assert_eq!(
+            (host.shim.compile)(open.device, &desc, &constants, &options, &mut product, null_mut()),
+            0
+        );
         let mut info = ProductInfo { struct_size: size_of::<ProductInfo>() as u32, ..ProductInfo::default() };
         assert_eq!((host.shim.product_info)(product, &mut info, null_mut()), 0);
         assert_eq!((info.requested, info.observed, info.flags), (0, 0, 0));
@@ -440,9 +449,11 @@ fn threads(host: &Host) {
             scope.spawn(move || {
                 let mut random = Random(t);
                 for i in 0..6 {
-                    let (m, n, k) = (random.pick(&[1, 9, 40]), random.pick(&[1, 17, 33]), random.pick(&[5, 200]));
+                    let (m, n, k) =
+                        (random.pick(&[1, 9, 40]), random.pick(&[1, 17, 33]), random.pick(&[5, 200]));
                     let case = Case { m, n, k, seed: t * 100 + i, data: Data::Integers, ..Case::default() };
-                    case.run_shim(shared, device as *mut c_void, Passing::Data).unwrap_or_else(|e| panic!("{e}"));
+                    case.run_shim(shared, device as *mut c_void, Passing::Data)
+                        .unwrap_or_else(|e| panic!("{e}"));
                 }
             });
         }

@@ -87,11 +87,17 @@ fn plant(mutant: &Mutant, dir: &Path) -> Result<(), String> {
 fn summary(said: &str) -> String {
     let line = said
         .lines()
-        .find(|l| ["Race", " at ", "error", "C[", "byte", "assert", "status"].iter().any(|w| l.contains(w)) && !l.contains("panicked"))
+        .find(|l| {
+            ["Race", " at ", "error", "C[", "byte", "assert", "status"].iter().any(|w| l.contains(w))
+                && !l.contains("panicked")
+        })
         .or_else(|| said.lines().rfind(|l| !l.trim().is_empty()))
         .unwrap_or_default();
     // A case's own words are long, and stand first.
-    let line = line.rfind("metal:").or_else(|| line.find(" C[")).map_or(line, |at| &line[line[..at].rfind(": ").map_or(0, |n| n + 2)..]);
+    let line = line
+        .rfind("metal:")
+        .or_else(|| line.find(" C["))
+        .map_or(line, |at| &line[line[..at].rfind(": ").map_or(0, |n| n + 2)..]);
     line.trim().chars().take(170).collect()
 }
 
@@ -112,7 +118,9 @@ fn try_mutant(mutant: &Mutant, objc: &Path, out: &Path) -> Result<Option<String>
     let said = judge(mutant.file != "metal_matmul.m", objc, out)?;
     match said {
         // A fault that does not compile proves nothing.
-        Some(said) if ["COMPILER: ", "error generated", "errors generated"].iter().any(|w| said.contains(w)) => {
+        Some(said)
+            if ["COMPILER: ", "error generated", "errors generated"].iter().any(|w| said.contains(w)) =>
+        {
             Err(format!("{} does not compile:\n{said}", mutant.name))
         }
         said => Ok(said),
@@ -150,7 +158,8 @@ fn baseline() -> Result<(), String> {
 
 fn run(filter: Option<&str>, step: usize) -> Result<bool, String> {
     baseline()?;
-    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(|m| filter.is_none_or(|f| m.name.contains(f))).step_by(step).collect();
+    let chosen: Vec<&Mutant> =
+        MUTANTS.iter().filter(|m| filter.is_none_or(|f| m.name.contains(f))).step_by(step).collect();
     let planted = chosen.len();
     let (queue, survivors) = (Mutex::new(chosen), AtomicU32::new(0));
     let results: Vec<_> = thread::scope(|scope| {
@@ -171,7 +180,9 @@ fn main() -> ExitCode {
             true
         }),
         [] => run(None, 1),
-        ["--step", step] => step.parse().map_err(|_| format!("`{step}` is no number")).and_then(|n| run(None, n)),
+        ["--step", step] => {
+            step.parse().map_err(|_| format!("`{step}` is no number")).and_then(|n| run(None, n))
+        }
         [filter] => run(Some(filter), 1),
         _ => Err("usage: metal-mutate [--step N | PART-OF-A-NAME]".into()),
     };
