@@ -461,7 +461,10 @@ impl Case {
     ///
     /// # Errors
     /// A sentence: the shim's error, or the element that is wrong.
-    pub fn run_shim(&self, host: &Host, device: *mut c_void, passing: Passing) -> Result<(), String> {
+    ///
+    /// # Safety
+    /// `device` is open, and was opened by the shim of `host`.
+    pub unsafe fn run_shim(&self, host: &Host, device: *mut c_void, passing: Passing) -> Result<(), String> {
         let mut operands = self.operands();
         let mut c = Matrix::new(self.output, self.batch, self.rows(), self.n, self.padding[2], false);
         let mut desc = self.desc(&operands, &c);

@@ -98,7 +98,8 @@ fn cases_through_the_abi(host: &Host) {
             let case = Case { overrides: Overrides::default(), ..case.clone() };
             let passing = passings[i % passings.len()];
             host.set_schedule((i % 4) as i32, i as u64);
-            case.run_shim(host, device, passing).unwrap_or_else(|e| panic!("{e}"));
+            // SAFETY: opened above.
+            unsafe { case.run_shim(host, device, passing) }.unwrap_or_else(|e| panic!("{e}"));
             run += 1;
         }
         close(host, device);
@@ -452,7 +453,8 @@ fn threads(host: &Host) {
                     let (m, n, k) =
                         (random.pick(&[1, 9, 40]), random.pick(&[1, 17, 33]), random.pick(&[5, 200]));
                     let case = Case { m, n, k, seed: t * 100 + i, data: Data::Integers, ..Case::default() };
-                    case.run_shim(shared, device as *mut c_void, Passing::Data)
+                    // SAFETY: opened above, and closed below.
+                    unsafe { case.run_shim(shared, device as *mut c_void, Passing::Data) }
                         .unwrap_or_else(|e| panic!("{e}"));
                 }
             });
