@@ -464,9 +464,11 @@ fn threads(host: &Host) {
     assert_eq!(host.counter("live_objects"), baseline, "objects left");
 }
 
+type Test = fn(&Host);
+
 fn main() {
     let host = host();
-    let tests: [(&str, fn(&Host)); 8] = [
+    let tests: [(&str, Test); 8] = [
         ("faults", faults),
         ("compile_log", compile_log),
         ("refusals", refusals),
