@@ -19,7 +19,7 @@ use metal_emu::sweep;
 
 use mutants::{MUTANTS, Mutant};
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Judges the kernels of a directory: prints the first failure.
 fn judge_kernels(objc: &Path, out: &Path) -> Result<(), String> {
