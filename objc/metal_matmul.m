@@ -1,0 +1,919 @@
+/*
+ * metal_matmul.m - the C ABI of ane_matmul.h over the kernels of matmul.metal.
+ *
+ * What to launch is planned in matmul_plan.h; this file owns Metal's objects. Manual retain/release,
+ * no blocks, no classes of its own. Compile with the directory of ane_metal_source.h (made by
+ * metal_source.rs) in the include path. SPDX-License-Identifier: MIT OR Apache-2.0
+ */
+#import <Foundation/Foundation.h>
+#import <Metal/Metal.h>
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ane_matmul.h"
+#include "ane_metal_source.h"
+#include "matmul_plan.h"
+
+#if __has_feature(objc_arc)
+#error "metal_matmul.m is written for manual retain/release: compile it with -fno-objc-arc"
+#endif
+
+/* Wide loads want operands on 16 bytes; an operand elsewhere goes through a buffer of the executor. */
+#define OPERAND_ALIGNMENT 16u
+
+/* The operands of a run, in the order of the kernels' buffer indices. */
+enum { A, B, C, BIAS, RESIDUAL, OPERANDS };
+
+/* How an operand lies in memory: `items` matrices of rows x cols elements. */
+typedef struct Layout {
+    uint64_t items, rows, cols, ld, stride, element_bytes;
+    uint64_t bytes; /* from the first element to one past the last */
+} Layout;
+
+struct ANEDevice {
+    id<MTLDevice> device;
+    id<MTLCommandQueue> queue;
+    id<MTLLibrary> library; /* guarded by @synchronized (pipelines), as is what is in pipelines */
+    NSMutableDictionary *pipelines;
+    uint32_t device_class;
+};
+
+struct ANEBuffer {
+    ANEDevice *device;
+    id<MTLBuffer> buffer;
+    uint64_t bytes;
+};
+
+struct ANEProduct {
+    ANEDevice *device;
+    ANEMatMulDesc desc;
+    id<MTLBuffer> constant_b;
+    /* Of a run with all rows and, with variable m, of a run with one row. */
+    id<MTLComputePipelineState> pipelines[2][2];
+    ANEDeviceKind requested;
+    uint64_t compile_ns;
+    uint64_t scratch_bytes;
+    uint64_t staging_bytes[OPERANDS];
+};
+
+struct ANEMatMulExecutor {
+    ANEProduct *product;
+    id<MTLBuffer> scratch;           /* partial sums */
+    id<MTLBuffer> staging[OPERANDS]; /* made when first needed */
+};
+
+/* ---- errors -------------------------------------------------------------------------------- */
+
+/* Fills the caller's error as far as its struct_size reaches; returns the status. */
+static ANEStatus report(ANEError *err, ANEStatus status, ANERefusal refusal, NSError *cause, const char *log,
+                        const char *format, ...) __attribute__((format(printf, 6, 7)));
+
+static ANEStatus report(ANEError *err, ANEStatus status, ANERefusal refusal, NSError *cause, const char *log,
+                        const char *format, ...)
+{
+    ANEError e;
+    va_list arguments;
+    if (!err) {
+        return status;
+    }
+    memset(&e, 0, sizeof e);
+    memcpy(&e, err, err->struct_size < sizeof e ? err->struct_size : sizeof e);
+    e.status = status;
+    e.refusal = refusal;
+    e.reserved0 = 0;
+    e.native_code = cause ? (int64_t)[cause code] : 0;
+    snprintf(e.domain, sizeof e.domain, "%s", cause && [[cause domain] UTF8String] ? [[cause domain] UTF8String] : "");
+    va_start(arguments, format);
+    vsnprintf(e.message, sizeof e.message, format, arguments);
+    va_end(arguments);
+    e.log_length = log ? strlen(log) : 0;
+    if (log && e.log && e.log_capacity) {
+        snprintf(e.log, (size_t)e.log_capacity, "%s", log);
+    }
+    memcpy(err, &e, err->struct_size < sizeof e ? err->struct_size : sizeof e);
+    return status;
+}
+
+#define FAIL(err, status, ...) report(err, status, ANE_REFUSAL_NONE, nil, NULL, __VA_ARGS__)
+#define REFUSE(err, refusal, ...) report(err, ANE_STATUS_REFUSED, refusal, nil, NULL, __VA_ARGS__)
+
+static const char *text_of(NSString *string)
+{
+    const char *text = [string UTF8String];
+    return text ? text : "(no text)";
+}
+
+static ANEStatus report_exception(ANEError *err, NSException *exception)
+{
+    NSString *name = [exception name];
+    NSError *cause = [NSError errorWithDomain:name ? name : @"NSException" code:0 userInfo:nil];
+    return report(err, ANE_STATUS_EXCEPTION, ANE_REFUSAL_NONE, cause, NULL, "Metal raised %s: %s", text_of(name),
+                  text_of([exception reason]));
+}
+
+/* Runs `statement`, which assigns `status`, with a pool of its own; nothing unwinds out of it. */
+#define CONTAINED(err, status, statement)                       \
+    @autoreleasepool {                                          \
+        @try {                                                  \
+            statement;                                          \
+        } @catch (NSException * exception) {                    \
+            status = report_exception(err, exception);          \
+        }                                                       \
+    }
+
+/* ---- questions ----------------------------------------------------------------------------- */
+
+/* Every question about the OS version goes through here: on Linux a test answers it. */
+static BOOL os_at_least(long macos, long ios)
+{
+#ifdef ANE_MATMUL_TEST_DOUBLE
+    extern long ane_sim_metal_macos_major(void);
+    (void)ios;
+    return ane_sim_metal_macos_major() >= macos;
+#else
+#if TARGET_OS_OSX
+    const NSOperatingSystemVersion version = {macos, 0, 0};
+    (void)ios;
+#else
+    const NSOperatingSystemVersion version = {ios, 0, 0};
+    (void)macos;
+#endif
+    return [[NSProcessInfo processInfo] isOperatingSystemAtLeastVersion:version];
+#endif
+}
+
+/* Metal 3.1, with bfloat: macOS 14 and iOS 17 (Metal Shading Language Specification, 1.2 and 2.1). */
+static BOOL os_has_bf16(void)
+{
+    return os_at_least(14, 17);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void set_layout(Layout *layout, uint64_t items, uint64_t rows, uint64_t cols, uint64_t ld, uint64_t stride,
+                       ANEType type)
+{
+    *layout = (Layout){stride == 0 && items > 1 ? 1 : items, rows, cols, ld, stride, ane_metal_element_bytes(type), 0};
+}
+
+/* The layouts of a run of m rows; an operand that the product lacks has none. False on overflow. */
+static BOOL layouts_of(const ANEMatMulDesc *d, uint64_t m, Layout layouts[OPERANDS])
+{
+    const BOOL ta = (d->flags & ANE_MATMUL_TRANSPOSE_A) != 0, tb = (d->flags & ANE_MATMUL_TRANSPOSE_B) != 0;
+    memset(layouts, 0, sizeof(Layout) * OPERANDS);
+    set_layout(&layouts[A], d->batch, ta ? d->k : m, ta ? m : d->k, d->lda, d->stride_a, d->type_a);
+    set_layout(&layouts[B], d->batch, tb ? d->n : d->k, tb ? d->k : d->n, d->ldb, d->stride_b, d->type_b);
+    set_layout(&layouts[C], d->batch, m, d->n, d->ldc, d->stride_c, d->type_c);
+    if (d->flags & ANE_MATMUL_BIAS) {
+        set_layout(&layouts[BIAS], 1, 1, d->n, d->n, 0, d->type_bias);
+    }
+    if (d->flags & ANE_MATMUL_RESIDUAL) {
+        set_layout(&layouts[RESIDUAL], d->batch, m, d->n, d->ld_residual, d->stride_residual, d->type_c);
+    }
+    for (int i = 0; i < OPERANDS; ++i) {
+        Layout *l = &layouts[i];
+        uint64_t items, rows, elements;
+        if (l->items == 0 || l->rows == 0 || l->cols == 0) {
+            continue;
+        }
+        if (__builtin_mul_overflow(l->items - 1, l->stride, &items) ||
+            __builtin_mul_overflow(l->rows - 1, l->ld, &rows) || __builtin_add_overflow(items, rows, &elements) ||
+            __builtin_add_overflow(elements, l->cols, &elements) ||
+            __builtin_mul_overflow(elements, l->element_bytes, &l->bytes)) {
+            return NO;
+        }
+    }
+    return YES;
+}
+
+static BOOL is_float_type(ANEType type)
+{
+    return ane_metal_element_bytes(type) != 0;
+}
+
+static ANEStatus check_support(ANEDevice *device, const ANEMatMulDesc *d, const ANECompileOptions *options,
+                               ANEError *err)
+{
+    const uint32_t known = ANE_MATMUL_TRANSPOSE_A | ANE_MATMUL_TRANSPOSE_B | ANE_MATMUL_CONSTANT_B | ANE_MATMUL_BIAS |
+                           ANE_MATMUL_RESIDUAL | ANE_MATMUL_VARIABLE_M;
+    static const char *const names[OPERANDS] = {"A", "B", "C", "the bias", "the residual"};
+    const uint64_t most = [device->device maxBufferLength];
+    Layout layouts[OPERANDS];
+    ANEMetalPlan plan;
+    ANEMetalOverrides overrides;
+    if (d->struct_size < sizeof *d || options->struct_size < sizeof *options) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than version 1.0 of the ABI has it");
+    }
+    if (d->flags & ~known) {
+        return REFUSE(err, ANE_REFUSAL_OTHER, "the description has flags that this shim does not know (0x%x)",
+                      (unsigned)(d->flags & ~known));
+    }
+    if (options->device != ANE_DEVICE_UNKNOWN && options->device != ANE_DEVICE_GPU) {
+        return REFUSE(err, ANE_REFUSAL_DEVICE, "a Metal kernel runs on the GPU only: request the GPU or no device");
+    }
+    if (d->quant_a != ANE_QUANT_A_NONE || d->quant_b != ANE_QUANT_B_NONE || d->quant_c != ANE_QUANT_C_NONE) {
+        return REFUSE(err, ANE_REFUSAL_QUANTIZATION, "the Metal kernels have no quantised form");
+    }
+    if (!is_float_type(d->type_a) || d->type_b != d->type_a || !is_float_type(d->type_c) ||
+        ((d->flags & ANE_MATMUL_BIAS) && !is_float_type(d->type_bias))) {
+        return REFUSE(err, ANE_REFUSAL_ELEMENT_TYPE,
+                      "the Metal kernels take A and B of one type, and f32, f16 or bf16 throughout");
+    }
+    if (d->type_accumulator != ANE_TYPE_F32) {
+        return REFUSE(err, ANE_REFUSAL_ELEMENT_TYPE, "the Metal kernels sum in f32: describe an f32 accumulator");
+    }
+    if (d->activation < ANE_ACTIVATION_NONE || d->activation > ANE_ACTIVATION_TANH) {
+        return REFUSE(err, ANE_REFUSAL_EPILOGUE, "activation %d is not known to this shim", (int)d->activation);
+    }
+    if ((d->type_a == ANE_TYPE_BF16 || d->type_c == ANE_TYPE_BF16 ||
+         ((d->flags & ANE_MATMUL_BIAS) && d->type_bias == ANE_TYPE_BF16)) && !os_has_bf16()) {
+        return REFUSE(err, ANE_REFUSAL_OS_VERSION, "bf16 in Metal kernels needs macOS 14 or iOS 17");
+    }
+    if (d->m > ANE_METAL_MAX_DIMENSION || d->n > ANE_METAL_MAX_DIMENSION || d->k > ANE_METAL_MAX_DIMENSION ||
+        d->batch > ANE_METAL_MAX_DIMENSION / 32) {
+        return REFUSE(err, ANE_REFUSAL_DIMENSION, "m, n and k may be up to %u, the batch up to %u",
+                      ANE_METAL_MAX_DIMENSION, ANE_METAL_MAX_DIMENSION / 32);
+    }
+    if (!layouts_of(d, d->m, layouts)) {
+        return REFUSE(err, ANE_REFUSAL_BYTES, "the size of an operand overflows 64 bits");
+    }
+    for (int i = 0; i < OPERANDS; ++i) {
+        if (layouts[i].bytes > most) {
+            return REFUSE(err, ANE_REFUSAL_BYTES, "%s takes %llu bytes; a buffer of this device holds %llu", names[i],
+                          (unsigned long long)layouts[i].bytes, (unsigned long long)most);
+        }
+    }
+    memset(&overrides, 0, sizeof overrides);
+    ane_metal_plan(d, d->m, device->device_class, &overrides, &plan);
+    if (plan.scratch_bytes > most) {
+        return REFUSE(err, ANE_REFUSAL_BYTES, "the partial sums take more than a buffer of this device holds");
+    }
+    return ANE_STATUS_OK;
+}
+
+/* ---- device and buffers -------------------------------------------------------------------- */
+
+static void metal_device_close(ANEDevice *device)
+{
+    if (device) {
+        ANEStatus ignored;
+        CONTAINED(NULL, ignored, {
+            [device->pipelines release];
+            [device->library release];
+            [device->queue release];
+            [device->device release];
+        })
+        (void)ignored;
+        free(device);
+    }
+}
+
+static ANEStatus open_device(ANEDevice *device, ANEError *err)
+{
+    device->device = MTLCreateSystemDefaultDevice();
+    if (!device->device) {
+        return FAIL(err, ANE_STATUS_NO_DEVICE, "there is no Metal device");
+    }
+    /* simdgroup_matrix: Metal Feature Set Tables, "SIMD-scoped matrix multiply operations". */
+    if (![device->device supportsFamily:MTLGPUFamilyApple7]) {
+        return REFUSE(err, ANE_REFUSAL_HARDWARE,
+                      "%s has no simdgroup_matrix, which the kernels are built on: it needs an Apple GPU of M1 or A14 "
+                      "or later. MPSGraph and Accelerate work here",
+                      text_of([device->device name]));
+    }
+    device->queue = [device->device newCommandQueue];
+    device->pipelines = [[NSMutableDictionary alloc] init];
+    if (!device->queue || !device->pipelines) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command queue");
+    }
+    device->device_class = ane_metal_device_class(text_of([device->device name]));
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus metal_device_open(ANEDevice **out, ANEError *err)
+{
+    ANEDevice *device = calloc(1, sizeof *device);
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    if (!device) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a device");
+    }
+    CONTAINED(err, status, status = open_device(device, err))
+    if (status != ANE_STATUS_OK) {
+        metal_device_close(device);
+        return status;
+    }
+    *out = device;
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus fill_device_info(ANEDevice *device, ANEDeviceInfo *info)
+{
+    ANEDeviceInfo i;
+    memset(&i, 0, sizeof i);
+    i.struct_size = info->struct_size;
+    i.flags = [device->device hasUnifiedMemory] ? ANE_DEVICE_FLAG_UNIFIED_MEMORY : 0;
+#ifdef ANE_MATMUL_TEST_DOUBLE
+    i.flags |= ANE_DEVICE_FLAG_TEST_DOUBLE;
+#endif
+    i.kind = ANE_DEVICE_GPU;
+    i.wrap_alignment = (uint64_t)sysconf(_SC_PAGESIZE);
+    i.max_buffer_bytes = [device->device maxBufferLength];
+    snprintf(i.name, sizeof i.name, "%s", text_of([device->device name]));
+    snprintf(i.chip, sizeof i.chip, "%s", i.name);
+    snprintf(i.os_build, sizeof i.os_build, "%s",
+             text_of([[NSProcessInfo processInfo] operatingSystemVersionString]));
+    memcpy(info, &i, info->struct_size < sizeof i ? info->struct_size : sizeof i);
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus metal_device_info(ANEDevice *device, ANEDeviceInfo *info, ANEError *err)
+{
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    CONTAINED(err, status, status = fill_device_info(device, info))
+    return status;
+}
+
+static ANEStatus metal_supports(ANEDevice *device, const ANEMatMulDesc *desc, const ANECompileOptions *options,
+                                ANEError *err)
+{
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    CONTAINED(err, status, status = check_support(device, desc, options, err))
+    return status;
+}
+
+static void metal_buffer_destroy(ANEBuffer *buffer)
+{
+    if (buffer) {
+        ANEStatus ignored;
+        CONTAINED(NULL, ignored, [buffer->buffer release])
+        (void)ignored;
+        free(buffer);
+    }
+}
+
+/* A shared buffer of at least `bytes`, owned by the caller; nil with `err` filled. */
+static id<MTLBuffer> new_buffer(ANEDevice *device, uint64_t bytes, ANEError *err)
+{
+    id<MTLBuffer> buffer = nil;
+    if (bytes <= [device->device maxBufferLength]) {
+        /* Metal makes no empty buffers. */
+        buffer = [device->device newBufferWithLength:(NSUInteger)(bytes ? bytes : OPERAND_ALIGNMENT)
+                                             options:MTLResourceStorageModeShared];
+    }
+    if (!buffer) {
+        FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no buffer of %llu bytes (the device allows %llu)",
+             (unsigned long long)bytes, (unsigned long long)[device->device maxBufferLength]);
+    }
+    return buffer;
+}
+
+static ANEStatus make_buffer(ANEDevice *device, void *data, uint64_t bytes, ANEBuffer *buffer, ANEError *err)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    buffer->device = device;
+    buffer->bytes = bytes;
+    if (!data) {
+        buffer->buffer = new_buffer(device, bytes, err);
+        return buffer->buffer ? ANE_STATUS_OK : ANE_STATUS_OUT_OF_MEMORY;
+    }
+    if ((uintptr_t)data % page != 0 || bytes == 0 || bytes % page != 0) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT,
+                    "Metal wraps whole pages: address and length must be multiples of %llu bytes",
+                    (unsigned long long)page);
+    }
+    buffer->buffer = [device->device newBufferWithBytesNoCopy:data
+                                                       length:(NSUInteger)bytes
+                                                      options:MTLResourceStorageModeShared
+                                                  deallocator:nil];
+    return buffer->buffer ? ANE_STATUS_OK
+                          : FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal did not wrap the %llu bytes",
+                                 (unsigned long long)bytes);
+}
+
+static ANEStatus create_buffer(ANEDevice *device, void *data, uint64_t bytes, ANEBuffer **out, ANEError *err)
+{
+    ANEBuffer *buffer = calloc(1, sizeof *buffer);
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    if (!buffer) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a buffer");
+    }
+    CONTAINED(err, status, status = make_buffer(device, data, bytes, buffer, err))
+    if (status != ANE_STATUS_OK) {
+        metal_buffer_destroy(buffer);
+        return status;
+    }
+    *out = buffer;
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus metal_buffer_create(ANEDevice *device, uint64_t bytes, ANEBuffer **out, ANEError *err)
+{
+    return create_buffer(device, NULL, bytes, out, err);
+}
+
+static ANEStatus metal_buffer_wrap(ANEDevice *device, void *data, uint64_t bytes, ANEBuffer **out, ANEError *err)
+{
+    if (!data) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "there is no memory to wrap");
+    }
+    return create_buffer(device, data, bytes, out, err);
+}
+
+static void *metal_buffer_contents(ANEBuffer *buffer)
+{
+    void *contents = NULL;
+    ANEStatus ignored;
+    CONTAINED(NULL, ignored, contents = [buffer->buffer contents])
+    (void)ignored;
+    return contents;
+}
+
+/* ---- compile ------------------------------------------------------------------------------- */
+
+/* The library, compiled at first use; nil with `err` filled. */
+static id<MTLLibrary> library_of(ANEDevice *device, ANEError *err)
+{
+    MTLCompileOptions *options;
+    NSString *source;
+    NSError *error = nil;
+    if (device->library) {
+        return device->library;
+    }
+    options = [[[MTLCompileOptions alloc] init] autorelease];
+    /* NaN and infinity must propagate. */
+    [options setFastMathEnabled:NO];
+    [options setLanguageVersion:(MTLLanguageVersion)(os_has_bf16() ? (3 << 16) + 1 : 3 << 16)];
+    source = [NSString stringWithUTF8String:ane_metal_source];
+    device->library = [device->device newLibraryWithSource:source options:options error:&error];
+    if (!device->library) {
+        const char *log = error ? text_of([error localizedDescription]) : "";
+        report(err, ANE_STATUS_COMPILE_FAILED, ANE_REFUSAL_NONE, error, log,
+               "the Metal compiler rejected the kernels: %.300s", log);
+    }
+    return device->library;
+}
+
+/* The pipeline of a launch, owned by the device; nil with `err` filled. The number of pipelines is
+ * bounded by functions and constants: no dimension enters the key. */
+static id<MTLComputePipelineState> pipeline_of(ANEDevice *device, const ANEMetalLaunch *launch, ANEError *err)
+{
+    NSString *name = [NSString stringWithUTF8String:launch->function];
+    NSMutableString *key = [NSMutableString stringWithString:name];
+    MTLFunctionConstantValues *constants = [[[MTLFunctionConstantValues alloc] init] autorelease];
+    id<MTLComputePipelineState> pipeline;
+    id<MTLFunction> function;
+    NSError *error = nil;
+    for (NSUInteger i = 0; i < ANE_METAL_CONSTANT_COUNT; ++i) {
+        const BOOL is_bool = i < ANE_METAL_CONSTANT_BOOLS;
+        const bool flag = launch->constants[i] != 0;
+        [constants setConstantValue:is_bool ? (const void *)&flag : &launch->constants[i]
+                               type:is_bool ? MTLDataTypeBool : MTLDataTypeUInt
+                            atIndex:i];
+        [key appendFormat:@" %u", (unsigned)launch->constants[i]];
+    }
+    @synchronized(device->pipelines) {
+        pipeline = [device->pipelines objectForKey:key];
+        if (pipeline) {
+            return pipeline;
+        }
+        if (!library_of(device, err)) {
+            return nil;
+        }
+        function = [[device->library newFunctionWithName:name constantValues:constants error:&error] autorelease];
+        if (function) {
+            pipeline = [[device->device newComputePipelineStateWithFunction:function error:&error] autorelease];
+        }
+        if (!pipeline) {
+            const char *log = error ? text_of([error localizedDescription]) : "";
+            report(err, ANE_STATUS_COMPILE_FAILED, ANE_REFUSAL_NONE, error, log, "Metal made no pipeline of %s: %.300s",
+                   launch->function, log);
+            return nil;
+        }
+        if ([pipeline threadExecutionWidth] != ANE_METAL_SIMD_WIDTH ||
+            [pipeline maxTotalThreadsPerThreadgroup] < launch->threads[0] * launch->threads[1]) {
+            FAIL(err, ANE_STATUS_COMPILE_FAILED,
+                 "%s needs simdgroups of %u lanes and threadgroups of %u threads; this device has %lu and %lu",
+                 launch->function, ANE_METAL_SIMD_WIDTH, (unsigned)(launch->threads[0] * launch->threads[1]),
+                 (unsigned long)[pipeline threadExecutionWidth], (unsigned long)[pipeline maxTotalThreadsPerThreadgroup]);
+            return nil;
+        }
+        [device->pipelines setObject:pipeline forKey:key];
+    }
+    return pipeline;
+}
+
+static void plan_run(const ANEProduct *product, uint64_t m, ANEMetalPlan *plan)
+{
+    ANEMetalOverrides overrides;
+    memset(&overrides, 0, sizeof overrides);
+    ane_metal_plan(&product->desc, m, product->device->device_class, &overrides, plan);
+}
+
+/* Which of the product's pipelines a run of m rows uses. */
+static int pipeline_set(const ANEMatMulDesc *desc, uint64_t m)
+{
+    return (desc->flags & ANE_MATMUL_VARIABLE_M) && m == 1 && desc->m != 1;
+}
+
+/* Copies the elements of a matrix, and nothing between its rows. */
+static void copy_elements(char *to, const char *from, const Layout *l)
+{
+    const size_t row_bytes = (size_t)(l->cols * l->element_bytes);
+    if (!l->bytes) {
+        return;
+    }
+    for (uint64_t item = 0; item < l->items; ++item) {
+        for (uint64_t row = 0; row < l->rows; ++row) {
+            const size_t at = (size_t)((item * l->stride + row * l->ld) * l->element_bytes);
+            memcpy(to + at, from + at, row_bytes);
+        }
+    }
+}
+
+static ANEStatus compile_product(ANEProduct *product, const ANEConstants *constants, const ANECompileOptions *options,
+                                 ANEError *err)
+{
+    const ANEMatMulDesc *d = &product->desc;
+    const uint64_t counts[2] = {d->m, 1};
+    const int sets = (d->flags & ANE_MATMUL_VARIABLE_M) && d->m > 1 ? 2 : 1;
+    Layout layouts[OPERANDS];
+    ANEStatus status = check_support(product->device, d, options, err);
+    if (status != ANE_STATUS_OK) {
+        return status;
+    }
+    product->requested = options->device;
+    layouts_of(d, d->m, layouts);
+    for (int i = 0; i < OPERANDS; ++i) {
+        product->staging_bytes[i] = layouts[i].bytes;
+    }
+    for (int set = 0; set < sets; ++set) {
+        ANEMetalPlan plan;
+        plan_run(product, counts[set], &plan);
+        if (plan.scratch_bytes > product->scratch_bytes) {
+            product->scratch_bytes = plan.scratch_bytes;
+        }
+        for (uint32_t i = 0; i < plan.launch_count; ++i) {
+            id<MTLComputePipelineState> pipeline = pipeline_of(product->device, &plan.launches[i], err);
+            if (!pipeline) {
+                return ANE_STATUS_COMPILE_FAILED;
+            }
+            product->pipelines[set][i] = [pipeline retain];
+        }
+    }
+    if (d->flags & ANE_MATMUL_CONSTANT_B) {
+        product->staging_bytes[B] = 0;
+        if (constants->b_bytes < layouts[B].bytes || (!constants->b && layouts[B].bytes)) {
+            return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "constant B has %llu bytes, not the %llu of the description",
+                        (unsigned long long)constants->b_bytes, (unsigned long long)layouts[B].bytes);
+        }
+        product->constant_b = new_buffer(product->device, layouts[B].bytes, err);
+        if (!product->constant_b) {
+            return ANE_STATUS_OUT_OF_MEMORY;
+        }
+        copy_elements([product->constant_b contents], constants->b, &layouts[B]);
+    }
+    return ANE_STATUS_OK;
+}
+
+static void metal_product_destroy(ANEProduct *product)
+{
+    if (product) {
+        ANEStatus ignored;
+        CONTAINED(NULL, ignored, {
+            for (int i = 0; i < 4; ++i) {
+                [product->pipelines[i / 2][i % 2] release];
+            }
+            [product->constant_b release];
+        })
+        (void)ignored;
+        free(product);
+    }
+}
+
+static ANEStatus metal_compile(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
+                               const ANECompileOptions *options, ANEProduct **out, ANEError *err)
+{
+    const uint64_t start_ns = now_ns();
+    ANEProduct *product;
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    if (desc->struct_size < sizeof *desc || constants->struct_size < sizeof *constants) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than version 1.0 of the ABI has it");
+    }
+    product = calloc(1, sizeof *product);
+    if (!product) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a product");
+    }
+    product->device = device;
+    product->desc = *desc;
+    CONTAINED(err, status, status = compile_product(product, constants, options, err))
+    if (status != ANE_STATUS_OK) {
+        metal_product_destroy(product);
+        return status;
+    }
+    product->compile_ns = now_ns() - start_ns;
+    *out = product;
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus metal_product_save(ANEProduct *product, const char *path, ANEError *err)
+{
+    (void)product;
+    (void)path;
+    return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "the Metal shim saves no products; it compiles in every process");
+}
+
+static ANEStatus metal_product_load(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
+                                    const ANECompileOptions *options, const char *path, ANEProduct **out,
+                                    ANEError *err)
+{
+    (void)device;
+    (void)desc;
+    (void)constants;
+    (void)options;
+    (void)out;
+    return metal_product_save(NULL, path, err);
+}
+
+static ANEStatus metal_product_info(ANEProduct *product, ANEProductInfo *info, ANEError *err)
+{
+    ANEProductInfo i;
+    Layout layouts[OPERANDS];
+    (void)err;
+    memset(&i, 0, sizeof i);
+    layouts_of(&product->desc, product->desc.m, layouts);
+    i.struct_size = info->struct_size;
+    i.requested = product->requested;
+    i.compile_ns = product->compile_ns;
+    i.bytes_held = sizeof *product + (product->constant_b ? layouts[B].bytes : 0);
+    i.executor_bytes = sizeof(ANEMatMulExecutor) + product->scratch_bytes;
+    for (int o = 0; o < OPERANDS; ++o) {
+        i.executor_bytes += product->staging_bytes[o];
+    }
+    memcpy(info, &i, info->struct_size < sizeof i ? info->struct_size : sizeof i);
+    return ANE_STATUS_OK;
+}
+
+/* ---- run ----------------------------------------------------------------------------------- */
+
+static void metal_executor_destroy(ANEMatMulExecutor *executor)
+{
+    if (executor) {
+        ANEStatus ignored;
+        CONTAINED(NULL, ignored, {
+            for (int i = 0; i < OPERANDS; ++i) {
+                [executor->staging[i] release];
+            }
+            [executor->scratch release];
+        })
+        (void)ignored;
+        free(executor);
+    }
+}
+
+static ANEStatus make_executor(ANEMatMulExecutor *executor, ANEError *err)
+{
+    if (executor->product->scratch_bytes) {
+        executor->scratch = new_buffer(executor->product->device, executor->product->scratch_bytes, err);
+        return executor->scratch ? ANE_STATUS_OK : ANE_STATUS_OUT_OF_MEMORY;
+    }
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus metal_executor_create(ANEProduct *product, ANEMatMulExecutor **out, ANEError *err)
+{
+    ANEMatMulExecutor *executor = calloc(1, sizeof *executor);
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    if (!executor) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for an executor");
+    }
+    executor->product = product;
+    CONTAINED(err, status, status = make_executor(executor, err))
+    if (status != ANE_STATUS_OK) {
+        metal_executor_destroy(executor);
+        return status;
+    }
+    *out = executor;
+    return ANE_STATUS_OK;
+}
+
+/* An operand where the kernels find it. */
+typedef struct Bound {
+    id<MTLBuffer> buffer;
+    NSUInteger offset;
+    char *host;  /* of the caller's memory */
+    BOOL staged; /* buffer is the executor's: C has to be copied back */
+} Bound;
+
+static ANEStatus bind_operand(ANEMatMulExecutor *executor, int which, const ANEOperand *operand, const Layout *layout,
+                              Bound *bound, ANEError *err)
+{
+    static const char *const names[OPERANDS] = {"A", "B", "C", "bias", "residual"};
+    ANEProduct *product = executor->product;
+    const char *name = names[which];
+    if (operand->length_bytes < layout->bytes) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s has %llu bytes; this run needs %llu", name,
+                    (unsigned long long)operand->length_bytes, (unsigned long long)layout->bytes);
+    }
+    if ((operand->buffer != NULL) == (operand->data != NULL) && layout->bytes) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s must be either a pointer or a buffer", name);
+    }
+    if (operand->buffer) {
+        ANEBuffer *buffer = operand->buffer;
+        if (buffer->device != product->device) {
+            return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the buffer of %s belongs to another device", name);
+        }
+        if (operand->offset_bytes > buffer->bytes || layout->bytes > buffer->bytes - operand->offset_bytes) {
+            return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s reaches beyond its buffer of %llu bytes", name,
+                        (unsigned long long)buffer->bytes);
+        }
+        if (operand->offset_bytes % OPERAND_ALIGNMENT == 0 && layout->bytes) {
+            bound->buffer = buffer->buffer;
+            bound->offset = (NSUInteger)operand->offset_bytes;
+            return ANE_STATUS_OK;
+        }
+        bound->host = (char *)[buffer->buffer contents] + operand->offset_bytes;
+    } else {
+        bound->host = operand->data;
+    }
+    if (!executor->staging[which]) {
+        executor->staging[which] = new_buffer(product->device, product->staging_bytes[which], err);
+        if (!executor->staging[which]) {
+            return ANE_STATUS_OUT_OF_MEMORY;
+        }
+    }
+    bound->buffer = executor->staging[which];
+    bound->offset = 0;
+    bound->staged = YES;
+    if (which != C) {
+        copy_elements([bound->buffer contents], bound->host, layout);
+    }
+    return ANE_STATUS_OK;
+}
+
+static void encode_launch(id<MTLComputeCommandEncoder> encoder, id<MTLComputePipelineState> pipeline,
+                          const ANEMetalPlan *plan, uint32_t index, const Bound bound[OPERANDS],
+                          id<MTLBuffer> scratch)
+{
+    const ANEMetalLaunch *launch = &plan->launches[index];
+    const Bound *a = &bound[plan->swap_operands ? B : A], *b = &bound[plan->swap_operands ? A : B];
+    const MTLSize grid = {launch->grid[0], launch->grid[1], launch->grid[2]};
+    const MTLSize threads = {launch->threads[0], launch->threads[1], launch->threads[2]};
+    const BOOL last = index + 1 == plan->launch_count;
+    [encoder setComputePipelineState:pipeline];
+    if (index == 0) {
+        [encoder setBuffer:a->buffer offset:a->offset atIndex:ANE_METAL_BUFFER_A];
+        [encoder setBuffer:b->buffer offset:b->offset atIndex:ANE_METAL_BUFFER_B];
+    } else {
+        [encoder setBuffer:scratch offset:0 atIndex:ANE_METAL_BUFFER_A];
+    }
+    [encoder setBuffer:last ? bound[C].buffer : scratch offset:last ? bound[C].offset : 0 atIndex:ANE_METAL_BUFFER_C];
+    if (launch->constants[ANE_METAL_CONSTANT_HAS_BIAS]) {
+        [encoder setBuffer:bound[BIAS].buffer offset:bound[BIAS].offset atIndex:ANE_METAL_BUFFER_BIAS];
+    }
+    if (launch->constants[ANE_METAL_CONSTANT_HAS_RESIDUAL]) {
+        [encoder setBuffer:bound[RESIDUAL].buffer offset:bound[RESIDUAL].offset atIndex:ANE_METAL_BUFFER_RESIDUAL];
+    }
+    [encoder setBytes:&launch->params length:sizeof launch->params atIndex:ANE_METAL_BUFFER_PARAMS];
+    [encoder dispatchThreadgroups:grid threadsPerThreadgroup:threads];
+}
+
+static ANEStatus report_command_error(ANEError *err, NSError *error)
+{
+    ANEStatus status = ANE_STATUS_RUN_FAILED;
+    const char *hint = "";
+    if (error && [[error domain] isEqualToString:MTLCommandBufferErrorDomain]) {
+        switch ([error code]) {
+        case MTLCommandBufferErrorNotPermitted:
+            status = ANE_STATUS_BACKGROUND;
+            hint = " (an app in the background may not use the GPU: run when it is active again)";
+            break;
+        case MTLCommandBufferErrorOutOfMemory:
+            status = ANE_STATUS_OUT_OF_MEMORY;
+            break;
+        case MTLCommandBufferErrorTimeout:
+            status = ANE_STATUS_TIMEOUT;
+            break;
+        default:
+            break;
+        }
+    }
+    return report(err, status, ANE_REFUSAL_NONE, error, NULL, "the GPU did not complete the run: %.350s%s",
+                  error ? text_of([error localizedDescription]) : "no error was given", hint);
+}
+
+static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
+{
+    ANEProduct *product = executor->product;
+    const ANEMatMulDesc *d = &product->desc;
+    const ANEOperand *operands[OPERANDS] = {&args->a, &args->b, &args->c, &args->bias, &args->residual};
+    id<MTLCommandBuffer> commands;
+    id<MTLComputeCommandEncoder> encoder;
+    Layout layouts[OPERANDS];
+    Bound bound[OPERANDS];
+    ANEMetalPlan plan;
+    if (args->struct_size < sizeof *args || args->flags) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of version 1.0");
+    }
+    if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a run of %llu rows; the product was compiled for %llu",
+                    (unsigned long long)args->m, (unsigned long long)d->m);
+    }
+    plan_run(product, args->m, &plan);
+    layouts_of(d, args->m, layouts);
+    memset(bound, 0, sizeof bound);
+    for (int i = 0; i < OPERANDS && plan.launch_count; ++i) {
+        ANEStatus status = ANE_STATUS_OK;
+        if (i == B && product->constant_b) {
+            bound[B].buffer = product->constant_b;
+        } else if (i < BIAS || layouts[i].bytes) {
+            status = bind_operand(executor, i, operands[i], &layouts[i], &bound[i], err);
+        }
+        if (status != ANE_STATUS_OK) {
+            return status;
+        }
+    }
+    if (args->info) {
+        const uint32_t size = args->info->struct_size;
+        const ANERunInfo none = {size, ANE_DEVICE_UNKNOWN, 0, 0};
+        memcpy(args->info, &none, size < sizeof none ? size : sizeof none);
+    }
+    if (!plan.launch_count) {
+        return ANE_STATUS_OK;
+    }
+
+    commands = [product->device->queue commandBuffer];
+    encoder = [commands computeCommandEncoder];
+    if (!commands || !encoder) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer or encoder");
+    }
+    @try {
+        for (uint32_t i = 0; i < plan.launch_count; ++i) {
+            /* Launches of one serial encoder see each other's writes. */
+            encode_launch(encoder, product->pipelines[pipeline_set(d, args->m)][i], &plan, i, bound,
+                          executor->scratch);
+        }
+    } @finally {
+        /* An encoder that dies without it aborts the process. */
+        [encoder endEncoding];
+    }
+    [commands commit];
+    [commands waitUntilCompleted];
+    if ([commands status] != MTLCommandBufferStatusCompleted || [commands error]) {
+        return report_command_error(err, [commands error]);
+    }
+    if (bound[C].staged) {
+        copy_elements(bound[C].host, [bound[C].buffer contents], &layouts[C]);
+    }
+    if (args->info) {
+        const uint32_t size = args->info->struct_size;
+        const ANERunInfo info = {size, ANE_DEVICE_GPU, (uint64_t)([commands GPUStartTime] * 1e9),
+                                 (uint64_t)([commands GPUEndTime] * 1e9)};
+        memcpy(args->info, &info, size < sizeof info ? size : sizeof info);
+    }
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus metal_executor_run(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
+{
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    CONTAINED(err, status, status = run_executor(executor, args, err))
+    return status;
+}
+
+/* ---- table --------------------------------------------------------------------------------- */
+
+const ANEShim *ane_metal_shim(void)
+{
+    static const ANEShim shim = {
+        .struct_size = sizeof(ANEShim),
+        .abi_major = ANE_MATMUL_ABI_MAJOR,
+        .abi_minor = ANE_MATMUL_ABI_MINOR,
+        .name = "metal",
+        .version = "1.0.0",
+        .device_open = metal_device_open,
+        .device_info = metal_device_info,
+        .device_close = metal_device_close,
+        .supports = metal_supports,
+        .buffer_create = metal_buffer_create,
+        .buffer_wrap = metal_buffer_wrap,
+        .buffer_contents = metal_buffer_contents,
+        .buffer_destroy = metal_buffer_destroy,
+        .compile = metal_compile,
+        .product_save = metal_product_save,
+        .product_load = metal_product_load,
+        .product_info = metal_product_info,
+        .product_destroy = metal_product_destroy,
+        .executor_create = metal_executor_create,
+        .executor_run = metal_executor_run,
+        .executor_destroy = metal_executor_destroy,
+    };
+    return &shim;
+}

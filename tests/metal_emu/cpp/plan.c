@@ -1,0 +1,13 @@
+/* plan.c - gives the tests the plan that the shim uses. */
+#include "matmul_plan.h"
+
+void emu_plan(const ANEMatMulDesc *desc, uint64_t rows, uint32_t device_class, const ANEMetalOverrides *overrides,
+              ANEMetalPlan *plan)
+{
+    ane_metal_plan(desc, rows, device_class, overrides, plan);
+}
+
+uint32_t emu_device_class(const char *name)
+{
+    return ane_metal_device_class(name);
+}

@@ -1,0 +1,49 @@
+/*
+ * sim.h - what a test tells the double of Metal, and what it asks it. Process-wide.
+ */
+#ifndef ANE_METAL_SIM_H
+#define ANE_METAL_SIM_H
+
+#include <stdint.h>
+
+/* Where the double can fail; `after` calls succeed first, then one fails. */
+enum {
+    SIM_FAULT_NONE = 0,
+    SIM_FAULT_NO_DEVICE = 1,
+    SIM_FAULT_NO_SIMDGROUP_MATRIX = 2, /* an Intel Mac */
+    SIM_FAULT_NIL_QUEUE = 3,
+    SIM_FAULT_NIL_BUFFER = 4,
+    SIM_FAULT_COMPILER = 5, /* an error with a log */
+    SIM_FAULT_NIL_FUNCTION = 6,
+    SIM_FAULT_NIL_PIPELINE = 7,
+    SIM_FAULT_NARROW_SIMD = 8, /* threadExecutionWidth 16 */
+    SIM_FAULT_NIL_COMMAND_BUFFER = 9,
+    SIM_FAULT_NIL_ENCODER = 10,
+    SIM_FAULT_COMMAND_ERROR = 11, /* completes with an error, code by ane_sim_metal_set_error */
+    SIM_FAULT_EXCEPTION_ENCODE = 12, /* NSException at dispatch */
+    SIM_FAULT_EXCEPTION_BUFFER = 13, /* NSException when a buffer is made */
+    SIM_FAULT_EXCEPTION_DEVICE = 14, /* NSException when a device is asked its family */
+    SIM_FAULT_EXCEPTION_COMPILE = 15,
+    SIM_FAULT_STATUS_ONLY = 16, /* status Error without an NSError */
+};
+
+void ane_sim_metal_set_fault(int32_t fault, int32_t after);
+void ane_sim_metal_set_error(int64_t code);
+void ane_sim_metal_set_device_name(const char *name);
+void ane_sim_metal_set_macos_major(int64_t major);
+void ane_sim_metal_set_max_buffer_bytes(uint64_t bytes);
+/* Schedule and seed of the emulator. */
+void ane_sim_metal_set_schedule(int32_t schedule, uint64_t seed);
+/* The program that compiles Metal source (metal-emu-cc), and where to. */
+void ane_sim_metal_set_compiler(const char *program, const char *directory);
+
+int64_t ane_sim_metal_live_objects(void);
+int64_t ane_sim_metal_libraries_compiled(void);
+int64_t ane_sim_metal_pipelines_made(void);
+int64_t ane_sim_metal_buffers_made(void);
+/* Rules of Metal that were broken: an encoder that died without endEncoding, and the like. */
+int64_t ane_sim_metal_violations(void);
+const char *ane_sim_metal_last_violation(void);
+int64_t ane_sim_metal_dispatches(void);
+
+#endif

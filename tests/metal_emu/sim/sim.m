@@ -1,0 +1,666 @@
+/*
+ * sim.m - a test double of the part of Metal that metal_matmul.m uses. Compute work runs late, on
+ * another thread, in the kernel emulator: the source that the shim hands over is what is compiled.
+ */
+#import <Metal/Metal.h>
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "emu.h"
+#include "sim.h"
+
+NSString *const MTLCommandBufferErrorDomain = @"MTLCommandBufferErrorDomain";
+
+#define MAX_BINDINGS 8
+#define MAX_CONSTANTS 32
+#define MAX_DISPATCHES 4
+
+typedef int32_t (*DispatchFunction)(const char *, const uint32_t *, uint32_t, const EmuBinding *, uint32_t,
+                                    const uint32_t[3], const uint32_t[3], int32_t, uint64_t, EmuReport *);
+
+static struct {
+    int32_t fault, after;
+    int64_t error_code, macos_major;
+    uint64_t max_buffer_bytes, seed;
+    int32_t schedule;
+    char name[64], compiler[512], directory[512], violation[128];
+    int64_t live, libraries, pipelines, buffers, violations, dispatches;
+} sim = {.macos_major = 15, .max_buffer_bytes = 1ull << 32, .name = "Apple M1 (test double)"};
+
+static pthread_mutex_t sim_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static BOOL faulty(int32_t fault)
+{
+    BOOL hit = NO;
+    pthread_mutex_lock(&sim_lock);
+    if (sim.fault == fault && sim.after-- == 0) {
+        sim.fault = SIM_FAULT_NONE;
+        hit = YES;
+    }
+    pthread_mutex_unlock(&sim_lock);
+    return hit;
+}
+
+static void violation(const char *text)
+{
+    pthread_mutex_lock(&sim_lock);
+    ++sim.violations;
+    snprintf(sim.violation, sizeof sim.violation, "%s", text);
+    pthread_mutex_unlock(&sim_lock);
+}
+
+static void count(int64_t *counter, int64_t by)
+{
+    __atomic_add_fetch(counter, by, __ATOMIC_SEQ_CST);
+}
+
+static NSError *error_with(NSString *domain, NSInteger code, NSString *text)
+{
+    return [NSError errorWithDomain:domain
+                               code:code
+                           userInfo:[NSDictionary dictionaryWithObject:text forKey:NSLocalizedDescriptionKey]];
+}
+
+void ane_sim_metal_set_fault(int32_t fault, int32_t after)
+{
+    sim.fault = fault;
+    sim.after = after;
+}
+void ane_sim_metal_set_error(int64_t code) { sim.error_code = code; }
+void ane_sim_metal_set_device_name(const char *name) { snprintf(sim.name, sizeof sim.name, "%s", name); }
+void ane_sim_metal_set_macos_major(int64_t major) { sim.macos_major = major; }
+void ane_sim_metal_set_max_buffer_bytes(uint64_t bytes) { sim.max_buffer_bytes = bytes; }
+void ane_sim_metal_set_schedule(int32_t schedule, uint64_t seed)
+{
+    sim.schedule = schedule;
+    sim.seed = seed;
+}
+void ane_sim_metal_set_compiler(const char *program, const char *directory)
+{
+    snprintf(sim.compiler, sizeof sim.compiler, "%s", program);
+    snprintf(sim.directory, sizeof sim.directory, "%s", directory);
+}
+int64_t ane_sim_metal_live_objects(void) { return __atomic_load_n(&sim.live, __ATOMIC_SEQ_CST); }
+int64_t ane_sim_metal_libraries_compiled(void) { return sim.libraries; }
+int64_t ane_sim_metal_pipelines_made(void) { return sim.pipelines; }
+int64_t ane_sim_metal_buffers_made(void) { return sim.buffers; }
+int64_t ane_sim_metal_violations(void) { return sim.violations; }
+const char *ane_sim_metal_last_violation(void) { return sim.violation; }
+int64_t ane_sim_metal_dispatches(void) { return sim.dispatches; }
+long ane_sim_metal_macos_major(void) { return (long)sim.macos_major; }
+
+/* Counts itself among the live objects. */
+@interface SimObject : NSObject
+@end
+
+@implementation SimObject
+- (id)init
+{
+    self = [super init];
+    count(&sim.live, 1);
+    return self;
+}
+- (void)dealloc
+{
+    count(&sim.live, -1);
+    [super dealloc];
+}
+@end
+
+@interface SimBuffer : SimObject <MTLBuffer> {
+@public
+    void *memory;
+    NSUInteger bytes;
+    BOOL owned;
+}
+@end
+
+@implementation SimBuffer
+- (void)dealloc
+{
+    if (owned) {
+        free(memory);
+    }
+    [super dealloc];
+}
+- (void *)contents
+{
+    return memory;
+}
+- (NSUInteger)length
+{
+    return bytes;
+}
+@end
+
+@implementation MTLFunctionConstantValues
+- (id)init
+{
+    self = [super init];
+    count(&sim.live, 1);
+    return self;
+}
+- (void)dealloc
+{
+    count(&sim.live, -1);
+    [super dealloc];
+}
+- (void)setConstantValue:(const void *)value type:(MTLDataType)type atIndex:(NSUInteger)index
+{
+    if (index >= MAX_CONSTANTS || (type != MTLDataTypeBool && type != MTLDataTypeUInt)) {
+        [NSException raise:NSInvalidArgumentException format:@"function constant %u", (unsigned)index];
+    }
+    types[index] = type;
+    values[index] = type == MTLDataTypeBool ? *(const uint8_t *)value : *(const uint32_t *)value;
+}
+@end
+
+@implementation MTLCompileOptions
+- (id)init
+{
+    self = [super init];
+    fastMath = YES; /* Apple's default */
+    count(&sim.live, 1);
+    return self;
+}
+- (void)dealloc
+{
+    count(&sim.live, -1);
+    [super dealloc];
+}
+- (void)setFastMathEnabled:(BOOL)enabled
+{
+    fastMath = enabled;
+}
+- (void)setLanguageVersion:(MTLLanguageVersion)wanted
+{
+    version = wanted;
+}
+@end
+
+@interface SimFunction : SimObject <MTLFunction> {
+@public
+    char name[64];
+    uint32_t values[MAX_CONSTANTS];
+    DispatchFunction dispatch;
+}
+@end
+
+@implementation SimFunction
+@end
+
+@interface SimPipeline : SimFunction <MTLComputePipelineState> {
+@public
+    NSUInteger width;
+}
+@end
+
+@implementation SimPipeline
+- (NSUInteger)threadExecutionWidth
+{
+    return width;
+}
+- (NSUInteger)maxTotalThreadsPerThreadgroup
+{
+    return 1024;
+}
+@end
+
+@interface SimLibrary : SimObject <MTLLibrary> {
+@public
+    void *handle;
+}
+@end
+
+@implementation SimLibrary
+- (void)dealloc
+{
+    dlclose(handle);
+    [super dealloc];
+}
+- (id<MTLFunction>)newFunctionWithName:(NSString *)name
+                        constantValues:(MTLFunctionConstantValues *)constants
+                                 error:(NSError **)error
+{
+    uint32_t (*kernel_count)(void) = (uint32_t(*)(void))dlsym(handle, "emu_kernel_count");
+    const char *(*kernel_name)(uint32_t) = (const char *(*)(uint32_t))dlsym(handle, "emu_kernel_name");
+    int32_t (*kind)(uint32_t) = (int32_t(*)(uint32_t))dlsym(handle, "emu_constant_kind");
+    SimFunction *function;
+    BOOL found = NO;
+    for (uint32_t i = 0; i < kernel_count(); ++i) {
+        found = found || strcmp(kernel_name(i), [name UTF8String]) == 0;
+    }
+    for (uint32_t i = 0; i < MAX_CONSTANTS && found; ++i) {
+        const MTLDataType wanted = kind(i) == 1 ? MTLDataTypeBool : kind(i) == 2 ? MTLDataTypeUInt : (MTLDataType)0;
+        if (wanted && constants->types[i] != wanted) {
+            *error = error_with(@"MTLLibraryErrorDomain", 3, @"a function constant has no value of its type");
+            return nil;
+        }
+    }
+    if (!found || faulty(SIM_FAULT_NIL_FUNCTION)) {
+        *error = error_with(@"MTLLibraryErrorDomain", 5, @"function not found");
+        return nil;
+    }
+    function = [[SimFunction alloc] init];
+    snprintf(function->name, sizeof function->name, "%s", [name UTF8String]);
+    memcpy(function->values, constants->values, sizeof function->values);
+    function->dispatch = (DispatchFunction)dlsym(handle, "emu_dispatch");
+    return function;
+}
+@end
+
+/* One recorded dispatch. */
+typedef struct Dispatch {
+    SimPipeline *pipeline;
+    SimBuffer *buffers[MAX_BINDINGS];
+    NSUInteger offsets[MAX_BINDINGS];
+    uint8_t *bytes[MAX_BINDINGS];
+    NSUInteger lengths[MAX_BINDINGS];
+    MTLSize grid, threads;
+} Dispatch;
+
+@class SimCommandBuffer;
+
+@interface SimEncoder : SimObject <MTLComputeCommandEncoder> {
+@public
+    SimCommandBuffer *owner; /* retained */
+    Dispatch state;
+    BOOL ended;
+}
+@end
+
+@interface SimCommandBuffer : SimObject <MTLCommandBuffer> {
+@public
+    Dispatch dispatches[MAX_DISPATCHES];
+    NSUInteger dispatch_count;
+    BOOL encoding, committed, waited;
+    MTLCommandBufferStatus state;
+    NSError *failure;
+    pthread_t worker;
+}
+@end
+
+static void release_dispatch(Dispatch *d)
+{
+    for (int i = 0; i < MAX_BINDINGS; ++i) {
+        [d->buffers[i] release];
+        free(d->bytes[i]);
+    }
+    [d->pipeline release];
+    memset(d, 0, sizeof *d);
+}
+
+@implementation SimEncoder
+- (void)dealloc
+{
+    if (!ended) {
+        violation("an encoder was released without endEncoding");
+    }
+    release_dispatch(&state);
+    [owner release];
+    [super dealloc];
+}
+- (void)check
+{
+    if (ended) {
+        violation("an encoder was used after endEncoding");
+    }
+}
+- (void)setComputePipelineState:(id<MTLComputePipelineState>)pipeline
+{
+    [self check];
+    [(id)pipeline retain];
+    [state.pipeline release];
+    state.pipeline = (SimPipeline *)pipeline;
+}
+- (void)clear:(NSUInteger)index
+{
+    [state.buffers[index] release];
+    free(state.bytes[index]);
+    state.buffers[index] = nil;
+    state.bytes[index] = NULL;
+}
+- (void)setBuffer:(id<MTLBuffer>)buffer offset:(NSUInteger)offset atIndex:(NSUInteger)index
+{
+    SimBuffer *b = (SimBuffer *)buffer;
+    [self check];
+    if (index >= MAX_BINDINGS || !b || offset > b->bytes) {
+        [NSException raise:NSInvalidArgumentException format:@"setBuffer: at index %u", (unsigned)index];
+    }
+    [b retain];
+    [self clear:index];
+    state.buffers[index] = b;
+    state.offsets[index] = offset;
+}
+- (void)setBytes:(const void *)bytes length:(NSUInteger)length atIndex:(NSUInteger)index
+{
+    [self check];
+    if (index >= MAX_BINDINGS || length == 0 || length > 4096) {
+        [NSException raise:NSInvalidArgumentException format:@"setBytes: at index %u", (unsigned)index];
+    }
+    [self clear:index];
+    state.bytes[index] = malloc(length);
+    memcpy(state.bytes[index], bytes, length);
+    state.lengths[index] = length;
+    state.offsets[index] = 0;
+}
+- (void)dispatchThreadgroups:(MTLSize)grid threadsPerThreadgroup:(MTLSize)threads
+{
+    Dispatch *d = &owner->dispatches[owner->dispatch_count];
+    [self check];
+    if (faulty(SIM_FAULT_EXCEPTION_ENCODE)) {
+        [NSException raise:NSInternalInconsistencyException format:@"planted exception while encoding"];
+    }
+    if (owner->dispatch_count == MAX_DISPATCHES || !state.pipeline) {
+        [NSException raise:NSInvalidArgumentException format:@"dispatchThreadgroups: without a pipeline"];
+    }
+    *d = state;
+    d->grid = grid;
+    d->threads = threads;
+    [d->pipeline retain];
+    for (int i = 0; i < MAX_BINDINGS; ++i) {
+        [d->buffers[i] retain];
+        if (state.bytes[i]) {
+            d->bytes[i] = malloc(state.lengths[i]);
+            memcpy(d->bytes[i], state.bytes[i], state.lengths[i]);
+        }
+    }
+    ++owner->dispatch_count;
+}
+- (void)endEncoding
+{
+    [self check];
+    ended = YES;
+    owner->encoding = NO;
+}
+@end
+
+static BOOL run_dispatch(const Dispatch *d, char *text, size_t room)
+{
+    EmuBinding bindings[MAX_BINDINGS];
+    EmuReport report;
+    const uint32_t grid[3] = {(uint32_t)d->grid.width, (uint32_t)d->grid.height, (uint32_t)d->grid.depth};
+    const uint32_t threads[3] = {(uint32_t)d->threads.width, (uint32_t)d->threads.height, (uint32_t)d->threads.depth};
+    memset(bindings, 0, sizeof bindings);
+    for (int i = 0; i < MAX_BINDINGS; ++i) {
+        if (d->buffers[i]) {
+            bindings[i] = (EmuBinding){d->buffers[i]->memory, d->buffers[i]->bytes, d->offsets[i], NULL};
+        } else if (d->bytes[i]) {
+            bindings[i] = (EmuBinding){d->bytes[i], d->lengths[i], 0, NULL};
+        }
+    }
+    count(&sim.dispatches, 1);
+    if (d->pipeline->dispatch(d->pipeline->name, d->pipeline->values, MAX_CONSTANTS, bindings, MAX_BINDINGS, grid,
+                              threads, sim.schedule, sim.seed, &report) == EMU_OK) {
+        return YES;
+    }
+    snprintf(text, room, "the emulator stopped %s: fault %d, %s, buffer %d, byte %llu", d->pipeline->name,
+             (int)report.fault, report.text, (int)report.buffer, (unsigned long long)report.byte);
+    return NO;
+}
+
+/* Runs what was encoded, a while after commit. */
+static void *work(void *argument)
+{
+    SimCommandBuffer *commands = argument;
+    @autoreleasepool {
+        char text[512];
+        NSError *failure = nil;
+        usleep(300);
+        for (NSUInteger i = 0; i < commands->dispatch_count && !failure; ++i) {
+            if (!run_dispatch(&commands->dispatches[i], text, sizeof text)) {
+                failure = error_with(MTLCommandBufferErrorDomain, MTLCommandBufferErrorPageFault,
+                                     [NSString stringWithUTF8String:text]);
+            }
+        }
+        if (faulty(SIM_FAULT_COMMAND_ERROR)) {
+            failure = error_with(MTLCommandBufferErrorDomain, (NSInteger)sim.error_code, @"planted GPU error");
+        }
+        commands->failure = [failure retain];
+        commands->state = failure || faulty(SIM_FAULT_STATUS_ONLY) ? MTLCommandBufferStatusError
+                                                                  : MTLCommandBufferStatusCompleted;
+    }
+    return NULL;
+}
+
+@implementation SimCommandBuffer
+- (void)dealloc
+{
+    if (committed && !waited) {
+        pthread_join(worker, NULL);
+    }
+    for (NSUInteger i = 0; i < dispatch_count; ++i) {
+        release_dispatch(&dispatches[i]);
+    }
+    [failure release];
+    [super dealloc];
+}
+- (id<MTLComputeCommandEncoder>)computeCommandEncoder
+{
+    SimEncoder *encoder;
+    if (faulty(SIM_FAULT_NIL_ENCODER)) {
+        return nil;
+    }
+    encoder = [[[SimEncoder alloc] init] autorelease];
+    encoder->owner = [self retain];
+    encoding = YES;
+    return encoder;
+}
+- (void)commit
+{
+    if (encoding || committed) {
+        violation("commit of a command buffer that is being encoded or was committed");
+    }
+    committed = YES;
+    state = MTLCommandBufferStatusCommitted;
+    pthread_create(&worker, NULL, work, self);
+}
+- (void)waitUntilCompleted
+{
+    if (!committed) {
+        violation("a wait for a command buffer that was not committed");
+        return;
+    }
+    if (!waited) {
+        pthread_join(worker, NULL);
+        waited = YES;
+    }
+}
+- (MTLCommandBufferStatus)status
+{
+    return state;
+}
+- (NSError *)error
+{
+    return failure;
+}
+- (CFTimeInterval)GPUStartTime
+{
+    return 1.0;
+}
+- (CFTimeInterval)GPUEndTime
+{
+    return 1.5;
+}
+@end
+
+@interface SimQueue : SimObject <MTLCommandQueue>
+@end
+
+@implementation SimQueue
+- (id<MTLCommandBuffer>)commandBuffer
+{
+    return faulty(SIM_FAULT_NIL_COMMAND_BUFFER) ? nil : [[[SimCommandBuffer alloc] init] autorelease];
+}
+@end
+
+@interface SimDevice : SimObject <MTLDevice>
+@end
+
+/* Runs the kernel compiler on `source`: a loaded library, or NULL with its output in `log`. */
+static void *compile(const char *source, MTLLanguageVersion version, char *log, size_t room)
+{
+    static int64_t serial;
+    /* What was compiled last: most tests open many devices. */
+    static char *last_source, last_output[1024];
+    static MTLLanguageVersion last_version;
+    char folder[700], path[720], command[2400], output[1024] = "";
+    size_t length;
+    FILE *file;
+    if (last_source && last_version == version && strcmp(last_source, source) == 0) {
+        return dlopen(last_output, RTLD_NOW | RTLD_LOCAL);
+    }
+    snprintf(folder, sizeof folder, "%s/source-%d-%lld", sim.directory, (int)getpid(),
+             (long long)__atomic_add_fetch(&serial, 1, __ATOMIC_SEQ_CST));
+    mkdir(folder, 0700);
+    snprintf(path, sizeof path, "%s/source.metal", folder);
+    file = fopen(path, "w");
+    if (!file) {
+        snprintf(log, room, "%s cannot be written", path);
+        return NULL;
+    }
+    fputs(source, file);
+    fclose(file);
+    snprintf(command, sizeof command, "env -u LD_PRELOAD '%s' '%s' '%s' %u 2>&1", sim.compiler, path, sim.directory,
+             (unsigned)((version >> 16) * 100 + (version & 0xffff) * 10));
+    file = popen(command, "r");
+    length = file ? fread(log, 1, room - 1, file) : 0;
+    log[length] = 0;
+    unlink(path);
+    rmdir(folder);
+    if (!file || pclose(file) != 0) {
+        return NULL;
+    }
+    snprintf(output, sizeof output, "%s", log);
+    output[strcspn(output, "\n")] = 0;
+    free(last_source);
+    last_source = strdup(source);
+    last_version = version;
+    memcpy(last_output, output, sizeof last_output);
+    return dlopen(output, RTLD_NOW | RTLD_LOCAL);
+}
+
+@implementation SimDevice
+- (NSString *)name
+{
+    return [NSString stringWithUTF8String:sim.name];
+}
+- (BOOL)supportsFamily:(MTLGPUFamily)family
+{
+    if (faulty(SIM_FAULT_EXCEPTION_DEVICE)) {
+        [NSException raise:NSGenericException format:@"planted exception at the device"];
+    }
+    return family == MTLGPUFamilyApple7 && !faulty(SIM_FAULT_NO_SIMDGROUP_MATRIX);
+}
+- (BOOL)hasUnifiedMemory
+{
+    return YES;
+}
+- (NSUInteger)maxBufferLength
+{
+    return (NSUInteger)sim.max_buffer_bytes;
+}
+- (id<MTLCommandQueue>)newCommandQueue
+{
+    return faulty(SIM_FAULT_NIL_QUEUE) ? nil : [[SimQueue alloc] init];
+}
+- (id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options
+{
+    SimBuffer *buffer;
+    (void)options;
+    if (faulty(SIM_FAULT_EXCEPTION_BUFFER)) {
+        [NSException raise:NSMallocException format:@"planted exception at a buffer"];
+    }
+    if (length == 0 || length > sim.max_buffer_bytes || faulty(SIM_FAULT_NIL_BUFFER)) {
+        return nil;
+    }
+    count(&sim.buffers, 1);
+    buffer = [[SimBuffer alloc] init];
+    if (posix_memalign(&buffer->memory, 4096, length) != 0) {
+        [buffer release];
+        return nil;
+    }
+    memset(buffer->memory, 0xff, length); /* NaN */
+    buffer->bytes = length;
+    buffer->owned = YES;
+    return buffer;
+}
+- (id<MTLBuffer>)newBufferWithBytesNoCopy:(void *)pointer
+                                   length:(NSUInteger)length
+                                  options:(MTLResourceOptions)options
+                              deallocator:(void *)deallocator
+{
+    SimBuffer *buffer;
+    (void)options;
+    (void)deallocator;
+    if ((uintptr_t)pointer % 4096 != 0 || length % 4096 != 0 || length == 0) {
+        violation("newBufferWithBytesNoCopy: of what are not whole pages");
+        return nil;
+    }
+    if (faulty(SIM_FAULT_NIL_BUFFER)) {
+        return nil;
+    }
+    buffer = [[SimBuffer alloc] init];
+    buffer->memory = pointer;
+    buffer->bytes = length;
+    return buffer;
+}
+- (id<MTLLibrary>)newLibraryWithSource:(NSString *)source options:(MTLCompileOptions *)options error:(NSError **)error
+{
+    static char log[16384];
+    static int compiling;
+    SimLibrary *library;
+    void *handle = NULL;
+    if (faulty(SIM_FAULT_EXCEPTION_COMPILE)) {
+        [NSException raise:NSGenericException format:@"planted exception in the compiler"];
+    }
+    if (__atomic_add_fetch(&compiling, 1, __ATOMIC_SEQ_CST) != 1) {
+        violation("two threads compile a library of one device at once");
+    }
+    if (options->fastMath) {
+        violation("kernels that propagate NaN were compiled with fast math");
+    }
+    if (faulty(SIM_FAULT_COMPILER)) {
+        NSMutableString *broken = [NSMutableString stringWithString:source];
+        [broken appendString:@"\nplanted syntax error;\n"];
+        source = broken;
+    }
+    usleep(2000);
+    handle = compile([source UTF8String], options->version, log, sizeof log);
+    __atomic_sub_fetch(&compiling, 1, __ATOMIC_SEQ_CST);
+    if (!handle) {
+        *error = error_with(@"MTLLibraryErrorDomain", 3, [NSString stringWithUTF8String:log]);
+        return nil;
+    }
+    count(&sim.libraries, 1);
+    library = [[SimLibrary alloc] init];
+    library->handle = handle;
+    return library;
+}
+- (id<MTLComputePipelineState>)newComputePipelineStateWithFunction:(id<MTLFunction>)function error:(NSError **)error
+{
+    SimFunction *f = (SimFunction *)function;
+    SimPipeline *pipeline;
+    if (faulty(SIM_FAULT_NIL_PIPELINE)) {
+        *error = error_with(@"AGXMetal", 2, @"planted pipeline error");
+        return nil;
+    }
+    count(&sim.pipelines, 1);
+    pipeline = [[SimPipeline alloc] init];
+    memcpy(pipeline->name, f->name, sizeof pipeline->name);
+    memcpy(pipeline->values, f->values, sizeof pipeline->values);
+    pipeline->dispatch = f->dispatch;
+    pipeline->width = faulty(SIM_FAULT_NARROW_SIMD) ? 16 : 32;
+    return pipeline;
+}
+@end
+
+id<MTLDevice> MTLCreateSystemDefaultDevice(void)
+{
+    return faulty(SIM_FAULT_NO_DEVICE) ? nil : [[SimDevice alloc] init];
+}

@@ -1,0 +1,486 @@
+//! `metal_matmul.m` through the C ABI, over the double of Metal and the emulated kernels.
+//!
+//! A program of its own rather than a test harness: GNUstep ends the process when a thread that used
+//! Objective-C ends and the main thread never did.
+
+use std::ffi::c_void;
+use std::path::PathBuf;
+use std::ptr::null_mut;
+
+use metal_emu::case::{Case, Data, Passing, Random};
+use metal_emu::host::{
+    AneError, Constants, Host, Operand, Options, ProductInfo, RunArgs, RunInfo, build, create,
+};
+use metal_emu::plan::{Desc, Overrides, element, flag};
+use metal_emu::sweep;
+
+const REFUSED: i32 = 2;
+const OUT_OF_MEMORY: i32 = 3;
+const NO_DEVICE: i32 = 4;
+const COMPILE_FAILED: i32 = 5;
+const RUN_FAILED: i32 = 6;
+const EXCEPTION: i32 = 7;
+const TIMEOUT: i32 = 8;
+const BACKGROUND: i32 = 9;
+const NOT_IMPLEMENTED: i32 = 12;
+const INVALID_ARGUMENT: i32 = 1;
+
+/// The double is built from `ANE_METAL_OBJC` where that is set (the mutation program does).
+fn host() -> Host {
+    let objc = std::env::var_os("ANE_METAL_OBJC").map_or_else(metal_emu::compile::objc_dir, PathBuf::from);
+    let flags = std::env::var("ANE_METAL_CFLAGS").unwrap_or_default();
+    let program = std::env::current_exe().expect("this program has a path");
+    let dir = program.with_file_name("metal-emu");
+    let own = dir.join(format!("host-{}", std::process::id()));
+    let extra: Vec<&str> = flags.split_whitespace().collect();
+    let library = build(&objc, &own, &extra).unwrap_or_else(|e| panic!("{e}"));
+    let host =
+        Host::open(&library, &program.with_file_name("metal-emu-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
+    // Loaded: the file is not needed any more, but for a sanitizer's stack traces.
+    if extra.is_empty() {
+        std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
+    }
+    host
+}
+
+fn device(host: &Host) -> *mut c_void {
+    host.open_device().unwrap_or_else(|e| panic!("{}", e.message()))
+}
+
+fn close(host: &Host, device: *mut c_void) {
+    // SAFETY: opened by the same shim, and used no more.
+    unsafe { (host.shim.device_close)(device) };
+}
+
+fn simple(m: u64, n: u64, k: u64) -> Desc {
+    Desc {
+        struct_size: size_of::<Desc>() as u32,
+        flags: 0,
+        batch: 1,
+        m,
+        n,
+        k,
+        lda: k,
+        ldb: n,
+        ldc: n,
+        ld_residual: n,
+        stride_a: m * k,
+        stride_b: k * n,
+        stride_c: m * n,
+        stride_residual: m * n,
+        type_a: element::F32,
+        type_b: element::F32,
+        type_accumulator: element::F32,
+        type_c: element::F32,
+        type_bias: 0,
+        type_scale: 0,
+        activation: 0,
+        alpha: 1.0,
+        quantisation: [0; 8],
+        reserved: [0; 3],
+    }
+}
+
+/// Cases of every kernel, by every way of passing operands.
+fn cases_through_the_abi(host: &Host) {
+    let baseline = host.counter("live_objects");
+    let cases = sweep::cases();
+    let passings =
+        [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
+    let names = ["Apple M1 (test double)", "Apple M2 Max (test double)", "Apple M2 Ultra (test double)"];
+    let step = std::env::var("ANE_METAL_CASE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
+    let mut run = 0;
+    for (class, name) in names.into_iter().enumerate() {
+        host.set_device_name(name);
+        let device = device(host);
+        let mine = cases.iter().filter(|c| c.device_class as usize == class).step_by(step);
+        for (i, case) in mine.enumerate() {
+            let case = Case { overrides: Overrides::default(), ..case.clone() };
+            let passing = passings[i % passings.len()];
+            host.set_schedule((i % 4) as i32, i as u64);
+            // SAFETY: opened above.
+            unsafe { case.run_shim(host, device, passing) }.unwrap_or_else(|e| panic!("{e}"));
+            run += 1;
+        }
+        close(host, device);
+    }
+    assert_eq!(host.counter("violations"), 0, "{}", host.last_violation());
+    assert_eq!(host.counter("live_objects"), baseline, "objects left");
+    println!("  {run} cases, {} dispatches", host.counter("dispatches"));
+}
+
+struct Open<'h> {
+    host: &'h Host,
+    device: *mut c_void,
+    product: *mut c_void,
+    executor: *mut c_void,
+}
+
+impl<'h> Open<'h> {
+    fn new(host: &'h Host, desc: &Desc, constants: &Constants) -> Result<Self, Box<AneError>> {
+        let mut open = Self { host, device: host.open_device()?, product: null_mut(), executor: null_mut() };
+        let (device, options) = (open.device, Options::default());
+        // SAFETY: pointers to live values of the header's types.
+        create(|e| unsafe { (host.shim.compile)(device, desc, constants, &options, &mut open.product, e) })?;
+        let product = open.product;
+        // SAFETY: as above.
+        create(|e| unsafe { (host.shim.executor_create)(product, &mut open.executor, e) })?;
+        Ok(open)
+    }
+
+    fn run(&self, a: &mut [u8], b: &mut [u8], c: &mut [u8], m: u64) -> Result<RunInfo, Box<AneError>> {
+        let mut info = RunInfo { struct_size: size_of::<RunInfo>() as u32, ..RunInfo::default() };
+        let args = RunArgs {
+            struct_size: size_of::<RunArgs>() as u32,
+            flags: 0,
+            m,
+            a: Operand::data(a),
+            b: if b.is_empty() { Operand::NONE } else { Operand::data(b) },
+            bias: Operand::NONE,
+            residual: Operand::NONE,
+            c: Operand::data(c),
+            info: &mut info,
+        };
+        // SAFETY: operands are live and as long as they say.
+        create(|e| unsafe { (self.host.shim.executor_run)(self.executor, &args, e) })?;
+        Ok(info)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by this shim; NULL is accepted.
+        unsafe {
+            (self.host.shim.executor_destroy)(self.executor);
+            (self.host.shim.product_destroy)(self.product);
+            (self.host.shim.device_close)(self.device);
+        }
+    }
+}
+
+/// One whole life of everything, with a k that is split and so uses all objects.
+fn life(host: &Host) -> Result<(), Box<AneError>> {
+    let desc = simple(16, 16, 512);
+    let mut a = vec![0u8; 16 * 512 * 4];
+    let mut b = vec![0u8; 16 * 512 * 4];
+    let mut c = vec![0xfdu8; 16 * 16 * 4];
+    let open = Open::new(host, &desc, &Constants::new(None))?;
+    let info = open.run(&mut a, &mut b, &mut c, 16)?;
+    assert_eq!((info.observed, info.device_start_ns, info.device_end_ns), (2, 1_000_000_000, 1_500_000_000));
+    assert!(c.iter().all(|byte| *byte == 0), "0 x 0 is 0");
+    Ok(())
+}
+
+/// Every fault of the double gives its status, leaves nothing behind, and does not outlast itself.
+fn faults(host: &Host) {
+    // Fault, calls before it, GPU error code, status, refusal.
+    let faults = [
+        (1, 0, 0, NO_DEVICE, 0),
+        (2, 0, 0, REFUSED, 13),
+        (3, 0, 0, OUT_OF_MEMORY, 0),
+        (4, 0, 0, OUT_OF_MEMORY, 0), // the scratch
+        (4, 1, 0, OUT_OF_MEMORY, 0), // staging of A, B, C
+        (4, 2, 0, OUT_OF_MEMORY, 0),
+        (4, 3, 0, OUT_OF_MEMORY, 0),
+        (5, 0, 0, COMPILE_FAILED, 0),
+        (6, 0, 0, COMPILE_FAILED, 0),
+        (6, 1, 0, COMPILE_FAILED, 0), // the reduction's
+        (7, 0, 0, COMPILE_FAILED, 0),
+        (7, 1, 0, COMPILE_FAILED, 0),
+        (8, 0, 0, COMPILE_FAILED, 0),
+        (9, 0, 0, OUT_OF_MEMORY, 0),
+        (10, 0, 0, OUT_OF_MEMORY, 0),
+        (11, 0, 1, RUN_FAILED, 0),
+        (11, 0, 2, TIMEOUT, 0),
+        (11, 0, 3, RUN_FAILED, 0),
+        (11, 0, 7, BACKGROUND, 0),
+        (11, 0, 8, OUT_OF_MEMORY, 0),
+        (12, 0, 0, EXCEPTION, 0),
+        (12, 1, 0, EXCEPTION, 0),
+        (13, 0, 0, EXCEPTION, 0),
+        (13, 2, 0, EXCEPTION, 0),
+        (14, 0, 0, EXCEPTION, 0),
+        (15, 0, 0, EXCEPTION, 0),
+        (16, 0, 0, RUN_FAILED, 0),
+    ];
+    life(host).unwrap_or_else(|e| panic!("{}", e.message()));
+    let baseline = host.counter("live_objects");
+    for (fault, after, code, status, refusal) in faults {
+        host.set_fault(fault, after);
+        host.set("set_error", code);
+        let error = life(host).expect_err(&format!("fault {fault} after {after} was not reported"));
+        host.set_fault(0, 0);
+        let got = (error.status, error.refusal);
+        assert_eq!(got, (status, refusal), "fault {fault} after {after}: {}", error.message());
+        if fault == 11 {
+            assert_eq!((error.native_code, error.domain().as_str()), (code, "MTLCommandBufferErrorDomain"));
+            assert!(error.message().contains("planted GPU error"), "{}", error.message());
+        }
+        if status == EXCEPTION {
+            assert!(error.message().contains("planted exception") && !error.domain().is_empty());
+        }
+        assert_eq!(host.counter("live_objects"), baseline, "fault {fault} after {after} leaks");
+        life(host).unwrap_or_else(|e| panic!("after fault {fault}: {}", e.message()));
+    }
+    assert_eq!(host.counter("violations"), 0, "{}", host.last_violation());
+    println!("  {} faults", faults.len());
+}
+
+/// The compiler's output reaches the caller's log, cut to fit.
+fn compile_log(host: &Host) {
+    let device = device(host);
+    let (desc, options, constants) = (simple(4, 4, 4), Options::default(), Constants::new(None));
+    for capacity in [4096usize, 16, 0] {
+        host.set_fault(5, 0);
+        let mut log = vec![0x55u8; capacity + 1];
+        let mut error = AneError::new();
+        error.log = if capacity == 0 { null_mut() } else { log.as_mut_ptr().cast() };
+        error.log_capacity = capacity as u64;
+        let mut product = null_mut();
+        // SAFETY: pointers to live values of the header's types.
+        let status =
+            unsafe { (host.shim.compile)(device, &desc, &constants, &options, &mut product, &mut error) };
+        assert_eq!(status, COMPILE_FAILED);
+        assert!(product.is_null(), "out was written");
+        assert!(error.log_length > 16, "the whole length is told");
+        assert_eq!(log[capacity], 0x55, "written beyond the log");
+        if capacity > 0 {
+            let end = log.iter().position(|b| *b == 0).expect("a NUL ends the log");
+            assert_eq!(end as u64, error.log_length.min(capacity as u64 - 1));
+        }
+        if capacity == 4096 {
+            let text = String::from_utf8_lossy(&log);
+            assert!(text.contains("planted"), "{text}");
+        }
+    }
+    host.set_fault(0, 0);
+    // An error of an older and smaller layout, and none at all.
+    let mut bad = desc;
+    bad.flags = 0x8000_0000;
+    let mut error = AneError::new();
+    error.struct_size = 24;
+    error.domain[0] = 7;
+    // SAFETY: as above.
+    unsafe {
+        assert_eq!((host.shim.supports)(device, &bad, &options, &mut error), REFUSED);
+        assert_eq!((host.shim.supports)(device, &bad, &options, null_mut()), REFUSED);
+    }
+    assert_eq!((error.status, error.domain[0]), (REFUSED, 7), "written beyond struct_size");
+    close(host, device);
+}
+
+fn refusals(host: &Host) {
+    let device = device(host);
+    let good = simple(8, 8, 8);
+    let none = Options::default();
+    let supports = |desc: &Desc, options: &Options| {
+        // SAFETY: pointers to live values of the header's types.
+        create(|e| unsafe { (host.shim.supports)(device, desc, options, e) })
+            .map_err(|e| (e.status, e.refusal))
+    };
+    assert_eq!(supports(&good, &none), Ok(()));
+    let with = |edit: &dyn Fn(&mut Desc)| {
+        let mut desc = good;
+        edit(&mut desc);
+        supports(&desc, &none)
+    };
+    let refused = |reason| Err((REFUSED, reason));
+    assert_eq!(with(&|d| d.flags = 1 << 20), refused(19));
+    assert_eq!(with(&|d| d.type_a = 6), refused(1));
+    assert_eq!(with(&|d| d.type_b = element::F16), refused(1));
+    assert_eq!(with(&|d| d.type_accumulator = element::F16), refused(1));
+    assert_eq!(with(&|d| d.type_c = 1), refused(1));
+    assert_eq!(with(&|d| (d.flags, d.type_bias) = (flag::BIAS, 5)), refused(1));
+    assert_eq!(with(&|d| d.quantisation[0] = 1), refused(2));
+    assert_eq!(with(&|d| d.quantisation[1] = 1), refused(2));
+    assert_eq!(with(&|d| d.quantisation[6] = 1), refused(2));
+    assert_eq!(with(&|d| d.activation = 7), refused(9));
+    assert_eq!(with(&|d| d.activation = -1), refused(9));
+    assert_eq!(with(&|d| d.k = 1 << 31), refused(3));
+    assert_eq!(with(&|d| d.batch = 1 << 31), refused(3));
+    assert_eq!(with(&|d| d.lda = 1 << 62), refused(4));
+    assert_eq!(with(&|d| (d.m, d.lda) = (1 << 20, 1 << 20)), refused(4));
+    assert_eq!(with(&|d| d.struct_size = 100), Err((INVALID_ARGUMENT, 0)));
+    for (kind, expected) in [(0, Ok(())), (2, Ok(())), (1, refused(10)), (3, refused(10))] {
+        assert_eq!(supports(&good, &Options { device: kind, ..none }), expected, "device {kind}");
+    }
+    let bf16 = |d: &mut Desc| (d.type_a, d.type_b) = (element::BF16, element::BF16);
+    assert_eq!(with(&bf16), Ok(()));
+    host.set("set_macos_major", 13);
+    assert_eq!(with(&bf16), refused(12));
+    assert_eq!(with(&|d| d.type_c = element::BF16), refused(12));
+    assert_eq!(with(&|d| d.type_a = element::F32), Ok(()));
+    close(host, device);
+    // Metal 3.0 compiles without bf16, and runs.
+    life(host).unwrap_or_else(|e| panic!("macOS 13: {}", e.message()));
+    host.set("set_macos_major", 15);
+}
+
+/// What a caller can do wrong in a run is an error, and touches nothing.
+fn bad_runs(host: &Host) {
+    let desc = simple(4, 5, 6);
+    let open = Open::new(host, &desc, &Constants::new(None)).unwrap_or_else(|e| panic!("{}", e.message()));
+    let (mut a, mut b, mut c) = (vec![0u8; 96], vec![0u8; 120], vec![0xfdu8; 80]);
+    assert!(open.run(&mut a, &mut b, &mut c, 4).is_ok());
+    c.fill(0xfd);
+    let status = |result: Result<RunInfo, Box<AneError>>| result.map(|_| ()).map_err(|e| e.status);
+    let invalid = Err(INVALID_ARGUMENT);
+    assert_eq!(status(open.run(&mut a[..92], &mut b, &mut c, 4)), invalid);
+    assert_eq!(status(open.run(&mut a, &mut b[..116], &mut c, 4)), invalid);
+    assert_eq!(status(open.run(&mut a, &mut b, &mut c[..76], 4)), invalid);
+    assert_eq!(status(open.run(&mut a, &mut [], &mut c, 4)), invalid);
+    assert_eq!(status(open.run(&mut a, &mut b, &mut c, 3)), invalid);
+    assert_eq!(status(open.run(&mut a, &mut b, &mut c, 5)), invalid);
+    assert!(c.iter().all(|byte| *byte == 0xfd), "a refused run wrote to C");
+
+    let (other, mut foreign, mut short) = (device(host), null_mut(), null_mut());
+    // SAFETY: out is live.
+    unsafe {
+        assert_eq!((host.shim.buffer_create)(other, 4096, &mut foreign, null_mut()), 0);
+        assert_eq!((host.shim.buffer_create)(open.device, 100, &mut short, null_mut()), 0);
+    }
+    let run_with = |operand: Operand, a: &mut [u8], b: &mut [u8], c: &mut [u8]| {
+        let _ = a;
+        let args = RunArgs {
+            struct_size: size_of::<RunArgs>() as u32,
+            flags: 0,
+            m: 4,
+            a: operand,
+            b: Operand::data(b),
+            bias: Operand::NONE,
+            residual: Operand::NONE,
+            c: Operand::data(c),
+            info: null_mut(),
+        };
+        // SAFETY: operands are live and as long as they say, or the shim must notice.
+        create(|e| unsafe { (host.shim.executor_run)(open.executor, &args, e) }).map_err(|e| e.status)
+    };
+    let buffer = |buffer, offset_bytes| Operand { data: null_mut(), buffer, offset_bytes, length_bytes: 96 };
+    assert_eq!(run_with(buffer(short, 0), &mut a, &mut b, &mut c), Ok(()));
+    assert_eq!(run_with(buffer(short, 4), &mut a, &mut b, &mut c), Ok(()));
+    assert_eq!(run_with(buffer(short, 8), &mut a, &mut b, &mut c), invalid);
+    assert_eq!(run_with(buffer(short, u64::MAX - 7), &mut a, &mut b, &mut c), invalid);
+    assert_eq!(run_with(buffer(foreign, 0), &mut a, &mut b, &mut c), invalid);
+    let both = Operand { buffer: short, ..Operand::data(&mut a.clone()) };
+    assert_eq!(run_with(both, &mut a, &mut b, &mut c), invalid);
+    // SAFETY: made above; NULL is accepted.
+    unsafe {
+        (host.shim.buffer_destroy)(foreign);
+        (host.shim.buffer_destroy)(short);
+        (host.shim.buffer_destroy)(null_mut());
+        (host.shim.product_destroy)(null_mut());
+        (host.shim.executor_destroy)(null_mut());
+        (host.shim.device_close)(null_mut());
+    }
+    close(host, other);
+
+    // Wrapping wants whole pages; saving is not offered.
+    let mut page = vec![0u8; 3 * 4096];
+    let start = page.as_mut_ptr().wrapping_add(page.as_ptr().align_offset(4096));
+    let mut wrapped = null_mut();
+    // SAFETY: a live page; what is not one is refused before it is touched.
+    unsafe {
+        let wrap = host.shim.buffer_wrap;
+        assert_eq!(wrap(open.device, start.add(4).cast(), 4096, &mut wrapped, null_mut()), INVALID_ARGUMENT);
+        assert_eq!(wrap(open.device, start.cast(), 4000, &mut wrapped, null_mut()), INVALID_ARGUMENT);
+        assert_eq!(wrap(open.device, start.cast(), 0, &mut wrapped, null_mut()), INVALID_ARGUMENT);
+        assert_eq!(wrap(open.device, null_mut(), 4096, &mut wrapped, null_mut()), INVALID_ARGUMENT);
+        assert!(wrapped.is_null());
+        assert_eq!((host.shim.product_save)(open.product, c"/nowhere".as_ptr(), null_mut()), NOT_IMPLEMENTED);
+        let (constants, options) = (Constants::new(None), Options::default());
+        let load = host.shim.product_load;
+        let status =
+            load(open.device, &desc, &constants, &options, c"/nowhere".as_ptr(), &mut wrapped, null_mut());
+        assert_eq!(status, NOT_IMPLEMENTED);
+        let constant_b = Desc { flags: flag::CONSTANT_B, ..desc };
+        let short_b = [0u8; 116];
+        for constants in [Constants::new(None), Constants::new(Some(&short_b))] {
+            let status =
+                (host.shim.compile)(open.device, &constant_b, &constants, &options, &mut wrapped, null_mut());
+            assert_eq!(status, INVALID_ARGUMENT);
+        }
+    }
+    assert!(wrapped.is_null());
+}
+
+/// Compile once, run often: nothing is made in a run, and nothing stays.
+fn steady_state(host: &Host) {
+    let before = host.counter("libraries_compiled");
+    let mut desc = simple(33, 20, 700);
+    desc.flags = flag::VARIABLE_M;
+    let open = Open::new(host, &desc, &Constants::new(None)).unwrap_or_else(|e| panic!("{}", e.message()));
+    let (mut a, mut b, mut c) = (vec![0u8; 33 * 700 * 4], vec![0u8; 20 * 700 * 4], vec![0u8; 33 * 20 * 4]);
+    for m in [33, 1, 2] {
+        assert!(open.run(&mut a, &mut b, &mut c, m).is_ok());
+    }
+    let counters = ["live_objects", "libraries_compiled", "pipelines_made", "buffers_made"];
+    let steady = counters.map(|name| host.counter(name));
+    for i in 0..300 {
+        let m = [33, 1, 2, 17][i % 4];
+        assert!(open.run(&mut a, &mut b, &mut c, m).is_ok());
+    }
+    assert_eq!(counters.map(|name| host.counter(name)), steady, "{counters:?} changed over 300 runs");
+    // The same product again uses the device's pipelines.
+    let mut product = null_mut();
+    let (constants, options) = (Constants::new(None), Options::default());
+    // SAFETY: pointers to live values of the header's types.
+    unsafe {
+        assert_eq!(
+            (host.shim.compile)(open.device, &desc, &constants, &options, &mut product, null_mut()),
+            0
+        );
+        let mut info = ProductInfo { struct_size: size_of::<ProductInfo>() as u32, ..ProductInfo::default() };
+        assert_eq!((host.shim.product_info)(product, &mut info, null_mut()), 0);
+        assert_eq!((info.requested, info.observed, info.flags), (0, 0, 0));
+        let operands = (33 * 700 + 20 * 700 + 33 * 20) * 4;
+        assert!(info.executor_bytes >= operands && info.compile_ns > 0, "{info:?}");
+        (host.shim.product_destroy)(product);
+    }
+    assert_eq!(host.counter("libraries_compiled"), before + 1);
+    assert_eq!(host.counter("pipelines_made"), steady[2], "a second product made pipelines");
+}
+
+/// Products and devices from several threads at once, an executor each.
+fn threads(host: &Host) {
+    let baseline = host.counter("live_objects");
+    let device = device(host) as usize;
+    let shared: &Host = host;
+    std::thread::scope(|scope| {
+        for t in 0..4u64 {
+            scope.spawn(move || {
+                let mut random = Random(t);
+                for i in 0..6 {
+                    let (m, n, k) =
+                        (random.pick(&[1, 9, 40]), random.pick(&[1, 17, 33]), random.pick(&[5, 200]));
+                    let case = Case { m, n, k, seed: t * 100 + i, data: Data::Integers, ..Case::default() };
+                    // SAFETY: opened above, and closed below.
+                    unsafe { case.run_shim(shared, device as *mut c_void, Passing::Data) }
+                        .unwrap_or_else(|e| panic!("{e}"));
+                }
+            });
+        }
+    });
+    close(host, device as *mut c_void);
+    assert_eq!(host.counter("live_objects"), baseline, "objects left");
+}
+
+type Test = fn(&Host);
+
+fn main() {
+    let host = host();
+    let tests: [(&str, Test); 8] = [
+        ("faults", faults),
+        ("compile_log", compile_log),
+        ("refusals", refusals),
+        ("bad_runs", bad_runs),
+        ("steady_state", steady_state),
+        ("threads", threads),
+        ("cases_through_the_abi", cases_through_the_abi),
+        ("violations", |host| assert_eq!(host.counter("violations"), 0, "{}", host.last_violation())),
+    ];
+    for (name, test) in tests {
+        println!("test {name} ...");
+        test(&host);
+    }
+    println!("test result: ok. {} passed", tests.len());
+}

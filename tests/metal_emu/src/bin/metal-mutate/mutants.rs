@@ -1,0 +1,356 @@
+//! The faults. Each text stands once in its file.
+
+/// A fault: an edit of a file.
+pub struct Mutant {
+    /// What it is.
+    pub name: &'static str,
+    /// The file of `objc`.
+    pub file: &'static str,
+    /// What is replaced.
+    pub text: &'static str,
+    /// What it becomes.
+    pub replacement: &'static str,
+}
+
+const fn metal(name: &'static str, text: &'static str, replacement: &'static str) -> Mutant {
+    Mutant { name, file: "matmul.metal", text, replacement }
+}
+
+const fn plan(name: &'static str, text: &'static str, replacement: &'static str) -> Mutant {
+    Mutant { name, file: "matmul_plan.h", text, replacement }
+}
+
+const fn shim(name: &'static str, text: &'static str, replacement: &'static str) -> Mutant {
+    Mutant { name, file: "metal_matmul.m", text, replacement }
+}
+
+/// All of them.
+pub const MUTANTS: &[Mutant] = &[
+    metal(
+        "missing barrier after the tiles are loaded",
+        "thread_index, b_tile);\n        }\n        threadgroup_barrier(mem_flags::mem_threadgroup);\n\n",
+        "thread_index, b_tile);\n        }\n\n",
+    ),
+    metal(
+        "missing barrier before the next tiles",
+        "            }\n        }\n        threadgroup_barrier(mem_flags::mem_threadgroup);\n    }\n\n    if (direct_store)",
+        "            }\n        }\n    }\n\n    if (direct_store)",
+    ),
+    metal(
+        "barrier of device memory",
+        "thread_index, b_tile);\n        }\n        threadgroup_barrier(mem_flags::mem_threadgroup)",
+        "thread_index, b_tile);\n        }\n        threadgroup_barrier(mem_flags::mem_device)",
+    ),
+    metal(
+        "missing barrier before a strip is read",
+        "        simdgroup_barrier(mem_flags::mem_threadgroup);\n        for (uint e = lane",
+        "        for (uint e = lane",
+    ),
+    metal(
+        "missing barrier before a strip is reused",
+        "            }\n        }\n        simdgroup_barrier(mem_flags::mem_threadgroup);\n    }\n}\n\n// ---- gemv",
+        "            }\n        }\n    }\n}\n\n// ---- gemv",
+    ),
+    metal(
+        "missing barrier in gemv_columns",
+        "    threadgroup_barrier(mem_flags::mem_threadgroup);\n\n    const uint column = simd",
+        "\n    const uint column = simd",
+    ),
+    metal("wide load over the edge", "wide && column + VECTOR <= columns", "wide && column < columns"),
+    metal(
+        "wide load whatever the alignment",
+        "if (wide && column + VECTOR <= columns)",
+        "if (column + VECTOR <= columns)",
+    ),
+    metal("off by one in the column tail", "if (column + e < columns)", "if (column + e <= columns)"),
+    metal(
+        "off by one in the row tail",
+        "        if (row < rows) {\n            if (wide",
+        "        if (row <= rows) {\n            if (wide",
+    ),
+    metal(
+        "no zeros where nothing exists",
+        "*(threadgroup vec<T, VECTOR> *)(tile + row * LD + column) = value;",
+        "if (row < rows) {\n            *(threadgroup vec<T, VECTOR> *)(tile + row * LD + column) = value;\n        }",
+    ),
+    metal("off by one row stored", "(aligned_m || tile_row < rows)", "(aligned_m || tile_row <= rows)"),
+    metal(
+        "off by one column stored",
+        "(aligned_n || tile_column < columns)",
+        "(aligned_n || tile_column <= columns)",
+    ),
+    metal(
+        "wrong stride of the transposed A",
+        "a_tile + kk * LD_M + row, LD_M, ulong2(0, 0), true",
+        "a_tile + kk * LD_M + row, LD_K, ulong2(0, 0), true",
+    ),
+    metal(
+        "transposed B read as it is",
+        "b_tile + column * LD_K + kk, LD_K, ulong2(0, 0), true",
+        "b_tile + column * LD_K + kk, LD_K, ulong2(0, 0), false",
+    ),
+    metal(
+        "n instead of C's leading dimension",
+        "finish(strip[e], p.alpha, c, item * p.stride_c + row * p.ldc + column",
+        "finish(strip[e], p.alpha, c, item * p.stride_c + row * p.n + column",
+    ),
+    metal(
+        "epilogue before the last k tile",
+        "for (uint k = k_begin; k < k_end; k += BK)",
+        "for (uint k = k_begin; k + BK < k_end; k += BK)",
+    ),
+    metal(
+        "C read with beta = 0",
+        "float x = alpha * sum;",
+        "float x = alpha * sum + 0.0f * read_element(c, type_c, c_index);",
+    ),
+    metal(
+        "swapped grid axes",
+        "const uint first_row = group.y * BM;\n    const uint first_column = group.x * BN;",
+        "const uint first_row = group.x * BM;\n    const uint first_column = group.y * BN;",
+    ),
+    metal(
+        "a partition is left out of the reduction",
+        "for (uint i = 0; i < p.partitions; ++i)",
+        "for (uint i = 0; i + 1 < p.partitions; ++i)",
+    ),
+    metal(
+        "partitions of the wrong plane",
+        "const ulong plane_size = ulong(p.m) * p.n;",
+        "const ulong plane_size = ulong(p.m) * p.m;",
+    ),
+    metal(
+        "a partition that runs to the end of k",
+        "const uint k_end = partial ? min(p.k, k_begin + p.k_per_partition) : p.k;\n    const uint first_row",
+        "const uint k_end = p.k;\n    const uint first_row",
+    ),
+    metal(
+        "accumulation in half",
+        "float sums[ANE_METAL_GEMV_ROWS] = {0.0f",
+        "half sums[ANE_METAL_GEMV_ROWS] = {0.0f",
+    ),
+    metal(
+        "operands of the multiply in half",
+        "const float x_value = float(x[k * p.ldb]);",
+        "const float x_value = float(half(x[k * p.ldb]));",
+    ),
+    metal("ReLU that hides NaN", "return x < 0.0f ? 0.0f : x;", "return x > 0.0f ? x : 0.0f;"),
+    metal(
+        "SiLU of minus infinity",
+        "return x == -INFINITY ? 0.0f : x * logistic(x);",
+        "return x * logistic(x);",
+    ),
+    metal(
+        "alpha on the bias",
+        "x += read_element(bias, type_bias, bias_index);",
+        "x += alpha * read_element(bias, type_bias, bias_index);",
+    ),
+    metal("A's stride for B's items", "b += item * p.stride_b;\n\n", "b += item * p.stride_a;\n\n"),
+    metal(
+        "too small an array for the transposed A",
+        "constexpr uint A_SIZE = BM * LD_K > BK * LD_M ? BM * LD_K : BK * LD_M;",
+        "constexpr uint A_SIZE = BK * LD_M;",
+    ),
+    metal(
+        "rows that are padded by one element",
+        "constexpr uint PAD = 16 / sizeof(T);",
+        "constexpr uint PAD = 1;",
+    ),
+    metal(
+        "simd_sum of some lanes",
+        "        const float sum = simd_sum(sums[r]);\n        if (lane == r) {",
+        "        if (lane == r) {\n            const float sum = simd_sum(sums[r]);",
+    ),
+    metal("a lane of gemv_rows beyond k", "index + VECTOR <= end)", "index < end)"),
+    plan(
+        "k per partition rounded down",
+        "ane_metal_ceil_div(ane_metal_ceil_div(d.k, partitions), step) * step",
+        "(d.k / partitions / step * step)",
+    ),
+    plan(
+        "grid rounded down",
+        "launch->grid[1] = (uint32_t)ane_metal_ceil_div(m, tile->bm);",
+        "launch->grid[1] = (uint32_t)(m / tile->bm ? m / tile->bm : 1);",
+    ),
+    plan(
+        "aligned by the wrong side of the tile",
+        "fc[ANE_METAL_CONSTANT_ALIGNED_N] = d.n % tile->bn == 0;",
+        "fc[ANE_METAL_CONSTANT_ALIGNED_N] = d.n % tile->bm == 0 || d.n % 8 == 0;",
+    ),
+    plan("vectors of rows on two elements", "return ld % ANE_METAL_VECTOR == 0 &&", "return ld % 2 == 0 &&"),
+    plan("direct store in spite of alpha", " &&\n            d.alpha == 1.0f;", ";"),
+    plan(
+        "direct store of edge tiles",
+        "d.type_c == ANE_TYPE_F32 && fc[ANE_METAL_CONSTANT_ALIGNED_M] &&",
+        "d.type_c == ANE_TYPE_F32 &&",
+    ),
+    plan(
+        "batch folded over a gap",
+        "d->stride_b == 0 && d->stride_a == d->m * d->lda &&",
+        "d->stride_b == 0 &&",
+    ),
+    plan("one bias for a row of outputs", "            p->bias_increment = 1;\n", ""),
+    plan(
+        "scratch of one item",
+        "plan->scratch_bytes = d.batch * partitions * m * d.n * 4;",
+        "plan->scratch_bytes = partitions * m * d.n * 4;",
+    ),
+    plan("the vector's increment forgotten", "p->ldb = x_increment;", "p->ldb = 1;"),
+    shim("missing wait", "    [commands waitUntilCompleted];\n", ""),
+    shim(
+        "ignored status",
+        "[commands status] != MTLCommandBufferStatusCompleted || [commands error]",
+        "[commands error]",
+    ),
+    shim(
+        "ignored error",
+        "    if ([commands status] != MTLCommandBufferStatusCompleted || [commands error]) {\n",
+        "    if (0) {\n",
+    ),
+    shim(
+        "an encoder is not ended after an exception",
+        "    } @finally {\n        /* An encoder that dies without it aborts the process. */\n        [encoder endEncoding];\n    }\n",
+        "        [encoder endEncoding];\n    } @finally {\n    }\n",
+    ),
+    shim("leaked staging", "                [executor->staging[i] release];\n", "                (void)i;\n"),
+    shim("leaked scratch", "            [executor->scratch release];\n", ""),
+    shim("leaked constant B", "            [product->constant_b release];\n", ""),
+    shim(
+        "leaked pipelines of a product",
+        "                [product->pipelines[i / 2][i % 2] release];\n",
+        "                (void)i;\n",
+    ),
+    shim(
+        "leaked function",
+        "function = [[device->library newFunctionWithName:name constantValues:constants error:&error] autorelease];",
+        "function = [device->library newFunctionWithName:name constantValues:constants error:&error];",
+    ),
+    shim(
+        "leaked pipeline",
+        "pipeline = [[device->device newComputePipelineStateWithFunction:function error:&error] autorelease];",
+        "pipeline = [device->device newComputePipelineStateWithFunction:function error:&error];",
+    ),
+    shim("leaked library", "            [device->library release];\n", ""),
+    shim("leaked queue", "            [device->queue release];\n", ""),
+    shim("leaked device", "            [device->device release];\n", ""),
+    shim("leaked pipeline cache", "            [device->pipelines release];\n", ""),
+    shim(
+        "leaked buffer",
+        "CONTAINED(NULL, ignored, [buffer->buffer release])",
+        "CONTAINED(NULL, ignored, (void)buffer->buffer)",
+    ),
+    shim(
+        "leaked compile options",
+        "options = [[[MTLCompileOptions alloc] init] autorelease];",
+        "options = [[MTLCompileOptions alloc] init];",
+    ),
+    shim(
+        "leaked constant values",
+        "[[[MTLFunctionConstantValues alloc] init] autorelease]",
+        "[[MTLFunctionConstantValues alloc] init]",
+    ),
+    shim(
+        "a product that fails to compile is not destroyed",
+        "        metal_product_destroy(product);\n        return status;\n    }\n    product->compile_ns",
+        "        return status;\n    }\n    product->compile_ns",
+    ),
+    shim(
+        "over-released pipeline",
+        "product->pipelines[set][i] = [pipeline retain];",
+        "product->pipelines[set][i] = pipeline;",
+    ),
+    shim(
+        "no autorelease pool",
+        "    @autoreleasepool {                                          \\\n",
+        "    {                                                           \\\n",
+    ),
+    shim(
+        "uncontained exception",
+        "CONTAINED(err, status, status = run_executor(executor, args, err))",
+        "status = run_executor(executor, args, err);",
+    ),
+    shim("missing length check", "if (operand->length_bytes < layout->bytes) {", "if (0) {"),
+    shim(
+        "missing range check of a buffer",
+        "if (operand->offset_bytes > buffer->bytes || layout->bytes > buffer->bytes - operand->offset_bytes) {",
+        "if (0) {",
+    ),
+    shim(
+        "range check that overflows",
+        "operand->offset_bytes > buffer->bytes || layout->bytes > buffer->bytes - operand->offset_bytes",
+        "operand->offset_bytes + layout->bytes > buffer->bytes",
+    ),
+    shim("buffer of another device", "if (buffer->device != product->device) {", "if (0) {"),
+    shim(
+        "swapped operands",
+        "*a = &bound[plan->swap_operands ? B : A], *b = &bound[plan->swap_operands ? A : B];",
+        "*a = &bound[A], *b = &bound[B];",
+    ),
+    shim(
+        "staged C is not copied back",
+        "    if (bound[C].staged) {",
+        "    if (bound[C].staged && bound[C].host == NULL) {",
+    ),
+    shim(
+        "what lies between C's rows is written",
+        "copy_elements(bound[C].host, [bound[C].buffer contents], &layouts[C]);",
+        "memcpy(bound[C].host, [bound[C].buffer contents], (size_t)layouts[C].bytes);",
+    ),
+    shim(
+        "swapped axes of the launch",
+        "{launch->grid[0], launch->grid[1], launch->grid[2]}",
+        "{launch->grid[1], launch->grid[0], launch->grid[2]}",
+    ),
+    shim("ignored offset", "bound->offset = (NSUInteger)operand->offset_bytes;", "bound->offset = 0;"),
+    shim(
+        "operands off the vectors' alignment",
+        "operand->offset_bytes % OPERAND_ALIGNMENT == 0 && layout->bytes",
+        "operand->offset_bytes % 4 == 0 && layout->bytes",
+    ),
+    shim("fast math", "[options setFastMathEnabled:NO];", "[options setFastMathEnabled:YES];"),
+    shim("no pipeline cache", "        [device->pipelines setObject:pipeline forKey:key];\n", ""),
+    shim(
+        "pipelines confused by a short key",
+        "        [key appendFormat:@\" %u\", (unsigned)launch->constants[i]];\n",
+        "",
+    ),
+    shim("no lock around the pipelines", "    @synchronized(device->pipelines) {\n", "    {\n"),
+    shim(
+        "staging made in every run",
+        "    if (!executor->staging[which]) {\n        executor->staging[which] = new",
+        "    {\n        executor->staging[which] = new",
+    ),
+    shim(
+        "out is written on failure",
+        "    product->desc = *desc;\n",
+        "    product->desc = *desc;\n    *out = product;\n",
+    ),
+    shim(
+        "an error beyond its struct_size",
+        "    memcpy(err, &e, err->struct_size < sizeof e ? err->struct_size : sizeof e);\n    return status;",
+        "    memcpy(err, &e, sizeof e);\n    return status;",
+    ),
+    shim(
+        "a log beyond its capacity",
+        "snprintf(e.log, (size_t)e.log_capacity, \"%s\", log);",
+        "snprintf(e.log, (size_t)e.log_capacity + 1, \"%s\", log);",
+    ),
+    shim("constant B of any length", "if (constants->b_bytes < layouts[B].bytes ||", "if ("),
+    shim(
+        "the other pipelines for one row",
+        "return (desc->flags & ANE_MATMUL_VARIABLE_M) && m == 1 && desc->m != 1;",
+        "return (desc->flags & ANE_MATMUL_VARIABLE_M) && m == 0 && desc->m != 1;",
+    ),
+    shim(
+        "an Intel Mac is not refused",
+        "if (![device->device supportsFamily:MTLGPUFamilyApple7]) {",
+        "if (![device->device supportsFamily:MTLGPUFamilyApple7] && 0) {",
+    ),
+    shim(
+        "the width of a simdgroup is not asked",
+        "if ([pipeline threadExecutionWidth] != ANE_METAL_SIMD_WIDTH ||",
+        "if (",
+    ),
+    shim("background is any failure", "            status = ANE_STATUS_BACKGROUND;\n", ""),
+    shim("bf16 whatever the OS", "return os_at_least(14, 17);", "return os_at_least(13, 16);"),
+];

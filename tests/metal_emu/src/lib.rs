@@ -1,0 +1,17 @@
+//! Runs Metal kernels, unchanged, on the CPU: translated to C++ ([`translate`]), compiled with clang
+//! ([`compile`]), and executed with one fiber per GPU thread under a memory checker ([`library`]).
+//!
+//! What it finds: races per address space and barrier flag, accesses out of bounds, reads of what
+//! nobody wrote, misaligned vectors, writes to inputs, reads of outputs, barriers and simdgroup
+//! operations that not all threads reach, and too much threadgroup memory. What it cannot tell: that
+//! Apple's compiler accepts the source, what Apple's hardware rounds, and how fast it is.
+
+pub mod case;
+pub mod compile;
+pub mod host;
+pub mod library;
+pub mod plan;
+pub mod static_pass;
+pub mod sweep;
+pub mod token;
+pub mod translate;

@@ -1,0 +1,41 @@
+//! Every kernel of `objc/matmul.metal`, in every schedule, against a float64 oracle.
+
+use std::path::{Path, PathBuf};
+
+use metal_emu::compile::{Build, METAL_3_0, METAL_3_1, MetalVersion, build, objc_dir};
+use metal_emu::library::Kernels;
+use metal_emu::sweep;
+
+fn kernels(version: MetalVersion) -> Kernels {
+    let (objc, dir) = (objc_dir(), PathBuf::from(env!("CARGO_TARGET_TMPDIR")));
+    let metal = objc.join("matmul.metal");
+    let wanted = Build { metal: &metal, include: &objc, version, with_plan: true, only: &[] };
+    let path = build(&wanted, Path::new(&dir)).unwrap_or_else(|e| panic!("{e}"));
+    Kernels::open(&path).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn all_cases_in_all_schedules() {
+    let kernels = kernels(METAL_3_1);
+    let cases = sweep::cases();
+    let tallies = sweep::run(&kernels, &cases, 10).unwrap_or_else(|e| panic!("{}", e.join("\n")));
+    println!("{} cases, {} schedules each", cases.len(), sweep::SCHEDULES.len());
+    for (kernel, tally) in &tallies {
+        println!(
+            "{kernel}: {} cases, {} dispatches, {} B threadgroup memory",
+            tally.cases, tally.dispatches, tally.threadgroup_bytes
+        );
+    }
+    for name in kernels.names() {
+        assert!(tallies.contains_key(&name), "no case runs {name}");
+    }
+}
+
+#[test]
+fn without_bf16_on_metal_3_0() {
+    let names = kernels(METAL_3_0).names();
+    assert!(
+        names.iter().any(|n| n.contains("f16")) && !names.iter().any(|n| n.contains("bf16")),
+        "{names:?}"
+    );
+}
