@@ -11,14 +11,19 @@ use std::path::Path;
 #[path = "build/bindings.rs"]
 mod bindings;
 
-/// Source, cfg that says it is there, frameworks to link.
+#[cfg(target_vendor = "apple")]
+#[path = "objc/metal_source.rs"]
+mod metal_source;
+
+/// Source, cfg that says it is there, frameworks to link. Without CoreGraphics a command-line
+/// program on macOS is given no default Metal device (`MTLCreateSystemDefaultDevice`'s documentation).
 const SHIMS: [(&str, &str, &[&str]); 2] = [
     (
         "objc/ane_mpsgraph.m",
         "ane_matmul_mpsgraph",
-        &["Foundation", "Metal", "MetalPerformanceShaders", "MetalPerformanceShadersGraph"],
+        &["Foundation", "CoreGraphics", "Metal", "MetalPerformanceShaders", "MetalPerformanceShadersGraph"],
     ),
-    ("objc/metal_matmul.m", "ane_matmul_metal", &["Foundation", "Metal"]),
+    ("objc/metal_matmul.m", "ane_matmul_metal", &["Foundation", "CoreGraphics", "Metal"]),
 ];
 
 const HEADER: &str = "include/ane_matmul.h";
@@ -72,6 +77,9 @@ fn build_shims() -> Result<(), String> {
     let text = bindings::bindings(HEADER)?;
     std::fs::write(Path::new(&out).join("bindings.rs"), text).map_err(|error| error.to_string())?;
     println!("cargo::rustc-cfg=ane_matmul_fresh_bindings");
+    let kernels = metal_source::metal_source_header(Path::new("objc"))
+        .map_err(|error| format!("objc/matmul.metal: {error}"))?;
+    std::fs::write(Path::new(&out).join("ane_metal_source.h"), kernels).map_err(|error| error.to_string())?;
 
     // The oldest systems with what the shims use; Rust's own default is older.
     let (variable_name, flag) = match variable("CARGO_CFG_TARGET_OS").as_str() {
@@ -85,7 +93,8 @@ fn build_shims() -> Result<(), String> {
             continue;
         }
         let mut build = cc::Build::new();
-        build.file(source).include("include").flag("-fno-objc-arc").flag("-fobjc-exceptions");
+        build.file(source).include("include").include("objc").include(&out);
+        build.flag("-fno-objc-arc").flag("-fobjc-exceptions");
         build.warnings(true).extra_warnings(true);
         if std::env::var_os(variable_name).is_none() {
             build.flag(flag);

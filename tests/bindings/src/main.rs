@@ -9,7 +9,7 @@ mod bindings;
 /// The crate's build script, here so that its Apple half is type-checked without an Apple host:
 /// `cargo check --target aarch64-apple-darwin`.
 #[cfg(target_vendor = "apple")]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::duplicate_mod)]
 #[path = "../../../build.rs"]
 mod build_script;
 

@@ -47,6 +47,16 @@ fn gemm_cases(random: &mut Random) -> Vec<Case> {
                 // Whole tiles and the plain result: the direct store.
                 let (m, n, k) = (bm, bn * 2, bk * 2);
                 cases.push(Case { m, n, k, data: Data::Integers, seed: random.next_u64(), ..base.clone() });
+                // Whole tiles and one thing that the direct store leaves out.
+                let whole = Case { m, n, k, data: Data::Integers, ..base.clone() };
+                for case in [
+                    Case { alpha: -1.0, ..whole.clone() },
+                    Case { bias: Some(element::F32), ..whole.clone() },
+                    Case { residual: true, ..whole.clone() },
+                    Case { activation: 1, ..whole },
+                ] {
+                    cases.push(Case { seed: random.next_u64(), ..case });
+                }
                 // Plain results of which one side is no whole tile: no direct store.
                 for (m, n) in [(bm - 3, bn), (bm, bn + 5)] {
                     cases.push(Case {
