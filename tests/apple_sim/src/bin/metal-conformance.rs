@@ -8,15 +8,15 @@ use std::path::Path;
 
 use ane_matmul::{Backends, CompileOptions, ElementTypes, RefusalReason, ShimLibrary};
 use ane_matmul_conformance::{Scale, cases_of_type, run_suite};
-use metal_emu::host::{Host, Shim, build};
+use apple_sim::host::{Host, Shim, build};
 
 fn main() {
     let program = std::env::current_exe().expect("this program has a path");
-    let dir = program.with_file_name("metal-emu");
+    let dir = program.with_file_name("apple-sim");
     let own = dir.join(format!("conformance-{}", std::process::id()));
-    let library = build(&metal_emu::compile::objc_dir(), &own, &[]).unwrap_or_else(|e| panic!("{e}"));
+    let library = build(&apple_sim::compile::objc_dir(), &own, &[]).unwrap_or_else(|e| panic!("{e}"));
     let host =
-        Host::open(&library, &program.with_file_name("metal-emu-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
+        Host::open(&library, &program.with_file_name("metal-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
     std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
     let baseline = host.counter("live_objects");
     let first = if std::env::args().any(|a| a == "small") { Scale::Small } else { Scale::Full };

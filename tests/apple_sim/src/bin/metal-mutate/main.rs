@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use metal_emu::compile::{Build, METAL_3_1, build, objc_dir};
-use metal_emu::library::Kernels;
-use metal_emu::plan::element;
-use metal_emu::sweep;
+use apple_sim::compile::{Build, METAL_3_1, build, objc_dir};
+use apple_sim::library::Kernels;
+use apple_sim::plan::element;
+use apple_sim::sweep;
 
 use mutants::{MUTANTS, Mutant};
 

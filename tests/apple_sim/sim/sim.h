@@ -34,7 +34,7 @@ void ane_sim_metal_set_macos_major(int64_t major);
 void ane_sim_metal_set_max_buffer_bytes(uint64_t bytes);
 /* Schedule and seed of the emulator. */
 void ane_sim_metal_set_schedule(int32_t schedule, uint64_t seed);
-/* The program that compiles Metal source (metal-emu-cc), and where to. */
+/* The program that compiles Metal source (metal-cc), and where to. */
 void ane_sim_metal_set_compiler(const char *program, const char *directory);
 
 int64_t ane_sim_metal_live_objects(void);

@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use metal_emu::compile::objc_dir;
-use metal_emu::static_pass::check;
+use apple_sim::compile::objc_dir;
+use apple_sim::static_pass::check;
 
 #[test]
 fn the_kernels_are_legal() {

@@ -1,13 +1,13 @@
-//! `metal-emu-cc FILE.metal DIRECTORY VERSION`: builds a kernel library in the directory and prints
+//! `metal-cc FILE.metal DIRECTORY VERSION`: builds a kernel library in the directory and prints
 //! its path; on failure prints the compiler's complaint and exits with 1.
 //!
-//! `metal-emu-cc --source-header OBJC FILE` writes `ane_metal_source.h`.
+//! `metal-cc --source-header OBJC FILE` writes `ane_metal_source.h`.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use metal_emu::compile::{Build, MetalVersion, build};
-use metal_emu::host::metal_source_header;
+use apple_sim::compile::{Build, MetalVersion, build};
+use apple_sim::host::metal_source_header;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         };
     }
     let [metal, dir, version] = args.as_slice() else {
-        eprintln!("usage: metal-emu-cc FILE.metal DIRECTORY VERSION");
+        eprintln!("usage: metal-cc FILE.metal DIRECTORY VERSION");
         return ExitCode::from(2);
     };
     let Ok(version) = version.parse() else {

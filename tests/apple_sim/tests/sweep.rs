@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use metal_emu::compile::{Build, METAL_3_0, METAL_3_1, MetalVersion, build, objc_dir};
-use metal_emu::library::Kernels;
-use metal_emu::sweep;
+use apple_sim::compile::{Build, METAL_3_0, METAL_3_1, MetalVersion, build, objc_dir};
+use apple_sim::library::Kernels;
+use apple_sim::sweep;
 
 fn kernels(version: MetalVersion) -> Kernels {
     let (objc, dir) = (objc_dir(), PathBuf::from(env!("CARGO_TARGET_TMPDIR")));

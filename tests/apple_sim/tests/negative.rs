@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use metal_emu::compile::{Build, METAL_3_1, build};
-use metal_emu::library::{Binding, Fault, Kernels, Memory, Report};
-use metal_emu::sweep::SCHEDULES;
+use apple_sim::compile::{Build, METAL_3_1, build};
+use apple_sim::library::{Binding, Fault, Kernels, Memory, Report};
+use apple_sim::sweep::SCHEDULES;
 
 const FAULTS: [(&str, Fault); 32] = [
     ("missing_barrier", Fault::RaceThreadgroup),

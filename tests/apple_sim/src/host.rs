@@ -315,7 +315,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Loads a library that [`build`] made; `compiler` is `metal-emu-cc`, and writes to `dir`.
+    /// Loads a library that [`build`] made; `compiler` is `metal-cc`, and writes to `dir`.
     ///
     /// # Errors
     /// What the loader said.

@@ -7,12 +7,12 @@ use std::ffi::c_void;
 use std::path::PathBuf;
 use std::ptr::null_mut;
 
-use metal_emu::case::{Case, Data, Passing, Random};
-use metal_emu::host::{
+use apple_sim::case::{Case, Data, Passing, Random};
+use apple_sim::host::{
     AneError, Constants, Host, Operand, Options, ProductInfo, RunArgs, RunInfo, build, create,
 };
-use metal_emu::plan::{Desc, Overrides, element, flag};
-use metal_emu::sweep;
+use apple_sim::plan::{Desc, Overrides, element, flag};
+use apple_sim::sweep;
 
 const REFUSED: i32 = 2;
 const OUT_OF_MEMORY: i32 = 3;
@@ -27,15 +27,15 @@ const INVALID_ARGUMENT: i32 = 1;
 
 /// The double is built from `ANE_METAL_OBJC` where that is set (the mutation program does).
 fn host() -> Host {
-    let objc = std::env::var_os("ANE_METAL_OBJC").map_or_else(metal_emu::compile::objc_dir, PathBuf::from);
+    let objc = std::env::var_os("ANE_METAL_OBJC").map_or_else(apple_sim::compile::objc_dir, PathBuf::from);
     let flags = std::env::var("ANE_METAL_CFLAGS").unwrap_or_default();
     let program = std::env::current_exe().expect("this program has a path");
-    let dir = program.with_file_name("metal-emu");
+    let dir = program.with_file_name("apple-sim");
     let own = dir.join(format!("host-{}", std::process::id()));
     let extra: Vec<&str> = flags.split_whitespace().collect();
     let library = build(&objc, &own, &extra).unwrap_or_else(|e| panic!("{e}"));
     let host =
-        Host::open(&library, &program.with_file_name("metal-emu-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
+        Host::open(&library, &program.with_file_name("metal-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
     // Loaded: the file is not needed any more, but for a sanitizer's stack traces.
     if extra.is_empty() {
         std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
