@@ -70,7 +70,7 @@ fn judge(kernels: bool, objc: &Path, out: &Path) -> Result<Option<String>, Strin
 
 fn plant(mutant: &Mutant, dir: &Path) -> Result<(), String> {
     let objc = objc_dir();
-    for file in ["matmul.metal", "matmul_params.h", "matmul_plan.h", "metal_matmul.m"] {
+    for file in ["matmul.metal", "matmul_params.h", "matmul_plan.h", "metal_matmul.m", "shim_support.h"] {
         let mut text = fs::read_to_string(objc.join(file)).map_err(|e| e.to_string())?;
         if file == mutant.file {
             if text.matches(mutant.text).count() != 1 {
@@ -115,7 +115,7 @@ fn scratch(name: &str) -> Result<(PathBuf, PathBuf, PathBuf), String> {
 /// Plants a mutant and judges it: what was said, or nothing when it survived.
 fn try_mutant(mutant: &Mutant, objc: &Path, out: &Path) -> Result<Option<String>, String> {
     plant(mutant, objc).map_err(|e| format!("{}: {e}", mutant.name))?;
-    let said = judge(mutant.file != "metal_matmul.m", objc, out)?;
+    let said = judge(["matmul.metal", "matmul_plan.h"].contains(&mutant.file), objc, out)?;
     match said {
         // A fault that does not compile proves nothing.
         Some(said)

@@ -24,6 +24,10 @@ const fn shim(name: &'static str, text: &'static str, replacement: &'static str)
     Mutant { name, file: "metal_matmul.m", text, replacement }
 }
 
+const fn support(name: &'static str, text: &'static str, replacement: &'static str) -> Mutant {
+    Mutant { name, file: "shim_support.h", text, replacement }
+}
+
 /// All of them.
 pub const MUTANTS: &[Mutant] = &[
     metal(
@@ -234,7 +238,7 @@ pub const MUTANTS: &[Mutant] = &[
     shim("leaked queue", "            [device->queue release];\n", ""),
     shim("leaked device", "            [device->device release];\n", ""),
     shim("leaked pipeline cache", "            [device->pipelines release];\n", ""),
-    shim(
+    support(
         "leaked buffer",
         "CONTAINED(NULL, ignored, [buffer->buffer release])",
         "CONTAINED(NULL, ignored, (void)buffer->buffer)",
@@ -259,7 +263,7 @@ pub const MUTANTS: &[Mutant] = &[
         "product->pipelines[set][i] = [pipeline retain];",
         "product->pipelines[set][i] = pipeline;",
     ),
-    shim(
+    support(
         "no autorelease pool",
         "    @autoreleasepool {                                          \\\n",
         "    {                                                           \\\n",
@@ -325,12 +329,12 @@ pub const MUTANTS: &[Mutant] = &[
         "    product->desc = *desc;\n",
         "    product->desc = *desc;\n    *out = product;\n",
     ),
-    shim(
+    support(
         "an error beyond its struct_size",
         "    memcpy(err, &e, err->struct_size < sizeof e ? err->struct_size : sizeof e);\n    return status;",
         "    memcpy(err, &e, sizeof e);\n    return status;",
     ),
-    shim(
+    support(
         "a log beyond its capacity",
         "snprintf(e.log, (size_t)e.log_capacity, \"%s\", log);",
         "snprintf(e.log, (size_t)e.log_capacity + 1, \"%s\", log);",
@@ -351,6 +355,6 @@ pub const MUTANTS: &[Mutant] = &[
         "if ([pipeline threadExecutionWidth] != ANE_METAL_SIMD_WIDTH ||",
         "if (",
     ),
-    shim("background is any failure", "            status = ANE_STATUS_BACKGROUND;\n", ""),
+    support("background is any failure", "            status = ANE_STATUS_BACKGROUND;\n", ""),
     shim("bf16 whatever the OS", "return os_at_least(14, 17);", "return os_at_least(13, 16);"),
 ];
