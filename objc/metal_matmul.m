@@ -310,7 +310,7 @@ static ANEStatus compile_product(ANEProduct *product, const ANEConstants *consta
         if (!product->constant_b) {
             return ANE_STATUS_OUT_OF_MEMORY;
         }
-        copy_elements([product->constant_b contents], constants->b, &layouts[B]);
+        repack([product->constant_b contents], &layouts[B], constants->b, &layouts[B], &layouts[B]);
     }
     return ANE_STATUS_OK;
 }
@@ -449,23 +449,12 @@ static ANEStatus bind_operand(ANEMatMulExecutor *executor, int which, const ANEO
 {
     static const char *const names[OPERANDS] = {"A", "B", "C", "bias", "residual"};
     ANEProduct *product = executor->product;
-    const char *name = names[which];
-    if (operand->length_bytes < layout->bytes) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s has %llu bytes; this run needs %llu", name,
-                    (unsigned long long)operand->length_bytes, (unsigned long long)layout->bytes);
-    }
-    if ((operand->buffer != NULL) == (operand->data != NULL) && layout->bytes) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s must be either a pointer or a buffer", name);
+    ANEStatus status = check_operand(product->device, names[which], operand, layout, err);
+    if (status != ANE_STATUS_OK) {
+        return status;
     }
     if (operand->buffer) {
         ANEBuffer *buffer = operand->buffer;
-        if (buffer->device != product->device) {
-            return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the buffer of %s belongs to another device", name);
-        }
-        if (operand->offset_bytes > buffer->bytes || layout->bytes > buffer->bytes - operand->offset_bytes) {
-            return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s reaches beyond its buffer of %llu bytes", name,
-                        (unsigned long long)buffer->bytes);
-        }
         if (operand->offset_bytes % OPERAND_ALIGNMENT == 0 && layout->bytes) {
             bound->buffer = buffer->buffer;
             bound->offset = (NSUInteger)operand->offset_bytes;
@@ -485,7 +474,7 @@ static ANEStatus bind_operand(ANEMatMulExecutor *executor, int which, const ANEO
     bound->offset = 0;
     bound->staged = YES;
     if (which != C) {
-        copy_elements([bound->buffer contents], bound->host, layout);
+        repack([bound->buffer contents], layout, bound->host, layout, layout);
     }
     return ANE_STATUS_OK;
 }
@@ -578,7 +567,7 @@ static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *arg
         return report_command_error(err, [commands error]);
     }
     if (bound[C].staged) {
-        copy_elements(bound[C].host, [bound[C].buffer contents], &layouts[C]);
+        repack(bound[C].host, &layouts[C], [bound[C].buffer contents], &layouts[C], &layouts[C]);
     }
     if (args->info) {
         const uint32_t size = args->info->struct_size;

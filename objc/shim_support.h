@@ -8,7 +8,9 @@
 #define ANE_SHIM_SUPPORT_H
 
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -158,17 +160,18 @@ static BOOL layouts_of(const ANEMatMulDesc *d, uint64_t m, Layout layouts[OPERAN
     return YES;
 }
 
-/* Copies the elements of a matrix, and nothing between its rows. */
-static void copy_elements(char *to, const char *from, const Layout *l)
+/* Copies the elements of `extent` from one layout to another, and nothing between rows. */
+static void repack(char *to, const Layout *to_layout, const char *from, const Layout *from_layout, const Layout *extent)
 {
-    const size_t row_bytes = (size_t)(l->cols * l->element_bytes);
-    if (!l->bytes) {
+    const size_t bytes = (size_t)extent->element_bytes, row_bytes = (size_t)extent->cols * bytes;
+    if (!extent->bytes) {
         return;
     }
-    for (uint64_t item = 0; item < l->items; ++item) {
-        for (uint64_t row = 0; row < l->rows; ++row) {
-            const size_t at = (size_t)((item * l->stride + row * l->ld) * l->element_bytes);
-            memcpy(to + at, from + at, row_bytes);
+    for (uint64_t item = 0; item < extent->items; ++item) {
+        for (uint64_t row = 0; row < extent->rows; ++row) {
+            const size_t at = (size_t)(item * to_layout->stride + row * to_layout->ld) * bytes;
+            const size_t from_at = (size_t)(item * from_layout->stride + row * from_layout->ld) * bytes;
+            memcpy(to + at, from + from_at, row_bytes);
         }
     }
 }
@@ -290,6 +293,30 @@ static void *shim_buffer_contents(ANEBuffer *buffer)
 }
 
 /* ---- runs ---------------------------------------------------------------------------------- */
+
+/* Whether an operand of a run is long enough, lies in one place only, and on this device. */
+static ANEStatus check_operand(ANEDevice *device, const char *name, const ANEOperand *operand, const Layout *layout,
+                               ANEError *err)
+{
+    if (operand->length_bytes < layout->bytes) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s has %llu bytes; this run needs %llu", name,
+                    (unsigned long long)operand->length_bytes, (unsigned long long)layout->bytes);
+    }
+    if ((operand->buffer != NULL) == (operand->data != NULL) && layout->bytes) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s must be either a pointer or a buffer", name);
+    }
+    if (operand->buffer) {
+        ANEBuffer *buffer = operand->buffer;
+        if (buffer->device != device) {
+            return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the buffer of %s belongs to another device", name);
+        }
+        if (operand->offset_bytes > buffer->bytes || layout->bytes > buffer->bytes - operand->offset_bytes) {
+            return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "%s reaches beyond its buffer of %llu bytes", name,
+                        (unsigned long long)buffer->bytes);
+        }
+    }
+    return ANE_STATUS_OK;
+}
 
 static ANEStatus report_command_error(ANEError *err, NSError *error)
 {

@@ -7,3 +7,10 @@
 @interface NSMutableString (Variadic)
 - (void)appendFormat:(NSString *)format, ... __attribute__((format(__NSString__, 1, 2)));
 @end
+@interface NSArray (Variadic)
++ (instancetype)arrayWithObjects:(id)first, ... __attribute__((sentinel));
+@end
+/* Written by hand in objc2-foundation, and so not among the generated sources. */
+@interface NSMutableData (ByHand)
+- (void *)mutableBytes;
+@end

@@ -15,7 +15,7 @@ const VARIADIC: &str = include_str!("../base/variadic.h");
 const BASE_PROTOCOLS: [&str; 3] = ["NSObject", "NSCopying", "NSMutableCopying"];
 
 /// Types of Rust and of `base.h`, by their names in the sources.
-const PLAIN: [(&str, &str); 30] = [
+const PLAIN: [(&str, &str); 35] = [
     ("NSInteger", "NSInteger"),
     ("NSUInteger", "NSUInteger"),
     ("NSRange", "NSRange"),
@@ -37,6 +37,11 @@ const PLAIN: [(&str, &str); 30] = [
     ("c_uint", "unsigned int"),
     ("c_long", "long"),
     ("c_ulong", "unsigned long"),
+    ("c_longlong", "long long"),
+    ("c_ulonglong", "unsigned long long"),
+    ("c_short", "short"),
+    ("c_ushort", "unsigned short"),
+    ("c_uchar", "unsigned char"),
     ("c_float", "float"),
     ("c_double", "double"),
     ("u8", "uint8_t"),

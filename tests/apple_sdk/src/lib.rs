@@ -10,7 +10,7 @@ mod emit;
 mod parse;
 mod sources;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 pub use emit::header;
@@ -24,11 +24,8 @@ pub use sources::{FRAMEWORKS, source_directories};
 pub fn write_headers(directory: &Path, availability: &str) -> io::Result<()> {
     let mut declarations = Declarations::default();
     for sources in source_directories()? {
-        let mut paths: Vec<_> =
-            fs::read_dir(&sources)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
-        paths.sort();
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|e| e == "rs")) {
-            let text = fs::read_to_string(path)?;
+        for path in rust_files(&sources)? {
+            let text = fs::read_to_string(&path)?;
             declarations.read(&text).map_err(|error| {
                 io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
             })?;
@@ -38,10 +35,28 @@ pub fn write_headers(directory: &Path, availability: &str) -> io::Result<()> {
         header(&declarations, availability).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     fs::create_dir_all(directory)?;
     fs::write(directory.join("apple_sdk.h"), text)?;
+    fs::create_dir_all(directory.join("os"))?;
+    fs::write(directory.join("os/log.h"), include_str!("../base/os/log.h"))?;
+    fs::write(directory.join("os/signpost.h"), include_str!("../base/os/signpost.h"))?;
     for framework in FRAMEWORKS {
         let inside = directory.join(framework);
         fs::create_dir_all(&inside)?;
         fs::write(inside.join(format!("{framework}.h")), "#include \"../apple_sdk.h\"\n")?;
     }
     Ok(())
+}
+
+/// The Rust files of a directory and of those inside, in an order that does not change.
+fn rust_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(rust_files(&path)?);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }

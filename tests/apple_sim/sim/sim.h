@@ -25,6 +25,15 @@ enum {
     SIM_FAULT_EXCEPTION_DEVICE = 14, /* NSException when a device is asked its family */
     SIM_FAULT_EXCEPTION_COMPILE = 15,
     SIM_FAULT_STATUS_ONLY = 16, /* status Error without an NSError */
+    SIM_FAULT_NIL_GRAPH_DEVICE = 20,
+    SIM_FAULT_NIL_EXECUTABLE = 21,
+    SIM_FAULT_NIL_TENSOR_DATA = 22,
+    SIM_FAULT_NO_RESULT = 23, /* an encoding that gives no results */
+    SIM_FAULT_EXCEPTION_GRAPH = 24, /* NSException while a graph is built */
+    SIM_FAULT_EXCEPTION_COMPILE_GRAPH = 25,
+    SIM_FAULT_EXCEPTION_ENCODE_GRAPH = 26,
+    SIM_FAULT_SAVE = 27, /* serialisation writes nothing */
+    SIM_FAULT_FOREIGN_FEED = 28, /* an executable with a feed that nobody made */
 };
 
 void ane_sim_metal_set_fault(int32_t fault, int32_t after);
@@ -45,5 +54,15 @@ int64_t ane_sim_metal_buffers_made(void);
 int64_t ane_sim_metal_violations(void);
 const char *ane_sim_metal_last_violation(void);
 int64_t ane_sim_metal_dispatches(void);
+
+/* MPSGraph: executables compiled and loaded, runs encoded, the last optimisation level, the last
+ * reduced-precision mode (-1: not set), intervals begun and not ended. */
+int64_t ane_sim_metal_executables_made(void);
+int64_t ane_sim_metal_runs_encoded(void);
+int64_t ane_sim_metal_optimization_level(void);
+int64_t ane_sim_metal_reduced_precision(void);
+int64_t ane_sim_metal_open_intervals(void);
+/* Seed of the order of feeds, and of whether MPSGraph commits and continues. */
+void ane_sim_metal_set_order(int64_t seed);
 
 #endif

@@ -2,17 +2,15 @@
  * sim.m - a test double of the part of Metal that metal_matmul.m uses. Compute work runs late, on
  * another thread, in the kernel emulator: the source that the shim hands over is what is compiled.
  */
-#import <Metal/Metal.h>
 
 #include <dlfcn.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "emu.h"
-#include "sim.h"
+#include "sim_objects.h"
 
 NSString *const MTLCommandBufferErrorDomain = @"MTLCommandBufferErrorDomain";
 
@@ -34,7 +32,7 @@ static struct {
 
 static pthread_mutex_t sim_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static BOOL faulty(int32_t fault)
+BOOL sim_faulty(int32_t fault)
 {
     BOOL hit = NO;
     pthread_mutex_lock(&sim_lock);
@@ -46,7 +44,7 @@ static BOOL faulty(int32_t fault)
     return hit;
 }
 
-static void violation(const char *text)
+void sim_violation(const char *text)
 {
     pthread_mutex_lock(&sim_lock);
     ++sim.violations;
@@ -59,7 +57,7 @@ static void count(int64_t *counter, int64_t by)
     __atomic_add_fetch(counter, by, __ATOMIC_SEQ_CST);
 }
 
-static NSError *error_with(NSString *domain, NSInteger code, NSString *text)
+NSError *sim_error(NSString *domain, NSInteger code, NSString *text)
 {
     return [NSError errorWithDomain:domain
                                code:code
@@ -92,11 +90,8 @@ int64_t ane_sim_metal_buffers_made(void) { return sim.buffers; }
 int64_t ane_sim_metal_violations(void) { return sim.violations; }
 const char *ane_sim_metal_last_violation(void) { return sim.violation; }
 int64_t ane_sim_metal_dispatches(void) { return sim.dispatches; }
+const char *sim_device_name(void) { return sim.name; }
 long ane_sim_metal_macos_major(void) { return (long)sim.macos_major; }
-
-/* Counts itself among the live objects. */
-@interface SimObject : NSObject
-@end
 
 @implementation SimObject
 - (id)init
@@ -109,14 +104,6 @@ long ane_sim_metal_macos_major(void) { return (long)sim.macos_major; }
 {
     count(&sim.live, -1);
     [super dealloc];
-}
-@end
-
-@interface SimBuffer : SimObject <MTLBuffer> {
-@public
-    void *memory;
-    NSUInteger bytes;
-    BOOL owned;
 }
 @end
 
@@ -238,12 +225,12 @@ long ane_sim_metal_macos_major(void) { return (long)sim.macos_major; }
     for (uint32_t i = 0; i < MAX_CONSTANTS && found; ++i) {
         const MTLDataType wanted = kind(i) == 1 ? MTLDataTypeBool : kind(i) == 2 ? MTLDataTypeUInt : (MTLDataType)0;
         if (wanted && constants->types[i] != wanted) {
-            *error = error_with(@"MTLLibraryErrorDomain", 3, @"a function constant has no value of its type");
+            *error = sim_error(@"MTLLibraryErrorDomain", 3, @"a function constant has no value of its type");
             return nil;
         }
     }
-    if (!found || faulty(SIM_FAULT_NIL_FUNCTION)) {
-        *error = error_with(@"MTLLibraryErrorDomain", 5, @"function not found");
+    if (!found || sim_faulty(SIM_FAULT_NIL_FUNCTION)) {
+        *error = sim_error(@"MTLLibraryErrorDomain", 5, @"function not found");
         return nil;
     }
     function = [[SimFunction alloc] init];
@@ -278,6 +265,8 @@ typedef struct Dispatch {
 @public
     Dispatch dispatches[MAX_DISPATCHES];
     NSUInteger dispatch_count;
+    SimLate late;
+    void *late_argument;
     BOOL encoding, committed, waited;
     MTLCommandBufferStatus state;
     NSError *failure;
@@ -299,7 +288,7 @@ static void release_dispatch(Dispatch *d)
 - (void)dealloc
 {
     if (!ended) {
-        violation("an encoder was released without endEncoding");
+        sim_violation("an encoder was released without endEncoding");
     }
     release_dispatch(&state);
     [owner release];
@@ -308,7 +297,7 @@ static void release_dispatch(Dispatch *d)
 - (void)check
 {
     if (ended) {
-        violation("an encoder was used after endEncoding");
+        sim_violation("an encoder was used after endEncoding");
     }
 }
 - (void)setComputePipelineState:(id<MTLComputePipelineState>)pipeline
@@ -353,7 +342,7 @@ static void release_dispatch(Dispatch *d)
 {
     Dispatch *d = &owner->dispatches[owner->dispatch_count];
     [self check];
-    if (faulty(SIM_FAULT_EXCEPTION_ENCODE)) {
+    if (sim_faulty(SIM_FAULT_EXCEPTION_ENCODE)) {
         [NSException raise:NSInternalInconsistencyException format:@"planted exception while encoding"];
     }
     if (owner->dispatch_count == MAX_DISPATCHES || !state.pipeline) {
@@ -412,17 +401,21 @@ static void *work(void *argument)
         char text[512];
         NSError *failure = nil;
         usleep(300);
+        if (commands->late) {
+            commands->late(commands->late_argument);
+            commands->late = NULL;
+        }
         for (NSUInteger i = 0; i < commands->dispatch_count && !failure; ++i) {
             if (!run_dispatch(&commands->dispatches[i], text, sizeof text)) {
-                failure = error_with(MTLCommandBufferErrorDomain, MTLCommandBufferErrorPageFault,
+                failure = sim_error(MTLCommandBufferErrorDomain, MTLCommandBufferErrorPageFault,
                                      [NSString stringWithUTF8String:text]);
             }
         }
-        if (faulty(SIM_FAULT_COMMAND_ERROR)) {
-            failure = error_with(MTLCommandBufferErrorDomain, (NSInteger)sim.error_code, @"planted GPU error");
+        if (sim_faulty(SIM_FAULT_COMMAND_ERROR)) {
+            failure = sim_error(MTLCommandBufferErrorDomain, (NSInteger)sim.error_code, @"planted GPU error");
         }
         commands->failure = [failure retain];
-        commands->state = failure || faulty(SIM_FAULT_STATUS_ONLY) ? MTLCommandBufferStatusError
+        commands->state = failure || sim_faulty(SIM_FAULT_STATUS_ONLY) ? MTLCommandBufferStatusError
                                                                   : MTLCommandBufferStatusCompleted;
     }
     return NULL;
@@ -437,13 +430,17 @@ static void *work(void *argument)
     for (NSUInteger i = 0; i < dispatch_count; ++i) {
         release_dispatch(&dispatches[i]);
     }
+    if (late) {
+        sim_violation("encoded work was never committed");
+        late(late_argument);
+    }
     [failure release];
     [super dealloc];
 }
 - (id<MTLComputeCommandEncoder>)computeCommandEncoder
 {
     SimEncoder *encoder;
-    if (faulty(SIM_FAULT_NIL_ENCODER)) {
+    if (sim_faulty(SIM_FAULT_NIL_ENCODER)) {
         return nil;
     }
     encoder = [[[SimEncoder alloc] init] autorelease];
@@ -454,7 +451,7 @@ static void *work(void *argument)
 - (void)commit
 {
     if (encoding || committed) {
-        violation("commit of a command buffer that is being encoded or was committed");
+        sim_violation("commit of a command buffer that is being encoded or was committed");
     }
     committed = YES;
     state = MTLCommandBufferStatusCommitted;
@@ -463,7 +460,7 @@ static void *work(void *argument)
 - (void)waitUntilCompleted
 {
     if (!committed) {
-        violation("a wait for a command buffer that was not committed");
+        sim_violation("a wait for a command buffer that was not committed");
         return;
     }
     if (!waited) {
@@ -489,13 +486,23 @@ static void *work(void *argument)
 }
 @end
 
+void sim_add_late_work(id<MTLCommandBuffer> commands, SimLate late, void *argument)
+{
+    SimCommandBuffer *buffer = (SimCommandBuffer *)commands;
+    if (buffer->committed || buffer->late) {
+        sim_violation("work was encoded into a command buffer that was committed or has work");
+    }
+    buffer->late = late;
+    buffer->late_argument = argument;
+}
+
 @interface SimQueue : SimObject <MTLCommandQueue>
 @end
 
 @implementation SimQueue
 - (id<MTLCommandBuffer>)commandBuffer
 {
-    return faulty(SIM_FAULT_NIL_COMMAND_BUFFER) ? nil : [[[SimCommandBuffer alloc] init] autorelease];
+    return sim_faulty(SIM_FAULT_NIL_COMMAND_BUFFER) ? nil : [[[SimCommandBuffer alloc] init] autorelease];
 }
 @end
 
@@ -552,10 +559,10 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
 }
 - (BOOL)supportsFamily:(MTLGPUFamily)family
 {
-    if (faulty(SIM_FAULT_EXCEPTION_DEVICE)) {
+    if (sim_faulty(SIM_FAULT_EXCEPTION_DEVICE)) {
         [NSException raise:NSGenericException format:@"planted exception at the device"];
     }
-    return family == MTLGPUFamilyApple7 && !faulty(SIM_FAULT_NO_SIMDGROUP_MATRIX);
+    return family == MTLGPUFamilyApple7 && !sim_faulty(SIM_FAULT_NO_SIMDGROUP_MATRIX);
 }
 - (BOOL)hasUnifiedMemory
 {
@@ -567,16 +574,16 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
 }
 - (id<MTLCommandQueue>)newCommandQueue
 {
-    return faulty(SIM_FAULT_NIL_QUEUE) ? nil : [[SimQueue alloc] init];
+    return sim_faulty(SIM_FAULT_NIL_QUEUE) ? nil : [[SimQueue alloc] init];
 }
 - (id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options
 {
     SimBuffer *buffer;
     (void)options;
-    if (faulty(SIM_FAULT_EXCEPTION_BUFFER)) {
+    if (sim_faulty(SIM_FAULT_EXCEPTION_BUFFER)) {
         [NSException raise:NSMallocException format:@"planted exception at a buffer"];
     }
-    if (length == 0 || length > sim.max_buffer_bytes || faulty(SIM_FAULT_NIL_BUFFER)) {
+    if (length == 0 || length > sim.max_buffer_bytes || sim_faulty(SIM_FAULT_NIL_BUFFER)) {
         return nil;
     }
     count(&sim.buffers, 1);
@@ -599,10 +606,10 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     (void)options;
     (void)deallocator;
     if ((uintptr_t)pointer % 4096 != 0 || length % 4096 != 0 || length == 0) {
-        violation("newBufferWithBytesNoCopy: of what are not whole pages");
+        sim_violation("newBufferWithBytesNoCopy: of what are not whole pages");
         return nil;
     }
-    if (faulty(SIM_FAULT_NIL_BUFFER)) {
+    if (sim_faulty(SIM_FAULT_NIL_BUFFER)) {
         return nil;
     }
     buffer = [[SimBuffer alloc] init];
@@ -616,16 +623,16 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     static int compiling;
     SimLibrary *library;
     void *handle = NULL;
-    if (faulty(SIM_FAULT_EXCEPTION_COMPILE)) {
+    if (sim_faulty(SIM_FAULT_EXCEPTION_COMPILE)) {
         [NSException raise:NSGenericException format:@"planted exception in the compiler"];
     }
     if (__atomic_add_fetch(&compiling, 1, __ATOMIC_SEQ_CST) != 1) {
-        violation("two threads compile a library of one device at once");
+        sim_violation("two threads compile a library of one device at once");
     }
     if (options->fastMath) {
-        violation("kernels that propagate NaN were compiled with fast math");
+        sim_violation("kernels that propagate NaN were compiled with fast math");
     }
-    if (faulty(SIM_FAULT_COMPILER)) {
+    if (sim_faulty(SIM_FAULT_COMPILER)) {
         NSMutableString *broken = [NSMutableString stringWithString:source];
         [broken appendString:@"\nplanted syntax error;\n"];
         source = broken;
@@ -634,7 +641,7 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     handle = compile([source UTF8String], options->version, log, sizeof log);
     __atomic_sub_fetch(&compiling, 1, __ATOMIC_SEQ_CST);
     if (!handle) {
-        *error = error_with(@"MTLLibraryErrorDomain", 3, [NSString stringWithUTF8String:log]);
+        *error = sim_error(@"MTLLibraryErrorDomain", 3, [NSString stringWithUTF8String:log]);
         return nil;
     }
     count(&sim.libraries, 1);
@@ -646,8 +653,8 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
 {
     SimFunction *f = (SimFunction *)function;
     SimPipeline *pipeline;
-    if (faulty(SIM_FAULT_NIL_PIPELINE)) {
-        *error = error_with(@"AGXMetal", 2, @"planted pipeline error");
+    if (sim_faulty(SIM_FAULT_NIL_PIPELINE)) {
+        *error = sim_error(@"AGXMetal", 2, @"planted pipeline error");
         return nil;
     }
     count(&sim.pipelines, 1);
@@ -655,12 +662,12 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     memcpy(pipeline->name, f->name, sizeof pipeline->name);
     memcpy(pipeline->values, f->values, sizeof pipeline->values);
     pipeline->dispatch = f->dispatch;
-    pipeline->width = faulty(SIM_FAULT_NARROW_SIMD) ? 16 : 32;
+    pipeline->width = sim_faulty(SIM_FAULT_NARROW_SIMD) ? 16 : 32;
     return pipeline;
 }
 @end
 
 id<MTLDevice> MTLCreateSystemDefaultDevice(void)
 {
-    return faulty(SIM_FAULT_NO_DEVICE) ? nil : [[SimDevice alloc] init];
+    return sim_faulty(SIM_FAULT_NO_DEVICE) ? nil : [[SimDevice alloc] init];
 }

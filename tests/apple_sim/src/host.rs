@@ -53,7 +53,7 @@ fn flags() -> Result<Vec<String>, String> {
     Ok(flags)
 }
 
-/// Builds the shim of the directory `objc` with the double: a library in `dir`.
+/// Builds both shims of the directory `objc` with the double: a library in `dir`.
 ///
 /// # Errors
 /// What the compiler said.
@@ -62,7 +62,7 @@ pub fn build(objc: &Path, dir: &Path, extra: &[&str]) -> Result<PathBuf, String>
     fs::create_dir_all(dir).map_err(io)?;
     fs::write(dir.join("ane_metal_source.h"), metal_source::metal_source_header(objc).map_err(io)?)
         .map_err(io)?;
-    let sim = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/sim.m");
+    let sim = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim");
     let include = crate::compile::objc_dir().join("../include");
     let library = dir.join("metal_host.so");
     output_of(
@@ -74,8 +74,8 @@ pub fn build(objc: &Path, dir: &Path, extra: &[&str]) -> Result<PathBuf, String>
             .arg(format!("-I{}", dir.display()))
             .args(["-shared", "-o"])
             .arg(&library)
-            .arg(objc.join("metal_matmul.m"))
-            .arg(sim)
+            .args([objc.join("metal_matmul.m"), objc.join("ane_mpsgraph.m")])
+            .args([sim.join("sim.m"), sim.join("graph.m")])
             .args(["-lgnustep-base", "-lobjc", "-ldl", "-lm"]),
     )?;
     Ok(library)
@@ -315,17 +315,18 @@ pub struct Host {
 }
 
 impl Host {
-    /// Loads a library that [`build`] made; `compiler` is `metal-cc`, and writes to `dir`.
+    /// Loads a library that [`build`] made, and one of its shims by its getter; `compiler` is
+    /// `metal-cc`, and writes to `dir`.
     ///
     /// # Errors
     /// What the loader said.
-    pub fn open(library: &Path, compiler: &Path, dir: &Path) -> Result<Self, String> {
+    pub fn open(library: &Path, getter: &str, compiler: &Path, dir: &Path) -> Result<Self, String> {
         // SAFETY: the product of `build`. It is never unloaded: Objective-C classes cannot be.
         let library = unsafe { Library::new(library) }.map_err(|e| e.to_string())?;
         // SAFETY: the header's type; the table is static.
         let shim = unsafe {
             let getter = library
-                .get::<unsafe extern "C" fn() -> &'static Shim>(b"ane_metal_shim")
+                .get::<unsafe extern "C" fn() -> &'static Shim>(getter.as_bytes())
                 .map_err(|e| e.to_string())?;
             getter()
         };

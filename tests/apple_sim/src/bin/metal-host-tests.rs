@@ -34,8 +34,8 @@ fn host() -> Host {
     let own = dir.join(format!("host-{}", std::process::id()));
     let extra: Vec<&str> = flags.split_whitespace().collect();
     let library = build(&objc, &own, &extra).unwrap_or_else(|e| panic!("{e}"));
-    let host =
-        Host::open(&library, &program.with_file_name("metal-cc"), &dir).unwrap_or_else(|e| panic!("{e}"));
+    let host = Host::open(&library, "ane_metal_shim", &program.with_file_name("metal-cc"), &dir)
+        .unwrap_or_else(|e| panic!("{e}"));
     // Loaded: the file is not needed any more, but for a sanitizer's stack traces.
     if extra.is_empty() {
         std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");

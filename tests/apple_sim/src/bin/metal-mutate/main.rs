@@ -70,7 +70,14 @@ fn judge(kernels: bool, objc: &Path, out: &Path) -> Result<Option<String>, Strin
 
 fn plant(mutant: &Mutant, dir: &Path) -> Result<(), String> {
     let objc = objc_dir();
-    for file in ["matmul.metal", "matmul_params.h", "matmul_plan.h", "metal_matmul.m", "shim_support.h"] {
+    for file in [
+        "matmul.metal",
+        "matmul_params.h",
+        "matmul_plan.h",
+        "metal_matmul.m",
+        "ane_mpsgraph.m",
+        "shim_support.h",
+    ] {
         let mut text = fs::read_to_string(objc.join(file)).map_err(|e| e.to_string())?;
         if file == mutant.file {
             if text.matches(mutant.text).count() != 1 {

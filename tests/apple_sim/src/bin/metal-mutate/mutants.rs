@@ -297,7 +297,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     shim(
         "what lies between C's rows is written",
-        "copy_elements(bound[C].host, [bound[C].buffer contents], &layouts[C]);",
+        "repack(bound[C].host, &layouts[C], [bound[C].buffer contents], &layouts[C], &layouts[C]);",
         "memcpy(bound[C].host, [bound[C].buffer contents], (size_t)layouts[C].bytes);",
     ),
     shim(

@@ -1,0 +1,847 @@
+/*
+ * ane_mpsgraph.m - the C ABI of ane_matmul.h over MPSGraph.
+ *
+ * A product is one graph, compiled once into an executable for fixed shapes; a run encodes it into a
+ * command buffer of the shim's own and waits. Operands are packed arrays: what lies otherwise in the
+ * caller's memory is copied row by row into shared buffers of the executor. Manual retain/release, no
+ * blocks, no classes of its own. SPDX-License-Identifier: MIT OR Apache-2.0
+ */
+#import <Foundation/Foundation.h>
+#import <Metal/Metal.h>
+#import <MetalPerformanceShaders/MetalPerformanceShaders.h>
+#import <MetalPerformanceShadersGraph/MetalPerformanceShadersGraph.h>
+#include <os/log.h>
+#include <os/signpost.h>
+
+#include "ane_matmul.h"
+
+#if __has_feature(objc_arc)
+#error "ane_mpsgraph.m is written for manual retain/release: compile it with -fno-objc-arc"
+#endif
+
+/* The longest sum that is left to one matrix multiplication of a device with the fault of
+ * has_long_k_fault. */
+#define LONGEST_SAFE_K 16384u
+
+/* Products beyond it fail or give wrong results on the Neural Engine (stable-diffusion-webui#13527). */
+#define NEURAL_ENGINE_MAX_DIMENSION 16384u
+
+/* MPSGraph refuses arrays of 2^32 bytes and more (pytorch#143859). */
+#define MAX_ARRAY_BYTES 0xffffffffull
+
+struct ANEDevice {
+    id<MTLDevice> device;
+    id<MTLCommandQueue> queue;
+    MPSGraphDevice *graph_device;
+    os_log_t log;
+};
+
+#include "shim_support.h"
+
+static const char *const operand_names[OPERANDS] = {"A", "B", "C", "bias", "residual"};
+
+struct ANEProduct {
+    ANEDevice *device;
+    ANEMatMulDesc desc;
+    MPSGraphExecutable *executable; /* encoding is guarded by @synchronized on it */
+    NSArray *shapes[OPERANDS];
+    Layout packed[OPERANDS]; /* as the graph sees the operands */
+    int feeds[OPERANDS];     /* the operands in the executable's own order */
+    NSUInteger feed_count;
+    ANEDeviceKind requested;
+    BOOL level0;
+    BOOL from_package;
+    uint64_t compile_ns;
+};
+
+struct ANEMatMulExecutor {
+    ANEProduct *product;
+    id<MTLBuffer> staging[OPERANDS]; /* made when first needed */
+    MPSGraphTensorData *staged[OPERANDS];
+};
+
+/* ---- questions ----------------------------------------------------------------------------- */
+
+/* M1 and M2: sums of 32767 and more terms are wrong where both m and n are 16 and more
+ * (pytorch#195163). A14 and A15 are the same generations. */
+static BOOL has_long_k_fault(NSString *chip)
+{
+    for (NSString *name in [NSArray arrayWithObjects:@"M1", @"M2", @"A14", @"A15", nil]) {
+        if ([chip rangeOfString:name].location != NSNotFound) {
+            return YES;
+        }
+    }
+    return NO;
+}
+
+static BOOL has_packages(void)
+{
+    return os_at_least(14, 17);
+}
+
+static BOOL is_float_type(ANEType type)
+{
+    return type == ANE_TYPE_F32 || type == ANE_TYPE_F16;
+}
+
+static MPSDataType data_type(ANEType type)
+{
+    return type == ANE_TYPE_F16 ? MPSDataTypeFloat16 : MPSDataTypeFloat32;
+}
+
+/* The operands as packed arrays of the whole m. k = 0 becomes one term of zeros. False on overflow. */
+static BOOL packed_layouts(const ANEMatMulDesc *d, Layout packed[OPERANDS])
+{
+    ANEMatMulDesc p = *d;
+    uint64_t items;
+    p.k = d->k ? d->k : 1;
+    p.lda = (d->flags & ANE_MATMUL_TRANSPOSE_A) ? p.m : p.k;
+    p.ldb = (d->flags & ANE_MATMUL_TRANSPOSE_B) ? p.k : p.n;
+    p.ldc = p.ld_residual = p.n;
+    if (__builtin_mul_overflow(p.m, p.k, &items) || __builtin_mul_overflow(p.k, p.n, &items) ||
+        __builtin_mul_overflow(p.m, p.n, &items)) {
+        return NO;
+    }
+    p.stride_a = d->batch > 1 && d->stride_a == 0 ? 0 : p.m * p.k;
+    p.stride_b = d->batch > 1 && d->stride_b == 0 ? 0 : p.k * p.n;
+    p.stride_c = p.m * p.n;
+    p.stride_residual = d->batch > 1 && d->stride_residual == 0 ? 0 : p.m * p.n;
+    return layouts_of(&p, p.m, packed);
+}
+
+static ANEStatus check_types(const ANEMatMulDesc *d, const ANECompileOptions *options, ANEError *err)
+{
+    const BOOL bias = (d->flags & ANE_MATMUL_BIAS) != 0;
+    if (d->quant_a != ANE_QUANT_A_NONE || d->quant_b != ANE_QUANT_B_NONE || d->quant_c != ANE_QUANT_C_NONE) {
+        return REFUSE(err, ANE_REFUSAL_QUANTIZATION, "this shim has no quantised form");
+    }
+    if (!is_float_type(d->type_a) || d->type_b != d->type_a || !is_float_type(d->type_c) ||
+        (bias && !is_float_type(d->type_bias))) {
+        return REFUSE(err, ANE_REFUSAL_ELEMENT_TYPE, "MPSGraph products take A and B of one type, and f32 or f16 throughout");
+    }
+    if (d->type_accumulator != ANE_TYPE_F32 && !(d->type_accumulator == ANE_TYPE_F16 && d->type_a == ANE_TYPE_F16)) {
+        return REFUSE(err, ANE_REFUSAL_ELEMENT_TYPE, "sums are f32, or f16 where A and B are f16");
+    }
+    if (options->device == ANE_DEVICE_NEURAL_ENGINE &&
+        (d->type_a != ANE_TYPE_F16 || d->type_accumulator != ANE_TYPE_F16 || d->type_c != ANE_TYPE_F16 ||
+         (bias && d->type_bias != ANE_TYPE_F16))) {
+        return REFUSE(err, ANE_REFUSAL_NEURAL_ENGINE_TYPE,
+                      "only products that are f16 throughout, accumulator and output included, are candidates for the "
+                      "Neural Engine: describe one, or request the GPU");
+    }
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus check_support(ANEDevice *device, const ANEMatMulDesc *d, const ANECompileOptions *options,
+                               ANEError *err)
+{
+    const uint32_t known = ANE_MATMUL_TRANSPOSE_A | ANE_MATMUL_TRANSPOSE_B | ANE_MATMUL_CONSTANT_B | ANE_MATMUL_BIAS |
+                           ANE_MATMUL_RESIDUAL | ANE_MATMUL_VARIABLE_M;
+    const uint64_t dimensions[] = {d->batch, d->m, d->n, d->k};
+    uint64_t most = [device->device maxBufferLength];
+    Layout layouts[OPERANDS], packed[OPERANDS];
+    ANEStatus status;
+    if (d->struct_size < sizeof *d || options->struct_size < sizeof *options) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than version 1.0 of the ABI has it");
+    }
+    if (d->flags & ~known) {
+        return REFUSE(err, ANE_REFUSAL_OTHER, "the description has flags that this shim does not know (0x%x)",
+                      (unsigned)(d->flags & ~known));
+    }
+    if (options->device != ANE_DEVICE_UNKNOWN && options->device != ANE_DEVICE_GPU &&
+        options->device != ANE_DEVICE_NEURAL_ENGINE) {
+        return REFUSE(err, ANE_REFUSAL_DEVICE, "MPSGraph runs on the GPU, with the Neural Engine as a candidate: request one of them");
+    }
+    status = check_types(d, options, err);
+    if (status != ANE_STATUS_OK) {
+        return status;
+    }
+    if (d->activation < ANE_ACTIVATION_NONE || d->activation > ANE_ACTIVATION_TANH) {
+        return REFUSE(err, ANE_REFUSAL_EPILOGUE, "activation %d is not known to this shim", (int)d->activation);
+    }
+    for (int i = 0; i < 4; ++i) {
+        if (dimensions[i] > INT32_MAX) {
+            return REFUSE(err, ANE_REFUSAL_DIMENSION, "batch, m, n and k may be up to %d", INT32_MAX);
+        }
+        if (options->device == ANE_DEVICE_NEURAL_ENGINE && dimensions[i] > NEURAL_ENGINE_MAX_DIMENSION) {
+            return REFUSE(err, ANE_REFUSAL_DIMENSION,
+                          "with the Neural Engine as a candidate dimensions may be up to %u (stable-diffusion-webui#13527): "
+                          "request the GPU", NEURAL_ENGINE_MAX_DIMENSION);
+        }
+    }
+    if (!layouts_of(d, d->m, layouts) || !packed_layouts(d, packed)) {
+        return REFUSE(err, ANE_REFUSAL_BYTES, "the size of an operand overflows 64 bits");
+    }
+    most = most < MAX_ARRAY_BYTES ? most : MAX_ARRAY_BYTES;
+    for (int i = 0; i < OPERANDS; ++i) {
+        if (packed[i].bytes > most) {
+            return REFUSE(err, ANE_REFUSAL_BYTES, "%s takes %llu bytes; MPSGraph and this device allow %llu", operand_names[i],
+                          (unsigned long long)packed[i].bytes, (unsigned long long)most);
+        }
+    }
+    return ANE_STATUS_OK;
+}
+
+/* ---- device -------------------------------------------------------------------------------- */
+
+static void mpsgraph_device_close(ANEDevice *device)
+{
+    if (device) {
+        ANEStatus ignored;
+        CONTAINED(NULL, ignored, {
+            [device->graph_device release];
+            [device->queue release];
+            [device->device release];
+        })
+        (void)ignored;
+        free(device);
+    }
+}
+
+static ANEStatus open_device(ANEDevice *device, ANEError *err)
+{
+    device->device = MTLCreateSystemDefaultDevice();
+    if (!device->device) {
+        return FAIL(err, ANE_STATUS_NO_DEVICE, "there is no Metal device");
+    }
+    device->queue = [device->device newCommandQueue];
+    device->graph_device = [[MPSGraphDevice deviceWithMTLDevice:device->device] retain];
+    if (!device->queue || !device->graph_device) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command queue, or MPSGraph no device");
+    }
+    /* The system keeps one log for each name, for the life of the process. */
+    device->log = os_log_create("ane-matmul", "mpsgraph");
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus mpsgraph_device_open(ANEDevice **out, ANEError *err)
+{
+    ANEDevice *device = calloc(1, sizeof *device);
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    if (!device) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a device");
+    }
+    CONTAINED(err, status, status = open_device(device, err))
+    if (status != ANE_STATUS_OK) {
+        mpsgraph_device_close(device);
+        return status;
+    }
+    *out = device;
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus mpsgraph_supports(ANEDevice *device, const ANEMatMulDesc *desc, const ANECompileOptions *options,
+                                   ANEError *err)
+{
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    CONTAINED(err, status, status = check_support(device, desc, options, err))
+    return status;
+}
+
+/* ---- the graph ----------------------------------------------------------------------------- */
+
+static NSArray *shape_of(const Layout *l, uint64_t batch)
+{
+    NSNumber *rows = [NSNumber numberWithUnsignedLongLong:l->rows], *cols = [NSNumber numberWithUnsignedLongLong:l->cols];
+    return batch > 1 ? [NSArray arrayWithObjects:[NSNumber numberWithUnsignedLongLong:l->items], rows, cols, nil]
+                     : [NSArray arrayWithObjects:rows, cols, nil];
+}
+
+/* op(X) in the accumulator's type. */
+static MPSGraphTensor *factor(MPSGraph *graph, MPSGraphTensor *stored, BOOL transposed, MPSDataType type, NSUInteger rank)
+{
+    MPSGraphTensor *x = stored;
+    if ([x dataType] != type) {
+        x = [graph castTensor:x toType:type name:nil];
+    }
+    return transposed ? [graph transposeTensor:x dimension:rank - 2 withDimension:rank - 1 name:nil] : x;
+}
+
+/* op(A) op(B); long sums in parts where the device gets them wrong. */
+static MPSGraphTensor *multiply(MPSGraph *graph, MPSGraphTensor *a, MPSGraphTensor *b, uint64_t k, BOOL split, NSUInteger rank)
+{
+    MPSGraphTensor *sum = nil;
+    if (!split || k <= LONGEST_SAFE_K) {
+        return [graph matrixMultiplicationWithPrimaryTensor:a secondaryTensor:b name:nil];
+    }
+    for (uint64_t start = 0; start < k; start += LONGEST_SAFE_K) {
+        const NSInteger length = (NSInteger)(k - start < LONGEST_SAFE_K ? k - start : LONGEST_SAFE_K);
+        MPSGraphTensor *left = [graph sliceTensor:a dimension:rank - 1 start:(NSInteger)start length:length name:nil];
+        MPSGraphTensor *right = [graph sliceTensor:b dimension:rank - 2 start:(NSInteger)start length:length name:nil];
+        MPSGraphTensor *part = [graph matrixMultiplicationWithPrimaryTensor:left secondaryTensor:right name:nil];
+        sum = sum ? [graph additionWithPrimaryTensor:sum secondaryTensor:part name:nil] : part;
+    }
+    return sum;
+}
+
+static MPSGraphTensor *scaled(MPSGraph *graph, MPSGraphTensor *x, double by, MPSDataType type)
+{
+    return [graph multiplicationWithPrimaryTensor:x secondaryTensor:[graph constantWithScalar:by dataType:type] name:nil];
+}
+
+/* x where it is not below `limit`, else 0; NaN stays. */
+static MPSGraphTensor *zero_below(MPSGraph *graph, MPSGraphTensor *decides, double limit, MPSGraphTensor *x, MPSDataType type)
+{
+    MPSGraphTensor *below = [graph lessThanWithPrimaryTensor:decides
+                                             secondaryTensor:[graph constantWithScalar:limit dataType:type]
+                                                        name:nil];
+    return [graph selectWithPredicateTensor:below
+                        truePredicateTensor:[graph constantWithScalar:0 dataType:type]
+                       falsePredicateTensor:x
+                                       name:nil];
+}
+
+/* The formulas of ANEActivation in ane_matmul.h. MPSGraph's own ReLU is not documented to keep NaN, and
+ * the products below would make NaN of minus infinity: values below the lowest finite number are 0. */
+static MPSGraphTensor *activated(MPSGraph *graph, MPSGraphTensor *x, ANEActivation activation, MPSDataType type)
+{
+    const double lowest = type == MPSDataTypeFloat16 ? -65504.0 : -3.4028234663852886e38;
+    MPSGraphTensor *y, *one = [graph constantWithScalar:1 dataType:type];
+    switch (activation) {
+    case ANE_ACTIVATION_RELU:
+        return zero_below(graph, x, 0, x, type);
+    case ANE_ACTIVATION_GELU_ERF:
+        y = [graph erfWithTensor:scaled(graph, x, 0.70710678118654752, type) name:nil];
+        y = [graph additionWithPrimaryTensor:y secondaryTensor:one name:nil];
+        y = [graph multiplicationWithPrimaryTensor:scaled(graph, x, 0.5, type) secondaryTensor:y name:nil];
+        return zero_below(graph, x, lowest, y, type);
+    case ANE_ACTIVATION_GELU_TANH:
+        y = [graph multiplicationWithPrimaryTensor:x secondaryTensor:x name:nil];
+        y = [graph additionWithPrimaryTensor:scaled(graph, y, 0.044715, type) secondaryTensor:one name:nil];
+        y = [graph multiplicationWithPrimaryTensor:scaled(graph, x, 0.79788456080286536, type) secondaryTensor:y name:nil];
+        y = [graph additionWithPrimaryTensor:[graph tanhWithTensor:y name:nil] secondaryTensor:one name:nil];
+        y = [graph multiplicationWithPrimaryTensor:scaled(graph, x, 0.5, type) secondaryTensor:y name:nil];
+        return zero_below(graph, x, lowest, y, type);
+    case ANE_ACTIVATION_SILU:
+        y = [graph multiplicationWithPrimaryTensor:x secondaryTensor:[graph sigmoidWithTensor:x name:nil] name:nil];
+        return zero_below(graph, x, lowest, y, type);
+    case ANE_ACTIVATION_SIGMOID:
+        return [graph sigmoidWithTensor:x name:nil];
+    case ANE_ACTIVATION_TANH:
+        return [graph tanhWithTensor:x name:nil];
+    default:
+        return x;
+    }
+}
+
+/* Constant B as a packed array. */
+static NSData *packed_b(const ANEProduct *product, const ANEConstants *constants)
+{
+    const ANEMatMulDesc *d = &product->desc;
+    Layout layouts[OPERANDS];
+    NSMutableData *data = [NSMutableData dataWithLength:(NSUInteger)product->packed[B].bytes];
+    layouts_of(d, d->m, layouts);
+    repack([data mutableBytes], &product->packed[B], constants->b, &layouts[B], &layouts[B]);
+    return data;
+}
+
+static MPSGraphTensor *placeholder(const ANEProduct *product, MPSGraph *graph, int which, ANEType type)
+{
+    return [graph placeholderWithShape:product->shapes[which]
+                              dataType:data_type(type)
+                                  name:[NSString stringWithUTF8String:operand_names[which]]];
+}
+
+/* Builds the graph; fills `feeds` with the placeholders, and returns C. */
+static MPSGraphTensor *build_graph(const ANEProduct *product, MPSGraph *graph, const ANEConstants *constants,
+                                   MPSGraphTensor *feeds[OPERANDS])
+{
+    const ANEMatMulDesc *d = &product->desc;
+    const NSUInteger rank = d->batch > 1 ? 3 : 2;
+    const MPSDataType type = data_type(d->type_accumulator);
+    const BOOL split = has_long_k_fault([product->device->device name]);
+    MPSGraphTensor *b, *c;
+    feeds[A] = placeholder(product, graph, A, d->type_a);
+    if (d->flags & ANE_MATMUL_CONSTANT_B) {
+        b = [graph constantWithData:packed_b(product, constants) shape:product->shapes[B] dataType:data_type(d->type_b)];
+    } else {
+        b = feeds[B] = placeholder(product, graph, B, d->type_b);
+    }
+    c = multiply(graph, factor(graph, feeds[A], (d->flags & ANE_MATMUL_TRANSPOSE_A) != 0, type, rank),
+                 factor(graph, b, (d->flags & ANE_MATMUL_TRANSPOSE_B) != 0, type, rank), d->k, split, rank);
+    if (d->batch > 1 && product->packed[A].items == 1 && product->packed[B].items == 1) {
+        c = [graph broadcastTensor:c toShape:product->shapes[C] name:nil];
+    }
+    if (d->alpha != 1.0f) {
+        c = scaled(graph, c, d->alpha, type);
+    }
+    if (d->flags & ANE_MATMUL_BIAS) {
+        feeds[BIAS] = placeholder(product, graph, BIAS, d->type_bias);
+        c = [graph additionWithPrimaryTensor:c secondaryTensor:factor(graph, feeds[BIAS], NO, type, rank) name:nil];
+    }
+    if (d->flags & ANE_MATMUL_RESIDUAL) {
+        feeds[RESIDUAL] = placeholder(product, graph, RESIDUAL, d->type_c);
+        c = [graph additionWithPrimaryTensor:c secondaryTensor:factor(graph, feeds[RESIDUAL], NO, type, rank) name:nil];
+    }
+    c = activated(graph, c, d->activation, type);
+    return type == data_type(d->type_c) ? c : [graph castTensor:c toType:data_type(d->type_c) name:nil];
+}
+
+/* ---- compile ------------------------------------------------------------------------------- */
+
+static MPSGraphCompilationDescriptor *compilation_descriptor(const ANEProduct *product, const ANECompileOptions *options)
+{
+    MPSGraphCompilationDescriptor *descriptor = [[[MPSGraphCompilationDescriptor alloc] init] autorelease];
+    /* Level 0 leaves everything on the GPU, level 1 lets the placement pass choose; the default differs
+     * between systems (MPSGraph.h). */
+    [descriptor setOptimizationLevel:product->level0 ? MPSGraphOptimizationLevel0 : MPSGraphOptimizationLevel1];
+    [descriptor setWaitForCompilationCompletion:YES];
+    if (os_at_least(26, 26)) {
+        const BOOL reduced = (options->flags & ANE_OPTION_REDUCED_PRECISION) != 0;
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wunguarded-availability"
+#pragma clang diagnostic ignored "-Wunguarded-availability-new"
+        [descriptor setReducedPrecisionFastMath:reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates
+                                                        : MPSGraphReducedPrecisionFastMathNone];
+#pragma clang diagnostic pop
+    }
+    return descriptor;
+}
+
+/* Finds each of the executable's feeds among the operands: by identity among `placeholders`, or, where
+ * the executable comes from a package, by name. The order is the executable's own. */
+static BOOL map_feeds(ANEProduct *product, MPSGraphTensor *const placeholders[OPERANDS], NSUInteger expected)
+{
+    product->feed_count = 0;
+    for (MPSGraphTensor *feed in [product->executable feedTensors]) {
+        int which = 0;
+        while (which < OPERANDS &&
+               !(placeholders ? feed == placeholders[which]
+                              : [[[feed operation] name] isEqualToString:[NSString stringWithUTF8String:operand_names[which]]] &&
+                                    [[feed shape] isEqual:product->shapes[which]])) {
+            ++which;
+        }
+        if (which == OPERANDS || product->feed_count == OPERANDS) {
+            return NO;
+        }
+        for (NSUInteger i = 0; i < product->feed_count; ++i) {
+            if (product->feeds[i] == which) {
+                return NO;
+            }
+        }
+        product->feeds[product->feed_count++] = which;
+    }
+    return product->feed_count == expected && [[product->executable targetTensors] count] == 1;
+}
+
+/* Checks the product and fills what does not depend on the executable. */
+static ANEStatus prepare(ANEProduct *product, const ANEConstants *constants, const ANECompileOptions *options, ANEError *err)
+{
+    const ANEMatMulDesc *d = &product->desc;
+    Layout layouts[OPERANDS];
+    ANEStatus status = check_support(product->device, d, options, err);
+    if (status != ANE_STATUS_OK) {
+        return status;
+    }
+    layouts_of(d, d->m, layouts);
+    packed_layouts(d, product->packed);
+    product->requested = options->device;
+    product->level0 = options->device != ANE_DEVICE_NEURAL_ENGINE;
+    if ((d->flags & ANE_MATMUL_CONSTANT_B) &&
+        (constants->b_bytes < layouts[B].bytes || (!constants->b && layouts[B].bytes))) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "constant B has %llu bytes, not the %llu of the description",
+                    (unsigned long long)constants->b_bytes, (unsigned long long)layouts[B].bytes);
+    }
+    for (int i = 0; i < OPERANDS; ++i) {
+        product->shapes[i] = i == BIAS ? [[NSArray arrayWithObjects:[NSNumber numberWithUnsignedLongLong:d->n], nil] retain]
+                                       : [shape_of(&product->packed[i], d->batch) retain];
+    }
+    return ANE_STATUS_OK;
+}
+
+static NSUInteger expected_feeds(const ANEMatMulDesc *d)
+{
+    return 1u + !(d->flags & ANE_MATMUL_CONSTANT_B) + ((d->flags & ANE_MATMUL_BIAS) != 0) +
+           ((d->flags & ANE_MATMUL_RESIDUAL) != 0);
+}
+
+static ANEStatus compile_product(ANEProduct *product, const ANEConstants *constants, const ANECompileOptions *options,
+                                 ANEError *err)
+{
+    MPSGraph *graph;
+    MPSGraphTensor *placeholders[OPERANDS] = {nil}, *result;
+    NSMutableDictionary *feeds;
+    ANEStatus status = prepare(product, constants, options, err);
+    /* Nothing is computed where C is empty. */
+    if (status != ANE_STATUS_OK || !product->packed[C].bytes) {
+        return status;
+    }
+    graph = [[[MPSGraph alloc] init] autorelease];
+    result = build_graph(product, graph, constants, placeholders);
+    feeds = [NSMutableDictionary dictionary];
+    for (int i = 0; i < OPERANDS; ++i) {
+        if (placeholders[i]) {
+            MPSGraphShapedType *type = [[[MPSGraphShapedType alloc] initWithShape:product->shapes[i]
+                                                                        dataType:[placeholders[i] dataType]] autorelease];
+            [feeds setObject:type forKey:placeholders[i]];
+        }
+    }
+    product->executable = [[graph compileWithDevice:product->device->graph_device
+                                              feeds:feeds
+                                      targetTensors:[NSArray arrayWithObject:result]
+                                   targetOperations:nil
+                              compilationDescriptor:compilation_descriptor(product, options)] retain];
+    if (!product->executable) {
+        return FAIL(err, ANE_STATUS_COMPILE_FAILED, "MPSGraph made no executable; the system log may say why");
+    }
+    if (!map_feeds(product, placeholders, expected_feeds(&product->desc))) {
+        return FAIL(err, ANE_STATUS_INTERNAL, "the executable's feeds or targets are not those of the graph: report this, with the OS build");
+    }
+    return ANE_STATUS_OK;
+}
+
+static NSURL *package_url(const char *path)
+{
+    return [NSURL fileURLWithPath:[NSString stringWithUTF8String:path] isDirectory:YES];
+}
+
+static BOOL exists(const char *path)
+{
+    return [[NSFileManager defaultManager] fileExistsAtPath:[NSString stringWithUTF8String:path]];
+}
+
+static ANEStatus load_product(ANEProduct *product, const ANEConstants *constants, const ANECompileOptions *options,
+                              const char *path, ANEError *err)
+{
+    ANEStatus status = prepare(product, constants, options, err);
+    if (status != ANE_STATUS_OK) {
+        return status;
+    }
+    if (!has_packages()) {
+        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17");
+    }
+    if (!exists(path)) {
+        return FAIL(err, ANE_STATUS_IO, "there is no package at %.400s", path);
+    }
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wunguarded-availability"
+#pragma clang diagnostic ignored "-Wunguarded-availability-new"
+    product->executable = [[MPSGraphExecutable alloc] initWithMPSGraphPackageAtURL:package_url(path)
+                                                             compilationDescriptor:compilation_descriptor(product, options)];
+#pragma clang diagnostic pop
+    if (!product->executable || !map_feeds(product, NULL, expected_feeds(&product->desc))) {
+        return FAIL(err, ANE_STATUS_PACKAGE_MISMATCH, "the package at %.400s is damaged or of another product", path);
+    }
+    product->from_package = YES;
+    return ANE_STATUS_OK;
+}
+
+static void mpsgraph_product_destroy(ANEProduct *product)
+{
+    if (product) {
+        ANEStatus ignored;
+        CONTAINED(NULL, ignored, {
+            [product->executable release];
+            for (int i = 0; i < OPERANDS; ++i) {
+                [product->shapes[i] release];
+            }
+        })
+        (void)ignored;
+        free(product);
+    }
+}
+
+/* Compiles, or loads where there is a path. */
+static ANEStatus make_product(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
+                              const ANECompileOptions *options, const char *path, ANEProduct **out, ANEError *err)
+{
+    const uint64_t start_ns = now_ns();
+    const os_signpost_id_t interval = os_signpost_id_generate(device->log);
+    ANEProduct *product;
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    if (desc->struct_size < sizeof *desc || constants->struct_size < sizeof *constants) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than version 1.0 of the ABI has it");
+    }
+    product = calloc(1, sizeof *product);
+    if (!product) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a product");
+    }
+    product->device = device;
+    product->desc = *desc;
+    os_signpost_interval_begin(device->log, interval, "compile");
+    CONTAINED(err, status, {
+        status = path ? load_product(product, constants, options, path, err)
+                      : compile_product(product, constants, options, err);
+    })
+    os_signpost_interval_end(device->log, interval, "compile");
+    if (status != ANE_STATUS_OK) {
+        mpsgraph_product_destroy(product);
+        return status;
+    }
+    product->compile_ns = now_ns() - start_ns;
+    *out = product;
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus mpsgraph_compile(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
+                                  const ANECompileOptions *options, ANEProduct **out, ANEError *err)
+{
+    return make_product(device, desc, constants, options, NULL, out, err);
+}
+
+static ANEStatus mpsgraph_product_load(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
+                                       const ANECompileOptions *options, const char *path, ANEProduct **out, ANEError *err)
+{
+    return make_product(device, desc, constants, options, path, out, err);
+}
+
+static ANEStatus save_product(ANEProduct *product, const char *path, ANEError *err)
+{
+    if (!has_packages()) {
+        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17");
+    }
+    if (!product->executable) {
+        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "an empty product has nothing to save");
+    }
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wunguarded-availability"
+#pragma clang diagnostic ignored "-Wunguarded-availability-new"
+    {
+        MPSGraphExecutableSerializationDescriptor *descriptor =
+            [[[MPSGraphExecutableSerializationDescriptor alloc] init] autorelease];
+        @synchronized(product->executable) {
+            [product->executable serializeToMPSGraphPackageAtURL:package_url(path) descriptor:descriptor];
+        }
+    }
+#pragma clang diagnostic pop
+    /* It reports nothing. */
+    return exists(path) ? ANE_STATUS_OK : FAIL(err, ANE_STATUS_IO, "MPSGraph wrote no package at %.400s", path);
+}
+
+static ANEStatus mpsgraph_product_save(ANEProduct *product, const char *path, ANEError *err)
+{
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    CONTAINED(err, status, status = save_product(product, path, err))
+    return status;
+}
+
+static ANEStatus mpsgraph_product_info(ANEProduct *product, ANEProductInfo *info, ANEError *err)
+{
+    ANEProductInfo i;
+    (void)err;
+    memset(&i, 0, sizeof i);
+    i.struct_size = info->struct_size;
+    i.flags = product->from_package ? ANE_PRODUCT_FLAG_FROM_PACKAGE : 0;
+    i.requested = product->requested;
+    /* Level 0 is the GPU (MPSGraph.h); what the placement pass chose cannot be asked. */
+    i.observed = product->level0 ? ANE_DEVICE_GPU : ANE_DEVICE_UNKNOWN;
+    i.compile_ns = product->compile_ns;
+    i.bytes_held = sizeof *product + ((product->desc.flags & ANE_MATMUL_CONSTANT_B) ? product->packed[B].bytes : 0);
+    i.executor_bytes = sizeof(ANEMatMulExecutor) + product->packed[C].bytes;
+    for (NSUInteger f = 0; f < product->feed_count; ++f) {
+        i.executor_bytes += product->packed[product->feeds[f]].bytes;
+    }
+    memcpy(info, &i, info->struct_size < sizeof i ? info->struct_size : sizeof i);
+    return ANE_STATUS_OK;
+}
+
+/* ---- run ----------------------------------------------------------------------------------- */
+
+static void mpsgraph_executor_destroy(ANEMatMulExecutor *executor)
+{
+    if (executor) {
+        ANEStatus ignored;
+        CONTAINED(NULL, ignored, {
+            for (int i = 0; i < OPERANDS; ++i) {
+                [executor->staged[i] release];
+                [executor->staging[i] release];
+            }
+        })
+        (void)ignored;
+        free(executor);
+    }
+}
+
+static ANEStatus mpsgraph_executor_create(ANEProduct *product, ANEMatMulExecutor **out, ANEError *err)
+{
+    ANEMatMulExecutor *executor = calloc(1, sizeof *executor);
+    if (!executor) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for an executor");
+    }
+    executor->product = product;
+    *out = executor;
+    return ANE_STATUS_OK;
+}
+
+static MPSDataType operand_type(const ANEMatMulDesc *d, int which)
+{
+    return data_type(which == A ? d->type_a : which == B ? d->type_b : which == BIAS ? d->type_bias : d->type_c);
+}
+
+static MPSGraphTensorData *tensor_data(const ANEProduct *product, int which, id<MTLBuffer> buffer)
+{
+    return [[MPSGraphTensorData alloc] initWithMTLBuffer:buffer
+                                                   shape:product->shapes[which]
+                                                dataType:operand_type(&product->desc, which)];
+}
+
+/* Whether a layout of the caller's is the graph's own. */
+static BOOL same_layout(const Layout *l, const Layout *packed)
+{
+    return l->bytes == packed->bytes && l->items == packed->items && l->rows == packed->rows && l->cols == packed->cols &&
+           (l->rows <= 1 || l->ld == packed->ld) && (l->items <= 1 || l->stride == packed->stride);
+}
+
+/* Where an operand of a run is. */
+typedef struct Bound {
+    MPSGraphTensorData *data;
+    char *host;  /* in the caller's memory */
+    BOOL staged; /* data is the executor's: C has to be copied back */
+} Bound;
+
+/* Binds the caller's buffer where that has the graph's layout, else one of the executor's, filled. */
+static ANEStatus bind_operand(ANEMatMulExecutor *executor, int which, const ANEOperand *operand, const Layout *layout,
+                              Bound *bound, ANEError *err)
+{
+    const ANEProduct *product = executor->product;
+    const Layout *packed = &product->packed[which];
+    ANEStatus status = check_operand(product->device, operand_names[which], operand, layout, err);
+    if (status != ANE_STATUS_OK) {
+        return status;
+    }
+    bound->staged = !(operand->buffer && operand->offset_bytes == 0 && same_layout(layout, packed));
+    if (!bound->staged) {
+        bound->data = [tensor_data(product, which, operand->buffer->buffer) autorelease];
+    } else {
+        bound->host = operand->buffer ? (char *)[operand->buffer->buffer contents] + operand->offset_bytes : operand->data;
+        if (!executor->staging[which]) {
+            executor->staging[which] = new_buffer(product->device, packed->bytes, err);
+            if (!executor->staging[which]) {
+                return ANE_STATUS_OUT_OF_MEMORY;
+            }
+            memset([executor->staging[which] contents], 0, (size_t)packed->bytes);
+        }
+        if (!executor->staged[which]) {
+            executor->staged[which] = tensor_data(product, which, executor->staging[which]);
+        }
+        bound->data = executor->staged[which];
+        if (which != C) {
+            repack([executor->staging[which] contents], packed, bound->host, layout, layout);
+        }
+    }
+    return bound->data ? ANE_STATUS_OK
+                       : FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "MPSGraph made no tensor data of %s", operand_names[which]);
+}
+
+static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, NSArray *results, ANERunInfo *info,
+                                 ANEError *err)
+{
+    ANEProduct *product = executor->product;
+    id<MTLCommandBuffer> last;
+    NSArray *encoded;
+    MPSCommandBuffer *commands = [MPSCommandBuffer commandBufferFromCommandQueue:product->device->queue];
+    if (!commands) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer");
+    }
+    /* Whether one executable may be encoded by two threads at once is not documented. */
+    @synchronized(product->executable) {
+        encoded = [product->executable encodeToCommandBuffer:commands
+                                                 inputsArray:inputs
+                                                resultsArray:results
+                                         executionDescriptor:nil];
+    }
+    /* MPSGraph may commit and continue in another command buffer: ask after encoding. */
+    last = [[[commands rootCommandBuffer] retain] autorelease];
+    [commands commit];
+    [last waitUntilCompleted];
+    if ([last status] != MTLCommandBufferStatusCompleted || [last error]) {
+        return report_command_error(err, [last error]);
+    }
+    if ([encoded count] != 1) {
+        return FAIL(err, ANE_STATUS_RUN_FAILED, "MPSGraph encoded %lu results, not one", (unsigned long)[encoded count]);
+    }
+    if (info) {
+        const uint32_t size = info->struct_size;
+        const ANERunInfo seen = {size, product->level0 ? ANE_DEVICE_GPU : ANE_DEVICE_UNKNOWN,
+                                 (uint64_t)([last GPUStartTime] * 1e9), (uint64_t)([last GPUEndTime] * 1e9)};
+        memcpy(info, &seen, size < sizeof seen ? size : sizeof seen);
+    }
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
+{
+    ANEProduct *product = executor->product;
+    const ANEMatMulDesc *d = &product->desc;
+    const ANEOperand *operands[OPERANDS] = {&args->a, &args->b, &args->c, &args->bias, &args->residual};
+    NSMutableArray *inputs = [NSMutableArray arrayWithCapacity:OPERANDS];
+    Layout layouts[OPERANDS];
+    Bound bound[OPERANDS];
+    ANEStatus status;
+    if (args->struct_size < sizeof *args || args->flags) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of version 1.0");
+    }
+    if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a run of %llu rows; the product was compiled for %llu",
+                    (unsigned long long)args->m, (unsigned long long)d->m);
+    }
+    if (args->info) {
+        const uint32_t size = args->info->struct_size;
+        const ANERunInfo none = {size, ANE_DEVICE_UNKNOWN, 0, 0};
+        memcpy(args->info, &none, size < sizeof none ? size : sizeof none);
+    }
+    layouts_of(d, args->m, layouts);
+    if (!layouts[C].bytes) {
+        return ANE_STATUS_OK;
+    }
+    memset(bound, 0, sizeof bound);
+    /* Executables have fixed shapes: fewer rows run as all of them, with what was there before. */
+    for (NSUInteger i = 0; i < product->feed_count; ++i) {
+        const int which = product->feeds[i];
+        status = bind_operand(executor, which, operands[which], &layouts[which], &bound[which], err);
+        if (status != ANE_STATUS_OK) {
+            return status;
+        }
+        [inputs addObject:bound[which].data];
+    }
+    status = bind_operand(executor, C, operands[C], &layouts[C], &bound[C], err);
+    if (status != ANE_STATUS_OK) {
+        return status;
+    }
+    status = encode_and_wait(executor, inputs, [NSArray arrayWithObject:bound[C].data], args->info, err);
+    if (status == ANE_STATUS_OK && bound[C].staged) {
+        repack(bound[C].host, &layouts[C], [executor->staging[C] contents], &product->packed[C], &layouts[C]);
+    }
+    return status;
+}
+
+static ANEStatus mpsgraph_executor_run(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
+{
+    const os_log_t log = executor->product->device->log;
+    const os_signpost_id_t interval = os_signpost_id_generate(log);
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    os_signpost_interval_begin(log, interval, "run");
+    CONTAINED(err, status, status = run_executor(executor, args, err))
+    os_signpost_interval_end(log, interval, "run");
+    return status;
+}
+
+/* ---- table --------------------------------------------------------------------------------- */
+
+const ANEShim *ane_mpsgraph_shim(void)
+{
+    static const ANEShim shim = {
+        .struct_size = sizeof(ANEShim),
+        .abi_major = ANE_MATMUL_ABI_MAJOR,
+        .abi_minor = ANE_MATMUL_ABI_MINOR,
+        .name = "mpsgraph",
+        .version = "1.0.0",
+        .device_open = mpsgraph_device_open,
+        .device_info = shim_device_info,
+        .device_close = mpsgraph_device_close,
+        .supports = mpsgraph_supports,
+        .buffer_create = shim_buffer_create,
+        .buffer_wrap = shim_buffer_wrap,
+        .buffer_contents = shim_buffer_contents,
+        .buffer_destroy = shim_buffer_destroy,
+        .compile = mpsgraph_compile,
+        .product_save = mpsgraph_product_save,
+        .product_load = mpsgraph_product_load,
+        .product_info = mpsgraph_product_info,
+        .product_destroy = mpsgraph_product_destroy,
+        .executor_create = mpsgraph_executor_create,
+        .executor_run = mpsgraph_executor_run,
+        .executor_destroy = mpsgraph_executor_destroy,
+    };
+    return &shim;
+}

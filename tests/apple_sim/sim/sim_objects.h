@@ -1,0 +1,32 @@
+/*
+ * sim_objects.h - what the parts of the double share: faults, counters, and the objects of Metal that
+ * MPSGraph works with.
+ */
+#ifndef ANE_SIM_OBJECTS_H
+#define ANE_SIM_OBJECTS_H
+
+#import <MetalPerformanceShaders/MetalPerformanceShaders.h>
+
+#include <pthread.h>
+
+#include "sim.h"
+
+BOOL sim_faulty(int32_t fault);
+void sim_violation(const char *text);
+NSError *sim_error(NSString *domain, NSInteger code, NSString *text);
+const char *sim_device_name(void);
+
+@interface SimBuffer : SimObject <MTLBuffer> {
+@public
+    void *memory;
+    NSUInteger bytes;
+    BOOL owned;
+}
+@end
+
+/* Work that is done late, on the command buffer's own thread; `late` frees its argument. */
+typedef void (*SimLate)(void *argument);
+
+void sim_add_late_work(id<MTLCommandBuffer> commands, SimLate late, void *argument);
+
+#endif
