@@ -8,6 +8,7 @@
 
 pub mod case;
 pub mod compile;
+pub mod drive;
 pub mod host;
 pub mod library;
 pub mod plan;

@@ -4,82 +4,16 @@
 //! Objective-C ends and the main thread never did.
 
 use std::ffi::c_void;
-use std::path::PathBuf;
 use std::ptr::null_mut;
 
 use apple_sim::case::{Case, Data, Passing, Random};
-use apple_sim::host::{
-    AneError, Constants, Host, Operand, Options, ProductInfo, RunArgs, RunInfo, build, create,
+use apple_sim::drive::{
+    BACKGROUND, COMPILE_FAILED, EXCEPTION, INVALID_ARGUMENT, NO_DEVICE, NOT_IMPLEMENTED, OUT_OF_MEMORY, Open,
+    REFUSED, RUN_FAILED, TIMEOUT, close, device, host, simple,
 };
+use apple_sim::host::{AneError, Constants, Host, Operand, Options, ProductInfo, RunArgs, RunInfo, create};
 use apple_sim::plan::{Desc, Overrides, element, flag};
 use apple_sim::sweep;
-
-const REFUSED: i32 = 2;
-const OUT_OF_MEMORY: i32 = 3;
-const NO_DEVICE: i32 = 4;
-const COMPILE_FAILED: i32 = 5;
-const RUN_FAILED: i32 = 6;
-const EXCEPTION: i32 = 7;
-const TIMEOUT: i32 = 8;
-const BACKGROUND: i32 = 9;
-const NOT_IMPLEMENTED: i32 = 12;
-const INVALID_ARGUMENT: i32 = 1;
-
-/// The double is built from `ANE_METAL_OBJC` where that is set (the mutation program does).
-fn host() -> Host {
-    let objc = std::env::var_os("ANE_METAL_OBJC").map_or_else(apple_sim::compile::objc_dir, PathBuf::from);
-    let flags = std::env::var("ANE_METAL_CFLAGS").unwrap_or_default();
-    let program = std::env::current_exe().expect("this program has a path");
-    let dir = program.with_file_name("apple-sim");
-    let own = dir.join(format!("host-{}", std::process::id()));
-    let extra: Vec<&str> = flags.split_whitespace().collect();
-    let library = build(&objc, &own, &extra).unwrap_or_else(|e| panic!("{e}"));
-    let host = Host::open(&library, "ane_metal_shim", &program.with_file_name("metal-cc"), &dir)
-        .unwrap_or_else(|e| panic!("{e}"));
-    // Loaded: the file is not needed any more, but for a sanitizer's stack traces.
-    if extra.is_empty() {
-        std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
-    }
-    host
-}
-
-fn device(host: &Host) -> *mut c_void {
-    host.open_device().unwrap_or_else(|e| panic!("{}", e.message()))
-}
-
-fn close(host: &Host, device: *mut c_void) {
-    // SAFETY: opened by the same shim, and used no more.
-    unsafe { (host.shim.device_close)(device) };
-}
-
-fn simple(m: u64, n: u64, k: u64) -> Desc {
-    Desc {
-        struct_size: size_of::<Desc>() as u32,
-        flags: 0,
-        batch: 1,
-        m,
-        n,
-        k,
-        lda: k,
-        ldb: n,
-        ldc: n,
-        ld_residual: n,
-        stride_a: m * k,
-        stride_b: k * n,
-        stride_c: m * n,
-        stride_residual: m * n,
-        type_a: element::F32,
-        type_b: element::F32,
-        type_accumulator: element::F32,
-        type_c: element::F32,
-        type_bias: 0,
-        type_scale: 0,
-        activation: 0,
-        alpha: 1.0,
-        quantisation: [0; 8],
-        reserved: [0; 3],
-    }
-}
 
 /// Cases of every kernel, by every way of passing operands.
 fn cases_through_the_abi(host: &Host) {
@@ -88,7 +22,7 @@ fn cases_through_the_abi(host: &Host) {
     let passings =
         [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
     let names = ["Apple M1 (test double)", "Apple M2 Max (test double)", "Apple M2 Ultra (test double)"];
-    let step = std::env::var("ANE_METAL_CASE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
+    let step = std::env::var("ANE_SIM_CASE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
     let mut run = 0;
     for (class, name) in names.into_iter().enumerate() {
         host.set_device_name(name);
@@ -107,55 +41,6 @@ fn cases_through_the_abi(host: &Host) {
     assert_eq!(host.counter("violations"), 0, "{}", host.last_violation());
     assert_eq!(host.counter("live_objects"), baseline, "objects left");
     println!("  {run} cases, {} dispatches", host.counter("dispatches"));
-}
-
-struct Open<'h> {
-    host: &'h Host,
-    device: *mut c_void,
-    product: *mut c_void,
-    executor: *mut c_void,
-}
-
-impl<'h> Open<'h> {
-    fn new(host: &'h Host, desc: &Desc, constants: &Constants) -> Result<Self, Box<AneError>> {
-        let mut open = Self { host, device: host.open_device()?, product: null_mut(), executor: null_mut() };
-        let (device, options) = (open.device, Options::default());
-        // SAFETY: pointers to live values of the header's types.
-        create(|e| unsafe { (host.shim.compile)(device, desc, constants, &options, &mut open.product, e) })?;
-        let product = open.product;
-        // SAFETY: as above.
-        create(|e| unsafe { (host.shim.executor_create)(product, &mut open.executor, e) })?;
-        Ok(open)
-    }
-
-    fn run(&self, a: &mut [u8], b: &mut [u8], c: &mut [u8], m: u64) -> Result<RunInfo, Box<AneError>> {
-        let mut info = RunInfo { struct_size: size_of::<RunInfo>() as u32, ..RunInfo::default() };
-        let args = RunArgs {
-            struct_size: size_of::<RunArgs>() as u32,
-            flags: 0,
-            m,
-            a: Operand::data(a),
-            b: if b.is_empty() { Operand::NONE } else { Operand::data(b) },
-            bias: Operand::NONE,
-            residual: Operand::NONE,
-            c: Operand::data(c),
-            info: &mut info,
-        };
-        // SAFETY: operands are live and as long as they say.
-        create(|e| unsafe { (self.host.shim.executor_run)(self.executor, &args, e) })?;
-        Ok(info)
-    }
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        // SAFETY: made by this shim; NULL is accepted.
-        unsafe {
-            (self.host.shim.executor_destroy)(self.executor);
-            (self.host.shim.product_destroy)(self.product);
-            (self.host.shim.device_close)(self.device);
-        }
-    }
 }
 
 /// One whole life of everything, with a k that is split and so uses all objects.
@@ -467,7 +352,7 @@ fn threads(host: &Host) {
 type Test = fn(&Host);
 
 fn main() {
-    let host = host();
+    let host = host("ane_metal_shim");
     let tests: [(&str, Test); 8] = [
         ("faults", faults),
         ("compile_log", compile_log),

@@ -40,7 +40,7 @@ fn judge(kernels: bool, objc: &Path, out: &Path) -> Result<Option<String>, Strin
         command
     } else {
         let mut command = Command::new(own.with_file_name("metal-host-tests"));
-        command.env("ANE_METAL_OBJC", objc).env("ANE_METAL_CASE_STEP", "9").env("RUST_BACKTRACE", "0");
+        command.env("ANE_SIM_OBJC", objc).env("ANE_SIM_CASE_STEP", "9").env("RUST_BACKTRACE", "0");
         command
     };
     let log = out.join("judge.log");
@@ -191,7 +191,7 @@ fn main() -> ExitCode {
             step.parse().map_err(|_| format!("`{step}` is no number")).and_then(|n| run(None, n))
         }
         [filter] => run(Some(filter), 1),
-        _ => Err("usage: metal-mutate [--step N | PART-OF-A-NAME]".into()),
+        _ => Err("usage: shim-mutate [--step N | PART-OF-A-NAME]".into()),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
