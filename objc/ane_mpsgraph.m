@@ -89,6 +89,11 @@ static MPSDataType data_type(ANEType type)
     return type == ANE_TYPE_F16 ? MPSDataTypeFloat16 : MPSDataTypeFloat32;
 }
 
+static MPSDataType operand_type(const ANEMatMulDesc *d, int which)
+{
+    return data_type(which == A ? d->type_a : which == B ? d->type_b : which == BIAS ? d->type_bias : d->type_c);
+}
+
 /* The operands as packed arrays of the whole m. k = 0 becomes one term of zeros. False on overflow. */
 static BOOL packed_layouts(const ANEMatMulDesc *d, Layout packed[OPERANDS])
 {
@@ -408,7 +413,8 @@ static BOOL map_feeds(ANEProduct *product, MPSGraphTensor *const placeholders[OP
         while (which < OPERANDS &&
                !(placeholders ? feed == placeholders[which]
                               : [[[feed operation] name] isEqualToString:[NSString stringWithUTF8String:operand_names[which]]] &&
-                                    [[feed shape] isEqual:product->shapes[which]])) {
+                                    [[feed shape] isEqual:product->shapes[which]] &&
+                                    [feed dataType] == operand_type(&product->desc, which))) {
             ++which;
         }
         if (which == OPERANDS || product->feed_count == OPERANDS) {
@@ -421,7 +427,8 @@ static BOOL map_feeds(ANEProduct *product, MPSGraphTensor *const placeholders[OP
         }
         product->feeds[product->feed_count++] = which;
     }
-    return product->feed_count == expected && [[product->executable targetTensors] count] == 1;
+    return product->feed_count == expected && [[product->executable targetTensors] count] == 1 &&
+           [[[product->executable targetTensors] objectAtIndex:0] dataType] == data_type(product->desc.type_c);
 }
 
 /* Checks the product and fills what does not depend on the executable. */
@@ -663,11 +670,6 @@ static ANEStatus mpsgraph_executor_create(ANEProduct *product, ANEMatMulExecutor
     return ANE_STATUS_OK;
 }
 
-static MPSDataType operand_type(const ANEMatMulDesc *d, int which)
-{
-    return data_type(which == A ? d->type_a : which == B ? d->type_b : which == BIAS ? d->type_bias : d->type_c);
-}
-
 static MPSGraphTensorData *tensor_data(const ANEProduct *product, int which, id<MTLBuffer> buffer)
 {
     return [[MPSGraphTensorData alloc] initWithMTLBuffer:buffer
@@ -727,12 +729,15 @@ static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, N
                                  ANEError *err)
 {
     ANEProduct *product = executor->product;
-    id<MTLCommandBuffer> last;
+    id<MTLCommandBuffer> buffers[2];
     NSArray *encoded;
     MPSCommandBuffer *commands = [MPSCommandBuffer commandBufferFromCommandQueue:product->device->queue];
     if (!commands) {
         return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer");
     }
+    /* MPSGraph may commit and continue in another command buffer while it encodes: the first and the
+     * last are waited for and tell of errors; those between cannot be asked. */
+    buffers[0] = [[[commands rootCommandBuffer] retain] autorelease];
     /* Whether one executable may be encoded by two threads at once is not documented. */
     @synchronized(product->executable) {
         encoded = [product->executable encodeToCommandBuffer:commands
@@ -740,12 +745,13 @@ static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, N
                                                 resultsArray:results
                                          executionDescriptor:nil];
     }
-    /* MPSGraph may commit and continue in another command buffer: ask after encoding. */
-    last = [[[commands rootCommandBuffer] retain] autorelease];
+    buffers[1] = [[[commands rootCommandBuffer] retain] autorelease];
     [commands commit];
-    [last waitUntilCompleted];
-    if ([last status] != MTLCommandBufferStatusCompleted || [last error]) {
-        return report_command_error(err, [last error]);
+    for (int i = 0; i < 2; ++i) {
+        [buffers[i] waitUntilCompleted];
+        if ([buffers[i] status] != MTLCommandBufferStatusCompleted || [buffers[i] error]) {
+            return report_command_error(err, [buffers[i] error]);
+        }
     }
     if ([encoded count] != 1) {
         return FAIL(err, ANE_STATUS_RUN_FAILED, "MPSGraph encoded %lu results, not one", (unsigned long)[encoded count]);
@@ -753,7 +759,7 @@ static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, N
     if (info) {
         const uint32_t size = info->struct_size;
         const ANERunInfo seen = {size, product->level0 ? ANE_DEVICE_GPU : ANE_DEVICE_UNKNOWN,
-                                 (uint64_t)([last GPUStartTime] * 1e9), (uint64_t)([last GPUEndTime] * 1e9)};
+                                 (uint64_t)([buffers[0] GPUStartTime] * 1e9), (uint64_t)([buffers[1] GPUEndTime] * 1e9)};
         memcpy(info, &seen, size < sizeof seen ? size : sizeof seen);
     }
     return ANE_STATUS_OK;

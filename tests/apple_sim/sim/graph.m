@@ -519,7 +519,7 @@ static void need_packages(void)
     if (__atomic_add_fetch(&encoding, 1, __ATOMIC_SEQ_CST) != 1) {
         sim_violation("two threads encode one executable at once");
     }
-    usleep(30);
+    sim_wait(sim_latency_us() / 10);
     __atomic_sub_fetch(&encoding, 1, __ATOMIC_SEQ_CST);
     if (sim_faulty(SIM_FAULT_EXCEPTION_ENCODE_GRAPH)) {
         [NSException raise:NSInternalInconsistencyException format:@"planted exception while encoding"];

@@ -1,5 +1,5 @@
 /*
- * sim.h - what a test tells the double of Metal, and what it asks it. Process-wide.
+ * sim.h - what a test tells the doubles of Metal and MPSGraph, and what it asks them. Process-wide.
  */
 #ifndef ANE_METAL_SIM_H
 #define ANE_METAL_SIM_H
@@ -40,6 +40,7 @@ void ane_sim_metal_set_fault(int32_t fault, int32_t after);
 void ane_sim_metal_set_error(int64_t code);
 void ane_sim_metal_set_device_name(const char *name);
 void ane_sim_metal_set_macos_major(int64_t major);
+void ane_sim_metal_set_latency_us(int64_t latency);
 void ane_sim_metal_set_max_buffer_bytes(uint64_t bytes);
 /* Schedule and seed of the emulator. */
 void ane_sim_metal_set_schedule(int32_t schedule, uint64_t seed);

@@ -23,12 +23,12 @@ typedef int32_t (*DispatchFunction)(const char *, const uint32_t *, uint32_t, co
 
 static struct {
     int32_t fault, after;
-    int64_t error_code, macos_major;
+    int64_t error_code, macos_major, latency_us;
     uint64_t max_buffer_bytes, seed;
     int32_t schedule;
     char name[64], compiler[512], directory[512], violation[128];
     int64_t live, libraries, pipelines, buffers, violations, dispatches;
-} sim = {.macos_major = 15, .max_buffer_bytes = 1ull << 32, .name = "Apple M1 (test double)"};
+} sim = {.macos_major = 15, .latency_us = 300, .max_buffer_bytes = 1ull << 32, .name = "Apple M1 (test double)"};
 
 static pthread_mutex_t sim_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -57,6 +57,15 @@ static void count(int64_t *counter, int64_t by)
     __atomic_add_fetch(counter, by, __ATOMIC_SEQ_CST);
 }
 
+void sim_wait(int64_t us)
+{
+    if (us) {
+        usleep((useconds_t)us);
+    }
+}
+
+int64_t sim_latency_us(void) { return sim.latency_us; }
+
 NSError *sim_error(NSString *domain, NSInteger code, NSString *text)
 {
     return [NSError errorWithDomain:domain
@@ -72,6 +81,7 @@ void ane_sim_metal_set_fault(int32_t fault, int32_t after)
 void ane_sim_metal_set_error(int64_t code) { sim.error_code = code; }
 void ane_sim_metal_set_device_name(const char *name) { snprintf(sim.name, sizeof sim.name, "%s", name); }
 void ane_sim_metal_set_macos_major(int64_t major) { sim.macos_major = major; }
+void ane_sim_metal_set_latency_us(int64_t latency) { sim.latency_us = latency; }
 void ane_sim_metal_set_max_buffer_bytes(uint64_t bytes) { sim.max_buffer_bytes = bytes; }
 void ane_sim_metal_set_schedule(int32_t schedule, uint64_t seed)
 {
@@ -400,7 +410,7 @@ static void *work(void *argument)
     @autoreleasepool {
         char text[512];
         NSError *failure = nil;
-        usleep(300);
+        sim_wait(sim.latency_us);
         if (commands->late) {
             commands->late(commands->late_argument);
             commands->late = NULL;

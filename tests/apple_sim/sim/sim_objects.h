@@ -15,6 +15,9 @@ BOOL sim_faulty(int32_t fault);
 void sim_violation(const char *text);
 NSError *sim_error(NSString *domain, NSInteger code, NSString *text);
 const char *sim_device_name(void);
+/* How long the device takes at least; 0 for endurance runs. */
+int64_t sim_latency_us(void);
+void sim_wait(int64_t us);
 
 @interface SimBuffer : SimObject <MTLBuffer> {
 @public

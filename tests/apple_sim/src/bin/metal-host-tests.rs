@@ -3,15 +3,15 @@
 //! A program of its own rather than a test harness: GNUstep ends the process when a thread that used
 //! Objective-C ends and the main thread never did.
 
-use std::ffi::c_void;
 use std::ptr::null_mut;
 
-use apple_sim::case::{Case, Data, Passing, Random};
+use apple_sim::case::{Case, Passing};
 use apple_sim::drive::{
     BACKGROUND, COMPILE_FAILED, EXCEPTION, INVALID_ARGUMENT, NO_DEVICE, NOT_IMPLEMENTED, OUT_OF_MEMORY, Open,
-    REFUSED, RUN_FAILED, TIMEOUT, close, device, host, simple,
+    REFUSED, RUN_FAILED, TIMEOUT, bad_runs, close, device, endurance, no_violations, run_tests, setting,
+    simple, threads,
 };
-use apple_sim::host::{AneError, Constants, Host, Operand, Options, ProductInfo, RunArgs, RunInfo, create};
+use apple_sim::host::{AneError, Constants, Host, Options, ProductInfo, create};
 use apple_sim::plan::{Desc, Overrides, element, flag};
 use apple_sim::sweep;
 
@@ -22,7 +22,7 @@ fn cases_through_the_abi(host: &Host) {
     let passings =
         [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
     let names = ["Apple M1 (test double)", "Apple M2 Max (test double)", "Apple M2 Ultra (test double)"];
-    let step = std::env::var("ANE_SIM_CASE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
+    let step = setting("ANE_SIM_CASE_STEP", 3);
     let mut run = 0;
     for (class, name) in names.into_iter().enumerate() {
         host.set_device_name(name);
@@ -201,91 +201,23 @@ fn refusals(host: &Host) {
     host.set("set_macos_major", 15);
 }
 
-/// What a caller can do wrong in a run is an error, and touches nothing.
-fn bad_runs(host: &Host) {
+/// Pipelines are not saved: Metal has its own cache of them.
+fn packages(host: &Host) {
     let desc = simple(4, 5, 6);
-    let open = Open::new(host, &desc, &Constants::new(None)).unwrap_or_else(|e| panic!("{}", e.message()));
-    let (mut a, mut b, mut c) = (vec![0u8; 96], vec![0u8; 120], vec![0xfdu8; 80]);
-    assert!(open.run(&mut a, &mut b, &mut c, 4).is_ok());
-    c.fill(0xfd);
-    let status = |result: Result<RunInfo, Box<AneError>>| result.map(|_| ()).map_err(|e| e.status);
-    let invalid = Err(INVALID_ARGUMENT);
-    assert_eq!(status(open.run(&mut a[..92], &mut b, &mut c, 4)), invalid);
-    assert_eq!(status(open.run(&mut a, &mut b[..116], &mut c, 4)), invalid);
-    assert_eq!(status(open.run(&mut a, &mut b, &mut c[..76], 4)), invalid);
-    assert_eq!(status(open.run(&mut a, &mut [], &mut c, 4)), invalid);
-    assert_eq!(status(open.run(&mut a, &mut b, &mut c, 3)), invalid);
-    assert_eq!(status(open.run(&mut a, &mut b, &mut c, 5)), invalid);
-    assert!(c.iter().all(|byte| *byte == 0xfd), "a refused run wrote to C");
-
-    let (other, mut foreign, mut short) = (device(host), null_mut(), null_mut());
-    // SAFETY: out is live.
+    let (constants, options) = (Constants::new(None), Options::default());
+    let open = Open::new(host, &desc, &constants).unwrap_or_else(|e| panic!("{}", e.message()));
+    let mut loaded = null_mut();
+    let path = c"/nowhere".as_ptr();
+    // SAFETY: pointers to live values of the header's types.
     unsafe {
-        assert_eq!((host.shim.buffer_create)(other, 4096, &mut foreign, null_mut()), 0);
-        assert_eq!((host.shim.buffer_create)(open.device, 100, &mut short, null_mut()), 0);
-    }
-    let run_with = |operand: Operand, a: &mut [u8], b: &mut [u8], c: &mut [u8]| {
-        let _ = a;
-        let args = RunArgs {
-            struct_size: size_of::<RunArgs>() as u32,
-            flags: 0,
-            m: 4,
-            a: operand,
-            b: Operand::data(b),
-            bias: Operand::NONE,
-            residual: Operand::NONE,
-            c: Operand::data(c),
-            info: null_mut(),
-        };
-        // SAFETY: operands are live and as long as they say, or the shim must notice.
-        create(|e| unsafe { (host.shim.executor_run)(open.executor, &args, e) }).map_err(|e| e.status)
-    };
-    let buffer = |buffer, offset_bytes| Operand { data: null_mut(), buffer, offset_bytes, length_bytes: 96 };
-    assert_eq!(run_with(buffer(short, 0), &mut a, &mut b, &mut c), Ok(()));
-    assert_eq!(run_with(buffer(short, 4), &mut a, &mut b, &mut c), Ok(()));
-    assert_eq!(run_with(buffer(short, 8), &mut a, &mut b, &mut c), invalid);
-    assert_eq!(run_with(buffer(short, u64::MAX - 7), &mut a, &mut b, &mut c), invalid);
-    assert_eq!(run_with(buffer(foreign, 0), &mut a, &mut b, &mut c), invalid);
-    let both = Operand { buffer: short, ..Operand::data(&mut a.clone()) };
-    assert_eq!(run_with(both, &mut a, &mut b, &mut c), invalid);
-    // SAFETY: made above; NULL is accepted.
-    unsafe {
-        (host.shim.buffer_destroy)(foreign);
-        (host.shim.buffer_destroy)(short);
-        (host.shim.buffer_destroy)(null_mut());
-        (host.shim.product_destroy)(null_mut());
-        (host.shim.executor_destroy)(null_mut());
-        (host.shim.device_close)(null_mut());
-    }
-    close(host, other);
-
-    // Wrapping wants whole pages; saving is not offered.
-    let mut page = vec![0u8; 3 * 4096];
-    let start = page.as_mut_ptr().wrapping_add(page.as_ptr().align_offset(4096));
-    let mut wrapped = null_mut();
-    // SAFETY: a live page; what is not one is refused before it is touched.
-    unsafe {
-        let wrap = host.shim.buffer_wrap;
-        assert_eq!(wrap(open.device, start.add(4).cast(), 4096, &mut wrapped, null_mut()), INVALID_ARGUMENT);
-        assert_eq!(wrap(open.device, start.cast(), 4000, &mut wrapped, null_mut()), INVALID_ARGUMENT);
-        assert_eq!(wrap(open.device, start.cast(), 0, &mut wrapped, null_mut()), INVALID_ARGUMENT);
-        assert_eq!(wrap(open.device, null_mut(), 4096, &mut wrapped, null_mut()), INVALID_ARGUMENT);
-        assert!(wrapped.is_null());
-        assert_eq!((host.shim.product_save)(open.product, c"/nowhere".as_ptr(), null_mut()), NOT_IMPLEMENTED);
-        let (constants, options) = (Constants::new(None), Options::default());
+        assert_eq!((host.shim.product_save)(open.product, path, null_mut()), NOT_IMPLEMENTED);
         let load = host.shim.product_load;
-        let status =
-            load(open.device, &desc, &constants, &options, c"/nowhere".as_ptr(), &mut wrapped, null_mut());
-        assert_eq!(status, NOT_IMPLEMENTED);
-        let constant_b = Desc { flags: flag::CONSTANT_B, ..desc };
-        let short_b = [0u8; 116];
-        for constants in [Constants::new(None), Constants::new(Some(&short_b))] {
-            let status =
-                (host.shim.compile)(open.device, &constant_b, &constants, &options, &mut wrapped, null_mut());
-            assert_eq!(status, INVALID_ARGUMENT);
-        }
+        assert_eq!(
+            load(open.device, &desc, &constants, &options, path, &mut loaded, null_mut()),
+            NOT_IMPLEMENTED
+        );
     }
-    assert!(wrapped.is_null());
+    assert!(loaded.is_null(), "out was written on failure");
 }
 
 /// Compile once, run often: nothing is made in a run, and nothing stays.
@@ -325,47 +257,20 @@ fn steady_state(host: &Host) {
     assert_eq!(host.counter("pipelines_made"), steady[2], "a second product made pipelines");
 }
 
-/// Products and devices from several threads at once, an executor each.
-fn threads(host: &Host) {
-    let baseline = host.counter("live_objects");
-    let device = device(host) as usize;
-    let shared: &Host = host;
-    std::thread::scope(|scope| {
-        for t in 0..4u64 {
-            scope.spawn(move || {
-                let mut random = Random(t);
-                for i in 0..6 {
-                    let (m, n, k) =
-                        (random.pick(&[1, 9, 40]), random.pick(&[1, 17, 33]), random.pick(&[5, 200]));
-                    let case = Case { m, n, k, seed: t * 100 + i, data: Data::Integers, ..Case::default() };
-                    // SAFETY: opened above, and closed below.
-                    unsafe { case.run_shim(shared, device as *mut c_void, Passing::Data) }
-                        .unwrap_or_else(|e| panic!("{e}"));
-                }
-            });
-        }
-    });
-    close(host, device as *mut c_void);
-    assert_eq!(host.counter("live_objects"), baseline, "objects left");
-}
-
-type Test = fn(&Host);
-
 fn main() {
-    let host = host("ane_metal_shim");
-    let tests: [(&str, Test); 8] = [
-        ("faults", faults),
-        ("compile_log", compile_log),
-        ("refusals", refusals),
-        ("bad_runs", bad_runs),
-        ("steady_state", steady_state),
-        ("threads", threads),
-        ("cases_through_the_abi", cases_through_the_abi),
-        ("violations", |host| assert_eq!(host.counter("violations"), 0, "{}", host.last_violation())),
-    ];
-    for (name, test) in tests {
-        println!("test {name} ...");
-        test(&host);
-    }
-    println!("test result: ok. {} passed", tests.len());
+    run_tests(
+        "ane_metal_shim",
+        &[
+            ("faults", faults),
+            ("compile_log", compile_log),
+            ("refusals", refusals),
+            ("bad_runs", bad_runs),
+            ("packages", packages),
+            ("steady_state", steady_state),
+            ("threads", threads),
+            ("cases_through_the_abi", cases_through_the_abi),
+            ("endurance", endurance),
+            ("no_violations", no_violations),
+        ],
+    );
 }

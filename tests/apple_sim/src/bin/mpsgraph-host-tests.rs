@@ -1,0 +1,499 @@
+//! `ane_mpsgraph.m` through the C ABI, over the double of MPSGraph.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::ptr::null_mut;
+
+use apple_sim::case::{Case, Data, Passing};
+use apple_sim::drive::{
+    BACKGROUND, COMPILE_FAILED, EXCEPTION, INTERNAL, INVALID_ARGUMENT, IO, NO_DEVICE, NOT_IMPLEMENTED,
+    OUT_OF_MEMORY, Open, PACKAGE_MISMATCH, REFUSED, RUN_FAILED, TIMEOUT, bad_runs, close, device, endurance,
+    no_violations, run_tests, setting, simple, status, threads,
+};
+use apple_sim::host::{AneError, Constants, Host, Operand, Options, ProductInfo, RunArgs, RunInfo, create};
+use apple_sim::plan::{Desc, Overrides, element, flag};
+use apple_sim::sweep;
+
+const GPU: i32 = 2;
+const NEURAL_ENGINE: i32 = 3;
+
+/// Every case that the kernels run, as far as MPSGraph has the type, by every way of passing operands.
+fn cases_through_the_abi(host: &Host) {
+    let baseline = host.counter("live_objects");
+    let passings =
+        [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
+    let bf16 = |case: &Case| {
+        case.input == element::BF16 || case.output == element::BF16 || case.bias == Some(element::BF16)
+    };
+    let cases = sweep::cases();
+    let mine = cases.iter().filter(|case| !bf16(case)).step_by(setting("ANE_SIM_CASE_STEP", 2));
+    let device = device(host);
+    let mut run = 0;
+    for (i, case) in mine.enumerate() {
+        let case = Case { overrides: Overrides::default(), ..case.clone() };
+        // SAFETY: opened above.
+        unsafe { case.run_shim(host, device, passings[i % passings.len()]) }
+            .unwrap_or_else(|e| panic!("{e}"));
+        run += 1;
+    }
+    close(host, device);
+    assert_eq!(host.counter("live_objects"), baseline, "objects left");
+    println!("  {run} cases, {} runs encoded", host.counter("runs_encoded"));
+}
+
+/// One whole life of everything, with every feed: bias and residual too.
+fn life(host: &Host) -> Result<(), Box<AneError>> {
+    let open = Open::new(host, &full(), &Constants::new(None))?;
+    let info = run_full(&open)?;
+    assert_eq!(
+        (info.observed, info.device_start_ns, info.device_end_ns),
+        (GPU, 1_000_000_000, 1_500_000_000)
+    );
+    Ok(())
+}
+
+/// 3 x 4 x 2 with bias and residual.
+fn full() -> Desc {
+    Desc { flags: flag::BIAS | flag::RESIDUAL, type_bias: element::F32, ..simple(3, 4, 2) }
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_ne_bytes()).collect()
+}
+
+/// Runs [`full`] on numbers whose places cannot be confused, and checks the result.
+fn run_full(open: &Open<'_>) -> Result<RunInfo, Box<AneError>> {
+    let mut a = bytes_of(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let mut b = bytes_of(&[10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0]);
+    let mut bias = bytes_of(&[1000.0, 2000.0, 3000.0, 4000.0]);
+    let mut residual = bytes_of(&(0..12u8).map(|i| f32::from(i) / 16.0).collect::<Vec<_>>());
+    let mut c = vec![0xfdu8; 48];
+    let mut info = RunInfo { struct_size: size_of::<RunInfo>() as u32, ..RunInfo::default() };
+    let args = RunArgs {
+        struct_size: size_of::<RunArgs>() as u32,
+        flags: 0,
+        m: 3,
+        a: Operand::data(&mut a),
+        b: Operand::data(&mut b),
+        bias: Operand::data(&mut bias),
+        residual: Operand::data(&mut residual),
+        c: Operand::data(&mut c),
+        info: &mut info,
+    };
+    // SAFETY: operands are live and as long as they say.
+    create(|e| unsafe { (open.host.shim.executor_run)(open.executor, &args, e) })?;
+    let products =
+        [110.0, 140.0, 170.0, 200.0, 230.0, 300.0, 370.0, 440.0, 350.0, 460.0, 570.0, 680.0].into_iter();
+    let expected: Vec<f32> = products
+        .zip(0..12u8)
+        .map(|(sum, i)| sum + 1000.0 * f32::from(i % 4 + 1) + f32::from(i) / 16.0)
+        .collect();
+    assert_eq!(c, bytes_of(&expected), "the result of 3 x 4 x 2 with bias and residual");
+    Ok(info)
+}
+
+/// Every fault of the double gives its status, leaves nothing behind, and does not outlast itself.
+fn faults(host: &Host) {
+    // Fault, calls before it, GPU error code, status.
+    let faults = [
+        (1, 0, 0, NO_DEVICE),
+        (3, 0, 0, OUT_OF_MEMORY),
+        (20, 0, 0, OUT_OF_MEMORY),
+        (24, 0, 0, EXCEPTION), // the first tensor
+        (24, 3, 0, EXCEPTION),
+        (25, 0, 0, EXCEPTION),
+        (21, 0, 0, COMPILE_FAILED),
+        (28, 0, 0, INTERNAL),
+        (4, 0, 0, OUT_OF_MEMORY), // staging of each operand
+        (4, 1, 0, OUT_OF_MEMORY),
+        (4, 4, 0, OUT_OF_MEMORY),
+        (13, 0, 0, EXCEPTION),
+        (13, 4, 0, EXCEPTION),
+        (22, 0, 0, OUT_OF_MEMORY),
+        (22, 4, 0, OUT_OF_MEMORY),
+        (9, 0, 0, OUT_OF_MEMORY),
+        (26, 0, 0, EXCEPTION),
+        (23, 0, 0, RUN_FAILED),
+        (11, 0, 1, RUN_FAILED),
+        (11, 0, 2, TIMEOUT),
+        (11, 0, 3, RUN_FAILED),
+        (11, 0, 7, BACKGROUND),
+        (11, 0, 8, OUT_OF_MEMORY),
+        (16, 0, 0, RUN_FAILED),
+    ];
+    life(host).unwrap_or_else(|e| panic!("{}", e.message()));
+    let baseline = host.counter("live_objects");
+    for (fault, after, code, wanted) in faults {
+        host.set_fault(fault, after);
+        host.set("set_error", code);
+        let error = life(host).expect_err(&format!("fault {fault} after {after} was not reported"));
+        host.set_fault(0, 0);
+        assert_eq!(
+            (error.status, error.refusal),
+            (wanted, 0),
+            "fault {fault} after {after}: {}",
+            error.message()
+        );
+        if fault == 11 {
+            // Without commit and continue in between, the double's one command buffer has the error.
+            assert_eq!((error.native_code, error.domain().as_str()), (code, "MTLCommandBufferErrorDomain"));
+            assert!(error.message().contains("planted GPU error"), "{}", error.message());
+        }
+        if wanted == EXCEPTION {
+            assert!(error.message().contains("planted exception") && !error.domain().is_empty());
+        }
+        assert_eq!(host.counter("live_objects"), baseline, "fault {fault} after {after} leaks");
+        assert_eq!(host.counter("open_intervals"), 0, "fault {fault} after {after} leaves an interval open");
+        life(host).unwrap_or_else(|e| panic!("after fault {fault}: {}", e.message()));
+    }
+    println!("  {} faults", faults.len());
+}
+
+/// A run that failed leaves an executor that runs, also from another thread.
+fn good_runs_after_bad_ones(host: &Host) {
+    let open = Open::new(host, &full(), &Constants::new(None)).unwrap_or_else(|e| panic!("{}", e.message()));
+    for fault in [4, 22, 9, 26, 23, 11, 16] {
+        host.set_fault(fault, 0);
+        host.set("set_error", 1);
+        let failed = run_full(&open).is_err();
+        host.set_fault(0, 0);
+        // Staging is made once: its faults strike the first run only.
+        assert!(failed || fault == 22, "fault {fault} was not reported");
+        run_full(&open).unwrap_or_else(|e| panic!("after fault {fault}: {}", e.message()));
+        let shared = Shared(&open);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(move || run_full(shared.open()).map(drop).map_err(|e| e.message()));
+            other.join().expect("no panic").unwrap_or_else(|e| panic!("after fault {fault}: {e}"));
+        });
+    }
+}
+
+/// An executor that moves between threads, as the ABI allows.
+struct Shared<'a>(&'a Open<'a>);
+
+impl<'a> Shared<'a> {
+    fn open(&self) -> &'a Open<'a> {
+        self.0
+    }
+}
+
+// SAFETY: the ABI lets an executor be used by any thread, one at a time; the owner waits meanwhile.
+unsafe impl Send for Shared<'_> {}
+
+fn refusals(host: &Host) {
+    let device = device(host);
+    let good = simple(8, 8, 8);
+    let none = Options::default();
+    let supports = |desc: &Desc, options: &Options| {
+        // SAFETY: pointers to live values of the header's types.
+        status(create(|e| unsafe { (host.shim.supports)(device, desc, options, e) }))
+    };
+    let with = |edit: &dyn Fn(&mut Desc)| {
+        let mut desc = good;
+        edit(&mut desc);
+        supports(&desc, &none)
+    };
+    let refused = |reason| Err((REFUSED, reason));
+    assert_eq!(supports(&good, &none), Ok(()));
+    assert_eq!(with(&|d| d.flags = 1 << 20), refused(19));
+    assert_eq!(with(&|d| (d.type_a, d.type_b) = (element::BF16, element::BF16)), refused(1));
+    assert_eq!(with(&|d| (d.type_a, d.type_b) = (6, 6)), refused(1));
+    assert_eq!(with(&|d| d.type_b = element::F16), refused(1));
+    assert_eq!(with(&|d| d.type_accumulator = element::F16), refused(1));
+    assert_eq!(with(&|d| d.type_c = 1), refused(1));
+    assert_eq!(with(&|d| (d.flags, d.type_bias) = (flag::BIAS, 5)), refused(1));
+    assert_eq!(with(&|d| d.quantisation[0] = 1), refused(2));
+    assert_eq!(with(&|d| d.quantisation[1] = 1), refused(2));
+    assert_eq!(with(&|d| d.quantisation[6] = 1), refused(2));
+    assert_eq!(with(&|d| d.activation = 7), refused(9));
+    assert_eq!(with(&|d| d.activation = -1), refused(9));
+    assert_eq!(with(&|d| d.k = 1 << 31), refused(3));
+    assert_eq!(with(&|d| d.batch = 1 << 31), refused(3));
+    assert_eq!(with(&|d| d.lda = 1 << 62), refused(4));
+    assert_eq!(with(&|d| (d.m, d.lda) = (1 << 20, 1 << 20)), Ok(()), "rows far apart are packed");
+    assert_eq!(with(&|d| d.struct_size = 100), Err((INVALID_ARGUMENT, 0)));
+
+    // 2^32 bytes and more, whatever the device allows; then what the device does not allow.
+    host.set("set_max_buffer_bytes", 1 << 40);
+    let wide = |k: u64| move |d: &mut Desc| (d.m, d.k, d.lda, d.stride_a) = (65536, k, k, 65536 * k);
+    assert_eq!(with(&wide(16384)), refused(4));
+    assert_eq!(with(&wide(16383)), Ok(()));
+    host.set("set_max_buffer_bytes", 1 << 20);
+    assert_eq!(with(&wide(16383)), refused(4));
+    host.set("set_max_buffer_bytes", 1 << 32);
+
+    let kinds =
+        [(0, Ok(())), (GPU, Ok(())), (1, refused(10)), (4, refused(10)), (NEURAL_ENGINE, refused(11))];
+    for (kind, expected) in kinds {
+        assert_eq!(supports(&good, &Options { device: kind, ..none }), expected, "device {kind}");
+    }
+    let engine = Options { device: NEURAL_ENGINE, ..none };
+    let half = half();
+    assert_eq!(supports(&half, &engine), Ok(()));
+    assert_eq!(supports(&Desc { type_accumulator: element::F32, ..half }, &engine), refused(11));
+    assert_eq!(supports(&Desc { type_c: element::F32, ..half }, &engine), refused(11));
+    let bias = Desc { flags: flag::BIAS, type_bias: element::F32, ..half };
+    assert_eq!(supports(&bias, &engine), refused(11));
+    assert_eq!(supports(&bias, &none), Ok(()));
+    let long = Desc { k: 16385, lda: 16385, stride_a: 16385 * 8, stride_b: 16385 * 8, ..half };
+    assert_eq!(supports(&long, &engine), refused(3));
+    assert_eq!(supports(&long, &none), Ok(()));
+    close(host, device);
+}
+
+/// 8 x 8 x 8, f16 throughout.
+fn half() -> Desc {
+    let f16 = element::F16;
+    Desc { type_a: f16, type_b: f16, type_accumulator: f16, type_c: f16, ..simple(8, 8, 8) }
+}
+
+/// What is asked of the compiler, and what a product says of where it runs.
+fn options(host: &Host) {
+    let compiled = |desc: &Desc, options: &Options| {
+        let open = Open::with(host, desc, &Constants::new(None), options)
+            .unwrap_or_else(|e| panic!("{}", e.message()));
+        let mut info = ProductInfo { struct_size: size_of::<ProductInfo>() as u32, ..ProductInfo::default() };
+        // SAFETY: a live product.
+        create(|e| unsafe { (host.shim.product_info)(open.product, &mut info, e) })
+            .unwrap_or_else(|e| panic!("{}", e.message()));
+        assert!(info.compile_ns > 0 && info.executor_bytes >= 3 * 64 * 2 && info.flags == 0, "{info:?}");
+        let seen = (info.requested, info.observed, host.counter("optimization_level"));
+        (seen, host.counter("reduced_precision"))
+    };
+    let none = Options::default();
+    let engine = Options { device: NEURAL_ENGINE, ..none };
+    assert_eq!(compiled(&half(), &none), ((0, GPU, 0), -1));
+    assert_eq!(compiled(&half(), &Options { device: GPU, ..none }), ((GPU, GPU, 0), -1));
+    assert_eq!(compiled(&half(), &engine), ((NEURAL_ENGINE, 0, 1), -1));
+    // The setter that came with system 26 is not sent to an older one (the double counts that).
+    host.set("set_macos_major", 26);
+    assert_eq!(compiled(&half(), &none), ((0, GPU, 0), 0));
+    let reduced = Options { flags: 2, ..none };
+    assert_ne!(compiled(&half(), &reduced).1, 0);
+    assert_eq!(compiled(&half(), &Options { flags: 1, ..none }).1, 0, "fast math is not reduced precision");
+    host.set("set_macos_major", 15);
+}
+
+/// Sums that M1 and M2 get wrong are split there (pytorch#195163), and only there.
+fn long_sums(host: &Host) {
+    for name in ["Apple M1", "Apple M2 Ultra", "Apple A15 GPU", "Apple M4 Max"] {
+        host.set_device_name(name);
+        let device = device(host);
+        for (k, transposes) in [(16384, false), (16385, false), (32767, false), (40000, true)] {
+            let case = Case {
+                m: 16,
+                n: 17,
+                k,
+                transpose_a: transposes,
+                transpose_b: transposes,
+                data: Data::Integers,
+                ..Case::default()
+            };
+            for case in [case.clone(), Case { batch: 2, m: 3, k: 16400, shared_b: true, ..case }] {
+                // SAFETY: opened above.
+                unsafe { case.run_shim(host, device, Passing::Data) }
+                    .unwrap_or_else(|e| panic!("{name}: {e}"));
+            }
+        }
+        close(host, device);
+    }
+    host.set_device_name("Apple M1 (test double)");
+}
+
+/// Shared buffers in the graph's own layout are used in place: nothing is made or copied in a run.
+fn buffers_in_place(host: &Host) {
+    let open = Open::new(host, &simple(3, 4, 2), &Constants::new(None))
+        .unwrap_or_else(|e| panic!("{}", e.message()));
+    let mut buffers = [null_mut(); 3];
+    for (buffer, bytes) in buffers.iter_mut().zip([24, 32, 48]) {
+        // SAFETY: an open device and a live out.
+        create(|e| unsafe { (host.shim.buffer_create)(open.device, bytes, buffer, e) })
+            .unwrap_or_else(|e| panic!("{}", e.message()));
+    }
+    // SAFETY: live buffers of these lengths; nothing runs while they are filled.
+    let contents = buffers.map(|b| unsafe { (host.shim.buffer_contents)(b) }.cast::<f32>());
+    let made = host.counter("buffers_made");
+    for round in 1..=10u8 {
+        // SAFETY: as above.
+        unsafe {
+            std::slice::from_raw_parts_mut(contents[0], 6).fill(f32::from(round));
+            std::slice::from_raw_parts_mut(contents[1], 8).fill(2.0);
+            std::slice::from_raw_parts_mut(contents[2], 12).fill(f32::NAN);
+        }
+        let operand = |i: usize, length_bytes| Operand {
+            data: null_mut(),
+            buffer: buffers[i],
+            offset_bytes: 0,
+            length_bytes,
+        };
+        let args = RunArgs {
+            struct_size: size_of::<RunArgs>() as u32,
+            flags: 0,
+            m: 3,
+            a: operand(0, 24),
+            b: operand(1, 32),
+            bias: Operand::NONE,
+            residual: Operand::NONE,
+            c: operand(2, 48),
+            info: null_mut(),
+        };
+        // SAFETY: live objects of one device.
+        create(|e| unsafe { (host.shim.executor_run)(open.executor, &args, e) })
+            .unwrap_or_else(|e| panic!("{}", e.message()));
+        // SAFETY: the run is complete.
+        let c = unsafe { std::slice::from_raw_parts(contents[2], 12) };
+        assert_eq!(c, [4.0 * f32::from(round); 12]);
+    }
+    assert_eq!(host.counter("buffers_made"), made, "a run on shared buffers made others");
+    for buffer in buffers {
+        // SAFETY: made above.
+        unsafe { (host.shim.buffer_destroy)(buffer) };
+    }
+}
+
+/// Compile once, run often: nothing is made in a run.
+fn steady_state(host: &Host) {
+    let desc = Desc { flags: flag::VARIABLE_M, ..simple(33, 20, 70) };
+    let open = Open::new(host, &desc, &Constants::new(None)).unwrap_or_else(|e| panic!("{}", e.message()));
+    let (mut a, mut b, mut c) = (vec![0u8; 33 * 70 * 4], vec![0u8; 20 * 70 * 4], vec![0u8; 33 * 20 * 4]);
+    let mut run = |m: u64| status(open.run(&mut a, &mut b, &mut c, m));
+    assert_eq!(run(33), Ok(()));
+    let counters = ["live_objects", "executables_made", "buffers_made"];
+    let steady = counters.map(|name| host.counter(name));
+    for i in 0..200 {
+        assert_eq!(run([33, 1, 2, 17, 0][i % 5]), Ok(()));
+    }
+    assert_eq!(counters.map(|name| host.counter(name)), steady, "{counters:?} changed over 200 runs");
+}
+
+/// Products without elements of C compile and run, and write nothing; k = 0 leaves bias and residual.
+fn empty(host: &Host) {
+    for (m, n) in [(0, 4), (4, 0), (0, 0)] {
+        let open = Open::new(host, &simple(m, n, 2), &Constants::new(None))
+            .unwrap_or_else(|e| panic!("{}", e.message()));
+        let (mut a, mut b, mut c) = (vec![0u8; 64], vec![0u8; 64], vec![0xfdu8; 64]);
+        assert_eq!(status(open.run(&mut a, &mut b, &mut c, m)), Ok(()));
+        assert!(c.iter().all(|byte| *byte == 0xfd), "an empty C was written to");
+    }
+    let device = device(host);
+    for (bias, residual) in [(None, false), (Some(element::F32), true)] {
+        let case = Case { m: 3, n: 5, k: 0, bias, residual, ..Case::default() };
+        // SAFETY: opened above.
+        unsafe { case.run_shim(host, device, Passing::Data) }.unwrap_or_else(|e| panic!("{e}"));
+    }
+    close(host, device);
+}
+
+/// A directory of this run's own, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("mpsgraph-host-tests-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("the temporary directory can be written");
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn save(open: &Open<'_>, path: &Path) -> Result<(), (i32, i32)> {
+    let path = CString::new(path.to_string_lossy().as_bytes()).expect("no NUL");
+    // SAFETY: a live product and a path.
+    status(create(|e| unsafe { (open.host.shim.product_save)(open.product, path.as_ptr(), e) }))
+}
+
+/// Loads a product in place of the one of `open`.
+fn load<'h>(host: &'h Host, desc: &Desc, path: &Path, options: &Options) -> Result<Open<'h>, (i32, i32)> {
+    let path = CString::new(path.to_string_lossy().as_bytes()).expect("no NUL");
+    let mut open = Open { host, device: device(host), product: null_mut(), executor: null_mut() };
+    let (shim, device, constants) = (host.shim, open.device, Constants::new(None));
+    // SAFETY: pointers to live values of the header's types.
+    status(create(|e| unsafe {
+        (shim.product_load)(device, desc, &constants, options, path.as_ptr(), &mut open.product, e)
+    }))
+    .inspect_err(|_| assert!(open.product.is_null(), "out was written on failure"))?;
+    let product = open.product;
+    // SAFETY: as above.
+    status(create(|e| unsafe { (shim.executor_create)(product, &mut open.executor, e) }))?;
+    Ok(open)
+}
+
+/// What was saved runs as what was compiled; what does not fit is not trusted.
+fn packages(host: &Host) {
+    let baseline = host.counter("live_objects");
+    let (scratch, none) = (Scratch::new(), Options::default());
+    let path = scratch.0.join("full.mpsgraphpackage");
+    let open = Open::new(host, &full(), &Constants::new(None)).unwrap_or_else(|e| panic!("{}", e.message()));
+    assert_eq!(load(host, &full(), &path, &none).err(), Some((IO, 0)), "there is none yet");
+    assert_eq!(save(&open, &path), Ok(()));
+    // Twenty times: the order of feeds differs.
+    for _ in 0..20 {
+        let loaded = load(host, &full(), &path, &none).unwrap_or_else(|e| panic!("{e:?}"));
+        let mut info = ProductInfo { struct_size: size_of::<ProductInfo>() as u32, ..ProductInfo::default() };
+        // SAFETY: a live product.
+        create(|e| unsafe { (host.shim.product_info)(loaded.product, &mut info, e) })
+            .unwrap_or_else(|e| panic!("{}", e.message()));
+        assert_eq!((info.flags, host.counter("optimization_level")), (1, 0));
+        run_full(&loaded).unwrap_or_else(|e| panic!("{}", e.message()));
+    }
+    assert_eq!(save(&open, &scratch.0.join("no/such/directory")), Err((IO, 0)));
+    host.set_fault(27, 0);
+    assert_eq!(save(&open, &scratch.0.join("fault")), Err((IO, 0)));
+    host.set_fault(0, 0);
+
+    let mismatch = Some((PACKAGE_MISMATCH, 0));
+    let bias = Desc { flags: flag::BIAS, ..full() };
+    assert_eq!(load(host, &bias, &path, &none).err(), mismatch, "a residual too many");
+    let more = Desc { flags: full().flags, type_bias: element::F32, ..simple(3, 4, 3) };
+    assert_eq!(load(host, &more, &path, &none).err(), mismatch, "another k");
+    let f16 = Desc { type_a: element::F16, type_b: element::F16, ..full() };
+    assert_eq!(load(host, &f16, &path, &none).err(), mismatch, "another type of A and B");
+    let plain = Desc { type_bias: 0, flags: 0, ..full() };
+    let compiled =
+        Open::new(host, &plain, &Constants::new(None)).unwrap_or_else(|e| panic!("{}", e.message()));
+    let plain_path = scratch.0.join("plain");
+    assert_eq!(save(&compiled, &plain_path), Ok(()));
+    let f16 = Desc { type_c: element::F16, ..plain };
+    assert_eq!(load(host, &f16, &plain_path, &none).err(), mismatch, "another type of C");
+    std::fs::write(path.join("graph.plist"), "damaged").expect("the package can be overwritten");
+    assert_eq!(load(host, &full(), &path, &none).err(), mismatch, "damaged");
+
+    let empty = Open::new(host, &simple(0, 4, 2), &Constants::new(None))
+        .unwrap_or_else(|e| panic!("{}", e.message()));
+    assert_eq!(save(&empty, &scratch.0.join("empty")), Err((NOT_IMPLEMENTED, 0)));
+    host.set("set_macos_major", 13);
+    assert_eq!(save(&open, &scratch.0.join("13")), Err((NOT_IMPLEMENTED, 0)));
+    assert_eq!(load(host, &plain, &plain_path, &none).err(), Some((NOT_IMPLEMENTED, 0)));
+    // Without packages everything else works.
+    life(host).unwrap_or_else(|e| panic!("macOS 13: {}", e.message()));
+    host.set("set_macos_major", 15);
+    drop((open, compiled, empty));
+    assert_eq!(host.counter("live_objects"), baseline, "objects left");
+}
+
+fn main() {
+    run_tests(
+        "ane_mpsgraph_shim",
+        &[
+            ("faults", faults),
+            ("good_runs_after_bad_ones", good_runs_after_bad_ones),
+            ("refusals", refusals),
+            ("options", options),
+            ("bad_runs", bad_runs),
+            ("packages", packages),
+            ("long_sums", long_sums),
+            ("buffers_in_place", buffers_in_place),
+            ("steady_state", steady_state),
+            ("empty", empty),
+            ("threads", threads),
+            ("cases_through_the_abi", cases_through_the_abi),
+            ("endurance", endurance),
+            ("no_violations", no_violations),
+        ],
+    );
+}
