@@ -680,7 +680,7 @@ static MPSGraphTensorData *tensor_data(const ANEProduct *product, int which, id<
 /* Whether a layout of the caller's is the graph's own. */
 static BOOL same_layout(const Layout *l, const Layout *packed)
 {
-    return l->bytes == packed->bytes && l->items == packed->items && l->rows == packed->rows && l->cols == packed->cols &&
+    return l->items == packed->items && l->rows == packed->rows && l->cols == packed->cols &&
            (l->rows <= 1 || l->ld == packed->ld) && (l->items <= 1 || l->stride == packed->stride);
 }
 

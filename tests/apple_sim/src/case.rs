@@ -257,12 +257,20 @@ pub enum Passing {
     Data,
     /// Pointers, and B when compiled.
     ConstantB,
-    /// Buffers of the device.
+    /// Buffers of the device, from their start.
     Buffers,
+    /// Buffers of the device, at offsets that are multiples of 32 bytes.
+    Offsets,
     /// Buffers of the device, at offsets that are no multiple of 16 bytes.
     OddOffsets,
-    /// Wrapped pages.
+    /// Wrapped pages, from their start.
     Wrapped,
+}
+
+impl Passing {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Data, Self::ConstantB, Self::Buffers, Self::Offsets, Self::OddOffsets, Self::Wrapped];
 }
 
 /// Operands of one run.
@@ -285,12 +293,12 @@ impl Lent<'_> {
         let length_bytes = bytes.len() as u64;
         let offset = match self.passing {
             Passing::Data | Passing::ConstantB => return Operand::data(bytes),
-            Passing::Buffers => 32,
+            Passing::Buffers | Passing::Wrapped => 0,
+            Passing::Offsets => 32,
             Passing::OddOffsets => 20,
-            Passing::Wrapped => 48,
         };
         let (mut buffer, mut pages) = (null_mut(), None);
-        let room = (bytes.len() + offset).next_multiple_of(4096);
+        let room = (bytes.len() + offset).max(1).next_multiple_of(4096);
         let status = if self.passing == Passing::Wrapped {
             let layout = std::alloc::Layout::from_size_align(room, 4096).expect("a size of pages");
             // SAFETY: the size is not zero.

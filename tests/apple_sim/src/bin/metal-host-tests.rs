@@ -19,8 +19,6 @@ use apple_sim::sweep;
 fn cases_through_the_abi(host: &Host) {
     let baseline = host.counter("live_objects");
     let cases = sweep::cases();
-    let passings =
-        [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
     let names = ["Apple M1 (test double)", "Apple M2 Max (test double)", "Apple M2 Ultra (test double)"];
     let step = setting("ANE_SIM_CASE_STEP", 3);
     let mut run = 0;
@@ -30,7 +28,7 @@ fn cases_through_the_abi(host: &Host) {
         let mine = cases.iter().filter(|c| c.device_class as usize == class).step_by(step);
         for (i, case) in mine.enumerate() {
             let case = Case { overrides: Overrides::default(), ..case.clone() };
-            let passing = passings[i % passings.len()];
+            let passing = Passing::ALL[i % Passing::ALL.len()];
             host.set_schedule((i % 4) as i32, i as u64);
             // SAFETY: opened above.
             unsafe { case.run_shim(host, device, passing) }.unwrap_or_else(|e| panic!("{e}"));

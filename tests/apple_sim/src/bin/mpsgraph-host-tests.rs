@@ -20,8 +20,6 @@ const NEURAL_ENGINE: i32 = 3;
 /// Every case that the kernels run, as far as MPSGraph has the type, by every way of passing operands.
 fn cases_through_the_abi(host: &Host) {
     let baseline = host.counter("live_objects");
-    let passings =
-        [Passing::Data, Passing::ConstantB, Passing::Buffers, Passing::OddOffsets, Passing::Wrapped];
     let bf16 = |case: &Case| {
         case.input == element::BF16 || case.output == element::BF16 || case.bias == Some(element::BF16)
     };
@@ -32,7 +30,7 @@ fn cases_through_the_abi(host: &Host) {
     for (i, case) in mine.enumerate() {
         let case = Case { overrides: Overrides::default(), ..case.clone() };
         // SAFETY: opened above.
-        unsafe { case.run_shim(host, device, passings[i % passings.len()]) }
+        unsafe { case.run_shim(host, device, Passing::ALL[i % Passing::ALL.len()]) }
             .unwrap_or_else(|e| panic!("{e}"));
         run += 1;
     }
@@ -302,6 +300,7 @@ fn long_sums(host: &Host) {
 
 /// Shared buffers in the graph's own layout are used in place: nothing is made or copied in a run.
 fn buffers_in_place(host: &Host) {
+    let baseline = host.counter("live_objects");
     let open = Open::new(host, &simple(3, 4, 2), &Constants::new(None))
         .unwrap_or_else(|e| panic!("{}", e.message()));
     let mut buffers = [null_mut(); 3];
@@ -349,6 +348,21 @@ fn buffers_in_place(host: &Host) {
         // SAFETY: made above.
         unsafe { (host.shim.buffer_destroy)(buffer) };
     }
+    // In another layout they are copied.
+    let padded =
+        Case { batch: 2, m: 5, n: 6, k: 7, residual: true, padding: [3, 2, 5, 4], ..Case::default() };
+    for i in 0..4 {
+        let mut padding = [0; 4];
+        padding[i] = padded.padding[i];
+        for case in
+            [padded.clone(), Case { padding, ..padded.clone() }, Case { batch: 1, padding, ..padded.clone() }]
+        {
+            // SAFETY: the device is open.
+            unsafe { case.run_shim(host, open.device, Passing::Buffers) }.unwrap_or_else(|e| panic!("{e}"));
+        }
+    }
+    drop(open);
+    assert_eq!(host.counter("live_objects"), baseline, "objects left");
 }
 
 /// Compile once, run often: nothing is made in a run.
@@ -423,6 +437,20 @@ fn load<'h>(host: &'h Host, desc: &Desc, path: &Path, options: &Options) -> Resu
     Ok(open)
 }
 
+/// Feeds of one shape are told apart: A B is not B A.
+fn square_from_package(host: &Host, path: &Path) {
+    let (desc, none) = (simple(2, 2, 2), Options::default());
+    let open = Open::new(host, &desc, &Constants::new(None)).unwrap_or_else(|e| panic!("{}", e.message()));
+    assert_eq!(save(&open, path), Ok(()));
+    for _ in 0..10 {
+        let loaded = load(host, &desc, path, &none).unwrap_or_else(|e| panic!("{e:?}"));
+        let (mut a, mut b) = (bytes_of(&[0.0, 1.0, 0.0, 0.0]), bytes_of(&[1.0, 2.0, 3.0, 4.0]));
+        let mut c = vec![0xfdu8; 16];
+        assert_eq!(status(loaded.run(&mut a, &mut b, &mut c, 2)), Ok(()));
+        assert_eq!(c, bytes_of(&[3.0, 4.0, 0.0, 0.0]), "A B from a package");
+    }
+}
+
 /// What was saved runs as what was compiled; what does not fit is not trusted.
 fn packages(host: &Host) {
     let baseline = host.counter("live_objects");
@@ -441,6 +469,7 @@ fn packages(host: &Host) {
         assert_eq!((info.flags, host.counter("optimization_level")), (1, 0));
         run_full(&loaded).unwrap_or_else(|e| panic!("{}", e.message()));
     }
+    square_from_package(host, &scratch.0.join("square"));
     assert_eq!(save(&open, &scratch.0.join("no/such/directory")), Err((IO, 0)));
     host.set_fault(27, 0);
     assert_eq!(save(&open, &scratch.0.join("fault")), Err((IO, 0)));

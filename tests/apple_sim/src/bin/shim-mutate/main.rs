@@ -1,7 +1,7 @@
-//! Plants faults in the kernels, the plan and the shim, one at a time, and shows that each is caught.
+//! Plants faults in the kernels, the plan and the shims, one at a time, and shows that each is caught.
 //!
-//! A fault in a kernel or the plan is judged by the case sweep over the f32 kernels, one in the shim by
-//! `metal-host-tests`; both in a process of their own, since a fault may crash or hang it.
+//! A fault in a kernel or the plan is judged by the case sweep over the f32 kernels, one in a shim by
+//! its host tests; all in a process of their own, since a fault may crash or hang it.
 
 mod mutants;
 
@@ -31,18 +31,47 @@ fn judge_kernels(objc: &Path, out: &Path) -> Result<(), String> {
     sweep::run(&kernels, &cases, 1).map(drop).map_err(|e| e.join("\n"))
 }
 
+/// What judges a fault.
+#[derive(Debug, Clone, Copy)]
+enum Judge {
+    Kernels,
+    Metal,
+    Mpsgraph,
+}
+
+impl Judge {
+    fn of(file: &str) -> Self {
+        match file {
+            "matmul.metal" | "matmul_plan.h" => Self::Kernels,
+            "ane_mpsgraph.m" => Self::Mpsgraph,
+            _ => Self::Metal,
+        }
+    }
+
+    fn command(self, objc: &Path, out: &Path) -> Result<Command, String> {
+        let own = env::current_exe().map_err(|e| e.to_string())?;
+        let (program, runs) = match self {
+            Self::Kernels => {
+                let mut command = Command::new(&own);
+                command.arg("judge").arg(objc).arg(out);
+                return Ok(command);
+            }
+            Self::Metal => ("metal-host-tests", "500"),
+            Self::Mpsgraph => ("mpsgraph-host-tests", "10000"),
+        };
+        let mut command = Command::new(own.with_file_name(program));
+        command
+            .env("ANE_SIM_OBJC", objc)
+            .env("ANE_SIM_CASE_STEP", "9")
+            .env("ANE_SIM_RUNS", runs)
+            .env("RUST_BACKTRACE", "0");
+        Ok(command)
+    }
+}
+
 /// Runs a judge on a directory: what it said, if it found fault.
-fn judge(kernels: bool, objc: &Path, out: &Path) -> Result<Option<String>, String> {
-    let own = env::current_exe().map_err(|e| e.to_string())?;
-    let mut command = if kernels {
-        let mut command = Command::new(&own);
-        command.arg("judge").arg(objc).arg(out);
-        command
-    } else {
-        let mut command = Command::new(own.with_file_name("metal-host-tests"));
-        command.env("ANE_SIM_OBJC", objc).env("ANE_SIM_CASE_STEP", "9").env("RUST_BACKTRACE", "0");
-        command
-    };
+fn judge(by: Judge, objc: &Path, out: &Path) -> Result<Option<String>, String> {
+    let mut command = by.command(objc, out)?;
     let log = out.join("judge.log");
     let file = fs::File::create(&log).map_err(|e| e.to_string())?;
     let both = file.try_clone().map_err(|e| e.to_string())?;
@@ -92,13 +121,16 @@ fn plant(mutant: &Mutant, dir: &Path) -> Result<(), String> {
 
 /// The line of a judge's words that says most.
 fn summary(said: &str) -> String {
-    let line = said
-        .lines()
+    // GNUstep's own complaints, and Rust's hint about backtraces, say nothing of the fault.
+    let lines = || {
+        said.lines().filter(|l| !l.trim().is_empty() && !l.contains(" File NS") && !l.starts_with("note:"))
+    };
+    let line = lines()
         .find(|l| {
             ["Race", " at ", "error", "C[", "byte", "assert", "status"].iter().any(|w| l.contains(w))
                 && !l.contains("panicked")
         })
-        .or_else(|| said.lines().rfind(|l| !l.trim().is_empty()))
+        .or_else(|| lines().next_back())
         .unwrap_or_default();
     // A case's own words are long, and stand first.
     let line = line
@@ -122,7 +154,7 @@ fn scratch(name: &str) -> Result<(PathBuf, PathBuf, PathBuf), String> {
 /// Plants a mutant and judges it: what was said, or nothing when it survived.
 fn try_mutant(mutant: &Mutant, objc: &Path, out: &Path) -> Result<Option<String>, String> {
     plant(mutant, objc).map_err(|e| format!("{}: {e}", mutant.name))?;
-    let said = judge(["matmul.metal", "matmul_plan.h"].contains(&mutant.file), objc, out)?;
+    let said = judge(Judge::of(mutant.file), objc, out)?;
     match said {
         // A fault that does not compile proves nothing.
         Some(said)
@@ -151,12 +183,12 @@ fn worker(name: &str, queue: &Mutex<Vec<&Mutant>>, survivors: &AtomicU32) -> Res
     fs::remove_dir_all(&scratch).map_err(|e| e.to_string())
 }
 
-/// Both judges on the sources as they are.
+/// All judges on the sources as they are.
 fn baseline() -> Result<(), String> {
     let (scratch, objc, out) = scratch("baseline")?;
     plant(&Mutant { name: "none", file: "", text: "", replacement: "" }, &objc)?;
-    for kernels in [true, false] {
-        if let Some(said) = judge(kernels, &objc, &out)? {
+    for by in [Judge::Kernels, Judge::Metal, Judge::Mpsgraph] {
+        if let Some(said) = judge(by, &objc, &out)? {
             return Err(format!("without a fault the judge finds one:\n{said}"));
         }
     }
@@ -165,8 +197,11 @@ fn baseline() -> Result<(), String> {
 
 fn run(filter: Option<&str>, step: usize) -> Result<bool, String> {
     baseline()?;
-    let chosen: Vec<&Mutant> =
-        MUTANTS.iter().filter(|m| filter.is_none_or(|f| m.name.contains(f))).step_by(step).collect();
+    let chosen: Vec<&Mutant> = MUTANTS
+        .iter()
+        .filter(|m| filter.is_none_or(|f| m.name.contains(f) || m.file == f))
+        .step_by(step)
+        .collect();
     let planted = chosen.len();
     let (queue, survivors) = (Mutex::new(chosen), AtomicU32::new(0));
     let results: Vec<_> = thread::scope(|scope| {
@@ -191,7 +226,7 @@ fn main() -> ExitCode {
             step.parse().map_err(|_| format!("`{step}` is no number")).and_then(|n| run(None, n))
         }
         [filter] => run(Some(filter), 1),
-        _ => Err("usage: shim-mutate [--step N | PART-OF-A-NAME]".into()),
+        _ => Err("usage: shim-mutate [--step N | FILE | PART-OF-A-NAME]".into()),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

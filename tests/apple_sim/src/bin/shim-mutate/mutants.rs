@@ -28,6 +28,10 @@ const fn support(name: &'static str, text: &'static str, replacement: &'static s
     Mutant { name, file: "shim_support.h", text, replacement }
 }
 
+const fn graph(name: &'static str, text: &'static str, replacement: &'static str) -> Mutant {
+    Mutant { name, file: "ane_mpsgraph.m", text, replacement }
+}
+
 /// All of them.
 pub const MUTANTS: &[Mutant] = &[
     metal(
@@ -357,4 +361,176 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     support("background is any failure", "            status = ANE_STATUS_BACKGROUND;\n", ""),
     shim("bf16 whatever the OS", "return os_at_least(14, 17);", "return os_at_least(13, 16);"),
+    graph(
+        "feeds in an assumed order",
+        "const int which = product->feeds[i];\n        status",
+        "const int which = i < 2 ? (int)i : (int)i + 1;\n        status",
+    ),
+    graph(
+        "feeds of a package by shape alone",
+        "[[[feed operation] name] isEqualToString:[NSString stringWithUTF8String:operand_names[which]]] &&",
+        "YES &&",
+    ),
+    graph(
+        "feeds of a package of any type",
+        "[feed dataType] == operand_type(&product->desc, which))",
+        "YES)",
+    ),
+    graph(
+        "a result of a package of any type",
+        "[[[product->executable targetTensors] objectAtIndex:0] dataType] == data_type(product->desc.type_c)",
+        "YES",
+    ),
+    graph(
+        "a feed that nobody made is passed over",
+        "if (which == OPERANDS || product->feed_count == OPERANDS) {\n            return NO;",
+        "if (which == OPERANDS || product->feed_count == OPERANDS) {\n            continue;",
+    ),
+    graph("missing wait", "        [buffers[i] waitUntilCompleted];\n", ""),
+    graph(
+        "ignored status",
+        "[buffers[i] status] != MTLCommandBufferStatusCompleted || [buffers[i] error]",
+        "[buffers[i] error]",
+    ),
+    graph(
+        "the first command buffer is not asked",
+        "    for (int i = 0; i < 2; ++i) {\n        [buffers[i]",
+        "    for (int i = 1; i < 2; ++i) {\n        [buffers[i]",
+    ),
+    graph(
+        "the last command buffer is not asked",
+        "buffers[1] = [[[commands rootCommandBuffer] retain] autorelease];",
+        "buffers[1] = buffers[0];",
+    ),
+    graph(
+        "no lock while encoding",
+        "@synchronized(product->executable) {\n        encoded",
+        "{\n        encoded",
+    ),
+    graph("long sums are not split", "if (!split || k <=", "if (split || !split || k <="),
+    graph(
+        "the last part of a split sum is lost",
+        "start < k; start += LONGEST_SAFE_K",
+        "start + LONGEST_SAFE_K <= k; start += LONGEST_SAFE_K",
+    ),
+    graph(
+        "the levels are swapped",
+        "product->level0 ? MPSGraphOptimizationLevel0 : MPSGraphOptimizationLevel1",
+        "product->level0 ? MPSGraphOptimizationLevel1 : MPSGraphOptimizationLevel0",
+    ),
+    graph(
+        "the level is left to the system",
+        "    [descriptor setOptimizationLevel:product->level0 ? MPSGraphOptimizationLevel0 : MPSGraphOptimizationLevel1];\n",
+        "    (void)product;\n",
+    ),
+    graph(
+        "ReLU hides NaN",
+        "return zero_below(graph, x, 0, x, type);",
+        "return [graph selectWithPredicateTensor:[graph lessThanWithPrimaryTensor:[graph constantWithScalar:0 dataType:type] secondaryTensor:x name:nil] truePredicateTensor:x falsePredicateTensor:[graph constantWithScalar:0 dataType:type] name:nil];",
+    ),
+    graph(
+        "SiLU of minus infinity is NaN",
+        "secondaryTensor:[graph sigmoidWithTensor:x name:nil] name:nil];\n        return zero_below(graph, x, lowest, y, type);",
+        "secondaryTensor:[graph sigmoidWithTensor:x name:nil] name:nil];\n        return y;",
+    ),
+    graph(
+        "f16 is not applied",
+        "return type == ANE_TYPE_F16 ? MPSDataTypeFloat16 : MPSDataTypeFloat32;",
+        "(void)type;\n    return MPSDataTypeFloat32;",
+    ),
+    graph(
+        "sums in the type of A",
+        "const MPSDataType type = data_type(d->type_accumulator);",
+        "const MPSDataType type = data_type(d->type_a);",
+    ),
+    graph(
+        "swapped shape",
+        ": [NSArray arrayWithObjects:rows, cols, nil];",
+        ": [NSArray arrayWithObjects:cols, rows, nil];",
+    ),
+    graph(
+        "A is not transposed",
+        "factor(graph, feeds[A], (d->flags & ANE_MATMUL_TRANSPOSE_A) != 0,",
+        "factor(graph, feeds[A], NO,",
+    ),
+    graph("alpha below one is forgotten", "if (d->alpha != 1.0f) {", "if (d->alpha > 1.0f) {"),
+    graph("leak: the executable", "            [product->executable release];\n", ""),
+    graph("leak: shapes", "                [product->shapes[i] release];\n", "                (void)i;\n"),
+    graph("leak: staging", "                [executor->staging[i] release];\n", ""),
+    graph("leak: tensor data of staging", "                [executor->staged[i] release];\n", ""),
+    graph(
+        "leak: tensor data of the caller's buffer",
+        "bound->data = [tensor_data(product, which, operand->buffer->buffer) autorelease];",
+        "bound->data = tensor_data(product, which, operand->buffer->buffer);",
+    ),
+    graph(
+        "leak: the graph",
+        "graph = [[[MPSGraph alloc] init] autorelease];",
+        "graph = [[MPSGraph alloc] init];",
+    ),
+    graph("leak: the graph's device", "            [device->graph_device release];\n", ""),
+    graph(
+        "over-release: the executable",
+        "            [product->executable release];\n",
+        "            [product->executable release];\n            [product->executable release];\n",
+    ),
+    graph(
+        "no pool of the run's own",
+        "CONTAINED(err, status, status = run_executor(executor, args, err))",
+        "@try {\n        status = run_executor(executor, args, err);\n    } @catch (NSException * exception) {\n        status = report_exception(err, exception);\n    }",
+    ),
+    graph(
+        "an exception leaves a run",
+        "CONTAINED(err, status, status = run_executor(executor, args, err))",
+        "@autoreleasepool {\n        status = run_executor(executor, args, err);\n    }",
+    ),
+    graph(
+        "a buffer is used from its start",
+        "bound->staged = !(operand->buffer && operand->offset_bytes == 0 && same_layout",
+        "bound->staged = !(operand->buffer && same_layout",
+    ),
+    graph("a buffer is used with any leading dimension", "(l->rows <= 1 || l->ld == packed->ld) && ", ""),
+    graph(
+        "constant B of any length",
+        "(constants->b_bytes < layouts[B].bytes || (!constants->b && layouts[B].bytes))",
+        "(!constants->b && layouts[B].bytes)",
+    ),
+    graph(
+        "a run of any number of rows",
+        "if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {",
+        "if (args->m > d->m) {",
+    ),
+    graph(
+        "f32 sums for the Neural Engine",
+        "d->type_a != ANE_TYPE_F16 || d->type_accumulator != ANE_TYPE_F16 ||",
+        "d->type_a != ANE_TYPE_F16 ||",
+    ),
+    graph(
+        "any dimension for the Neural Engine",
+        "options->device == ANE_DEVICE_NEURAL_ENGINE && dimensions[i] > NEURAL_ENGINE_MAX_DIMENSION",
+        "options->device == ANE_DEVICE_MIXED && dimensions[i] > NEURAL_ENGINE_MAX_DIMENSION",
+    ),
+    graph(
+        "arrays of 2^32 bytes",
+        "most = most < MAX_ARRAY_BYTES ? most : MAX_ARRAY_BYTES;",
+        "(void)MAX_ARRAY_BYTES;",
+    ),
+    graph("a setter of system 26 is sent to all", "if (os_at_least(26, 26)) {", "if (os_at_least(13, 16)) {"),
+    graph(
+        "reduced precision unless asked for",
+        "reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
+        "!reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
+    ),
+    graph("packages on any system", "return os_at_least(14, 17);", "return os_at_least(13, 16);"),
+    graph(
+        "a package that was not written",
+        "return exists(path) ? ANE_STATUS_OK : FAIL(err",
+        "return YES ? ANE_STATUS_OK : FAIL(err",
+    ),
+    graph("an encoding without results", "if ([encoded count] != 1) {", "if ([encoded count] > 1) {"),
+    graph(
+        "an interval is left open on failure",
+        "    os_signpost_interval_end(device->log, interval, \"compile\");\n    if (status",
+        "    if (status == ANE_STATUS_OK) {\n        os_signpost_interval_end(device->log, interval, \"compile\");\n    }\n    if (status",
+    ),
 ];
