@@ -168,6 +168,14 @@ pub enum Error {
         /// The known names, separated by commas.
         known: String,
     },
+    /// Memory cannot be wrapped as it lies.
+    #[error("backend `{backend}` cannot wrap this memory: {}", match alignment_bytes { Some(bytes) => format!("its address and length, which may not be 0, must be multiples of {bytes} bytes"), None => "it wraps none; use a shared buffer of its own".to_owned() })]
+    WrapAlignment {
+        /// The backend.
+        backend: BackendId,
+        /// What address and length must be multiples of; `None` where the backend wraps no memory.
+        alignment_bytes: Option<usize>,
+    },
     /// A backend of this name is there already.
     #[error("a backend named `{backend}` is registered already; give the shim another name")]
     DuplicateBackend {

@@ -98,6 +98,8 @@ pub struct Report {
     pub observed: Device,
     /// The CPU threads it uses, where they are known.
     pub threads: Option<usize>,
+    /// Whether it was loaded from a package of an earlier start ([`CompileOptions::packages`]).
+    pub from_package: bool,
     /// What a user should know besides, such as an option that could not be honoured.
     pub note: Option<String>,
 }
@@ -183,7 +185,7 @@ impl Compiled {
     /// Backend, compile time, memory and devices.
     #[must_use]
     pub fn report(&self) -> Report {
-        let Facts { bytes_held, observed, threads, note } = self.0.compiled.facts();
+        let Facts { bytes_held, observed, threads, note, from_package } = self.0.compiled.facts();
         Report {
             backend: self.0.backend.clone(),
             compile_time: self.0.compile_time,
@@ -191,6 +193,7 @@ impl Compiled {
             requested: self.0.requested,
             observed,
             threads,
+            from_package,
             note,
         }
     }

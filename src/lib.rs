@@ -61,11 +61,14 @@ mod matmul;
 #[cfg(feature = "npy")]
 pub mod npy;
 mod options;
+mod package;
 mod quantization;
 mod random;
 mod refusal;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
+#[allow(unsafe_code, reason = "memory of devices")]
+mod shared_buffer;
 #[allow(unsafe_code, reason = "foreign types")]
 mod sys;
 mod tensor;
@@ -87,6 +90,7 @@ pub use options::{CompileOptions, Device, ThreadPool, Threads, UnknownDevice};
 pub use quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
 pub use random::Random;
 pub use refusal::{Refusal, RefusalReason};
+pub use shared_buffer::SharedBuffer;
 pub use tensor::Tensor;
 pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 pub use weights::Weights;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +114,7 @@ impl FromStr for Device {
 /// How to compile a product.
 ///
 /// `threads` (their number), `device`, `fast_math` and `reduced_precision` change what is compiled
-/// and belong in the key of a cache; `expected_runs` and `time_limit` do not.
+/// and belong in the key of a cache; `expected_runs`, `time_limit` and `packages` do not.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct CompileOptions {
@@ -130,6 +131,8 @@ pub struct CompileOptions {
     pub fast_math: bool,
     /// Operands may be truncated (tf32 and the like).
     pub reduced_precision: bool,
+    /// A directory where compiled products are kept for the next start.
+    pub packages: Option<PathBuf>,
 }
 
 impl CompileOptions {
@@ -150,6 +153,20 @@ impl CompileOptions {
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
+        self
+    }
+
+    /// Keeps compiled products in `directory`, so that the next start loads what this one compiled;
+    /// it is made where it is not there, for its owner alone.
+    ///
+    /// A product is found by its description, the contents of its weights, the shim and its version,
+    /// the chip, the OS build, and the options that change what is compiled. Whatever does not match,
+    /// or is not as it was saved, is compiled again and replaced. Backends that compile in no time
+    /// keep nothing and ignore this. [`crate::Report::from_package`] says what was done. To reclaim
+    /// the space, delete the directory.
+    #[must_use]
+    pub fn packages(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.packages = Some(directory.into());
         self
     }
 

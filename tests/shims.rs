@@ -3,7 +3,7 @@
 
 use ane_matmul::{
     BackendId, Backends, CompileOptions, Device, ElementTypes, Error, Inputs, MatMul, RefusalReason,
-    ShimLibrary, Tensor, Weights,
+    ShimLibrary, Tensor, TensorView, TensorViewMut, Weights,
 };
 use ane_matmul_conformance::{Scale, cases, run_suite};
 use ane_matmul_shims::{BROKEN, LATER_MINOR, REFERENCE, linked_reference};
@@ -100,6 +100,52 @@ fn a_product_reports_what_the_shim_says() {
     let report = compiled.report();
     assert_eq!((report.requested, report.observed), (Device::Cpu, Device::Cpu));
     assert!(report.bytes_held >= 48);
+}
+
+#[test]
+fn a_second_start_loads_what_the_first_compiled() {
+    let directory = std::env::temp_dir().join(format!("ane-matmul-packages-{}", std::process::id()));
+    let product = MatMul::builder(2, 4, 3).constant_b(true).build().unwrap();
+    let options = CompileOptions::default().packages(&directory);
+    let input = Tensor::from_fn(2, 3, |r, c| (r * 3 + c) as f32).unwrap();
+    let start = |value: f32| {
+        let (backends, id) = with(open(REFERENCE).expect("a good shim"));
+        let weights = Weights::from_tensor(Tensor::filled(3, 4, value).unwrap());
+        let compiled = backends.compile(&id, &product, Some(&weights), &options).unwrap();
+        let c = compiled.run_once(&Inputs::new(&input)).unwrap();
+        let expected: Vec<f32> = [3.0, 12.0].into_iter().flat_map(|sum| [sum * value; 4]).collect();
+        assert_eq!(c.data(), expected);
+        compiled.report().from_package
+    };
+    assert_eq!(
+        [start(1.0), start(1.0), start(2.0), start(2.0), start(1.0)],
+        [false, true, false, true, true]
+    );
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn shared_buffers_hold_operands() {
+    #[repr(align(64))]
+    struct Aligned([f32; 16]);
+    let (backends, id) = with(open(REFERENCE).expect("a good shim"));
+    let mut page = Aligned([2.0; 16]);
+    // SAFETY: the array outlives the buffer, and nothing else uses it meanwhile.
+    let b = unsafe { backends.wrap_memory(&id, page.0.as_mut_ptr().cast(), 64) }.unwrap();
+    let mut a = backends.shared_buffer(&id, 24).unwrap();
+    let mut c = backends.shared_buffer(&id, 100).unwrap();
+    a.elements_mut::<f32>().fill(1.0);
+    c.elements_mut::<f32>().fill(f32::NAN);
+    let mut executor = backends
+        .compile(&id, &MatMul::new(2, 4, 3).unwrap(), None, &CompileOptions::default())
+        .unwrap()
+        .executor()
+        .unwrap();
+    let (a, b) = (TensorView::new(a.elements::<f32>(), 2, 3), TensorView::new(b.elements::<f32>(), 3, 4));
+    let target = TensorViewMut::new(&mut c.elements_mut::<f32>()[1..], 2, 4).unwrap();
+    executor.run(&Inputs::new(a.unwrap()).b(b.unwrap()), target).unwrap();
+    assert_eq!(c.elements::<f32>()[1..9], [6.0; 8]);
+    assert!(c.elements::<f32>()[0].is_nan() && c.elements::<f32>()[9..].iter().all(|x| x.is_nan()));
 }
 
 #[test]

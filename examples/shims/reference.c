@@ -33,6 +33,8 @@ struct ANEProduct {
     ANEMatMulDesc desc;
     ANEDeviceKind requested;
     float *b; /* a copy of the constant B, or NULL */
+    uint64_t b_bytes;
+    bool loaded; /* from a package */
 };
 struct ANEMatMulExecutor {
     ANEProduct *product;
@@ -165,51 +167,77 @@ static void buffer_destroy(ANEBuffer *buffer) {
 
 /* ---- products ------------------------------------------------------------------------------ */
 
-static ANEStatus compile(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
-                         const ANECompileOptions *options, ANEProduct **out, ANEError *err) {
+static void product_destroy(ANEProduct *product) {
+    if (product != NULL) free(product->b);
+    free(product);
+}
+
+/* A product with room for the constant B, which is NULL where there is none. */
+static ANEStatus make_product(ANEDevice *device, const ANEMatMulDesc *desc, uint64_t b_bytes,
+                              const ANECompileOptions *options, ANEProduct **out, ANEError *err) {
     ANEStatus status = supports(device, desc, options, err);
-    if (status == ANE_STATUS_OK) status = misbehave(device, "compile", err);
     if (status != ANE_STATUS_OK) return status;
     ANEProduct *product = calloc(1, sizeof *product);
     bool constant = (desc->flags & ANE_MATMUL_CONSTANT_B) != 0;
-    if (product != NULL && constant) product->b = malloc(constants->b_bytes + 1);
+    if (product != NULL && constant) product->b = malloc(b_bytes + 1);
     if (product == NULL || (constant && product->b == NULL)) {
         free(product);
         return report(err, ANE_STATUS_OUT_OF_MEMORY, ANE_REFUSAL_NONE, "no memory for the product");
     }
-    if (constant && constants->b_bytes > 0) memcpy(product->b, constants->b, constants->b_bytes);
     product->device = device;
     product->requested = options->device;
+    product->b_bytes = constant ? b_bytes : 0;
     memcpy(&product->desc, desc, desc->struct_size < sizeof *desc ? desc->struct_size : sizeof *desc);
     *out = product;
     return ANE_STATUS_OK;
 }
 
+static ANEStatus compile(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
+                         const ANECompileOptions *options, ANEProduct **out, ANEError *err) {
+    ANEStatus status = misbehave(device, "compile", err);
+    if (status == ANE_STATUS_OK) status = make_product(device, desc, constants->b_bytes, options, out, err);
+    if (status == ANE_STATUS_OK && constants->b_bytes > 0) memcpy((*out)->b, constants->b, constants->b_bytes);
+    return status;
+}
+
+/* A package is one file: the description, then the constant B. The caller keeps the rest of the key. */
 static ANEStatus product_save(ANEProduct *product, const char *path, ANEError *err) {
-    (void)product;
-    (void)path;
-    return report(err, ANE_STATUS_NOT_IMPLEMENTED, ANE_REFUSAL_NONE, "the reference shim compiles in no time");
+    FILE *file = fopen(path, "wbx");
+    bool good = file != NULL && fwrite(&product->desc, sizeof product->desc, 1, file) == 1 &&
+                (product->b_bytes == 0 || fwrite(product->b, product->b_bytes, 1, file) == 1);
+    if (file != NULL) good = fclose(file) == 0 && good;
+    return good ? ANE_STATUS_OK : report(err, ANE_STATUS_IO, ANE_REFUSAL_NONE, "the package cannot be written");
 }
 
 static ANEStatus product_load(ANEDevice *device, const ANEMatMulDesc *desc, const ANEConstants *constants,
                               const ANECompileOptions *options, const char *path, ANEProduct **out, ANEError *err) {
-    (void)device, (void)desc, (void)constants, (void)options, (void)path, (void)out;
-    return report(err, ANE_STATUS_NOT_IMPLEMENTED, ANE_REFUSAL_NONE, "the reference shim compiles in no time");
+    ANEMatMulDesc saved;
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) return report(err, ANE_STATUS_IO, ANE_REFUSAL_NONE, "there is no package to read");
+    ANEStatus status = make_product(device, desc, constants->b_bytes, options, out, err);
+    if (status == ANE_STATUS_OK) {
+        ANEProduct *product = *out;
+        bool good = fread(&saved, sizeof saved, 1, file) == 1 && memcmp(&saved, &product->desc, sizeof saved) == 0 &&
+                    (product->b_bytes == 0 || fread(product->b, product->b_bytes, 1, file) == 1) && fgetc(file) == EOF;
+        product->loaded = true;
+        if (!good) {
+            product_destroy(product);
+            *out = NULL;
+            status = report(err, ANE_STATUS_PACKAGE_MISMATCH, ANE_REFUSAL_NONE, "the package is of another product");
+        }
+    }
+    fclose(file);
+    return status;
 }
 
 static ANEStatus product_info(ANEProduct *product, ANEProductInfo *info, ANEError *err) {
     (void)err;
-    const ANEMatMulDesc *desc = &product->desc;
     info->requested = product->requested;
     info->observed = ANE_DEVICE_CPU;
-    info->bytes_held = sizeof *product + (product->b == NULL ? 0 : desc->k * desc->n * sizeof(float));
+    info->flags = product->loaded ? ANE_PRODUCT_FLAG_FROM_PACKAGE : 0;
+    info->bytes_held = sizeof *product + product->b_bytes;
     info->executor_bytes = sizeof(ANEMatMulExecutor);
     return ANE_STATUS_OK;
-}
-
-static void product_destroy(ANEProduct *product) {
-    if (product != NULL) free(product->b);
-    free(product);
 }
 
 /* ---- running ------------------------------------------------------------------------------- */

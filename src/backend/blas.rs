@@ -148,6 +148,7 @@ impl CompiledProduct for BlasProduct {
             observed: Device::Cpu,
             threads: threads(),
             note: self.note.clone(),
+            from_package: false,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::{Arc, LazyLock};
 
 use crate::error::{Error, Result};
@@ -9,6 +10,7 @@ use crate::executor::Compiled;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device};
 use crate::refusal::Refusal;
+use crate::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
 use crate::view::{AnyView, AnyViewMut};
 use crate::weights::Weights;
 
@@ -72,6 +74,22 @@ pub(crate) trait Backend: Send + Sync {
         false
     }
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal>;
+    /// What address and length of memory to be wrapped must be multiples of; `None` where memory cannot
+    /// be wrapped.
+    fn wrap_alignment_bytes(&self) -> Option<usize> {
+        Some(1)
+    }
+    /// Memory that the device sees too, all zero.
+    fn buffer(&self, bytes: usize) -> Result<Box<dyn BufferMemory>> {
+        Ok(Box::new(HostMemory::zeroed(bytes)?))
+    }
+    /// # Safety
+    /// As [`Backends::wrap_memory`]; address and length are aligned.
+    #[allow(unsafe_code, reason = "the memory is the caller's")]
+    unsafe fn wrap(&self, start: NonNull<u8>, bytes: usize) -> Result<Box<dyn BufferMemory>> {
+        // SAFETY: by this function's own contract.
+        Ok(Box::new(unsafe { HostMemory::borrowed(start, bytes) }))
+    }
     /// `weights` are there exactly when B is constant, and fit the product.
     fn compile(
         &self,
@@ -94,6 +112,7 @@ pub(crate) struct Facts {
     pub observed: Device,
     pub threads: Option<usize>,
     pub note: Option<String>,
+    pub from_package: bool,
 }
 
 /// Operands that fit the description, for one run.
@@ -140,6 +159,9 @@ pub struct BackendInfo {
     pub device_name: String,
     /// Whether results come from a stand-in for hardware, which is never to be timed.
     pub is_test_double: bool,
+    /// What address and length of memory must be multiples of for [`Backends::wrap_memory`]; `None`
+    /// where the backend cannot wrap memory.
+    pub wrap_alignment_bytes: Option<usize>,
 }
 
 /// The backends that a program can use: the built-in ones and the shims that it loaded.
@@ -236,12 +258,52 @@ impl Backends {
         self.supports(id, product, options)?;
         Compiled::new(id.clone(), self.get(id)?, product, weights, options)
     }
+
+    /// Allocates memory that the host and the device of `id` both see, all zero; see
+    /// [`SharedBuffer`].
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Native`]; [`Error::UnknownBackend`], [`Error::Unavailable`].
+    pub fn shared_buffer(&self, id: &BackendId, bytes: usize) -> Result<SharedBuffer> {
+        self.get(id)?.buffer(bytes).map(SharedBuffer::new)
+    }
+
+    /// Makes memory of the caller's visible to the device of `id` without a copy.
+    ///
+    /// `start` and `bytes` must be multiples of [`BackendInfo::wrap_alignment_bytes`]: pages, for
+    /// Apple's frameworks.
+    ///
+    /// # Safety
+    /// The `bytes` bytes at `start` are initialised, readable and writable, and stay so and in place
+    /// until the buffer is dropped (forever, where it is leaked). Nothing else writes to them while the
+    /// buffer or a view of it is in use, and nothing else reads them while they are written through it.
+    ///
+    /// # Errors
+    /// [`Error::WrapAlignment`], [`Error::Native`]; [`Error::UnknownBackend`], [`Error::Unavailable`].
+    #[allow(unsafe_code, reason = "the memory is the caller's")]
+    pub unsafe fn wrap_memory(&self, id: &BackendId, start: *mut u8, bytes: usize) -> Result<SharedBuffer> {
+        let backend = self.get(id)?;
+        let alignment_bytes = wrap_alignment_bytes(backend);
+        let aligned =
+            |alignment: usize| start.addr().is_multiple_of(alignment) && bytes.is_multiple_of(alignment);
+        match NonNull::new(start) {
+            Some(start) if bytes > 0 && alignment_bytes.is_some_and(aligned) => {
+                // SAFETY: aligned, as checked; the caller vouches for the rest.
+                unsafe { backend.wrap(start, bytes) }.map(SharedBuffer::new)
+            }
+            _ => Err(Error::WrapAlignment { backend: id.clone(), alignment_bytes }),
+        }
+    }
 }
 
 impl fmt::Debug for Backends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.available()).finish()
     }
+}
+
+fn wrap_alignment_bytes(backend: &dyn Backend) -> Option<usize> {
+    backend.wrap_alignment_bytes().map(|bytes| bytes.max(ALIGNMENT_BYTES))
 }
 
 fn info(backend: &dyn Backend) -> BackendInfo {
@@ -251,6 +313,7 @@ fn info(backend: &dyn Backend) -> BackendInfo {
         device,
         device_name,
         is_test_double: backend.is_test_double(),
+        wrap_alignment_bytes: wrap_alignment_bytes(backend),
     }
 }
 

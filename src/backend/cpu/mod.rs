@@ -80,6 +80,7 @@ impl CompiledProduct for CpuProduct {
             observed: Device::Cpu,
             threads: Some(self.0.pool.as_ref().map_or(1, |pool| pool.threads())),
             note: None,
+            from_package: false,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::sys;
 use crate::view::{AnyView, AnyViewMut};
 use crate::weights::Weights;
 
+use super::buffers::Registry;
 use super::table::size_u32;
 
 pub(super) fn element_type(element: ElementType) -> sys::ANEType {
@@ -161,8 +162,8 @@ pub(super) fn options(options: &CompileOptions) -> sys::ANECompileOptions {
     }
 }
 
-/// Borrows `weights`: the result must not outlive them.
-pub(super) fn constants(weights: Option<&Weights>) -> sys::ANEConstants {
+/// Borrows `weights`: the result must not outlive them. Their hash takes a while: with `hashed` only.
+pub(super) fn constants(weights: Option<&Weights>, hashed: bool) -> sys::ANEConstants {
     let (b, b_bytes) = weights.map_or((std::ptr::null(), 0), |weights| weights.view().memory());
     sys::ANEConstants {
         struct_size: size_u32::<sys::ANEConstants>(),
@@ -175,26 +176,16 @@ pub(super) fn constants(weights: Option<&Weights>) -> sys::ANEConstants {
         scale_a_bytes: 0,
         scale_c: std::ptr::null(),
         scale_c_bytes: 0,
-        content_hash: [0; 32],
-    }
-}
-
-fn operand(view: Option<&AnyView<'_>>) -> sys::ANEOperand {
-    let (data, bytes) = view.map_or((std::ptr::null(), 0), AnyView::memory);
-    raw_operand(data.cast_mut(), bytes)
-}
-
-fn raw_operand(data: *mut u8, bytes: usize) -> sys::ANEOperand {
-    sys::ANEOperand {
-        data: data.cast(),
-        buffer: std::ptr::null_mut(),
-        offset_bytes: 0,
-        length_bytes: bytes as u64,
+        content_hash: weights.filter(|_| hashed).map_or([0; 32], |weights| *weights.content_hash()),
     }
 }
 
 /// Borrows the operands: the result must not outlive them.
-pub(super) fn run_args(args: &mut RunArgs<'_>) -> sys::ANERunArgs {
+pub(super) fn run_args(args: &mut RunArgs<'_>, buffers: &Registry) -> sys::ANERunArgs {
+    let operand = |view: Option<&AnyView<'_>>| {
+        let (data, bytes) = view.map_or((std::ptr::null(), 0), AnyView::memory);
+        buffers.operand(data.cast_mut(), bytes)
+    };
     let (c, c_bytes) = AnyViewMut::memory(&mut args.c);
     sys::ANERunArgs {
         struct_size: size_u32::<sys::ANERunArgs>(),
@@ -204,7 +195,7 @@ pub(super) fn run_args(args: &mut RunArgs<'_>) -> sys::ANERunArgs {
         b: operand(args.b.as_ref()),
         bias: operand(args.bias.as_ref()),
         residual: operand(args.residual.as_ref()),
-        c: raw_operand(c, c_bytes),
+        c: buffers.operand(c, c_bytes),
         info: std::ptr::null_mut(),
     }
 }

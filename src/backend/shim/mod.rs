@@ -1,23 +1,27 @@
 //! Any engine behind the C ABI: the one place that calls into a shim.
 
+mod buffers;
 mod convert;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
-use crate::error::{Error, Result};
+use crate::error::{Error, NativeStatus, Result};
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, Threads};
+use crate::package::PackageStore;
 use crate::refusal::{Refusal, RefusalReason};
+use crate::shared_buffer::BufferMemory;
 use crate::sys;
 use crate::weights::Weights;
 
+use buffers::{Registry, ShimBuffer};
 use table::{Table, characters, size_u32};
 
 /// A native engine that speaks the C ABI of `include/ane_matmul.h`.
@@ -85,6 +89,9 @@ impl ShimLibrary {
         Ok(ShimBackend {
             kind: convert::device(info.kind),
             device_name: characters(&info.name),
+            chip: characters(&info.chip),
+            os_build: characters(&info.os_build),
+            wrap_alignment_bytes: usize::try_from(info.wrap_alignment).ok().filter(|&bytes| bytes > 0),
             test_double: info.flags & sys::ANE_DEVICE_FLAG_TEST_DOUBLE.cast_unsigned() != 0,
             device: Arc::new(device),
         })
@@ -120,6 +127,21 @@ impl std::fmt::Debug for ShimLibrary {
     }
 }
 
+/// An open device, closed when dropped.
+struct DeviceHandle {
+    raw: NonNull<sys::ANEDevice>,
+    buffers: Registry,
+    table: Arc<Table>,
+}
+
+impl Drop for DeviceHandle {
+    fn drop(&mut self) {
+        // SAFETY: the shim opened this device, and it is closed here only; buffers and products hold
+        // it, so none is left.
+        unsafe { (self.table.slots.device_close)(self.raw.as_ptr()) }
+    }
+}
+
 /// A handle of a shim's, destroyed when dropped. It holds its parent, so that children go first.
 macro_rules! handle {
     ($(#[$doc:meta])* $name:ident($raw:ident) from $parent:ident: $parent_type:ty, by $destroy:ident, $table:expr) => {
@@ -146,7 +168,6 @@ macro_rules! handle {
     };
 }
 
-handle!(DeviceHandle(ANEDevice) from table: Arc<Table>, by device_close, |table| table);
 handle!(ProductHandle(ANEProduct) from device: Arc<DeviceHandle>, by product_destroy, |device| device.table());
 handle!(ExecutorHandle(ANEMatMulExecutor) from product: Arc<ProductHandle>, by executor_destroy, |product| product.table());
 
@@ -162,18 +183,25 @@ unsafe impl Sync for ProductHandle {}
 unsafe impl Send for ExecutorHandle {}
 
 impl DeviceHandle {
+    fn table(&self) -> &Table {
+        &self.table
+    }
+
     fn open(table: Arc<Table>) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: out and error are valid for the call.
         table.call("device_open", |error| unsafe { (table.slots.device_open)(&raw mut raw, error) })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object("device_open"))?;
-        Ok(Self { raw, table })
+        Ok(Self { raw, buffers: Registry::default(), table })
     }
 }
 
 pub(super) struct ShimBackend {
     kind: Device,
     device_name: String,
+    chip: String,
+    os_build: String,
+    wrap_alignment_bytes: Option<usize>,
     test_double: bool,
     device: Arc<DeviceHandle>,
 }
@@ -219,64 +247,155 @@ impl Backend for ShimBackend {
         }
     }
 
+    fn wrap_alignment_bytes(&self) -> Option<usize> {
+        self.wrap_alignment_bytes
+    }
+
+    fn buffer(&self, bytes: usize) -> Result<Box<dyn BufferMemory>> {
+        Ok(Box::new(ShimBuffer::create(&self.device, bytes)?))
+    }
+
+    unsafe fn wrap(&self, start: NonNull<u8>, bytes: usize) -> Result<Box<dyn BufferMemory>> {
+        // SAFETY: by this function's own contract.
+        Ok(Box::new(unsafe { ShimBuffer::wrap(&self.device, start, bytes) }?))
+    }
+
     fn compile(
         &self,
         product: &MatMul,
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
-        let table = self.device.table();
-        let (description, options) = (convert::description(product), convert::options(options));
-        let constants = convert::constants(weights);
-        let mut raw = std::ptr::null_mut();
-        table.call_with_log("compile", |error| {
-            // SAFETY: the device is open; the other pointers are valid for the call, those in
-            // `constants` because `weights` is borrowed until it returns.
-            unsafe {
-                (table.slots.compile)(
-                    self.device.raw.as_ptr(),
-                    &raw const description,
-                    &raw const constants,
-                    &raw const options,
-                    &raw mut raw,
-                    error,
-                )
+        let Some(directory) = &options.packages else {
+            let handle = self.make(product, weights, options, None)?;
+            return Ok(Box::new(ShimProduct { handle, note: None }));
+        };
+        let store = PackageStore::open(directory)?;
+        let key = self.package_key(product, weights, options);
+        if let Some(path) = store.find(&key) {
+            match self.make(product, weights, options, Some(&path)) {
+                Ok(handle) => return Ok(Box::new(ShimProduct { handle, note: None })),
+                Err(error) => log::warn!("{}: {error}; the product is compiled again", path.display()),
             }
-        })?;
-        let raw = NonNull::new(raw).ok_or_else(|| table.no_object("compile"))?;
-        Ok(Box::new(ShimProduct(Arc::new(ProductHandle { raw, device: Arc::clone(&self.device) }))))
+        }
+        let handle = self.make(product, weights, options, None)?;
+        let note = store.save(&key, |path| self.save(&handle, path)).err().map(|error| match error {
+            Error::Native(native) if native.status == NativeStatus::NotImplemented => {
+                format!("not kept for the next start: {}", native.message)
+            }
+            error => {
+                log::warn!("a compiled product was not kept: {error}");
+                format!("not kept for the next start: {error}")
+            }
+        });
+        Ok(Box::new(ShimProduct { handle, note }))
     }
 }
 
-struct ShimProduct(Arc<ProductHandle>);
+impl ShimBackend {
+    /// Compiles a product, or loads it from what [`ShimBackend::save`] wrote.
+    fn make(
+        &self,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+        saved: Option<&Path>,
+    ) -> Result<Arc<ProductHandle>> {
+        let table = self.device.table();
+        let path = saved.map(c_path).transpose()?;
+        let (description, native_options) = (convert::description(product), convert::options(options));
+        let constants = convert::constants(weights, options.packages.is_some());
+        let step = if saved.is_some() { "product_load" } else { "compile" };
+        let mut raw = std::ptr::null_mut();
+        let device = self.device.raw.as_ptr();
+        let (desc, consts, opts) = (&raw const description, &raw const constants, &raw const native_options);
+        table.call_with_log(step, |error| match &path {
+            // SAFETY: the device is open; the other pointers are valid for the call, those in
+            // `constants` because `weights` is borrowed until it returns.
+            None => unsafe { (table.slots.compile)(device, desc, consts, opts, &raw mut raw, error) },
+            // SAFETY: as above; the path ends in NUL.
+            Some(path) => unsafe {
+                let load = table.slots.product_load;
+                load(device, desc, consts, opts, path.as_ptr(), &raw mut raw, error)
+            },
+        })?;
+        let raw = NonNull::new(raw).ok_or_else(|| table.no_object(step))?;
+        Ok(Arc::new(ProductHandle { raw, device: Arc::clone(&self.device) }))
+    }
+
+    fn save(&self, product: &ProductHandle, path: &Path) -> Result<()> {
+        let (table, path) = (self.device.table(), c_path(path)?);
+        table.call("product_save", |error| {
+            // SAFETY: the product lives; the path ends in NUL; error is valid for the call.
+            unsafe { (table.slots.product_save)(product.raw.as_ptr(), path.as_ptr(), error) }
+        })
+    }
+
+    /// All that a saved product depends on.
+    fn package_key(&self, product: &MatMul, weights: Option<&Weights>, options: &CompileOptions) -> String {
+        let table = self.device.table();
+        // What changes how long compiling takes, but not its result.
+        let options = CompileOptions { expected_runs: None, time_limit: None, ..options.clone() };
+        let hash = weights.map_or_else(
+            || "none".to_owned(),
+            |weights| blake3::Hash::from_bytes(*weights.content_hash()).to_hex().to_string(),
+        );
+        format!(
+            "ane-matmul package 1\nshim {} {}\nchip {}\nos {}\nproduct {:?}\noptions {:?}\nweights {hash}",
+            table.name,
+            table.version,
+            self.chip,
+            self.os_build,
+            convert::description(product),
+            convert::options(&options),
+        )
+    }
+}
+
+/// A path for a shim, which takes UTF-8.
+fn c_path(path: &Path) -> Result<CString> {
+    let text = path.to_str().and_then(|text| CString::new(text).ok());
+    text.ok_or_else(|| Error::Io {
+        path: path.into(),
+        action: "keep packages in",
+        source: std::io::Error::other("the path is not UTF-8: name another directory"),
+    })
+}
+
+struct ShimProduct {
+    handle: Arc<ProductHandle>,
+    /// Why it was not kept, where it should have been.
+    note: Option<String>,
+}
 
 impl CompiledProduct for ShimProduct {
     fn open(&self) -> Result<Box<dyn Run>> {
-        let table = self.0.table();
+        let table = self.handle.table();
         let mut raw = std::ptr::null_mut();
         table.call("executor_create", |error| {
             // SAFETY: the product lives; out and error are valid for the call.
-            unsafe { (table.slots.executor_create)(self.0.raw.as_ptr(), &raw mut raw, error) }
+            unsafe { (table.slots.executor_create)(self.handle.raw.as_ptr(), &raw mut raw, error) }
         })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object("executor_create"))?;
-        Ok(Box::new(ShimRun(ExecutorHandle { raw, product: Arc::clone(&self.0) })))
+        Ok(Box::new(ShimRun(ExecutorHandle { raw, product: Arc::clone(&self.handle) })))
     }
 
     fn facts(&self) -> Facts {
-        let table = self.0.table();
+        let table = self.handle.table();
         // SAFETY: all-zero bytes are a valid ANEProductInfo: integers.
         let mut info: sys::ANEProductInfo = unsafe { std::mem::zeroed() };
         info.struct_size = size_u32::<sys::ANEProductInfo>();
         let result = table.call("product_info", |error| {
             // SAFETY: the product lives; info and error are valid for the call.
-            unsafe { (table.slots.product_info)(self.0.raw.as_ptr(), &raw mut info, error) }
+            unsafe { (table.slots.product_info)(self.handle.raw.as_ptr(), &raw mut info, error) }
         });
         match result {
             Ok(()) => Facts {
                 bytes_held: usize::try_from(info.bytes_held).unwrap_or(usize::MAX),
                 observed: convert::device(info.observed),
                 threads: None,
-                note: None,
+                note: self.note.clone(),
+                from_package: info.flags & sys::ANE_PRODUCT_FLAG_FROM_PACKAGE.cast_unsigned() != 0,
             },
             Err(error) => Facts { note: Some(error.to_string()), ..Facts::default() },
         }
@@ -288,7 +407,7 @@ struct ShimRun(ExecutorHandle);
 impl Run for ShimRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
         let table = self.0.table();
-        let raw_args = convert::run_args(&mut args);
+        let raw_args = convert::run_args(&mut args, &self.0.product.device.buffers);
         table.call("executor_run", |error| {
             // SAFETY: the executor lives, and `&mut self` makes this its only use; the operands
             // are borrowed in `args` until the call returns, cover the described layouts, and C

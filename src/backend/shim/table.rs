@@ -21,7 +21,6 @@ const LOG_BYTES: usize = 16 * 1024;
 macro_rules! slots {
     ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
         /// The functions of a table, none of them missing.
-        #[allow(dead_code, reason = "version 1.0 requires buffers and packages; nothing calls them yet")]
         pub(super) struct Slots {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
         }

@@ -565,7 +565,12 @@ static void need_packages(void)
     }
     plist = [NSDictionary dictionaryWithObjectsAndKeys:written, @"nodes", [NSNumber numberWithUnsignedLong:target->index],
                                                        @"target", nil];
-    [[NSFileManager defaultManager] createDirectoryAtPath:[url path] withIntermediateDirectories:NO attributes:nil error:NULL];
+    if (![[NSFileManager defaultManager] createDirectoryAtPath:[url path]
+                                   withIntermediateDirectories:NO
+                                                    attributes:nil
+                                                         error:NULL]) {
+        return;
+    }
     [plist writeToFile:[[url path] stringByAppendingPathComponent:@"graph.plist"] atomically:YES];
 }
 @end
