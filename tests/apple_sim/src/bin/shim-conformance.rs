@@ -6,7 +6,10 @@
 
 use std::path::Path;
 
-use ane_matmul::{Backends, CompileOptions, ElementType, ElementTypes, ShimLibrary};
+use ane_matmul::{
+    BackendId, Backends, CompileOptions, ElementType, ElementTypes, Inputs, MatMul, ShimLibrary, Tensor,
+    TensorView, TensorViewMut, Weights,
+};
 use ane_matmul_conformance::{Scale, cases_of_type, run_suite};
 use apple_sim::host::{Host, Shim, build};
 
@@ -59,23 +62,80 @@ fn main() {
         let host = Host::open(&library, subject.getter, &program.with_file_name("metal-cc"), &dir)
             .unwrap_or_else(|e| panic!("{e}"));
         run(subject, &host, arguments.iter().any(|a| a == "small"));
+        shared_buffers(subject, &host).unwrap_or_else(|e| panic!("{e}"));
+        packages(subject, &host, &own).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(host.counter("violations"), 0, "{}", host.last_violation());
+        assert_eq!(host.counter("live_objects"), 0, "objects left");
     }
     std::fs::remove_dir_all(&own).expect("a directory of ours can be removed");
     println!("test result: ok");
 }
 
+/// The shim as a backend of the crate's.
+fn backends(subject: &Subject, host: &Host) -> (Backends, BackendId) {
+    let mut backends = Backends::new();
+    let table: &'static Shim = Box::leak(Box::new(Shim { name: subject.double.as_ptr(), ..*host.shim }));
+    // SAFETY: the table is static, and the shim keeps to the ABI as far as its own tests tell.
+    let shim = unsafe { ShimLibrary::from_table((&raw const *table).cast(), Path::new(subject.name)) }
+        .unwrap_or_else(|e| panic!("{e}"));
+    let id = backends.add(shim).unwrap_or_else(|e| panic!("{e}"));
+    assert!(backends.info(&id).unwrap_or_else(|e| panic!("{e}")).is_test_double);
+    (backends, id)
+}
+
+/// Shared buffers of the Rust API reach the shim as such: a run makes no buffers of its own.
+fn shared_buffers(subject: &Subject, host: &Host) -> ane_matmul::Result<()> {
+    let (backends, id) = backends(subject, host);
+    let compiled = backends.compile(&id, &MatMul::new(5, 7, 3)?, None, &CompileOptions::default())?;
+    let mut executor = compiled.executor()?;
+    let mut a = backends.shared_buffer(&id, 5 * 3 * 4)?;
+    let mut b = backends.shared_buffer(&id, 3 * 7 * 4)?;
+    let mut c = backends.shared_buffer(&id, 5 * 7 * 4)?;
+    b.elements_mut::<f32>().fill(2.0);
+    let made = host.counter("buffers_made");
+    for round in 1..=4u8 {
+        a.elements_mut::<f32>().fill(f32::from(round));
+        let inputs = Inputs::new(TensorView::new(a.elements::<f32>(), 5, 3)?).b(TensorView::new(
+            b.elements::<f32>(),
+            3,
+            7,
+        )?);
+        executor.run(&inputs, TensorViewMut::new(c.elements_mut::<f32>(), 5, 7)?)?;
+        assert_eq!(c.elements::<f32>(), [6.0 * f32::from(round); 35]);
+    }
+    assert_eq!(host.counter("buffers_made"), made, "operands in shared buffers were copied");
+    println!("{}: shared buffers are used in place", subject.name);
+    Ok(())
+}
+
+/// A second start loads what the first compiled, where the shim keeps anything.
+fn packages(subject: &Subject, host: &Host, dir: &Path) -> ane_matmul::Result<()> {
+    let product = MatMul::builder(5, 7, 3).constant_b(true).bias(true).build()?;
+    let (weights, bias) = (Weights::from_tensor(Tensor::filled(3, 7, 2f32)?), vec![1f32; 7]);
+    let (input, mut loaded) = (Tensor::filled(5, 3, 1f32)?, Vec::new());
+    for chip in ["Apple M1", "Apple M1", "Apple M4 Max", "Apple M1"] {
+        host.set_device_name(chip);
+        let (backends, id) = backends(subject, host);
+        let options = CompileOptions::default().packages(dir.join("packages"));
+        let compiled = backends.compile(&id, &product, Some(&weights), &options)?;
+        assert_eq!(compiled.run_once(&Inputs::new(&input).bias(&bias))?.data(), [7.0; 35]);
+        let report = compiled.report();
+        assert_eq!(report.note.is_some(), subject.name == "metal", "{:?}", report.note);
+        loaded.push(report.from_package);
+    }
+    assert_eq!(loaded, [false, subject.name == "mpsgraph", false, subject.name == "mpsgraph"]);
+    println!("{}: started four times, from a package {loaded:?}", subject.name);
+    Ok(())
+}
+
 fn run(subject: &Subject, host: &Host, small: bool) {
     let baseline = host.counter("live_objects");
+    // Late enough to catch a missing wait, and no longer: this is thousands of runs.
+    host.set("set_latency_us", 50);
     for (index, name) in subject.devices.iter().enumerate() {
         host.set_device_name(name);
         let scale = if index == 0 && !small { Scale::Full } else { Scale::Small };
-        let mut backends = Backends::new();
-        let table: &'static Shim = Box::leak(Box::new(Shim { name: subject.double.as_ptr(), ..*host.shim }));
-        // SAFETY: the table is static, and the shim keeps to the ABI as far as its own tests tell.
-        let shim = unsafe { ShimLibrary::from_table((&raw const *table).cast(), Path::new(subject.name)) }
-            .unwrap_or_else(|e| panic!("{e}"));
-        let id = backends.add(shim).unwrap_or_else(|e| panic!("{e}"));
-        assert!(backends.info(&id).unwrap_or_else(|e| panic!("{e}")).is_test_double);
+        let (backends, id) = backends(subject, host);
         for (types_name, types) in subject.types {
             let cases = cases_of_type(*types, scale);
             let summary = run_suite(&backends, &id, &CompileOptions::default(), &cases, &[]);
