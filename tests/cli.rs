@@ -446,6 +446,10 @@ fn a_shim_named_in_the_environment_is_a_backend() {
         "reference is wrong at 16x16x16",
     );
     failed(&run("/nonexistent.so", "", &["devices"]), "/nonexistent.so: load: No such file");
+    // What a framework prints stays out of our output.
+    let output = run(shim, "print@open", &["devices", "--json"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a framework prints"), "{output:?}");
+    serde_json::from_str::<serde_json::Value>(&succeeded(&output)).expect("JSON and nothing else");
     for (name, path, expected) in ane_matmul_shims::BROKEN {
         let output = run(path, "", &["devices"]);
         println!("{name}");

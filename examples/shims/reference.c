@@ -6,8 +6,8 @@
  *     ANE_MATMUL_SHIM=./libreference.so ane-matmul compare
  *
  * For tests it misbehaves on demand: ANE_REFERENCE_FAULT=KIND[@SLOT], read when the device is
- * opened, with KIND one of fail, abort, hang, wrong, slow:NANOSECONDS and SLOT one of open, supports,
- * compile, executor, run (the default). SPDX-License-Identifier: MIT OR Apache-2.0
+ * opened, with KIND one of fail, abort, hang, print, wrong, slow:NANOSECONDS and SLOT one of open,
+ * supports, compile, executor, run (the default). SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #define _POSIX_C_SOURCE 200809L
 #include "ane_matmul.h"
@@ -71,6 +71,10 @@ static ANEStatus misbehave(const ANEDevice *device, const char *slot, ANEError *
         return report(err, ANE_STATUS_INTERNAL, ANE_REFUSAL_NONE, "planted fault");
     }
     if (strcmp(device->fault, "abort") == 0) abort();
+    if (strcmp(device->fault, "print") == 0) {
+        puts("a framework prints");
+        fflush(stdout);
+    }
     while (strcmp(device->fault, "hang") == 0) wait_ns(1000000000);
     if (strcmp(device->fault, "slow") == 0) wait_ns(device->cost_ns);
     return ANE_STATUS_OK;

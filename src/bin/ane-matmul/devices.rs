@@ -6,8 +6,9 @@ use ane_matmul::{BackendInfo, BackendStatus};
 use serde_json::{Value, json};
 
 use crate::args::DevicesArgs;
-use crate::failure::{Output, print};
+use crate::failure::Output;
 use crate::machine::Machine;
+use crate::output::print;
 
 pub(crate) fn run(args: &DevicesArgs) -> Output {
     let machine = Machine::new();

@@ -1,7 +1,6 @@
 //! How a command ends early.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
 
 /// What a command returns.
 pub(crate) type Output<T = ()> = Result<T, Failure>;
@@ -25,21 +24,4 @@ impl From<ane_matmul::Error> for Failure {
     fn from(error: ane_matmul::Error) -> Self {
         Self::new(error)
     }
-}
-
-/// Writes to standard output.
-pub(crate) fn print_bytes(bytes: &[u8]) -> Output {
-    let mut out = io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            Failure::BrokenPipe
-        } else {
-            Failure::new(format!("standard output: {error}"))
-        }
-    })
-}
-
-/// Writes a text, ended by a newline, to standard output.
-pub(crate) fn print(text: impl Display) -> Output {
-    print_bytes(format!("{text}\n").as_bytes())
 }

@@ -7,6 +7,7 @@ mod devices;
 mod failure;
 mod machine;
 mod multiply;
+mod output;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ use failure::{Failure, Output};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    output::keep_to_ourselves();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads our output has seen enough.
@@ -37,7 +39,7 @@ fn run(command: Command) -> Output {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ane-matmul", &mut script);
-            failure::print_bytes(&script)
+            output::print_bytes(&script)
         }
     }
 }

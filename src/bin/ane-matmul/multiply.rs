@@ -7,7 +7,8 @@ use ane_matmul::{Activation, Inputs, Layout, MatMul, Operand, Tensor, TensorView
 
 use crate::args::{MultiplyArgs, OutputType, backend_id};
 use crate::check;
-use crate::failure::{Failure, Output, print};
+use crate::failure::{Failure, Output};
+use crate::output::print;
 
 /// The f32 operands of a product.
 pub(crate) struct Operands {

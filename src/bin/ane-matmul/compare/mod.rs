@@ -8,8 +8,9 @@ use ane_matmul::{BackendId, BackendStatus, Backends, WholeFile};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{CompareArgs, Shape, backend_id};
-use crate::failure::{Failure, Output, print};
+use crate::failure::{Failure, Output};
 use crate::machine::Machine;
+use crate::output::print;
 
 use measure::Measured;
 use report::Comparison;
