@@ -82,9 +82,9 @@ fn build_shims() -> Result<(), String> {
     std::fs::write(Path::new(&out).join("ane_metal_source.h"), kernels).map_err(|error| error.to_string())?;
 
     // The oldest systems with what the shims use; Rust's own default is older.
-    let (variable_name, flag) = match variable("CARGO_CFG_TARGET_OS").as_str() {
-        "macos" => ("MACOSX_DEPLOYMENT_TARGET", "-mmacosx-version-min=13.0"),
-        "ios" => ("IPHONEOS_DEPLOYMENT_TARGET", "-mios-version-min=16.0"),
+    let (variable_name, oldest) = match variable("CARGO_CFG_TARGET_OS").as_str() {
+        "macos" => ("MACOSX_DEPLOYMENT_TARGET", "13.0"),
+        "ios" => ("IPHONEOS_DEPLOYMENT_TARGET", "16.0"),
         other => return Err(format!("{other} is not among the platforms: macOS and iOS are")),
     };
     println!("cargo::rerun-if-env-changed={variable_name}");
@@ -97,7 +97,7 @@ fn build_shims() -> Result<(), String> {
         build.flag("-fno-objc-arc").flag("-fobjc-exceptions");
         build.warnings(true).extra_warnings(true);
         if std::env::var_os(variable_name).is_none() {
-            build.flag(flag);
+            build.env(variable_name, oldest);
         }
         build.try_compile(cfg).map_err(|error| format!("{source}: {error}"))?;
         for framework in frameworks {

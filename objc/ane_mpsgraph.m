@@ -427,8 +427,12 @@ static BOOL map_feeds(ANEProduct *product, MPSGraphTensor *const placeholders[OP
         }
         product->feeds[product->feed_count++] = which;
     }
-    return product->feed_count == expected && [[product->executable targetTensors] count] == 1 &&
-           [[[product->executable targetTensors] objectAtIndex:0] dataType] == data_type(product->desc.type_c);
+    NSArray<MPSGraphTensor *> *targets = [product->executable targetTensors];
+    if (product->feed_count != expected || [targets count] != 1) {
+        return NO;
+    }
+    MPSGraphTensor *target = [targets objectAtIndex:0];
+    return [target dataType] == data_type(product->desc.type_c);
 }
 
 /* Checks the product and fills what does not depend on the executable. */
