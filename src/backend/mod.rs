@@ -234,8 +234,10 @@ impl Backends {
     /// Whether `id` runs `product`: the answer comes before anything is compiled.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason, [`Error::UnknownBackend`], [`Error::Unavailable`].
+    /// [`Error::Refused`] with the reason, [`Error::UnknownBackend`], [`Error::Unavailable`];
+    /// [`Error::Threads`] for more threads than [`crate::Threads::MAXIMUM`].
     pub fn supports(&self, id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<()> {
+        options.threads.check()?;
         self.get(id)?
             .supports(product, options)
             .map_err(|refusal| Error::Refused { backend: id.clone(), refusal })
