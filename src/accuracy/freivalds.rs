@@ -141,11 +141,9 @@ fn verify_item(
     if rounds == 0 || m == 0 {
         return Ok(());
     }
-    for row in 0..m {
-        if !skip_rows[row] && overflows(product, [a, b, c], row, &skip_cols) {
-            skip_rows[row] = true;
-            result.skipped.0 += 1;
-        }
+    for (row, skip) in skip_rows.iter_mut().enumerate().filter(|(_, skip)| !**skip) {
+        *skip = overflows(product, [a, b, c], row, &skip_cols);
+        result.skipped.0 += usize::from(*skip);
     }
     let mut tolerance = alloc::filled(m, 0.0, WHAT)?;
     tolerances(product, [a, b], &skip_cols, &mut tolerance)?;
