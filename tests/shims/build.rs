@@ -9,7 +9,7 @@ const CHANGED: [(&str, &str); 10] = [
     ("null_table", "const ANEShim *ane_matmul_shim(void) { return 0; }"),
     ("truncated", "shim.struct_size = 100;"),
     ("wrong_major", "shim.abi_major = 2;"),
-    ("later_minor", "shim.abi_minor = 7; shim.name = \"later\";"),
+    ("later_minor", "shim.abi_minor = 7; shim.struct_size += 64; shim.name = \"later\";"),
     ("null_slot", "shim.executor_run = 0;"),
     ("bad_name", "shim.name = \"Not A Name\";"),
     ("null_name", "shim.name = 0;"),

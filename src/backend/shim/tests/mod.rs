@@ -264,6 +264,21 @@ fn a_table_of_the_minimum_size_is_not_read_beyond_it() {
 }
 
 #[test]
+fn a_table_of_a_later_version_is_read_as_far_as_it_is_known() {
+    #[repr(C)]
+    struct Later {
+        known: sys::ANEShim,
+        slots: [u64; 8],
+    }
+    let mut table = Later { known: good_table(), slots: [u64::MAX; 8] };
+    (table.known.struct_size, table.known.abi_minor) = (size_u32::<Later>(), 1);
+    // SAFETY: the table has struct_size readable bytes and C strings.
+    let shim = unsafe { ShimLibrary::from_table((&raw const table).cast(), "a later mock") }.unwrap();
+    // What is beyond would have been copied over something else: Miri reports that.
+    assert_eq!((shim.name().as_str(), table.slots), ("mock", [u64::MAX; 8]));
+}
+
+#[test]
 fn constants_mirror_the_header() {
     use crate::{Activation, ElementType};
     let types = [
