@@ -18,8 +18,7 @@ const CHANGED: [(&str, &str); 10] = [
 ];
 
 /// The information of a device that is no hardware.
-const DOUBLE: &str =
-    "static inline ANEStatus double_info(ANEDevice *device, ANEDeviceInfo *info, ANEError *err) {
+const DOUBLE: &str = "static ANEStatus double_info(ANEDevice *device, ANEDeviceInfo *info, ANEError *err) {
     ANEStatus status = reference_shim()->device_info(device, info, err);
     info->flags |= ANE_DEVICE_FLAG_TEST_DOUBLE;
     return status;
@@ -55,9 +54,10 @@ fn main() {
         let text = if whole {
             format!("#include \"ane_matmul.h\"\n{change}\n")
         } else {
+            let helper = if change.contains("double_info") { DOUBLE } else { "" };
             let reference = std::path::absolute(&source).expect("a path");
             format!(
-                "#define ane_matmul_shim reference_shim\n#include \"{}\"\n#undef ane_matmul_shim\n{DOUBLE}const ANEShim *ane_matmul_shim(void);\nconst ANEShim *ane_matmul_shim(void) {{ static ANEShim shim; shim = *reference_shim(); {change} return &shim; }}\n",
+                "#define ane_matmul_shim reference_shim\n#include \"{}\"\n#undef ane_matmul_shim\n{helper}const ANEShim *ane_matmul_shim(void);\nconst ANEShim *ane_matmul_shim(void) {{ static ANEShim shim; shim = *reference_shim(); {change} return &shim; }}\n",
                 reference.display()
             )
         };
