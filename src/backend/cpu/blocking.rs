@@ -16,8 +16,8 @@ pub(super) struct Blocking {
     pub k_inner: usize,
     /// k of a block of A that stays in the second-level cache while panels of B pass by.
     pub k_outer: usize,
-    /// The rows of such a block of A.
-    pub rows: usize,
+    /// The strips of such a block of A, as high as the kernel's tiles.
+    pub strips: usize,
     /// The columns of B that are packed at a time, where B is not constant.
     pub cols: usize,
 }
@@ -31,9 +31,9 @@ impl Blocking {
         let k_inner = (floats(caches.l1_bytes) / kernels.panel()).next_multiple_of(K_MULTIPLE);
         let k_outer = 2 * k_inner;
         // Half of the second level for A; panels of B and C pass through the other half.
-        let rows = (floats(caches.l2_bytes) / 2 / k_outer).max(kernels.max_rows());
+        let strips = (floats(caches.l2_bytes) / 2 / k_outer / kernels.max_rows()).max(1);
         let cols = (PACKED_B_BYTES / size_of::<f32>() / k_outer).next_multiple_of(kernels.panel());
-        Self { k_inner, k_outer, rows, cols }
+        Self { k_inner, k_outer, strips, cols }
     }
 }
 

@@ -75,10 +75,6 @@ unsafe fn tile<
                     *sum = if last(v) { V::load_masked(c, mask) } else { V::load(c) };
                 }
             }
-        } else {
-            for i in 0..MR {
-                V::prefetch(t.c.wrapping_add(i * t.c_stride));
-            }
         }
         let (row_stride, k_stride) = if BY_K { (t.a_stride, 1) } else { (1, t.a_stride) };
         let (mut a, mut b, mut ahead, mut packed) = (t.a, t.b, t.ahead, t.packed);
@@ -186,6 +182,17 @@ impl Kernels {
     /// The columns of a panel of B.
     pub(super) fn panel(&self) -> usize {
         self.lanes * self.panel_vectors
+    }
+
+    /// The vectors that `cols` columns fill. Widths are powers of two: a division would take longer than
+    /// a small tile.
+    pub(super) fn vectors(&self, cols: usize) -> usize {
+        (cols + self.lanes - 1) >> self.lanes.trailing_zeros()
+    }
+
+    /// The whole panels in `cols` columns.
+    pub(super) fn whole_panels(&self, cols: usize) -> usize {
+        cols >> self.panel().trailing_zeros()
     }
 
     /// The most rows that a tile of one panel has.

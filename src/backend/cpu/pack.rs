@@ -24,7 +24,7 @@ impl Panels {
     /// What [`pack_b`] made of `k` rows and `cols` columns.
     pub(super) fn packed(kernels: &Kernels, base: *const f32, k: usize, cols: usize) -> Self {
         let panel = kernels.panel();
-        Self { base, step: panel * k, stride: panel, last_stride: packed_cols(kernels, cols % panel) }
+        Self { base, step: panel * k, stride: panel, last_stride: packed_cols(kernels, cols & (panel - 1)) }
     }
 
     /// From the panel `first` and the row `k` on; only the last panel may be narrower.
@@ -40,7 +40,7 @@ impl Panels {
 
 /// The columns that `cols` take when packed: whole vectors.
 fn packed_cols(kernels: &Kernels, cols: usize) -> usize {
-    cols.next_multiple_of(kernels.lanes)
+    kernels.vectors(cols) * kernels.lanes
 }
 
 /// The numbers that [`pack_b`] writes.

@@ -54,6 +54,9 @@ struct Strips {
 
 impl Strips {
     fn new(kernels: &Kernels, rows: usize) -> Self {
+        if rows <= kernels.max_rows() {
+            return Self { count: 1, rows, longer: 0 };
+        }
         let count = rows.div_ceil(kernels.max_rows());
         Self { count, rows: rows / count, longer: rows % count }
     }
@@ -63,7 +66,12 @@ impl Strips {
         self.rows + usize::from(self.longer > 0)
     }
 
-    /// The first row of a strip; of the one past the last, all rows.
+    /// The rows of a strip.
+    fn rows(&self, strip: usize) -> usize {
+        self.rows + usize::from(strip < self.longer)
+    }
+
+    /// The first row of a strip.
     fn first(&self, strip: usize) -> usize {
         strip * self.rows + strip.min(self.longer)
     }
@@ -71,7 +79,7 @@ impl Strips {
 
 /// The numbers of scratch memory for packed strips of A.
 pub(super) fn scratch_a_len(kernels: &Kernels, blocking: &Blocking, rows: usize, k: usize) -> usize {
-    let strips = rows.min(blocking.rows + kernels.max_rows()).div_ceil(kernels.max_rows()) + 1;
+    let strips = Strips::new(kernels, rows.max(1)).count.min(blocking.strips);
     strips * packed_a_len(kernels, kernels.max_rows(), k.min(blocking.k_outer))
 }
 
@@ -82,7 +90,20 @@ pub(super) fn scratch_b_len(kernels: &Kernels, blocking: &Blocking, cols: usize,
 
 /// The size of even blocks of at most `limit`, multiples of `multiple` but for the last.
 fn even(length: usize, limit: usize, multiple: usize) -> usize {
+    if length <= limit {
+        return length;
+    }
     length.div_ceil(length.div_ceil(limit)).next_multiple_of(multiple)
+}
+
+/// Starts and lengths of the blocks of `length`. Stepped ranges would divide.
+fn blocks(length: usize, block: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let first = next;
+        next += block;
+        (first < length).then(|| (first, block.min(length - first)))
+    })
 }
 
 /// Computes a part of C.
@@ -96,12 +117,9 @@ pub(super) unsafe fn multiply(part: &Part<'_>) {
         if matches!(part.b, B::Pack(_)) { even(cols, blocking.cols, kernels.panel()) } else { cols };
     let k_block = even(k, blocking.k_outer, K_MULTIPLE);
     let strips = Strips::new(kernels, rows);
-    let strips_block = (blocking.rows / kernels.max_rows()).max(1);
-    let strips_block = even(strips.count, strips_block, 1);
-    for first_col in (0..cols).step_by(cols_block) {
-        let block_cols = cols_block.min(cols - first_col);
-        for first_k in (0..k).step_by(k_block) {
-            let block_k = k_block.min(k - first_k);
+    let strips_block = even(strips.count, blocking.strips, 1);
+    for (first_col, block_cols) in blocks(cols, cols_block) {
+        for (first_k, block_k) in blocks(k, k_block) {
             let panels = match part.b {
                 B::Packed(panels) => panels,
                 B::Plain(b) => Panels::plain(kernels, b.at(first_k, first_col).start, b.stride),
@@ -123,11 +141,11 @@ pub(super) unsafe fn multiply(part: &Part<'_>) {
                 _ => None,
             };
             let block_first_k = if matches!(part.b, B::Packed(_)) { first_k } else { 0 };
-            for first_strip in (0..strips.count).step_by(strips_block) {
+            for (first_strip, block_strips) in blocks(strips.count, strips_block) {
                 let block = Block {
                     strips,
                     first_strip,
-                    last_strip: strips.count.min(first_strip + strips_block),
+                    last_strip: first_strip + block_strips,
                     first_col,
                     cols: block_cols,
                     panels,
@@ -159,124 +177,124 @@ struct Block {
 }
 
 impl Block {
-    /// The first row of a strip, and its rows.
-    fn strip(&self, strip: usize) -> (usize, usize) {
-        let first = self.strips.first(strip);
-        (first, self.strips.first(strip + 1) - first)
-    }
-
-    /// Where a strip of this block is packed.
-    fn packed_strip(&self, part: &Part<'_>, strip: usize) -> *mut f32 {
-        let step = packed_a_len(part.kernels, part.kernels.max_rows(), self.k);
-        part.scratch_a.wrapping_add((strip - self.first_strip) * step)
-    }
-
     /// # Safety
     /// As [`multiply`].
     unsafe fn compute(&self, part: &Part<'_>) {
         let kernels = part.kernels;
         let panel = kernels.panel();
-        let strips = self.first_strip..self.last_strip;
         if part.pack_a {
-            for strip in strips.clone() {
-                let (first, rows) = self.strip(strip);
-                let a = part.a.at(first, self.first_k);
+            let mut first = self.strips.first(self.first_strip);
+            let mut to = part.scratch_a;
+            for strip in self.first_strip..self.last_strip {
+                let rows = self.strips.rows(strip);
                 // SAFETY: the strip lies inside A; scratch memory holds a block's strips.
-                unsafe { pack_a(kernels, a, rows, self.k, self.packed_strip(part, strip)) };
+                unsafe { pack_a(kernels, part.a.at(first, self.first_k), rows, self.k, to) };
+                first += rows;
+                to = to.wrapping_add(self.packed_strip_len(kernels));
             }
         }
         // With a single strip no panel is used twice, and k need not be cut.
-        let k_inner =
-            if strips.len() == 1 { self.k } else { even(self.k, part.blocking.k_inner, K_MULTIPLE) };
+        let k_inner = if self.last_strip - self.first_strip == 1 {
+            self.k
+        } else {
+            even(self.k, part.blocking.k_inner, K_MULTIPLE)
+        };
         let wide = match self.source {
             Some(_) => 1,
             None => kernels.max_panels(self.strips.longest()),
         };
-        let whole_panels = self.cols / panel;
+        let whole_panels = kernels.whole_panels(self.cols);
         let mut index = 0;
         while index * panel < self.cols {
             let count = if index + wide <= whole_panels { wide } else { 1 };
             let cols = (count * panel).min(self.cols - index * panel);
             let span = Span { index, count, cols, narrow: cols < panel };
-            for inner in (0..self.k).step_by(k_inner) {
-                let inner_k = k_inner.min(self.k - inner);
-                for strip in strips.clone() {
-                    // SAFETY: strip and panels lie inside the block.
-                    unsafe { self.tile(part, strip, span, inner, inner_k) };
-                }
+            for (inner, inner_k) in blocks(self.k, k_inner) {
+                // SAFETY: the span lies inside the block.
+                unsafe { self.strips_of(part, span, inner, inner_k) };
             }
             index += count;
         }
     }
 
-    /// A strip times adjacent panels, `k` numbers from `inner` on.
+    /// From packed strip to packed strip.
+    fn packed_strip_len(&self, kernels: &Kernels) -> usize {
+        packed_a_len(kernels, kernels.max_rows(), self.k)
+    }
+
+    /// All strips times adjacent panels, `k` numbers from `inner` on.
     ///
     /// # Safety
     /// As [`multiply`].
-    unsafe fn tile(&self, part: &Part<'_>, strip: usize, span: Span, inner: usize, k: usize) {
+    unsafe fn strips_of(&self, part: &Part<'_>, span: Span, inner: usize, k: usize) {
         let Part { kernels, a, .. } = *part;
-        let (first, rows) = self.strip(strip);
-        let (a, a_stride, form) = if part.pack_a {
-            let stride = strip_stride(kernels, rows);
-            let start = self.packed_strip(part, strip).wrapping_add(inner * stride);
-            (start.cast_const(), stride, AForm::ByRow)
-        } else {
-            let form = if a.transposed { AForm::ByRow } else { AForm::ByK };
-            (a.at(first, self.first_k + inner).start, a.stride, form)
-        };
-        let panels_k = self.panels_first_k + inner;
-        let packed = self.panels.at(span.index, panels_k, span.narrow);
-        let packed_stride = self.panels.stride_of(span.narrow);
-        let source = self.source.filter(|_| strip == self.first_strip);
-        let (b, b_stride) = match &source {
-            Some(source) => (source.at(span.index, inner, span.narrow), source.stride),
-            None => (packed, packed_stride),
-        };
+        let first_row = self.strips.first(self.first_strip);
         let col = self.first_col + span.index * kernels.panel();
-        let (ahead, ahead_stride) = self.ahead(strip, span, inner, k);
-        let tile = Tile {
+        let packed = self.panels.at(span.index, self.panels_first_k + inner, span.narrow);
+        let packed_stride = self.panels.stride_of(span.narrow);
+        let form = if part.pack_a || a.transposed { AForm::ByRow } else { AForm::ByK };
+        let mut tile = Tile {
             k,
-            a,
-            a_stride,
-            b,
-            b_stride,
+            a: a.at(first_row, self.first_k + inner).start,
+            a_stride: a.stride,
+            b: packed,
+            b_stride: packed_stride,
             b_panel_stride: self.panels.step,
-            ahead,
-            ahead_stride,
+            ahead: packed,
+            ahead_stride: 0,
             packed: packed.cast_mut(),
             packed_stride,
-            c: part.c.wrapping_add(first * part.c_stride + col),
+            c: part.c.wrapping_add(first_row * part.c_stride + col),
             c_stride: part.c_stride,
             tail: kernels.lanes,
             accumulate: self.first_k + inner > 0,
         };
-        // SAFETY: the tile lies inside the block.
-        unsafe { run_tile(kernels, form, rows, span.cols, span.count, source.is_some(), tile) };
-        if self.first_k + inner + k == part.k
-            && let Some(finish) = &part.finish
-        {
-            // SAFETY: the tile just computed, while it is in the first-level cache.
-            unsafe { (kernels.finish)(&finish.part(first, rows, col, span.cols)) };
+        let finish = part.finish.filter(|_| self.first_k + inner + k == part.k);
+        let (next, next_stride) = self.next(span, inner + k);
+        let strip_len = self.packed_strip_len(kernels);
+        let mut row = first_row;
+        for (index, strip) in (self.first_strip..self.last_strip).enumerate() {
+            let rows = self.strips.rows(strip);
+            if part.pack_a {
+                tile.a_stride = strip_stride(kernels, rows);
+                tile.a = part.scratch_a.wrapping_add(index * strip_len + inner * tile.a_stride);
+            }
+            let source = self.source.filter(|_| index == 0);
+            (tile.b, tile.b_stride) = match source {
+                Some(source) => (source.at(span.index, inner, span.narrow), source.stride),
+                None => (packed, packed_stride),
+            };
+            (tile.ahead, tile.ahead_stride) = if source.is_some() || self.last_strip - self.first_strip == 1 {
+                (tile.b.wrapping_add(ROWS_AHEAD * tile.b_stride), tile.b_stride)
+            } else {
+                // The strips share the lines of what comes next.
+                (next.wrapping_add(index % 2 * LINE), next_stride)
+            };
+            // SAFETY: the tile lies inside the block.
+            unsafe { run_tile(kernels, form, rows, span, source.is_some(), tile) };
+            if let Some(finish) = &finish {
+                // SAFETY: the tile just computed, while it is in the first-level cache.
+                unsafe { (kernels.finish)(&finish.part(row, rows, col, span.cols)) };
+            }
+            tile.c = tile.c.wrapping_add(rows * part.c_stride);
+            tile.a = tile.a.wrapping_add(rows * if a.transposed { 1 } else { a.stride });
+            row += rows;
         }
     }
 
-    /// What to ask the caches for during a tile, and its stride: a line for each k.
-    fn ahead(&self, strip: usize, span: Span, inner: usize, k: usize) -> (*const f32, usize) {
-        let panels = self.source.as_ref().unwrap_or(&self.panels);
-        let first_k = if self.source.is_some() { 0 } else { self.panels_first_k };
-        let here = |k| panels.at(span.index, first_k + k, span.narrow);
-        let strip = strip - self.first_strip;
-        let alone = self.last_strip - self.first_strip == 1;
-        if alone || (strip == 0 && self.source.is_some()) {
-            return (here(inner + ROWS_AHEAD), panels.stride_of(span.narrow));
-        }
-        // The strips share the lines of what comes next: the rest of the panel, or the next panel.
-        let next = if inner + k < self.k {
-            here(inner + k)
+    /// What of B is used after `k` numbers of a span, and the distance of its rows: the rest of its
+    /// panels, or the next one.
+    fn next(&self, span: Span, k: usize) -> (*const f32, usize) {
+        let (panels, first_k) = match &self.source {
+            Some(source) => (source, 0),
+            None => (&self.panels, self.panels_first_k),
+        };
+        let start = if k < self.k {
+            panels.at(span.index, first_k + k, span.narrow)
         } else {
             panels.at(span.index + span.count, first_k, false)
         };
-        (next.wrapping_add(strip % 2 * LINE), panels.stride)
+        (start, panels.stride)
     }
 }
 
@@ -289,19 +307,12 @@ struct Span {
     narrow: bool,
 }
 
-/// Runs the micro-kernels that cover `cols` columns: `count` whole panels, or one that is narrower.
+/// Runs the micro-kernels that cover a span.
 ///
 /// # Safety
 /// As the micro-kernels, for all of the columns.
-unsafe fn run_tile(
-    kernels: &Kernels,
-    form: AForm,
-    rows: usize,
-    cols: usize,
-    count: usize,
-    pack: bool,
-    mut tile: Tile,
-) {
+unsafe fn run_tile(kernels: &Kernels, form: AForm, rows: usize, span: Span, pack: bool, mut tile: Tile) {
+    let Span { count, cols, .. } = span;
     let lanes = kernels.lanes;
     // SAFETY: by the caller's contract; narrower panels are covered vector by vector.
     unsafe {
@@ -311,7 +322,7 @@ unsafe fn run_tile(
         if cols == kernels.panel() {
             return kernels.whole(form, rows, pack)(&tile);
         }
-        let vectors = cols.div_ceil(lanes);
+        let vectors = kernels.vectors(cols);
         let tail = cols - (vectors - 1) * lanes;
         if vectors == kernels.panel_vectors {
             tile.tail = tail;
