@@ -151,6 +151,11 @@ impl Layout {
         self
     }
 
+    /// Packed matrices whose elements are in memory already, so that their count cannot overflow.
+    pub(crate) const fn of_memory(batch: usize, rows: usize, cols: usize) -> Self {
+        Self { batch, rows, cols, leading_dimension: cols, batch_stride: rows * cols }
+    }
+
     /// A single row, which cannot overflow: its elements are in memory already.
     pub(crate) const fn row(cols: usize) -> Self {
         Self { batch: 1, rows: 1, cols, leading_dimension: cols, batch_stride: cols }

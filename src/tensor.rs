@@ -192,8 +192,7 @@ impl<T: Element> Tensor<T> {
     }
 
     fn layout(&self) -> Layout {
-        // The elements are in memory, so the sizes cannot overflow.
-        Layout::packed(self.batch, self.rows, self.cols).unwrap_or_else(|_| Layout::row(0))
+        Layout::of_memory(self.batch, self.rows, self.cols)
     }
 
     /// The whole tensor to read from.
