@@ -288,7 +288,11 @@ pub const MUTANTS: &[Mutant] = &[
         "operand->offset_bytes > buffer->bytes || layout->bytes > buffer->bytes - operand->offset_bytes",
         "operand->offset_bytes + layout->bytes > buffer->bytes",
     ),
-    support("buffer of another device", "if (buffer->device != device) {", "if (0) {"),
+    support(
+        "buffer of another device",
+        "if (buffer->device != device) {",
+        "if (buffer->device != device && 0) {",
+    ),
     shim(
         "swapped operands",
         "*a = &bound[plan->swap_operands ? B : A], *b = &bound[plan->swap_operands ? A : B];",
