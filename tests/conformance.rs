@@ -82,7 +82,12 @@ fn every_available_backend_conforms() {
             let options = CompileOptions::default().device(device);
             let cases = cases_of_type(types, scale);
             let start = std::time::Instant::now();
-            let summary = run_suite(&backends, &status.id, &options, &cases, &[RefusalReason::OsVersion]);
+            // bf16 in Metal wants a later system, and long sums are too much for the Neural Engine.
+            let allowed: &[RefusalReason] = match device {
+                Device::NeuralEngine => &[RefusalReason::Dimension],
+                _ => &[RefusalReason::OsVersion],
+            };
+            let summary = run_suite(&backends, &status.id, &options, &cases, allowed);
             let origin = summary.origin.map(|(error, bound)| {
                 format!("; 16x16x16 N(0, 0.02^2): largest error {error:.2e}, bound {bound:.2e}, the origin's figure {ORIGIN_MAX_ABS_ERROR:.0e}")
             });
