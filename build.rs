@@ -12,6 +12,10 @@ use std::path::Path;
 mod bindings;
 
 #[cfg(target_vendor = "apple")]
+#[path = "build/deployment.rs"]
+mod deployment;
+
+#[cfg(target_vendor = "apple")]
 #[path = "objc/metal_source.rs"]
 mod metal_source;
 
@@ -30,7 +34,7 @@ const HEADER: &str = "include/ane_matmul.h";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=build/bindings.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed={HEADER}");
     println!("cargo::rerun-if-changed=objc");
     for variable in ["ANE_MATMUL_REQUIRE_SHIMS", "ANE_MATMUL_BLAS", "DOCS_RS"] {
@@ -73,6 +77,12 @@ fn build_shims() -> Result<(), String> {
     if std::env::var_os("DOCS_RS").is_some() {
         return Err("documentation needs none".into());
     }
+    let (variable_name, oldest) = deployment::oldest(&variable("CARGO_CFG_TARGET_OS"))?;
+    println!("cargo::rerun-if-env-changed={variable_name}");
+    let chosen = std::env::var(variable_name).ok();
+    if let Some(target) = &chosen {
+        deployment::check(variable_name, target, oldest)?;
+    }
     let out = variable("OUT_DIR");
     let text = bindings::bindings(HEADER)?;
     std::fs::write(Path::new(&out).join("bindings.rs"), text).map_err(|error| error.to_string())?;
@@ -81,13 +91,6 @@ fn build_shims() -> Result<(), String> {
         .map_err(|error| format!("objc/matmul.metal: {error}"))?;
     std::fs::write(Path::new(&out).join("ane_metal_source.h"), kernels).map_err(|error| error.to_string())?;
 
-    // The oldest systems with what the shims use; Rust's own default is older.
-    let (variable_name, oldest) = match variable("CARGO_CFG_TARGET_OS").as_str() {
-        "macos" => ("MACOSX_DEPLOYMENT_TARGET", "13.0"),
-        "ios" => ("IPHONEOS_DEPLOYMENT_TARGET", "16.0"),
-        other => return Err(format!("{other} is not among the platforms: macOS and iOS are")),
-    };
-    println!("cargo::rerun-if-env-changed={variable_name}");
     for (source, cfg, frameworks) in SHIMS {
         if !Path::new(source).exists() {
             continue;
@@ -96,7 +99,7 @@ fn build_shims() -> Result<(), String> {
         build.file(source).include("include").include("objc").include(&out);
         build.flag("-fno-objc-arc").flag("-fobjc-exceptions");
         build.warnings(true).extra_warnings(true);
-        if std::env::var_os(variable_name).is_none() {
+        if chosen.is_none() {
             build.env(variable_name, oldest);
         }
         build.try_compile(cfg).map_err(|error| format!("{source}: {error}"))?;

@@ -10,6 +10,9 @@
 #import <Metal/Metal.h>
 #import <MetalPerformanceShaders/MetalPerformanceShaders.h>
 #import <MetalPerformanceShadersGraph/MetalPerformanceShadersGraph.h>
+#ifdef __APPLE__
+#include <Availability.h>
+#endif
 #include <os/log.h>
 #include <os/signpost.h>
 
@@ -17,6 +20,18 @@
 
 #if __has_feature(objc_arc)
 #error "ane_mpsgraph.m is written for manual retain/release: compile it with -fno-objc-arc"
+#endif
+
+/* SDKs before 26 do not declare this setter and its values (MPSGraph.h of 26); the system may have them. */
+#if defined(__APPLE__) && ((TARGET_OS_OSX && __MAC_OS_X_VERSION_MAX_ALLOWED < 260000) || \
+                           (!TARGET_OS_OSX && __IPHONE_OS_VERSION_MAX_ALLOWED < 260000))
+enum {
+    MPSGraphReducedPrecisionFastMathNone = 0,
+    MPSGraphReducedPrecisionFastMathAllowFP16Intermediates = 1 << 1,
+};
+@interface MPSGraphCompilationDescriptor (ANEMatMulSystem26)
+- (void)setReducedPrecisionFastMath:(NSUInteger)fastMath;
+@end
 #endif
 
 /* The longest sum that is left to one matrix multiplication of a device with the fault of
@@ -427,7 +442,7 @@ static BOOL map_feeds(ANEProduct *product, MPSGraphTensor *const placeholders[OP
         }
         product->feeds[product->feed_count++] = which;
     }
-    NSArray<MPSGraphTensor *> *targets = [product->executable targetTensors];
+    NSArray *targets = [product->executable targetTensors];
     if (product->feed_count != expected || [targets count] != 1) {
         return NO;
     }

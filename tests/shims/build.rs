@@ -1,5 +1,5 @@
-//! Builds the reference shim twice, linked in and as a dynamic library, and libraries that are
-//! broken on purpose.
+//! Builds the reference shim twice, linked in and as a dynamic library, once more as a test double,
+//! and libraries that are broken on purpose.
 
 use std::path::{Path, PathBuf};
 
@@ -49,6 +49,8 @@ fn main() {
         println!("cargo::rustc-env=SHIM_{}={}", name.to_uppercase(), target.display());
     };
     library("reference", &source);
+    println!("cargo::rerun-if-changed=double.c");
+    library("double", Path::new("double.c"));
     for (name, change) in CHANGED {
         let whole = change.contains("ane_matmul_shim") || change.starts_with("int");
         let text = if whole {

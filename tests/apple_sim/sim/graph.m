@@ -514,6 +514,7 @@ static void need_packages(void)
                executionDescriptor:(MPSGraphExecutableExecutionDescriptor *)descriptor
 {
     MPSGraphTensorData *result = [results objectAtIndex:0];
+    BOOL first_fails, last_fails;
     Run *run;
     (void)descriptor;
     if (__atomic_add_fetch(&encoding, 1, __ATOMIC_SEQ_CST) != 1) {
@@ -531,12 +532,20 @@ static void need_packages(void)
         check_data([inputs objectAtIndex:i], [feeds objectAtIndex:i]);
     }
     check_data(result, target);
-    if (draw() % 2) {
+    first_fails = sim_faulty(SIM_FAULT_FIRST_OF_TWO);
+    last_fails = sim_faulty(SIM_FAULT_LAST_OF_TWO);
+    if (first_fails) {
+        sim_fail(commands->current);
+    }
+    if (draw() % 2 || first_fails || last_fails) {
         /* Commit and continue. */
         [commands->current commit];
         [(id)commands->current release];
         commands->current = [commands->queue commandBuffer];
         [(id)commands->current retain];
+    }
+    if (last_fails) {
+        sim_fail(commands->current);
     }
     {
         Value value;

@@ -34,6 +34,9 @@ enum {
     SIM_FAULT_EXCEPTION_ENCODE_GRAPH = 26,
     SIM_FAULT_SAVE = 27, /* serialisation writes nothing */
     SIM_FAULT_FOREIGN_FEED = 28, /* an executable with a feed that nobody made */
+    /* MPSGraph commits and continues; the first or the last command buffer completes with an error. */
+    SIM_FAULT_FIRST_OF_TWO = 29,
+    SIM_FAULT_LAST_OF_TWO = 30,
 };
 
 void ane_sim_metal_set_fault(int32_t fault, int32_t after);

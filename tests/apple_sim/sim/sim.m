@@ -277,7 +277,7 @@ typedef struct Dispatch {
     NSUInteger dispatch_count;
     SimLate late;
     void *late_argument;
-    BOOL encoding, committed, waited;
+    BOOL encoding, committed, waited, fails;
     MTLCommandBufferStatus state;
     NSError *failure;
     pthread_t worker;
@@ -421,7 +421,7 @@ static void *work(void *argument)
                                      [NSString stringWithUTF8String:text]);
             }
         }
-        if (sim_faulty(SIM_FAULT_COMMAND_ERROR)) {
+        if (commands->fails || sim_faulty(SIM_FAULT_COMMAND_ERROR)) {
             failure = sim_error(MTLCommandBufferErrorDomain, (NSInteger)sim.error_code, @"planted GPU error");
         }
         commands->failure = [failure retain];
@@ -504,6 +504,11 @@ void sim_add_late_work(id<MTLCommandBuffer> commands, SimLate late, void *argume
     }
     buffer->late = late;
     buffer->late_argument = argument;
+}
+
+void sim_fail(id<MTLCommandBuffer> commands)
+{
+    ((SimCommandBuffer *)commands)->fails = YES;
 }
 
 @interface SimQueue : SimObject <MTLCommandQueue>

@@ -31,5 +31,7 @@ void sim_wait(int64_t us);
 typedef void (*SimLate)(void *argument);
 
 void sim_add_late_work(id<MTLCommandBuffer> commands, SimLate late, void *argument);
+/* This command buffer will complete with an error. */
+void sim_fail(id<MTLCommandBuffer> commands);
 
 #endif

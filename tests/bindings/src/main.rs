@@ -6,6 +6,11 @@ use std::process::ExitCode;
 #[path = "../../../build/bindings.rs"]
 mod bindings;
 
+/// Here so that its test runs on every host.
+#[cfg(test)]
+#[path = "../../../build/deployment.rs"]
+mod deployment;
+
 /// The crate's build script, here so that its Apple half is type-checked without an Apple host:
 /// `cargo check --target aarch64-apple-darwin`.
 #[cfg(target_vendor = "apple")]

@@ -277,18 +277,22 @@ pub const MUTANTS: &[Mutant] = &[
         "CONTAINED(err, status, status = run_executor(executor, args, err))",
         "status = run_executor(executor, args, err);",
     ),
-    shim("missing length check", "if (operand->length_bytes < layout->bytes) {", "if (0) {"),
-    shim(
+    support("missing length check", "if (operand->length_bytes < layout->bytes) {", "if (0) {"),
+    support(
         "missing range check of a buffer",
         "if (operand->offset_bytes > buffer->bytes || layout->bytes > buffer->bytes - operand->offset_bytes) {",
         "if (0) {",
     ),
-    shim(
+    support(
         "range check that overflows",
         "operand->offset_bytes > buffer->bytes || layout->bytes > buffer->bytes - operand->offset_bytes",
         "operand->offset_bytes + layout->bytes > buffer->bytes",
     ),
-    shim("buffer of another device", "if (buffer->device != product->device) {", "if (0) {"),
+    support(
+        "buffer of another device",
+        "if (buffer->device != device) {",
+        "if (buffer->device != device && 0) {",
+    ),
     shim(
         "swapped operands",
         "*a = &bound[plan->swap_operands ? B : A], *b = &bound[plan->swap_operands ? A : B];",
@@ -378,8 +382,8 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     graph(
         "a result of a package of any type",
-        "[[[product->executable targetTensors] objectAtIndex:0] dataType] == data_type(product->desc.type_c)",
-        "YES",
+        "return [target dataType] == data_type(product->desc.type_c);",
+        "return target != nil;",
     ),
     graph(
         "a feed that nobody made is passed over",
@@ -534,3 +538,17 @@ pub const MUTANTS: &[Mutant] = &[
         "    if (status == ANE_STATUS_OK) {\n        os_signpost_interval_end(device->log, interval, \"compile\");\n    }\n    if (status",
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::MUTANTS;
+
+    #[test]
+    fn every_fault_can_be_planted() {
+        for mutant in MUTANTS {
+            let path = apple_sim::compile::objc_dir().join(mutant.file);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(text.matches(mutant.text).count(), 1, "{}: {}", mutant.file, mutant.name);
+        }
+    }
+}
