@@ -488,22 +488,6 @@ fn a_shim_named_in_the_environment_is_a_backend() {
     assert_eq!(read_f32(&c).data(), product(&integers(3, 5), &integers(5, 4)));
 }
 
-#[test]
-fn a_test_double_is_never_timed() {
-    let run = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
-        command.args(args).env("ANE_MATMUL_SHIM", ane_matmul_shims::TEST_DOUBLE);
-        command.output().expect("the command line runs")
-    };
-    let text = succeeded(&run(&["compare", "--sizes", "8", "--samples", "1"]));
-    assert!(text.contains("not here: double: a test double of hardware"), "{text}");
-    failed(
-        &run(&["compare", "--sizes", "8", "--backend", "double"]),
-        "backend `double` is not timed: it is a test double",
-    );
-    assert!(succeeded(&run(&["devices"])).contains("(a test double, not hardware)"));
-}
-
 /// Runs a Python program with NumPy; `PYTHON` may name another interpreter than `python3`.
 fn python(program: &str, directory: &Path) {
     let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
