@@ -118,8 +118,7 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
                 cases.len(),
                 result.case
             );
-            let case_run =
-                measure::run_case(&result.case, &candidates.all, last_level_bytes, effort, run == 0);
+            let case_run = measure::run_case(result, &candidates.all, last_level_bytes, effort);
             result.add(case_run);
         }
         let others = cpu.zip(CpuTime::now()).map(|(start, end)| end.others_since(&start));

@@ -7,6 +7,7 @@ use crate::candidates::{Candidate, Kind, Origin, Product};
 use crate::machine::process_cpu_ns;
 use crate::operands::{Operands, copies_for_cold};
 use crate::reference::Reference;
+use crate::results::CaseResult;
 use crate::shapes::Case;
 use crate::stats::median;
 
@@ -57,20 +58,21 @@ struct Contestant<'a> {
     max_rel_error: Option<f64>,
 }
 
-/// Runs a case once; `check` compares the numbers with the reference before anything is timed.
+/// Runs a case once more than `so_far`; the first run compares the numbers with the reference before
+/// anything is timed, and whose numbers were wrong is not timed.
 pub(crate) fn run_case(
-    case: &Case,
+    so_far: &CaseResult,
     candidates: &[Box<dyn Candidate>],
     last_level_bytes: usize,
     effort: Effort,
-    check: bool,
 ) -> CaseRun {
+    let case = &so_far.case;
     let copies = if case.cold { copies_for_cold(case.shape.b_bytes(), last_level_bytes) } else { 1 };
     let mut operands = Operands::new(case.shape, copies);
-    let reference = check.then(|| Reference::new(&operands));
+    let reference = so_far.entries.is_empty().then(|| Reference::new(&operands));
     let mut not_run = Vec::new();
     let mut contestants = Vec::new();
-    for candidate in candidates {
+    for candidate in candidates.iter().filter(|candidate| !so_far.is_wrong(candidate.name())) {
         let mut refuse = |reason, wrong| {
             not_run.push(NotRun { candidate: candidate.name().to_owned(), reason, wrong });
         };

@@ -123,6 +123,8 @@ impl BlasLibrary {
                     SetThreads::OpenBlas(*library.get(b"openblas_set_num_threads").map_err(failure)?)
                 }
                 BlasName::Blis => {
+                    // Asked for its kernels before this, it aborts.
+                    library.get::<unsafe extern "C" fn()>(b"bli_init").map_err(failure)?();
                     SetThreads::Blis(*library.get(b"bli_thread_set_num_threads").map_err(failure)?)
                 }
             };
