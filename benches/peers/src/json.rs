@@ -106,6 +106,7 @@ fn product(result: &CaseResult, entry: &Entry) -> Value {
         "gflops": case.shape.flops() / entry.median_ns(),
         "max_rel_error": entry.max_rel_error,
         "runs": entry.run_medians_ns.len(),
+        "disturbed": entry.disturbed,
         "run_medians_ns": entry.run_medians_ns,
     })
 }

@@ -165,6 +165,22 @@ pub(crate) fn process_cpu_ns() -> Option<u64> {
     None
 }
 
+/// How often the system took a core from a thread of this process that wanted to go on.
+pub(crate) fn preemptions() -> i64 {
+    #[cfg(unix)]
+    {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: a valid place for the result, which zeros initialise.
+        let usage = unsafe {
+            libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+            usage.assume_init()
+        };
+        i64::from(usage.ru_nivcsw)
+    }
+    #[cfg(not(unix))]
+    0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,6 +23,7 @@ mod machine;
 mod measure;
 mod operands;
 mod peaks;
+mod plot;
 mod probe;
 mod reference;
 mod results;
@@ -32,6 +33,7 @@ mod table;
 mod targets;
 
 use std::env;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -95,7 +97,6 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
         missing: candidates.missing,
         rates: Vec::new(),
         bandwidths: Vec::new(),
-        runs: args.runs,
         others: Vec::new(),
         machine,
     };
@@ -127,6 +128,12 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
     report(args, &results)
 }
 
+/// Beside the directory of the build.
+fn default_plots() -> PathBuf {
+    let executable = env::current_exe().unwrap_or_default();
+    executable.parent().and_then(Path::parent).unwrap_or(Path::new("target")).join("peers/plots")
+}
+
 fn report(args: &Args, results: &Results) -> Result<ExitCode, String> {
     let verdicts = targets::verdicts(results);
     print!("{}{}", table::surroundings(results), table::cases(results));
@@ -137,6 +144,10 @@ fn report(args: &Args, results: &Results) -> Result<ExitCode, String> {
             .map_err(|error| error.to_string())?;
         std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
         println!("figures: {}", path.display());
+    }
+    let plots = args.plots.clone().unwrap_or_else(default_plots);
+    for file in plot::write(results, &plots)? {
+        println!("plot: {}", file.display());
     }
     let wrong = results.cases.iter().any(|result| result.not_run.iter().any(|not_run| not_run.wrong));
     let missing = results.missing.iter().any(|missing| missing.required) && !args.allow_missing;

@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::candidates::{Candidate, Kind, Origin, Product};
-use crate::machine::process_cpu_ns;
+use crate::machine::{preemptions, process_cpu_ns};
 use crate::operands::{Operands, copies_for_cold};
 use crate::reference::Reference;
 use crate::results::CaseResult;
@@ -22,6 +22,12 @@ pub(crate) struct Effort {
 
 const ROUNDS_AT_MOST: usize = 25;
 
+/// How often a sample is taken again because the system took a core away during it.
+const RETAKES_AT_MOST: usize = 3;
+
+/// Longer samples are always interrupted by something.
+const RETAKEN_NS: f64 = 2e7;
+
 /// What a run found of one candidate.
 #[derive(Debug, Clone)]
 pub(crate) struct Sampled {
@@ -30,6 +36,8 @@ pub(crate) struct Sampled {
     pub(crate) origin: Origin,
     pub(crate) median_ns: f64,
     pub(crate) min_ns: f64,
+    /// The share of the samples during which the system took a core away.
+    pub(crate) disturbed: f64,
     /// Known where this run checked the numbers.
     pub(crate) max_rel_error: Option<f64>,
 }
@@ -55,6 +63,8 @@ struct Contestant<'a> {
     calls: usize,
     call_ns: f64,
     samples_ns: Vec<f64>,
+    /// Samples that were kept although the system took a core away.
+    disturbed: usize,
     max_rel_error: Option<f64>,
 }
 
@@ -102,6 +112,7 @@ pub(crate) fn run_case(
             calls: 1,
             call_ns: 0.0,
             samples_ns: Vec::new(),
+            disturbed: 0,
             max_rel_error,
         });
     }
@@ -114,6 +125,7 @@ pub(crate) fn run_case(
             origin: contestant.candidate.origin(),
             median_ns: median(&contestant.samples_ns),
             min_ns: contestant.samples_ns.iter().copied().fold(f64::INFINITY, f64::min),
+            disturbed: contestant.disturbed as f64 / contestant.samples_ns.len() as f64,
             max_rel_error: contestant.max_rel_error,
         })
         .collect();
@@ -164,8 +176,18 @@ fn take_sample(contestant: &mut Contestant<'_>, operands: &mut Operands) {
         let warm_up = (contestant.calls / 8).max(1);
         contestant.product.run(operands, warm_up);
     }
-    let call_ns = time(contestant.product.as_mut(), operands, contestant.calls);
-    contestant.samples_ns.push(call_ns);
+    let mut retakes = 0;
+    loop {
+        let before = preemptions();
+        let call_ns = time(contestant.product.as_mut(), operands, contestant.calls);
+        let disturbed = preemptions() != before && call_ns * (contestant.calls as f64) < RETAKEN_NS;
+        if !disturbed || retakes == RETAKES_AT_MOST {
+            contestant.samples_ns.push(call_ns);
+            contestant.disturbed += usize::from(disturbed);
+            return;
+        }
+        retakes += 1;
+    }
 }
 
 const LONG_CALL_NS: f64 = 50e6;

@@ -16,6 +16,8 @@ pub(crate) struct Entry {
     /// The median of each run.
     pub(crate) run_medians_ns: Vec<f64>,
     pub(crate) min_ns: f64,
+    /// The largest share of a run's samples during which the system took a core away.
+    pub(crate) disturbed: f64,
     pub(crate) max_rel_error: Option<f64>,
 }
 
@@ -48,6 +50,7 @@ impl CaseResult {
                     origin: sampled.origin,
                     run_medians_ns: Vec::new(),
                     min_ns: f64::INFINITY,
+                    disturbed: 0.0,
                     max_rel_error: None,
                 });
                 self.entries.len() - 1
@@ -55,6 +58,7 @@ impl CaseResult {
             let entry = &mut self.entries[place];
             entry.run_medians_ns.push(sampled.median_ns);
             entry.min_ns = entry.min_ns.min(sampled.min_ns);
+            entry.disturbed = entry.disturbed.max(sampled.disturbed);
             entry.max_rel_error = entry.max_rel_error.or(sampled.max_rel_error);
         }
         for not_run in run.not_run {
@@ -108,7 +112,6 @@ pub(crate) struct Results {
     pub(crate) rates: Vec<Rate>,
     pub(crate) bandwidths: Vec<Bandwidth>,
     pub(crate) cases: Vec<CaseResult>,
-    pub(crate) runs: usize,
     /// The share of the machine that others used, in each run.
     pub(crate) others: Vec<f64>,
 }
@@ -158,6 +161,7 @@ pub(crate) mod tests {
                     origin: *origin,
                     median_ns,
                     min_ns: median_ns * 0.9,
+                    disturbed: 0.0,
                     max_rel_error: Some(1e-7),
                 }];
                 result.add(CaseRun { sampled, not_run: Vec::new() });
@@ -174,7 +178,6 @@ pub(crate) mod tests {
             rates: Vec::new(),
             bandwidths: Vec::new(),
             cases,
-            runs: 5,
             others: Vec::new(),
         }
     }
@@ -186,17 +189,17 @@ pub(crate) mod tests {
             case,
             &[
                 ("ane-matmul", Kind::Packed, Origin::Own, &[1.0]),
-                ("onednn-3", Kind::Packed, Origin::NativeLibrary, &[2.0, 2.0]),
-                ("onednn-3/fused", Kind::Fused, Origin::NativeLibrary, &[1.5]),
+                ("onednn-pypi", Kind::Packed, Origin::NativeLibrary, &[2.0, 2.0]),
+                ("onednn-pypi/fused", Kind::Fused, Origin::NativeLibrary, &[1.5]),
                 ("faer", Kind::Plain, Origin::RustCrate, &[4.0]),
                 ("openblas", Kind::Plain, Origin::NativeLibrary, &[3.0]),
                 ("read of B", Kind::Plain, Origin::Ceiling, &[0.5]),
             ],
         );
         let name = |entry: Option<&Entry>| entry.map(|entry| entry.candidate.clone());
-        assert_eq!(name(result.best_peer()).as_deref(), Some("onednn-3"));
+        assert_eq!(name(result.best_peer()).as_deref(), Some("onednn-pypi"));
         assert_eq!(name(result.best_plain_peer()).as_deref(), Some("openblas"));
         assert_eq!(name(result.best_rust_crate()).as_deref(), Some("faer"));
-        assert_eq!(result.entry("onednn-3").unwrap().run_medians_ns, [2.0, 2.0]);
+        assert_eq!(result.entry("onednn-pypi").unwrap().run_medians_ns, [2.0, 2.0]);
     }
 }

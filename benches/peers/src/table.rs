@@ -35,6 +35,9 @@ fn case(text: &mut String, result: &CaseResult, peak_gflops: Option<f64>) {
             let ratio = Interval::of_speed(&entry.run_medians_ns, &best.run_medians_ns);
             let _ = write!(text, "   {} of {}", interval(&ratio), best.candidate);
         }
+        if entry.disturbed > 0.5 {
+            text.push_str("   (disturbed)");
+        }
         text.push('\n');
     }
     for not_run in result.not_run.iter().filter(|not_run| not_run.wrong) {

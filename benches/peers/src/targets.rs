@@ -170,13 +170,13 @@ mod tests {
                 (OWN, Kind::Packed, Origin::Own, &[10.0, 10.0, 10.0]),
                 (OWN_DYNAMIC, Kind::Plain, Origin::Own, &[12.0, 12.0, 12.0]),
                 (OWN_FUSED, Kind::Fused, Origin::Own, &[11.0, 11.0, 10.4]),
-                ("onednn-3", Kind::Packed, Origin::NativeLibrary, &[9.0, 9.5, 9.7]),
+                ("onednn-pypi", Kind::Packed, Origin::NativeLibrary, &[9.0, 9.5, 9.7]),
                 ("gemm", Kind::Plain, Origin::RustCrate, &[12.9, 12.8, 12.7]),
             ],
         );
         let verdicts = verdicts(&results(vec![result]));
         let constant = verdict(&verdicts, "constant B: 0.97");
-        assert_eq!(constant.against, "onednn-3");
+        assert_eq!(constant.against, "onednn-pypi");
         assert_eq!(constant.ratio, Interval { low: 0.9, middle: 0.95, high: 0.97 });
         assert!(constant.is_met());
         assert!(!verdict(&verdicts, "constant B: 1.3").is_met());

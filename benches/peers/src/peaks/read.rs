@@ -1,6 +1,7 @@
 //! Reads memory as fast as the widest loads can.
 
-use rayon::ThreadPool;
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::candidates::{Candidate, Kind, Origin, Product, Rotation};
 use crate::operands::Operands;
@@ -68,42 +69,53 @@ impl Candidate for ReadB {
         if case.shape.m != 1 {
             return Err("for m = 1 alone".to_owned());
         }
-        let pool = match case.threads {
-            1 => None,
-            threads => Some(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .map_err(|error| error.to_string())?,
-            ),
-        };
-        Ok(Box::new(ReadProduct { pool, threads: case.threads, rotation: Rotation::default() }))
+        Ok(Box::new(ReadProduct { threads: case.threads, rotation: Rotation::default() }))
     }
 }
 
 struct ReadProduct {
-    pool: Option<ThreadPool>,
     threads: usize,
     rotation: Rotation,
 }
 
 impl Product for ReadProduct {
     fn run(&mut self, operands: &mut Operands, calls: usize) {
-        let Self { pool, threads, rotation } = self;
-        for _ in 0..calls {
-            let b = operands.b[rotation.next(operands.b.len())].as_slice();
-            match pool {
-                None => read(b),
-                Some(pool) => {
-                    let part = b.len().div_ceil(*threads);
-                    pool.install(|| {
-                        rayon::scope(|scope| {
-                            b.chunks(part).for_each(|part| scope.spawn(move |_| read(part)))
-                        });
-                    });
-                }
+        let Self { threads, rotation } = self;
+        let copies = &operands.b;
+        let order: Vec<&[f32]> = (0..calls).map(|_| copies[rotation.next(copies.len())].as_slice()).collect();
+        let part = copies[0].as_slice().len().div_ceil(*threads);
+        let of = |b: &'_ [f32], index: usize| read(b.chunks(part).nth(index).unwrap_or_default());
+        // Helpers spin: a ceiling must not count what waking a thread costs.
+        let (begun, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let (order, begun, done, of) = (&order, &begun, &done, &of);
+            for index in 1..*threads {
+                scope.spawn(move || {
+                    for (call, b) in order.iter().enumerate() {
+                        wait_for(begun, call + 1);
+                        of(b, index);
+                        done.fetch_add(1, Ordering::AcqRel);
+                    }
+                });
             }
+            for (call, b) in order.iter().enumerate() {
+                begun.store(call + 1, Ordering::Release);
+                of(b, 0);
+                wait_for(done, (call + 1) * (*threads - 1));
+            }
+        });
+    }
+}
+
+fn wait_for(counter: &AtomicUsize, count: usize) {
+    let mut spins = 0u32;
+    while counter.load(Ordering::Acquire) < count {
+        spins += 1;
+        // Where the other thread has no core of its own, it gets this one.
+        if spins.is_multiple_of(1 << 14) {
+            std::thread::yield_now();
         }
+        spin_loop();
     }
 }
 

@@ -4,7 +4,7 @@ mod api;
 
 use std::env;
 use std::ffi::c_int;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use libloading::Library;
@@ -27,12 +27,13 @@ struct OneDnn {
 }
 
 pub(super) fn add(candidates: &mut Candidates) {
-    let debian = PathBuf::from("libdnnl.so.2");
-    add_version(candidates, "onednn-2", debian, "install it with: apt-get install libdnnl-dev", true);
+    // By name, so that the system finds it: which major version it has depends on the release.
+    let debian = ["libdnnl.so.2", "libdnnl.so.3"].map(PathBuf::from);
+    add_version(candidates, "onednn-debian", &debian, "install it with: apt-get install libdnnl-dev", true);
     let newer = env::var_os(PATH_VARIABLE).map_or_else(default_path, PathBuf::from);
     let hint = format!("scripts/bench fetches it; {PATH_VARIABLE} names another place");
     // Its package has x86-64 libraries alone.
-    add_version(candidates, "onednn-3", newer, &hint, cfg!(target_arch = "x86_64"));
+    add_version(candidates, "onednn-pypi", &[newer], &hint, cfg!(target_arch = "x86_64"));
 }
 
 /// Beside the directory of the release build.
@@ -42,17 +43,17 @@ fn default_path() -> PathBuf {
     target.unwrap_or_default().join("peers/onednn/libdnnl.so.3")
 }
 
-fn add_version(candidates: &mut Candidates, name: &str, path: PathBuf, hint: &str, required: bool) {
-    let loaded = Api::load(&path).and_then(|api| {
-        let runtime = super::open_local("libgomp.so.1".as_ref())?;
-        // SAFETY: the OpenMP standard gives it this type.
-        let openmp =
-            unsafe { *runtime.get::<SetThreads>(b"omp_set_num_threads").map_err(|e| e.to_string())? };
-        Ok(OneDnn { api, openmp, _runtime: runtime })
+fn add_version(candidates: &mut Candidates, name: &str, paths: &[PathBuf], hint: &str, required: bool) {
+    let mut reasons = Vec::new();
+    let loaded = paths.iter().find_map(|path| match OneDnn::load(path) {
+        Ok(library) => Some((Arc::new(library), path)),
+        Err(reason) => {
+            reasons.push(reason);
+            None
+        }
     });
-    let library = match loaded {
-        Ok(library) => Arc::new(library),
-        Err(reason) => return candidates.add_missing(name, format!("{reason}; {hint}"), required),
+    let Some((library, path)) = loaded else {
+        return candidates.add_missing(name, format!("{}; {hint}", reasons.join("; ")), required);
     };
     candidates.add_peer(name, format!("{} ({})", library.api.version(), path.display()));
     for (kind, suffix) in [(Kind::Packed, ""), (Kind::Plain, "/dynamic"), (Kind::Fused, "/fused")] {
@@ -97,6 +98,16 @@ impl Candidate for OneDnnCandidate {
 }
 
 impl OneDnn {
+    fn load(path: &Path) -> Result<Self, String> {
+        let api = Api::load(path)?;
+        // The same runtime that the library was loaded with.
+        let runtime = super::open_local("libgomp.so.1".as_ref())?;
+        // SAFETY: the OpenMP standard gives it this type.
+        let openmp =
+            unsafe { *runtime.get::<SetThreads>(b"omp_set_num_threads").map_err(|error| error.to_string())? };
+        Ok(Self { api, openmp, _runtime: runtime })
+    }
+
     fn set_threads(&self, threads: usize) {
         // SAFETY: a positive number of threads.
         unsafe { (self.openmp)(c_int::try_from(threads).expect("few threads")) };
