@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::shapes::Shape;
 
@@ -16,6 +17,7 @@ Measures ane-matmul beside its peers. Progress goes to standard error, the repor
   --threads LIST      numbers of threads (1,2)
   --shapes LIST       only these, such as 64^3,32x3072x768
   --candidates LIST   only these, such as ane-matmul,faer
+  --patience SECONDS  how long to wait for busy cores, all waits together (60)
   --allow-missing     do not fail when a peer could not be loaded
 ";
 
@@ -29,6 +31,7 @@ pub(crate) struct Args {
     pub(crate) threads: Vec<usize>,
     pub(crate) shapes: Vec<Shape>,
     pub(crate) candidates: Vec<String>,
+    pub(crate) patience: Duration,
     pub(crate) allow_missing: bool,
     /// The BLAS to rate, in a process started for that.
     pub(crate) probe: Option<String>,
@@ -45,6 +48,7 @@ impl Args {
             threads: vec![1, 2],
             shapes: Vec::new(),
             candidates: Vec::new(),
+            patience: Duration::from_secs(60),
             allow_missing: false,
             probe: None,
             help: false,
@@ -60,6 +64,7 @@ impl Args {
                 "--threads" => args.threads = list(&value()?, positive)?,
                 "--shapes" => args.shapes = list(&value()?, str::parse)?,
                 "--candidates" => args.candidates = list(&value()?, |name| Ok(name.to_owned()))?,
+                "--patience" => args.patience = Duration::from_secs(positive(&value()?)? as u64),
                 "--allow-missing" => args.allow_missing = true,
                 "--probe" => args.probe = Some(value()?),
                 "--help" | "-h" => args.help = true,

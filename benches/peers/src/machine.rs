@@ -113,74 +113,6 @@ fn version_in<'a>(lock: &'a str, name: &str) -> Option<&'a str> {
     Some(version.trim_matches('"'))
 }
 
-/// CPU time spent by this process and by the whole machine.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CpuTime {
-    own_s: f64,
-    all_s: f64,
-    total_s: f64,
-}
-
-impl CpuTime {
-    /// Nothing where the system does not tell.
-    pub(crate) fn now() -> Option<Self> {
-        let stat = fs::read_to_string("/proc/stat").ok()?;
-        let ticks: Vec<f64> = stat
-            .lines()
-            .next()?
-            .split_whitespace()
-            .skip(1)
-            .take(8)
-            .filter_map(|tick| tick.parse().ok())
-            .collect();
-        let [user, nice, system, idle, waiting, irq, soft_irq, stolen] = ticks[..] else { return None };
-        // The kernel's unit for user space.
-        let tick_s = 0.01;
-        let all = user + nice + system + irq + soft_irq + stolen;
-        Some(Self {
-            own_s: process_cpu_ns()? as f64 / 1e9,
-            all_s: all * tick_s,
-            total_s: (all + idle + waiting) * tick_s,
-        })
-    }
-
-    /// The share of the machine that others used since `start`, hypervisor included.
-    pub(crate) fn others_since(&self, start: &Self) -> f64 {
-        let others = (self.all_s - start.all_s) - (self.own_s - start.own_s);
-        (others / (self.total_s - start.total_s).max(1e-9)).clamp(0.0, 1.0)
-    }
-}
-
-/// The CPU time of all threads of this process.
-pub(crate) fn process_cpu_ns() -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: a valid place for the result.
-        let status = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-        let (seconds, nanoseconds) = (u64::try_from(time.tv_sec).ok()?, u64::try_from(time.tv_nsec).ok()?);
-        (status == 0).then_some(seconds * 1_000_000_000 + nanoseconds)
-    }
-    #[cfg(not(unix))]
-    None
-}
-
-/// How often the system took a core from a thread of this process that wanted to go on.
-pub(crate) fn preemptions() -> i64 {
-    #[cfg(unix)]
-    {
-        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-        // SAFETY: a valid place for the result, which zeros initialise.
-        let usage = unsafe {
-            libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
-            usage.assume_init()
-        };
-        i64::from(usage.ru_nivcsw)
-    }
-    #[cfg(not(unix))]
-    0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,12 +133,5 @@ mod tests {
         for name in ["ane-matmul", "gemm", "faer", "matrixmultiply", "private-gemm-x86"] {
             assert_ne!(locked_version(name), "unknown", "{name}");
         }
-    }
-
-    #[test]
-    fn others_are_what_this_process_is_not() {
-        let start = CpuTime { own_s: 1.0, all_s: 10.0, total_s: 100.0 };
-        let end = CpuTime { own_s: 2.0, all_s: 14.0, total_s: 110.0 };
-        assert!((end.others_since(&start) - 0.3).abs() < 1e-12);
     }
 }

@@ -25,6 +25,7 @@ mod operands;
 mod peaks;
 mod plot;
 mod probe;
+mod quiet;
 mod reference;
 mod results;
 mod shapes;
@@ -39,8 +40,9 @@ use std::time::{Duration, Instant};
 
 use args::Args;
 use candidates::Candidates;
-use machine::{CpuTime, Machine};
+use machine::Machine;
 use measure::Effort;
+use quiet::{CpuTime, Patience};
 use results::{CaseResult, Results};
 
 /// Set in the process that measures, whose environment chooses the libraries' kernels.
@@ -102,9 +104,11 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
     };
     let last_level_bytes = results.machine.last_level_bytes();
     let start = Instant::now();
+    let mut patience = Patience::new(args.patience);
     for run in 0..args.runs {
         let cpu = CpuTime::now();
         eprintln!("run {} of {}: peaks", run + 1, args.runs);
+        patience.wait(max_threads);
         results.keep_best_peaks(
             peaks::measure_rates(&args.threads, 3),
             peaks::measure_bandwidth(&results.machine, &args.threads, 3),
@@ -119,7 +123,8 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
                 cases.len(),
                 result.case
             );
-            let case_run = measure::run_case(result, &candidates.all, last_level_bytes, effort);
+            let case_run =
+                measure::run_case(result, &candidates.all, last_level_bytes, effort, &mut patience);
             result.add(case_run);
         }
         let others = cpu.zip(CpuTime::now()).map(|(start, end)| end.others_since(&start));

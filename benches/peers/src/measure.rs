@@ -1,11 +1,10 @@
 //! Times all candidates of a case in turns.
 
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::candidates::{Candidate, Kind, Origin, Product};
-use crate::machine::{preemptions, process_cpu_ns};
 use crate::operands::{Operands, copies_for_cold};
+use crate::quiet::{Patience, settle, waited_ns};
 use crate::reference::Reference;
 use crate::results::CaseResult;
 use crate::shapes::Case;
@@ -22,11 +21,14 @@ pub(crate) struct Effort {
 
 const ROUNDS_AT_MOST: usize = 25;
 
-/// How often a sample is taken again because the system took a core away during it.
+/// A sample is disturbed when the threads waited for a core for more than this share of it.
+const DISTURBED_SHARE: f64 = 0.02;
+
+/// How often a disturbed sample is taken again.
 const RETAKES_AT_MOST: usize = 3;
 
-/// Longer samples are always interrupted by something.
-const RETAKEN_NS: f64 = 2e7;
+/// Samples this long are not: they take what comes.
+const LONG_SAMPLE_NS: f64 = 5e7;
 
 /// What a run found of one candidate.
 #[derive(Debug, Clone)]
@@ -36,7 +38,7 @@ pub(crate) struct Sampled {
     pub(crate) origin: Origin,
     pub(crate) median_ns: f64,
     pub(crate) min_ns: f64,
-    /// The share of the samples during which the system took a core away.
+    /// The share of the samples during which the threads had to wait for a core.
     pub(crate) disturbed: f64,
     /// Known where this run checked the numbers.
     pub(crate) max_rel_error: Option<f64>,
@@ -63,7 +65,7 @@ struct Contestant<'a> {
     calls: usize,
     call_ns: f64,
     samples_ns: Vec<f64>,
-    /// Samples that were kept although the system took a core away.
+    /// Samples that were kept although the threads had to wait for a core.
     disturbed: usize,
     max_rel_error: Option<f64>,
 }
@@ -75,6 +77,7 @@ pub(crate) fn run_case(
     candidates: &[Box<dyn Candidate>],
     last_level_bytes: usize,
     effort: Effort,
+    patience: &mut Patience,
 ) -> CaseRun {
     let case = &so_far.case;
     let copies = if case.cold { copies_for_cold(case.shape.b_bytes(), last_level_bytes) } else { 1 };
@@ -116,7 +119,7 @@ pub(crate) fn run_case(
             max_rel_error,
         });
     }
-    take_turns(&mut contestants, &mut operands, case, effort);
+    take_turns(&mut contestants, &mut operands, case, effort, patience);
     let sampled = contestants
         .into_iter()
         .map(|contestant| Sampled {
@@ -132,14 +135,23 @@ pub(crate) fn run_case(
     CaseRun { sampled, not_run }
 }
 
-fn take_turns(contestants: &mut [Contestant<'_>], operands: &mut Operands, case: &Case, effort: Effort) {
+fn take_turns(
+    contestants: &mut [Contestant<'_>],
+    operands: &mut Operands,
+    case: &Case,
+    effort: Effort,
+    patience: &mut Patience,
+) {
     let sample_ns = effort.sample.as_nanos() as f64;
+    patience.wait(case.threads);
     for contestant in contestants.iter_mut() {
         calibrate(contestant, operands, sample_ns);
         settle(case.threads);
     }
-    let start = Instant::now();
+    let mut spent = Duration::ZERO;
     for round in 0..ROUNDS_AT_MOST {
+        patience.wait(case.threads);
+        let start = Instant::now();
         // Every other round backwards, so that nobody always follows the same neighbour.
         let count = contestants.len();
         for turn in 0..count {
@@ -147,8 +159,9 @@ fn take_turns(contestants: &mut [Contestant<'_>], operands: &mut Operands, case:
             take_sample(&mut contestants[index], operands);
             settle(case.threads);
         }
+        spent += start.elapsed();
         let rounds = u32::try_from(round + 1).expect("few rounds");
-        if start.elapsed() + start.elapsed() / rounds > effort.case {
+        if spent + spent / rounds > effort.case {
             break;
         }
     }
@@ -178,10 +191,12 @@ fn take_sample(contestant: &mut Contestant<'_>, operands: &mut Operands) {
     }
     let mut retakes = 0;
     loop {
-        let before = preemptions();
+        let waited_before_ns = waited_ns();
         let call_ns = time(contestant.product.as_mut(), operands, contestant.calls);
-        let disturbed = preemptions() != before && call_ns * (contestant.calls as f64) < RETAKEN_NS;
-        if !disturbed || retakes == RETAKES_AT_MOST {
+        let waited_ns = waited_ns().saturating_sub(waited_before_ns);
+        let disturbed = waited_ns as f64 > DISTURBED_SHARE * call_ns * contestant.calls as f64;
+        let is_long = call_ns * contestant.calls as f64 > LONG_SAMPLE_NS;
+        if !disturbed || is_long || retakes == RETAKES_AT_MOST {
             contestant.samples_ns.push(call_ns);
             contestant.disturbed += usize::from(disturbed);
             return;
@@ -196,24 +211,4 @@ fn time(product: &mut dyn Product, operands: &mut Operands, calls: usize) -> f64
     let start = Instant::now();
     product.run(operands, calls);
     start.elapsed().as_nanos() as f64 / calls as f64
-}
-
-/// Waits until no thread of this process spins any more: pools that look for work for a while after
-/// a call would take the cores from the next candidate.
-pub(crate) fn settle(threads: usize) {
-    const STEP: Duration = Duration::from_millis(1);
-    const LONGEST: Duration = Duration::from_millis(300);
-    if threads == 1 {
-        return;
-    }
-    let start = Instant::now();
-    while start.elapsed() < LONGEST {
-        let Some(before_ns) = process_cpu_ns() else { return sleep(Duration::from_millis(50)) };
-        let step = Instant::now();
-        sleep(STEP);
-        let spent_ns = process_cpu_ns().unwrap_or(before_ns) - before_ns;
-        if (spent_ns as f64) < 0.2 * step.elapsed().as_nanos() as f64 {
-            return;
-        }
-    }
 }

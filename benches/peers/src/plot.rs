@@ -21,12 +21,13 @@ const FAINT: RGBColor = RGBColor(215, 215, 215);
 const FONT: &str = "sans-serif";
 
 /// The candidates of the plot over sizes, the project's own last and thickest.
-const LINES: [(&str, RGBColor, u32); 8] = [
+const LINES: [(&str, RGBColor, u32); 9] = [
     ("matrixmultiply", RGBColor(190, 170, 140), 1),
     ("gemm", RGBColor(150, 120, 190), 1),
     ("faer", RGBColor(60, 150, 110), 1),
     ("blis", RGBColor(220, 150, 40), 1),
     ("openblas", RGBColor(90, 160, 220), 1),
+    ("onednn-debian", RGBColor(110, 135, 190), 1),
     ("onednn-pypi", RGBColor(35, 85, 160), 2),
     ("ane-matmul/dynamic", RGBColor(235, 120, 120), 2),
     ("ane-matmul", RGBColor(200, 30, 40), 3),
@@ -182,6 +183,9 @@ fn compared(results: &Results, threads: usize) -> Vec<Row> {
 
 const ROW_HEIGHT: usize = 30;
 
+/// Ratios beyond this are drawn at the edge.
+const HIGHEST_RATIO: f64 = 3.0;
+
 fn ratio_by_shape(results: &Results, threads: usize, rows: &[Row], file: &Path) -> Outcome {
     let height = u32::try_from(rows.len() * ROW_HEIGHT + 190)?;
     let root = SVGBackend::new(file, (1000, height)).into_drawing_area();
@@ -189,19 +193,20 @@ fn ratio_by_shape(results: &Results, threads: usize, rows: &[Row], file: &Path) 
     let area = titled(&root, title, &subtitle(results, threads))?;
     let (plot, legend) = area.split_vertically(height - 126);
     let ratios = || rows.iter().flat_map(|row| [row.constant, row.dynamic]).flatten();
-    let low = ratios().map(|ratio| ratio.low).fold(0.9, f64::min).max(0.02);
-    let high = ratios().map(|ratio| ratio.high).fold(1.1, f64::max);
+    let low = ratios().map(|ratio| ratio.low).fold(0.9, f64::min);
+    let high = ratios().map(|ratio| ratio.high).fold(1.1, f64::max).min(HIGHEST_RATIO);
+    let (first, last) = (low - 0.05, high + 0.05);
     let bottom = rows.len() as f64;
     let mut chart = ChartBuilder::on(&plot)
         .x_label_area_size(30)
         .y_label_area_size(270)
-        .build_cartesian_2d((low * 0.95..high * 1.05).log_scale(), bottom..0.0)?;
+        .build_cartesian_2d(first..last, bottom..0.0)?;
     chart
         .configure_mesh()
         .disable_y_mesh()
         .disable_y_axis()
         .x_labels(12)
-        .x_label_formatter(&|ratio| format!("{ratio:.2}"))
+        .x_label_formatter(&|ratio| format!("{ratio:.1}"))
         .bold_line_style(FAINT)
         .light_line_style(WHITE)
         .axis_style(INK)
@@ -213,14 +218,14 @@ fn ratio_by_shape(results: &Results, threads: usize, rows: &[Row], file: &Path) 
         let middle = index as f64 + 0.5;
         let label = TextStyle { pos: Pos::new(HPos::Right, VPos::Center), ..text(14) };
         chart.draw_series([
-            EmptyElement::at((low * 0.95, middle)) + Text::new(row.label.clone(), (-10, 0), label)
+            EmptyElement::at((first, middle)) + Text::new(row.label.clone(), (-10, 0), label)
         ])?;
         for (ratio, style, shift) in
             [(row.constant, own_style(false), -0.16), (row.dynamic, own_style(true), 0.16)]
         {
             let Some(ratio) = ratio else { continue };
             let y = middle + shift;
-            let clamped = |x: f64| x.max(low);
+            let clamped = |x: f64| x.min(last);
             chart.draw_series(LineSeries::new([(clamped(ratio.low), y), (clamped(ratio.high), y)], style))?;
             chart.draw_series([Circle::new((clamped(ratio.middle), y), 4, style.filled())])?;
         }

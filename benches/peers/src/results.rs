@@ -16,7 +16,7 @@ pub(crate) struct Entry {
     /// The median of each run.
     pub(crate) run_medians_ns: Vec<f64>,
     pub(crate) min_ns: f64,
-    /// The largest share of a run's samples during which the system took a core away.
+    /// The largest share of a run's samples during which the threads had to wait for a core.
     pub(crate) disturbed: f64,
     pub(crate) max_rel_error: Option<f64>,
 }
