@@ -100,6 +100,7 @@ fn in_parallel(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
         let handles: Vec<_> = (0..threads)
             .map(|index| {
                 scope.spawn(move || {
+                    pin(index);
                     barrier.wait();
                     let start = Instant::now();
                     work(index);
@@ -112,4 +113,25 @@ fn in_parallel(threads: usize, work: impl Fn(usize) + Sync) -> Duration {
     let first = spans.iter().map(|span| span.0).min().expect("at least one thread");
     let last = spans.iter().map(|span| span.1).max().expect("at least one thread");
     last - first
+}
+
+/// Keeps this thread on one core, or does nothing where that is not to be had: new threads may
+/// start on one core together and be parted too late for a short measurement.
+fn pin(index: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: sets of zeros are initialised, and CPU_SET gets the number of a core in the set.
+    unsafe {
+        let mut allowed = std::mem::zeroed::<libc::cpu_set_t>();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed) != 0 {
+            return;
+        }
+        let capacity = 8 * size_of::<libc::cpu_set_t>();
+        if let Some(core) = (0..capacity).filter(|&core| libc::CPU_ISSET(core, &allowed)).nth(index) {
+            let mut one = std::mem::zeroed::<libc::cpu_set_t>();
+            libc::CPU_SET(core, &mut one);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const one);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = index;
 }
