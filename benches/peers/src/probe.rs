@@ -82,9 +82,9 @@ fn rate(name: BlasName, variable: &str, value: Option<&str>) -> Result<f64, Stri
     let executable = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(executable);
     command.args(["--probe", name.name()]).env_remove(variable).stderr(Stdio::piped());
-    OTHER_VARIABLES.iter().for_each(|variable| {
+    for variable in OTHER_VARIABLES {
         command.env_remove(variable);
-    });
+    }
     if let Some(value) = value {
         command.env(variable, value);
     }

@@ -87,9 +87,9 @@ pub(crate) fn waited_ns() -> u64 {
 /// CPU time spent by this process and by the whole machine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuTime {
-    own_s: f64,
-    all_s: f64,
-    total_s: f64,
+    own: Duration,
+    all: Duration,
+    total: Duration,
 }
 
 impl CpuTime {
@@ -105,20 +105,22 @@ impl CpuTime {
             .filter_map(|tick| tick.parse().ok())
             .collect();
         let [user, nice, system, idle, waiting, irq, soft_irq, stolen] = ticks[..] else { return None };
-        // The kernel's unit for user space.
-        let tick_s = 0.01;
         let all = user + nice + system + irq + soft_irq + stolen;
-        Some(Self {
-            own_s: process_cpu_ns()? as f64 / 1e9,
-            all_s: all * tick_s,
-            total_s: (all + idle + waiting) * tick_s,
-        })
+        // The kernel's unit for programs is a hundredth of a second.
+        let time = |ticks: f64| Duration::from_secs_f64(ticks / 100.0);
+        let own = Duration::from_nanos(process_cpu_ns()?);
+        Some(Self { own, all: time(all), total: time(all + idle + waiting) })
     }
 
     /// The share of the machine that others used since `start`, hypervisor included.
     pub(crate) fn others_since(&self, start: &Self) -> f64 {
-        let others = (self.all_s - start.all_s) - (self.own_s - start.own_s);
-        (others / (self.total_s - start.total_s).max(1e-9)).clamp(0.0, 1.0)
+        let [own, all, total] = [
+            self.own.saturating_sub(start.own),
+            self.all.saturating_sub(start.all),
+            self.total.saturating_sub(start.total),
+        ];
+        let others = all.saturating_sub(own);
+        (others.as_secs_f64() / total.as_secs_f64().max(1e-9)).min(1.0)
     }
 }
 
@@ -153,8 +155,12 @@ mod tests {
 
     #[test]
     fn others_are_what_this_process_is_not() {
-        let start = CpuTime { own_s: 1.0, all_s: 10.0, total_s: 100.0 };
-        let end = CpuTime { own_s: 2.0, all_s: 14.0, total_s: 110.0 };
+        let times = |own, all, total| CpuTime {
+            own: Duration::from_secs(own),
+            all: Duration::from_secs(all),
+            total: Duration::from_secs(total),
+        };
+        let (start, end) = (times(1, 10, 100), times(2, 14, 110));
         assert!((end.others_since(&start) - 0.3).abs() < 1e-12);
     }
 

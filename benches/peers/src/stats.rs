@@ -96,7 +96,7 @@ mod tests {
         let values: Vec<f64> = (0..20).map(f64::from).collect();
         let interval = Interval::of(&values);
         // Of 20 fair coins, 5 or fewer heads come with probability 0.0207, 6 or fewer with 0.0577.
-        assert_eq!((interval.low, interval.high), (6.0, 13.0));
+        assert_eq!((interval.low, interval.high), (5.0, 14.0));
         assert_eq!(Interval::of(&[2.0]), Interval { low: 2.0, middle: 2.0, high: 2.0 });
     }
 

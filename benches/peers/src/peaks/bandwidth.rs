@@ -48,7 +48,9 @@ fn rate(part_bytes: usize, threads: usize) -> f64 {
     let length = part_bytes / size_of::<f32>();
     let mut parts: Vec<Buffer> = (0..threads).map(|_| Buffer::zeros(length, 0)).collect();
     // Written, so that the pages differ.
-    parts.iter_mut().for_each(|part| part.as_mut_slice().fill(1.0));
+    for part in &mut parts {
+        part.as_mut_slice().fill(1.0);
+    }
     let mut passes = 1;
     loop {
         let elapsed = in_parallel(threads, |index| {

@@ -39,7 +39,11 @@ fn read_512(data: &[f32]) {
         for (index, bits) in bits.iter_mut().enumerate() {
             let start = chunk.as_ptr().wrapping_add(16 * index);
             if ahead {
-                _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD).cast());
+                #[allow(unused_unsafe, reason = "safe in newer versions of Rust")]
+                // SAFETY: a prefetch may name any address.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD).cast());
+                }
             }
             // SAFETY: the chunk has 16 floats for each register.
             let loaded = unsafe { _mm512_loadu_si512(start.cast()) };
@@ -67,7 +71,7 @@ fn read_portable(data: &[f32]) -> u32 {
 pub(crate) struct ReadB;
 
 impl Candidate for ReadB {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "read of B"
     }
 

@@ -1,7 +1,7 @@
 //! Loops of x86-64's multiply-add instructions.
 
 use std::arch::x86_64::{
-    __m512bh, _mm256_add_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_add_epi32, _mm512_add_ps,
+    __m512bh, __m512i, _mm256_add_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_add_epi32, _mm512_add_ps,
     _mm512_castps_si512, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_set1_epi8,
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
 };
@@ -76,7 +76,7 @@ fn dot_bf16(repetitions: usize) {
     // Pairs of bf16 ones.
     let ones = black_box(_mm512_castps_si512(_mm512_set1_ps(f32::from_bits(0x3f80_3f80))));
     // SAFETY: both are 512 bits of plain data.
-    let x = unsafe { transmute::<_, __m512bh>(ones) };
+    let x = unsafe { transmute::<__m512i, __m512bh>(ones) };
     let mut sums = black_box([_mm512_setzero_ps(); SUMS]);
     for _ in 0..repetitions {
         for sum in &mut sums {

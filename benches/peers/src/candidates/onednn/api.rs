@@ -337,7 +337,7 @@ impl Api {
     /// is written.
     #[inline]
     pub(super) unsafe fn execute(&self, primitive: Handle, arguments: &[Argument]) -> Result<(), String> {
-        let count = arguments.len() as c_int;
+        let count = c_int::try_from(arguments.len()).expect("few arguments");
         // SAFETY: promised by the caller.
         unsafe {
             check("run", (self.common.primitive_execute)(primitive, self.stream, count, arguments.as_ptr()))?;

@@ -5,7 +5,7 @@ mod api;
 use std::env;
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use libloading::Library;
 
@@ -46,7 +46,7 @@ fn default_path() -> PathBuf {
 fn add_version(candidates: &mut Candidates, name: &str, paths: &[PathBuf], hint: &str, required: bool) {
     let mut reasons = Vec::new();
     let loaded = paths.iter().find_map(|path| match OneDnn::load(path) {
-        Ok(library) => Some((Arc::new(library), path)),
+        Ok(library) => Some((Rc::new(library), path)),
         Err(reason) => {
             reasons.push(reason);
             None
@@ -64,7 +64,7 @@ fn add_version(candidates: &mut Candidates, name: &str, paths: &[PathBuf], hint:
 struct OneDnnCandidate {
     name: String,
     kind: Kind,
-    library: Arc<OneDnn>,
+    library: Rc<OneDnn>,
 }
 
 impl Candidate for OneDnnCandidate {
@@ -115,7 +115,7 @@ impl OneDnn {
 }
 
 struct OneDnnProduct {
-    library: Arc<OneDnn>,
+    library: Rc<OneDnn>,
     threads: usize,
     packed: bool,
     primitive: Handle,
