@@ -24,8 +24,9 @@
  *    thread at a time, and may be used by different threads one after the other.
  *
  * VERSIONING
- *  - Every struct begins with its own struct_size. New members are appended, never inserted; a reader
- *    treats a member that lies beyond struct_size as zero. Reserved members are zero.
+ *  - Every struct begins with its own struct_size, but for ANEOperand, which lies inside ANERunArgs and
+ *    never grows. New members are appended, never inserted; a reader treats a member that lies beyond
+ *    struct_size as zero. Reserved members are zero.
  *  - ANE_MATMUL_ABI_MAJOR changes when an old shim could not work any more: the caller refuses another
  *    major. The minor grows with each addition: the caller accepts any minor.
  */

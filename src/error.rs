@@ -190,7 +190,7 @@ pub enum Error {
         /// How much.
         bytes: usize,
     },
-    /// The number of threads is 0, or threads could not be started.
+    /// The number of threads is 0 or too large, or threads could not be started.
     #[error("threads: {problem}")]
     Threads {
         /// What is wrong and what to do.

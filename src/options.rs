@@ -37,14 +37,33 @@ impl Threads {
     /// One thread: the caller's.
     pub const ONE: Self = Self::Count(NonZeroUsize::MIN);
 
+    /// The most threads that a product may ask for. Beyond some ten thousand, Linux cannot map the
+    /// stacks, and a thread that finds that out aborts the process.
+    pub const MAXIMUM: usize = 4096;
+
     /// `count` threads.
     ///
     /// # Errors
-    /// [`Error::Threads`] when `count` is 0.
+    /// [`Error::Threads`] when `count` is 0 or more than [`Threads::MAXIMUM`].
     pub fn count(count: usize) -> Result<Self> {
-        NonZeroUsize::new(count).map(Self::Count).ok_or_else(|| Error::Threads {
+        let threads = NonZeroUsize::new(count).map(Self::Count).ok_or_else(|| Error::Threads {
             problem: "expected at least 1 thread, got 0; leave it out to use all that are allowed".into(),
-        })
+        })?;
+        threads.check()?;
+        Ok(threads)
+    }
+
+    /// An error for more threads than can be started.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::Count(count) if count.get() > Self::MAXIMUM => Err(Error::Threads {
+                problem: format!(
+                    "expected at most {} threads, got {count}; leave it out to use all that are allowed",
+                    Self::MAXIMUM
+                ),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The number of threads this stands for on this machine, now.
@@ -183,9 +202,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zero_threads_is_an_error() {
+    fn no_threads_and_too_many_are_errors() {
         assert!(matches!(Threads::count(0), Err(Error::Threads { .. })));
         assert_eq!(Threads::count(3).unwrap().number(), 3);
+        assert!(Threads::count(Threads::MAXIMUM).is_ok());
+        assert!(matches!(Threads::count(Threads::MAXIMUM + 1), Err(Error::Threads { .. })));
         assert!(Threads::Auto.number() >= 1);
     }
 

@@ -1,8 +1,9 @@
 //! Constant operands: a handle that products of different m share.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::alloc;
 use crate::element::{Element, ElementType};
@@ -54,11 +55,15 @@ data_from! {
     Bf16: half::bf16,
 }
 
+/// What a backend made of some weights: which kernels, and whether they are stored transposed.
+type DerivedKey = (&'static str, bool);
+
 struct Inner {
     id: u64,
     data: Data,
     layout: Layout,
     hash: OnceLock<[u8; 32]>,
+    derived: Mutex<Vec<(DerivedKey, Weak<dyn Any + Send + Sync>)>>,
 }
 
 /// A constant B: given once when a product is compiled, shared by as many products as fit it.
@@ -111,7 +116,7 @@ impl Weights {
     fn from_data(data: Data, layout: Layout) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::new(Inner { id, data, layout, hash: OnceLock::new() }))
+        Self(Arc::new(Inner { id, data, layout, hash: OnceLock::new(), derived: Mutex::default() }))
     }
 
     /// A number that no other handle of this process has, its clones excepted.
@@ -177,6 +182,25 @@ impl Weights {
             }
             *hasher.finalize().as_bytes()
         })
+    }
+
+    /// What `make` makes of these weights, once for all products that use it at the same time.
+    pub(crate) fn derived<T: Send + Sync + 'static>(
+        &self,
+        key: DerivedKey,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<Arc<T>> {
+        // Held while it is made, so that it is made once.
+        let mut derived = self.0.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        derived.retain(|(_, value)| value.strong_count() > 0);
+        let found = derived.iter().filter(|(of, _)| *of == key).find_map(|(_, value)| value.upgrade());
+        if let Some(value) = found.and_then(|value| value.downcast().ok()) {
+            return Ok(value);
+        }
+        let value = Arc::new(make()?);
+        let erased: Arc<dyn Any + Send + Sync> = Arc::clone(&value) as _;
+        derived.push((key, Arc::downgrade(&erased)));
+        Ok(value)
     }
 
     /// Checks that these weights are the B of a product.

@@ -213,6 +213,12 @@ fn numbers_beyond_f32_become_infinity_and_are_counted() {
     succeeded(&output);
     assert!(String::from_utf8_lossy(&output.stderr).contains("2 elements beyond f32's range"));
     assert_eq!(npy::read(&c).unwrap().view().get(0, 0, 0), Some(f64::INFINITY));
+    // Numbers within it whose products are beyond it: infinity is the right result.
+    let a = place.save("a.npy", &Tensor::filled(1, 2, 1e30f32).unwrap());
+    let b = place.save("b.npy", &Tensor::filled(2, 1, 1e30f32).unwrap());
+    let text = succeeded(&multiply(&a, &b, &c, &["--check"]));
+    assert!(text.contains("not covered: 1 rows"), "{text}");
+    assert_eq!(read_f32(&c).data(), [f32::INFINITY]);
 }
 
 #[test]
@@ -253,6 +259,7 @@ fn bad_input_is_an_error_and_leaves_the_output_alone() {
     failed(&multiply(&a, &b, &c, &["--bias", bias.to_str().unwrap()]), "expected 4 elements");
     failed(&multiply(&a, &b, &c, &["--backend", "cuda"]), "known backends: cpu");
     failed(&multiply(&a, &b, &c, &["--precision", "int8"]), "runs f32 only");
+    failed(&multiply(&a, &b, &c, &["--threads", "1000000"]), "expected at most 4096 threads");
     if !cfg!(target_vendor = "apple") {
         failed(&multiply(&a, &b, &c, &["--backend", "metal"]), "Metal exists on macOS and iOS only");
     }
@@ -371,6 +378,12 @@ fn compare_refuses_bad_requests() {
     let place = Workplace::new();
     failed(&run(&[&"compare", &"--backend", &"cpu,cuda"]), "unknown backend `cuda`");
     failed(&run(&[&"compare", &"--sizes", &"8", &"--json", &place.0.path()]), "is a directory");
+    let same = place.path("same");
+    failed(
+        &run(&[&"compare", &"--sizes", &"8", &"--json", &same, &"--svg", &same]),
+        "--json and --svg name the same file",
+    );
+    assert!(!same.exists());
     failed(&run(&[&"compare", &"--sizes", &"18446744073709551615"]), "overflow");
     failed(&run(&[&"compare", &"--sizes", &"100000000"]), "out of memory");
     usage(&run(&[&"compare", &"--sizes", &"x"]), "invalid digit");
@@ -473,6 +486,22 @@ fn a_shim_named_in_the_environment_is_a_backend() {
     assert!(!c.exists());
     succeeded(&run(shim, "", &arguments));
     assert_eq!(read_f32(&c).data(), product(&integers(3, 5), &integers(5, 4)));
+}
+
+#[test]
+fn a_test_double_is_never_timed() {
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(args).env("ANE_MATMUL_SHIM", ane_matmul_shims::TEST_DOUBLE);
+        command.output().expect("the command line runs")
+    };
+    let text = succeeded(&run(&["compare", "--sizes", "8", "--samples", "1"]));
+    assert!(text.contains("not here: double: a test double of hardware"), "{text}");
+    failed(
+        &run(&["compare", "--sizes", "8", "--backend", "double"]),
+        "backend `double` is not timed: it is a test double",
+    );
+    assert!(succeeded(&run(&["devices"])).contains("(a test double, not hardware)"));
 }
 
 /// Runs a Python program with NumPy; `PYTHON` may name another interpreter than `python3`.

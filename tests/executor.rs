@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ane_matmul::{
     BackendId, Backends, CompileOptions, Compiled, Device, ElementType, ElementTypes, Error, Executor,
-    Inputs, Layout, MatMul, Operand, QuantB, Quantization, RefusalReason, Tensor, TensorView, TensorViewMut,
-    ThreadPool, Threads, Weights,
+    Inputs, Layout, MatMul, Operand, QuantB, Quantization, RefusalReason, SharedBuffer, ShimLibrary, Tensor,
+    TensorView, TensorViewMut, ThreadPool, Threads, Weights,
 };
 
 const fn sync<T: Send + Sync>() {}
@@ -20,6 +20,11 @@ const _: () = {
     sync::<CompileOptions>();
     sync::<Error>();
     sync::<Inputs<'_>>();
+    sync::<Tensor<f32>>();
+    sync::<TensorView<'_, f32>>();
+    sync::<TensorViewMut<'_, f32>>();
+    sync::<SharedBuffer>();
+    sync::<ShimLibrary>();
     send::<Executor>();
 };
 
@@ -280,7 +285,14 @@ fn runs_write_into_a_part_of_a_larger_matrix() {
 
 #[test]
 fn too_many_threads_are_an_error_or_work() {
-    let options = CompileOptions::default().threads(Threads::Count(NonZeroUsize::new(64).unwrap()));
+    let count = |count| CompileOptions::default().threads(Threads::Count(NonZeroUsize::new(count).unwrap()));
+    // So many that each would find no room for its stack.
+    for status in ane_matmul::available().iter().filter(|status| status.state.is_ok()) {
+        let product = MatMul::new(1000, 1000, 1000).unwrap();
+        let error = product.compile(&status.id, None, &count(1_000_000)).unwrap_err();
+        assert!(error.to_string().contains("at most 4096 threads, got 1000000"), "{error}");
+    }
+    let options = count(64);
     let compiled = MatMul::new(100, 100, 100).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
     let a = Tensor::filled(100, 100, 1f32).unwrap();
     assert_eq!(compiled.run_once(&Inputs::new(&a).b(&a)).unwrap().data()[0], 100.0);

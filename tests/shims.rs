@@ -36,7 +36,7 @@ fn the_reference_shim_conforms_linked_in() {
 #[test]
 fn the_reference_shim_conforms_loaded() {
     let (backends, id) = with(open(REFERENCE).expect("a good shim"));
-    let cases = cases(Scale::Small);
+    let cases = cases(Scale::Full);
     let summary = run_suite(&backends, &id, &CompileOptions::default(), &cases, &[]);
     assert_eq!(summary.passed, cases.len());
 }

@@ -24,7 +24,7 @@ pub struct Freivalds {
     /// An error of a single element larger than this is detected with the stated probability: the
     /// largest tolerance of a row.
     pub detectable: f64,
-    /// Rows and columns left out because an input there is NaN or infinite.
+    /// Rows and columns left out because an input there is NaN or infinite, or a sum overflows.
     pub skipped: (usize, usize),
 }
 
@@ -72,7 +72,8 @@ impl Factor<'_> {
 /// that sum, flipping its sign in r changes the difference by twice the error, so that at least one
 /// of the two vectors shows it: each round misses it with probability 1/2 at most.
 ///
-/// Rows of A and columns of B that hold NaN or infinity are left out, and counted.
+/// Rows of A and columns of B that hold NaN or infinity are left out, and counted; so are rows of C
+/// with an element that may overflow, and did.
 ///
 /// # Errors
 /// [`Error::Description`] when the product has bias, residual or activation: verify
@@ -140,6 +141,10 @@ fn verify_item(
     if rounds == 0 || m == 0 {
         return Ok(());
     }
+    for (row, skip) in skip_rows.iter_mut().enumerate().filter(|(_, skip)| !**skip) {
+        *skip = overflows(product, [a, b, c], row, &skip_cols);
+        result.skipped.0 += usize::from(*skip);
+    }
     let mut tolerance = alloc::filled(m, 0.0, WHAT)?;
     tolerances(product, [a, b], &skip_cols, &mut tolerance)?;
     let vectors = |rows: usize| {
@@ -169,6 +174,19 @@ fn verify_item(
         }
     }
     Ok(())
+}
+
+/// Whether a row of C has an element that is not finite and may be so: its sum may leave the range
+/// of the accumulator or of C. Such a row has no residue; any other infinity shows in one.
+fn overflows(product: &MatMul, [a, b, c]: [&Factor<'_>; 3], row: usize, skip_cols: &[bool]) -> bool {
+    let types = product.types();
+    let limit = types.accumulator.max_finite().min(types.output.max_finite());
+    let col = (0..product.n()).find(|&col| !skip_cols[col] && !c.get(row, col).is_finite());
+    col.is_some_and(|col| {
+        let size: f64 = (0..product.k()).map(|p| (a.get(row, p) * b.get(p, col)).abs()).sum();
+        let scale = f64::from(product.alpha()).abs().max(1.0);
+        scale * size * (1.0 + gamma(product.k() + 1, types.accumulator.unit_roundoff())) >= limit
+    })
 }
 
 /// The sums over each row of the elements' error bounds, float64's own rounding included.
@@ -223,6 +241,25 @@ mod tests {
         assert!(found.passed(), "{found:?}");
         assert!(found.worst_ratio > 0.0);
         assert_eq!(found.failure_probability, 2f64.powi(-20));
+    }
+
+    #[test]
+    fn an_infinity_is_right_only_where_a_sum_overflows() {
+        let product = MatMul::new(3, 2, 2).unwrap();
+        let a = Tensor::from_vec(vec![1e30f32, 1.0, 2.0, 3.0, 1.0, 1.0], 3, 2).unwrap();
+        let b = Tensor::from_vec(vec![1e30f32, 1.0, 1.0, 1.0], 2, 2).unwrap();
+        let mut c = Tensor::from_vec(vec![f32::INFINITY, 1e30, 2e30, 5.0, 1e30, 2.0], 3, 2).unwrap();
+        let check = |c: &Tensor<f32>| freivalds(&product, &Inputs::new(&a).b(&b), None, c, 20, 1).unwrap();
+        assert!(check(&c).passed(), "{:?}", check(&c));
+        assert_eq!(check(&c).skipped, (1, 0));
+        for wrong in [f32::INFINITY, f32::NAN] {
+            c.data_mut()[5] = wrong;
+            assert!(!check(&c).passed());
+            assert_eq!((check(&c).worst, check(&c).worst_ratio), ((0, 2), f64::INFINITY));
+        }
+        c.data_mut()[5] = 2.0;
+        c.data_mut()[0] = 1e38;
+        assert!(!check(&c).passed(), "a sum that overflows is not finite");
     }
 
     #[test]

@@ -146,7 +146,8 @@ impl Reference {
             };
             let bias = addend(inputs.bias_view(), 0, 0);
             let residual = addend(inputs.residual_view(), item, row);
-            let size = alpha.abs() * *bound;
+            let sums = *bound;
+            let size = alpha.abs() * sums;
             let x = alpha * *value + bias + residual;
             let linear = gamma_k * size + gamma_e * (size + bias.abs() + residual.abs());
             *value = activation.apply_f64(x);
@@ -154,8 +155,9 @@ impl Reference {
                 + activation.error_f32(x, *value)
                 + u_out * value.abs()
                 + underflow;
-            // Magnitudes near the end of the range may overflow on the way to a finite sum.
-            if size + bias.abs() + residual.abs() >= self.overflow {
+            // Magnitudes near the end of the range may overflow on the way to a finite sum, or to one
+            // that alpha makes small again.
+            if sums.max(size + bias.abs() + residual.abs()) >= self.overflow {
                 *bound = f64::INFINITY;
             }
         }
@@ -312,6 +314,16 @@ mod tests {
         assert_eq!(ratio(1.0, f64::INFINITY, 1.0, max), f64::INFINITY);
         assert_eq!(ratio(max * 2.0, f64::INFINITY, 1.0, max), 1.0);
         assert_eq!(ratio(-max * 2.0, f64::INFINITY, 1.0, max), f64::INFINITY);
+    }
+
+    #[test]
+    fn a_sum_may_overflow_before_alpha_makes_it_small() {
+        let product = MatMul::builder(1, 1, 1).alpha(1e-10).build().unwrap();
+        let large = Tensor::filled(1, 1, 1e20f32).unwrap();
+        let reference = Reference::new(&product, &Inputs::new(&large).b(&large), None).unwrap();
+        for c in [f32::INFINITY, 1e30] {
+            assert!(reference.compare(&Tensor::filled(1, 1, c).unwrap()).unwrap().is_within_bound());
+        }
     }
 
     #[test]

@@ -160,13 +160,14 @@ impl Run for BlasRun {
         let Plan { product, weights } = &*self.0;
         let epilogue = Epilogue::new(product, args.bias, args.residual);
         let mut operands = f32_only::operands(&ID, args, weights.as_ref().map(Weights::view))?;
+        let b = operands.b.ok_or_else(|| f32_only::not_f32(&ID))?.data();
         let layout = *operands.c.layout();
         if layout.is_empty() {
             return Ok(());
         }
         for item in 0..layout.batch() {
             let a = &operands.a.data()[product.a().item_offset(item).min(operands.a.data().len())..];
-            let b = &operands.b.data()[product.b().item_offset(item).min(operands.b.data().len())..];
+            let b = &b[product.b().item_offset(item).min(b.len())..];
             let start = layout.item_offset(item);
             let c = &mut operands.c.data()[start..start + layout.item_span()];
             if product.k() == 0 {

@@ -1,7 +1,7 @@
 //! What follows the sums of a product, element by element, in f32.
 
 use crate::activation::Activation;
-#[cfg(any(feature = "blas", target_vendor = "apple"))]
+use crate::backend::f32_only::f32_view;
 use crate::layout::Layout;
 use crate::matmul::MatMul;
 use crate::view::{AnyView, TensorView};
@@ -57,7 +57,6 @@ impl<'a> Epilogue<'a> {
     }
 
     /// The epilogue of a batch of products whose sums are all in `c`.
-    #[cfg(any(feature = "blas", target_vendor = "apple"))]
     pub(crate) fn apply_all(&self, c: &mut [f32], layout: &Layout) {
         if self.is_identity() {
             return;
@@ -65,12 +64,5 @@ impl<'a> Epilogue<'a> {
         for (item, row, span) in layout.row_spans() {
             self.apply(item, row, 0, &mut c[span]);
         }
-    }
-}
-
-pub(crate) fn f32_view(view: AnyView<'_>) -> Option<TensorView<'_, f32>> {
-    match view {
-        AnyView::F32(view) => Some(view),
-        _ => None,
     }
 }

@@ -1,6 +1,5 @@
 //! What the backends that run f32 alone have in common.
 
-use crate::backend::epilogue::f32_view;
 use crate::backend::{BackendId, RunArgs};
 use crate::element::ElementType;
 use crate::error::{Error, NativeError, NativeStatus, Result};
@@ -38,11 +37,19 @@ pub(crate) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(),
     }
 }
 
+pub(crate) fn f32_view(view: AnyView<'_>) -> Option<TensorView<'_, f32>> {
+    match view {
+        AnyView::F32(view) => Some(view),
+        _ => None,
+    }
+}
+
 /// The f32 operands of a run.
 pub(crate) struct F32Args<'a> {
     pub m: usize,
     pub a: TensorView<'a, f32>,
-    pub b: TensorView<'a, f32>,
+    /// `None` where the backend keeps a constant B in a form of its own.
+    pub b: Option<TensorView<'a, f32>>,
     pub c: TensorViewMut<'a, f32>,
 }
 
@@ -53,17 +60,21 @@ pub(crate) fn operands<'a>(
     weights: Option<AnyView<'a>>,
 ) -> Result<F32Args<'a>> {
     let b = args.b.or(weights).and_then(f32_view);
-    match (args.a, b, args.c) {
-        (AnyView::F32(a), Some(b), AnyViewMut::F32(c)) => Ok(F32Args { m: args.m, a, b, c }),
-        // `supports` and the executor's checks leave f32 only.
-        _ => Err(Error::Native(Box::new(NativeError {
-            backend: backend.clone(),
-            step: "run",
-            status: NativeStatus::Internal,
-            code: 0,
-            domain: String::new(),
-            message: "an operand is not f32".into(),
-            log: String::new(),
-        }))),
+    match (args.a, args.c) {
+        (AnyView::F32(a), AnyViewMut::F32(c)) => Ok(F32Args { m: args.m, a, b, c }),
+        _ => Err(not_f32(backend)),
     }
+}
+
+/// An operand that `supports` and the executor's checks should have kept away.
+pub(crate) fn not_f32(backend: &BackendId) -> Error {
+    Error::Native(Box::new(NativeError {
+        backend: backend.clone(),
+        step: "run",
+        status: NativeStatus::Internal,
+        code: 0,
+        domain: String::new(),
+        message: "an operand is not f32".into(),
+        log: String::new(),
+    }))
 }

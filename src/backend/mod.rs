@@ -19,6 +19,7 @@ use crate::weights::Weights;
 mod blas;
 #[allow(unsafe_code, reason = "kernels and thread pool")]
 mod cpu;
+#[cfg(any(feature = "blas", target_vendor = "apple"))]
 mod epilogue;
 mod f32_only;
 #[allow(unsafe_code, reason = "shims are foreign code")]
@@ -234,8 +235,10 @@ impl Backends {
     /// Whether `id` runs `product`: the answer comes before anything is compiled.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason, [`Error::UnknownBackend`], [`Error::Unavailable`].
+    /// [`Error::Refused`] with the reason, [`Error::UnknownBackend`], [`Error::Unavailable`];
+    /// [`Error::Threads`] for more threads than [`crate::Threads::MAXIMUM`].
     pub fn supports(&self, id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<()> {
+        options.threads.check()?;
         self.get(id)?
             .supports(product, options)
             .map_err(|refusal| Error::Refused { backend: id.clone(), refusal })
@@ -361,7 +364,8 @@ fn built_in() -> Vec<Entry> {
     let apple = cfg!(target_vendor = "apple");
     let not_apple =
         |what: &str| format!("{what} exists on macOS and iOS only; this is {}", std::env::consts::OS);
-    let mut entries = vec![Entry { id: BackendId::CPU, state: Ok(Arc::new(cpu::Cpu::new())) }];
+    let cpu = cpu::Cpu::new().map(|cpu| Arc::new(cpu) as Arc<dyn Backend>);
+    let mut entries = vec![Entry { id: BackendId::CPU, state: cpu }];
     #[cfg(target_vendor = "apple")]
     entries.push(Entry { id: BackendId::ACCELERATE, state: Ok(Arc::new(blas::Blas::new())) });
     #[cfg(all(feature = "blas", not(target_vendor = "apple")))]

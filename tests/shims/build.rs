@@ -3,18 +3,27 @@
 
 use std::path::{Path, PathBuf};
 
-/// What is wrong with each broken library: a name, and what is compiled on top of the reference.
-const BROKEN: [(&str, &str); 9] = [
+/// What is different in each further library: a name, and what is compiled on top of the reference.
+const CHANGED: [(&str, &str); 10] = [
     ("missing_symbol", "int nothing_here;"),
     ("null_table", "const ANEShim *ane_matmul_shim(void) { return 0; }"),
     ("truncated", "shim.struct_size = 100;"),
     ("wrong_major", "shim.abi_major = 2;"),
-    ("later_minor", "shim.abi_minor = 7; shim.name = \"later\";"),
+    ("later_minor", "shim.abi_minor = 7; shim.struct_size += 64; shim.name = \"later\";"),
     ("null_slot", "shim.executor_run = 0;"),
     ("bad_name", "shim.name = \"Not A Name\";"),
     ("null_name", "shim.name = 0;"),
     ("garbage_name", "shim.name = \"\\xff\\xfe\";"),
+    ("test_double", "shim.name = \"double\"; shim.device_info = double_info;"),
 ];
+
+/// The information of a device that is no hardware.
+const DOUBLE: &str = "static ANEStatus double_info(ANEDevice *device, ANEDeviceInfo *info, ANEError *err) {
+    ANEStatus status = reference_shim()->device_info(device, info, err);
+    info->flags |= ANE_DEVICE_FLAG_TEST_DOUBLE;
+    return status;
+}
+";
 
 fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -40,14 +49,15 @@ fn main() {
         println!("cargo::rustc-env=SHIM_{}={}", name.to_uppercase(), target.display());
     };
     library("reference", &source);
-    for (name, change) in BROKEN {
+    for (name, change) in CHANGED {
         let whole = change.contains("ane_matmul_shim") || change.starts_with("int");
         let text = if whole {
             format!("#include \"ane_matmul.h\"\n{change}\n")
         } else {
+            let helper = if change.contains("double_info") { DOUBLE } else { "" };
             let reference = std::path::absolute(&source).expect("a path");
             format!(
-                "#define ane_matmul_shim reference_shim\n#include \"{}\"\n#undef ane_matmul_shim\nconst ANEShim *ane_matmul_shim(void);\nconst ANEShim *ane_matmul_shim(void) {{ static ANEShim shim; shim = *reference_shim(); {change} return &shim; }}\n",
+                "#define ane_matmul_shim reference_shim\n#include \"{}\"\n#undef ane_matmul_shim\n{helper}const ANEShim *ane_matmul_shim(void);\nconst ANEShim *ane_matmul_shim(void) {{ static ANEShim shim; shim = *reference_shim(); {change} return &shim; }}\n",
                 reference.display()
             )
         };

@@ -1,40 +1,108 @@
-//! The built-in CPU backend: f32 products on the kernels of the `gemm` crate, on threads of our
-//! own.
+//! The built-in CPU backend: f32 products on micro-kernels and threads of our own.
+//!
+//! - [`simd`]: vectors of one instruction set; [`kernel`]: the micro-kernel over them, and the
+//!   choice at run time; [`math`] and [`finish`]: the epilogue; [`gemv`]: products with a vector.
+//! - [`blocking`]: block sizes from the caches; [`pack`]: operands in the kernel's order;
+//!   [`product`]: one thread's share, block by block; [`split`]: the shares; [`pool`]: the threads.
+//! - [`run`]: one run of a compiled product.
 
+#![allow(
+    clippy::inline_always,
+    reason = "vectors must be inlined into the functions that enable their instructions"
+)]
+
+mod blocking;
+mod buffer;
+mod finish;
+mod gemv;
+mod kernel;
+mod math;
+mod pack;
 mod pool;
+mod product;
+mod rendezvous;
+mod run;
+mod simd;
+mod split;
+mod sync;
+#[cfg(test)]
+mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::backend::epilogue::Epilogue;
-use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs, f32_only};
+use crate::backend::{Backend, CompiledProduct, Facts, Run, f32_only};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, ThreadPool, Threads};
 use crate::refusal::Refusal;
+use crate::view::AnyView;
 use crate::weights::Weights;
 
+use blocking::{Blocking, Caches};
+use buffer::Buffer;
+use kernel::Kernels;
+use pack::{Matrix, pack_b, packed_b_len};
 use pool::Pool;
+use run::CpuRun;
 
-/// Products below this many floating-point operations stay on one thread: handing them over costs
-/// more than it saves (a few microseconds against about 10 on one core).
-const PARALLEL_FLOPS: f64 = 5e5;
+/// A thread pays when it takes over at least so much work: handing over and back costs about 2
+/// microseconds.
+const WORK_PER_THREAD_NS: f64 = 6_000.0;
 
-/// Blocks of C start at multiples of this many columns or rows, so that at most the last block of
-/// a thread ends inside a register tile.
-const BLOCK_ALIGN: usize = 48;
+/// The multiply-adds and the bytes of operands that a core gets through in a nanosecond, about: to
+/// judge the work, not to predict it.
+const MULTIPLY_ADDS_PER_NS: f64 = 60.0;
+const BYTES_PER_NS: f64 = 20.0;
 
-pub(super) struct Cpu;
+pub(super) struct Cpu {
+    kernels: &'static Kernels,
+    blocking: Blocking,
+    /// Threads that products with as many threads share while any of them lives.
+    pools: Mutex<Vec<(usize, Weak<Pool>)>>,
+}
 
 impl Cpu {
-    pub(super) fn new() -> Self {
-        Self
+    /// # Errors
+    /// With the reason, when the environment asks for kernels that are not here.
+    pub(super) fn new() -> Result<Self, String> {
+        let kernels = kernel::detect()?;
+        let blocking = Blocking::new(kernels, Caches::of_this_machine());
+        Ok(Self { kernels, blocking, pools: Mutex::default() })
     }
+
+    fn pool(&self, threads: usize) -> Result<Arc<Pool>> {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|(_, pool)| pool.strong_count() > 0);
+        if let Some(pool) =
+            pools.iter().find(|(count, _)| *count == threads).and_then(|(_, pool)| pool.upgrade())
+        {
+            return Ok(pool);
+        }
+        let pool = Arc::new(Pool::new(threads)?);
+        pools.push((threads, Arc::downgrade(&pool)));
+        Ok(pool)
+    }
+}
+
+/// The threads that are worth their hand-over.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate"
+)]
+fn worthwhile_threads(product: &MatMul, threads: usize) -> usize {
+    let elements = product.a().span() + product.b().span() + product.c().span();
+    let arithmetic_ns = product.flops() / 2.0 / MULTIPLY_ADDS_PER_NS;
+    let memory_ns = (elements * size_of::<f32>()) as f64 / BYTES_PER_NS;
+    let worthwhile = arithmetic_ns.max(memory_ns) / WORK_PER_THREAD_NS;
+    (worthwhile as usize).clamp(1, threads)
 }
 
 impl Backend for Cpu {
     fn describe(&self) -> String {
-        "built-in engine: kernels of the gemm crate, f32".into()
+        format!("built-in engine: {} kernels, f32", self.kernels.name)
     }
 
     fn device(&self) -> (Device, String) {
@@ -51,222 +119,114 @@ impl Backend for Cpu {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
-        let threads = if product.flops() < PARALLEL_FLOPS { 1 } else { options.threads.number() };
+        let threads = worthwhile_threads(product, options.threads.number());
+        Ok(Box::new(self.compile_for(product, weights, options, threads)?))
+    }
+}
+
+impl Cpu {
+    /// Compiles for so many of the threads that the options allow.
+    fn compile_for(
+        &self,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+        threads: usize,
+    ) -> Result<CpuProduct> {
         let pool: Option<Arc<dyn ThreadPool>> = match &options.threads {
             _ if threads == 1 => None,
             Threads::Pool(pool) => Some(Arc::clone(pool)),
-            Threads::Auto | Threads::Count(_) => Some(Arc::new(Pool::new(threads)?)),
+            Threads::Auto | Threads::Count(_) => Some(self.pool(threads)?),
         };
-        Ok(Box::new(CpuProduct(Arc::new(Plan { product: product.clone(), weights: weights.cloned(), pool }))))
+        let b = match weights {
+            None => ConstantB::None,
+            // A product with a vector is bound by the reading of A.
+            Some(weights) if product.n() == 1 || product.k() == 0 => ConstantB::Plain(weights.clone()),
+            Some(weights) => ConstantB::Packed(PackedB::of(self.kernels, product, weights)?),
+        };
+        let plan = Plan {
+            product: product.clone(),
+            kernels: self.kernels,
+            blocking: self.blocking,
+            b,
+            pool,
+            threads,
+        };
+        Ok(CpuProduct(Arc::new(plan)))
     }
+}
+
+/// What a compiled product knows of a constant B.
+enum ConstantB {
+    None,
+    Plain(Weights),
+    Packed(Arc<PackedB>),
+}
+
+/// A constant B in panels: the same for every m, shared by all products of the same weights.
+struct PackedB {
+    buffer: Buffer,
+    /// From item to item; 0 when all share one.
+    item_stride: usize,
+}
+
+impl PackedB {
+    fn of(kernels: &Kernels, product: &MatMul, weights: &Weights) -> Result<Arc<Self>> {
+        weights.derived((kernels.name, product.transpose_b()), || Self::new(kernels, product, weights))
+    }
+
+    fn new(kernels: &Kernels, product: &MatMul, weights: &Weights) -> Result<Self> {
+        let (k, n) = (product.k(), product.n());
+        let layout = product.b();
+        let shared = layout.batch() > 1 && layout.batch_stride() == 0;
+        let items = if shared { 1 } else { layout.batch() };
+        let item_len = packed_b_len(kernels, k, n);
+        let mut buffer = Buffer::zeroed(items.saturating_mul(item_len), "packed weights")?;
+        // `supports` leaves f32 only.
+        if let AnyView::F32(view) = weights.view() {
+            for item in 0..items {
+                let b = matrix(view.data(), layout, product.transpose_b(), item);
+                // SAFETY: the weights cover their layout, and the buffer has room for every item.
+                unsafe { pack_b(kernels, b, k, n, buffer.start_mut().add(item * item_len)) };
+            }
+        }
+        Ok(Self { buffer, item_stride: if shared { 0 } else { item_len } })
+    }
+}
+
+/// The matrix of one item.
+fn matrix(data: &[f32], layout: &Layout, transposed: bool, item: usize) -> Matrix {
+    let start = data.as_ptr().wrapping_add(layout.item_offset(item));
+    Matrix { start, stride: layout.leading_dimension(), transposed }
 }
 
 struct Plan {
     product: MatMul,
-    weights: Option<Weights>,
+    kernels: &'static Kernels,
+    blocking: Blocking,
+    b: ConstantB,
     pool: Option<Arc<dyn ThreadPool>>,
+    threads: usize,
 }
 
 struct CpuProduct(Arc<Plan>);
 
 impl CompiledProduct for CpuProduct {
     fn open(&self) -> Result<Box<dyn Run>> {
-        Ok(Box::new(CpuRun(Arc::clone(&self.0))))
+        Ok(Box::new(CpuRun::new(Arc::clone(&self.0))?))
     }
 
     fn facts(&self) -> Facts {
+        let packed_bytes = match &self.0.b {
+            ConstantB::Packed(packed) => packed.buffer.bytes(),
+            ConstantB::None | ConstantB::Plain(_) => 0,
+        };
         Facts {
-            bytes_held: size_of::<Plan>(),
+            bytes_held: size_of::<Plan>() + packed_bytes,
             observed: Device::Cpu,
-            threads: Some(self.0.pool.as_ref().map_or(1, |pool| pool.threads())),
+            threads: Some(self.0.threads),
             note: None,
             from_package: false,
-        }
-    }
-}
-
-struct CpuRun(Arc<Plan>);
-
-impl Run for CpuRun {
-    fn run(&mut self, args: RunArgs<'_>) -> Result<()> {
-        let plan = &*self.0;
-        let epilogue = Epilogue::new(&plan.product, args.bias, args.residual);
-        let weights = plan.weights.as_ref().map(Weights::view);
-        let mut operands = f32_only::operands(&BackendId::CPU, args, weights)?;
-        let layout = *operands.c.layout();
-        if layout.is_empty() {
-            return Ok(());
-        }
-        let grid = Grid::new(&layout, plan.pool.as_ref().map_or(1, |pool| pool.threads()));
-        let job = Job {
-            product: &plan.product,
-            m: operands.m,
-            a: operands.a.data(),
-            b: operands.b.data(),
-            c: CPointer(operands.c.data().as_mut_ptr()),
-            layout,
-            epilogue,
-        };
-        let task = |index| job.compute(&grid.block(&layout, index));
-        match &plan.pool {
-            Some(pool) => pool.run(grid.tasks(), &task),
-            None => (0..grid.tasks()).for_each(task),
-        }
-        Ok(())
-    }
-}
-
-/// How C is cut into blocks: items of the batch, and rows or columns of each, whichever is longer.
-#[derive(Debug, Clone, Copy)]
-struct Grid {
-    by_rows: bool,
-    blocks_per_item: usize,
-    block_length: usize,
-    items: usize,
-}
-
-/// A part of one item of C.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Block {
-    item: usize,
-    row: usize,
-    rows: usize,
-    col: usize,
-    cols: usize,
-}
-
-impl Grid {
-    fn new(layout: &Layout, threads: usize) -> Self {
-        let items = layout.batch();
-        let by_rows = layout.rows() >= layout.cols();
-        let length = if by_rows { layout.rows() } else { layout.cols() };
-        let wanted = if items.is_multiple_of(threads) { 1 } else { threads };
-        let block_length = length.div_ceil(wanted).next_multiple_of(BLOCK_ALIGN).min(length);
-        Self { by_rows, blocks_per_item: length.div_ceil(block_length), block_length, items }
-    }
-
-    fn tasks(&self) -> usize {
-        self.items * self.blocks_per_item
-    }
-
-    fn block(&self, layout: &Layout, index: usize) -> Block {
-        let item = index / self.blocks_per_item;
-        let start = index % self.blocks_per_item * self.block_length;
-        if self.by_rows {
-            let rows = self.block_length.min(layout.rows() - start);
-            Block { item, row: start, rows, col: 0, cols: layout.cols() }
-        } else {
-            let cols = self.block_length.min(layout.cols() - start);
-            Block { item, row: 0, rows: layout.rows(), col: start, cols }
-        }
-    }
-}
-
-/// C, of which every task writes a block of its own.
-#[derive(Clone, Copy)]
-struct CPointer(*mut f32);
-
-// SAFETY: the pointer comes from an exclusive borrow that outlives the run; tasks write disjoint
-// blocks through it and never read another's.
-unsafe impl Send for CPointer {}
-// SAFETY: as for Send.
-unsafe impl Sync for CPointer {}
-
-struct Job<'a> {
-    product: &'a MatMul,
-    m: usize,
-    a: &'a [f32],
-    b: &'a [f32],
-    c: CPointer,
-    layout: Layout,
-    epilogue: Epilogue<'a>,
-}
-
-impl Job<'_> {
-    fn compute(&self, block: &Block) {
-        let product = self.product;
-        let k = product.k();
-        let ldc = self.layout.leading_dimension();
-        let c_start = self.layout.item_offset(block.item) + block.row * ldc + block.col;
-        if k > 0 {
-            let (a_rows, a_cols) = strides(product.a(), product.transpose_a());
-            let (b_rows, b_cols) = strides(product.b(), product.transpose_b());
-            let a = &self.a[product.a().item_offset(block.item) + block.row * a_rows..];
-            let b = &self.b[product.b().item_offset(block.item) + block.col * b_cols..];
-            debug_assert!((block.rows - 1) * a_rows + (k - 1) * a_cols < a.len());
-            debug_assert!((k - 1) * b_rows + (block.cols - 1) * b_cols < b.len());
-            debug_assert!(block.row + block.rows <= self.m);
-            // SAFETY: the executor has checked that A, B and C cover their layouts for this m, so
-            // every element addressed by these strides lies inside the slices; the blocks of C of
-            // different tasks are disjoint; C is not read (read_dst is false).
-            unsafe {
-                gemm::gemm(
-                    block.rows,
-                    block.cols,
-                    k,
-                    self.c.0.add(c_start),
-                    1,
-                    ldc.cast_signed(),
-                    false,
-                    a.as_ptr(),
-                    a_cols.cast_signed(),
-                    a_rows.cast_signed(),
-                    b.as_ptr(),
-                    b_cols.cast_signed(),
-                    b_rows.cast_signed(),
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    gemm::Parallelism::None,
-                );
-            }
-        }
-        if k > 0 && self.epilogue.is_identity() {
-            return;
-        }
-        for row in 0..block.rows {
-            // SAFETY: the row lies inside this task's block of C, which nobody else touches.
-            let sums =
-                unsafe { std::slice::from_raw_parts_mut(self.c.0.add(c_start + row * ldc), block.cols) };
-            if k == 0 {
-                sums.fill(0.0);
-            }
-            self.epilogue.apply(block.item, block.row + row, block.col, sums);
-        }
-    }
-}
-
-/// The distances between rows and between columns of op(X).
-fn strides(layout: &Layout, transpose: bool) -> (usize, usize) {
-    let ld = layout.leading_dimension();
-    if transpose { (1, ld) } else { (ld, 1) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_cover_c_exactly_once() {
-        for (batch, rows, cols) in
-            [(1, 1, 1), (1, 100, 7), (3, 7, 100), (2, 96, 96), (5, 1, 1000), (4, 333, 77)]
-        {
-            let layout = Layout::packed(batch, rows, cols).unwrap();
-            for threads in 1..6 {
-                let grid = Grid::new(&layout, threads);
-                let mut seen = vec![0u8; layout.span()];
-                for index in 0..grid.tasks() {
-                    let block = grid.block(&layout, index);
-                    for row in block.row..block.row + block.rows {
-                        for col in block.col..block.col + block.cols {
-                            seen[(block.item * rows + row) * cols + col] += 1;
-                        }
-                    }
-                }
-                assert!(seen.iter().all(|&count| count == 1), "{layout} on {threads} threads");
-            }
         }
     }
 }

@@ -1,21 +1,24 @@
 //! Threads that wait for parts of a product.
 //!
-//! One caller at a time posts a job; workers and caller take its tasks from a shared counter. A
-//! worker joins a job under the lock, and the caller withdraws the job under the lock before it
-//! waits for those that joined: a worker that wakes late finds nothing and touches nothing.
+//! One caller at a time posts a job; workers and caller take its parts from a shared counter
+//! ([`Rendezvous`] has the protocol). Idle threads look for work for a bounded time, then sleep.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::rendezvous::Rendezvous;
 use crate::error::{Error, Result};
 use crate::options::ThreadPool;
 
 /// How long an idle thread looks for work before it sleeps: about the time that waking a sleeping
-/// thread takes on Linux.
-const SPIN: Duration = Duration::from_micros(30);
+/// thread takes on Linux, and longer than the gap between the products of a model.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// How often a spinning thread looks before it looks at the clock, which costs tens of nanoseconds.
+const LOOKS_PER_CLOCK: u32 = 16;
 
 #[derive(Clone, Copy)]
 struct Job {
@@ -23,36 +26,37 @@ struct Job {
     tasks: usize,
 }
 
-#[derive(Default)]
-struct State {
-    job: Option<Job>,
-    joined: usize,
-    panicked: bool,
-    stop: bool,
-}
-
-#[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
-    /// Counts jobs, so that an idle worker can look for one without the lock.
-    epoch: AtomicU64,
-    next: AtomicUsize,
-    posted: Condvar,
-    finished: Condvar,
+    rendezvous: Rendezvous<Job>,
+    panicked: AtomicBool,
 }
 
 /// A fixed set of worker threads.
 pub(super) struct Pool {
     shared: Arc<Shared>,
-    caller: Mutex<()>,
+    busy: AtomicBool,
     workers: Vec<JoinHandle<()>>,
+}
+
+/// Whether to look again: for [`SPIN`] after the first call.
+fn spin() -> impl FnMut() -> bool {
+    let mut looks = 0u32;
+    let mut start = None;
+    move || {
+        looks += 1;
+        std::hint::spin_loop();
+        if !looks.is_multiple_of(LOOKS_PER_CLOCK) {
+            return true;
+        }
+        start.get_or_insert_with(Instant::now).elapsed() < SPIN
+    }
 }
 
 impl Pool {
     /// A pool of `threads` threads, the caller's included.
     pub(super) fn new(threads: usize) -> Result<Self> {
-        let mut pool =
-            Self { shared: Arc::new(Shared::default()), caller: Mutex::new(()), workers: Vec::new() };
+        let shared = Arc::new(Shared { rendezvous: Rendezvous::new(), panicked: AtomicBool::new(false) });
+        let mut pool = Self { shared, busy: AtomicBool::new(false), workers: Vec::new() };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new()
@@ -69,51 +73,20 @@ impl Pool {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Tasks run outside the lock, so a poisoned lock still guards whole state.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Shared {
     fn work(&self) {
         let mut seen = 0;
-        while let Some(job) = self.join(&mut seen) {
-            let panicked = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job))).is_err();
-            let mut state = lock(&self.state);
-            state.panicked |= panicked;
-            state.joined -= 1;
-            if state.joined == 0 {
-                self.finished.notify_one();
+        while let Some(job) = self.rendezvous.join(&mut seen, spin()) {
+            if catch_unwind(AssertUnwindSafe(|| self.take_tasks(job))).is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
             }
-        }
-    }
-
-    /// Waits for a job that this worker has not seen; `None` when the pool ends.
-    fn join(&self, seen: &mut u64) -> Option<Job> {
-        let start = Instant::now();
-        while self.epoch.load(Ordering::Acquire) == *seen && start.elapsed() < SPIN {
-            std::hint::spin_loop();
-        }
-        let mut state = lock(&self.state);
-        loop {
-            if state.stop {
-                return None;
-            }
-            let epoch = self.epoch.load(Ordering::Relaxed);
-            if epoch != *seen {
-                *seen = epoch;
-                if let Some(job) = state.job {
-                    state.joined += 1;
-                    return Some(job);
-                }
-            }
-            state = self.posted.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.rendezvous.leave();
         }
     }
 
     fn take_tasks(&self, job: Job) {
         loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let index = self.rendezvous.next_part();
             if index >= job.tasks {
                 return;
             }
@@ -129,12 +102,7 @@ impl ThreadPool for Pool {
 
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         // A second caller, or a task that calls again, works on its own instead of waiting.
-        let caller = match self.caller.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        if tasks <= 1 || self.workers.is_empty() || caller.is_none() {
+        if tasks <= 1 || self.workers.is_empty() || self.busy.swap(true, Ordering::Acquire) {
             (0..tasks).for_each(task);
             return;
         }
@@ -147,38 +115,29 @@ impl ThreadPool for Pool {
                 tasks,
             }
         };
-        {
-            let mut state = lock(&self.shared.state);
-            self.shared.next.store(0, Ordering::Relaxed);
-            state.job = Some(job);
-            state.panicked = false;
-            self.shared.epoch.fetch_add(1, Ordering::Release);
-        }
-        self.shared.posted.notify_all();
-        let withdraw = Withdraw(&self.shared);
+        // SAFETY: `busy` keeps other callers away until this job is withdrawn.
+        unsafe { self.shared.rendezvous.post(job) };
+        let withdraw = Withdraw(self);
         self.shared.take_tasks(job);
         drop(withdraw);
-        assert!(!lock(&self.shared.state).panicked, "a task of the thread pool panicked");
+        // A worker's panic is the caller's, like one of its own.
+        assert!(!self.shared.panicked.swap(false, Ordering::Relaxed), "a task of the thread pool panicked");
     }
 }
 
 /// Ends a job when dropped, also while a task's panic unwinds.
-struct Withdraw<'a>(&'a Shared);
+struct Withdraw<'a>(&'a Pool);
 
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
-        state.job = None;
-        while state.joined > 0 {
-            state = self.0.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.0.shared.rendezvous.withdraw(spin());
+        self.0.busy.store(false, Ordering::Release);
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        lock(&self.shared.state).stop = true;
-        self.shared.posted.notify_all();
+        self.shared.rendezvous.stop();
         for worker in self.workers.drain(..) {
             // A worker catches its tasks' panics, so joining cannot fail.
             let _ = worker.join();
@@ -194,6 +153,8 @@ impl std::fmt::Debug for Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]

@@ -115,7 +115,7 @@ pub(crate) struct CompareArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ThreadArgs {
-    /// CPU threads, at least 1 [default: as many as this process may use].
+    /// CPU threads, 1 to 4096 [default: as many as this process may use].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }

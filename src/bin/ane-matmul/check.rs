@@ -49,7 +49,7 @@ pub(crate) fn verify(
     );
     if found.skipped != (0, 0) {
         text += &format!(
-            "; not covered: {} rows and {} columns with NaN or infinity",
+            "; not covered: {} rows and {} columns with NaN, infinity or overflow",
             found.skipped.0, found.skipped.1
         );
     }

@@ -20,6 +20,9 @@ pub const BROKEN: [(&str, &str, &str); 8] = [
 /// A library of a later minor version, which must load.
 pub const LATER_MINOR: &str = env!("SHIM_LATER_MINOR");
 
+/// A library whose device says that it is a test double.
+pub const TEST_DOUBLE: &str = env!("SHIM_TEST_DOUBLE");
+
 #[link(name = "ane_matmul_reference", kind = "static")]
 unsafe extern "C" {
     fn ane_matmul_shim() -> *const c_void;

@@ -1,8 +1,10 @@
 //! Shared buffers over the mock.
 
 use super::mock::{assert_nothing_leaked, compile_on, mock, with_mock};
+use super::{STATUSES, thinned};
 use crate::error::{Error, NativeStatus};
 use crate::executor::Inputs;
+use crate::refusal::RefusalReason;
 use crate::shared_buffer::ALIGNMENT_BYTES;
 use crate::sys;
 use crate::view::{TensorView, TensorViewMut};
@@ -122,6 +124,31 @@ fn failures_of_the_shim_become_errors() {
             assert_eq!((native.step, native.status), (slot, expected));
             drop(backends);
             assert_nothing_leaked();
+        }
+    }
+    let made = |slot, code, refusal| {
+        let (backends, id) = with_mock(|mock| mock.fail = Some((slot, code, refusal)));
+        let mut page = Page([0.0; 64]);
+        let result = match slot {
+            "buffer_create" => backends.shared_buffer(&id, 64),
+            // SAFETY: the page outlives the buffer, which is not made.
+            _ => unsafe { backends.wrap_memory(&id, page.0.as_mut_ptr().cast(), 256) },
+        };
+        drop(backends);
+        assert_nothing_leaked();
+        result.unwrap_err()
+    };
+    for (row, slot) in ["buffer_create", "buffer_wrap"].into_iter().enumerate() {
+        for (_, (code, status)) in (0..).zip(STATUSES).filter(|&(col, _)| thinned(row, col)) {
+            let Error::Native(native) = made(slot, code, 0) else { panic!("{slot} with {code}") };
+            assert_eq!((native.step, native.status, native.message.as_str()), (slot, status, "a message"));
+        }
+        for (col, &reason) in (1..).zip(&RefusalReason::ALL).filter(|&(col, _)| thinned(row, col)) {
+            let code = i32::try_from(col).unwrap();
+            let Error::Refused { refusal, .. } = made(slot, sys::ANE_STATUS_REFUSED, code) else {
+                panic!("{slot} with {reason}")
+            };
+            assert_eq!((refusal.reason, refusal.message.as_str()), (reason, "a message"));
         }
     }
     for (no_contents, shift) in [(true, 0), (false, ALIGNMENT_BYTES / 2)] {

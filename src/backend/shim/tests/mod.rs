@@ -19,6 +19,24 @@ fn thinned(first: usize, second: usize) -> bool {
 const SLOTS: [&str; 7] =
     ["device_open", "device_info", "supports", "compile", "product_info", "executor_create", "executor_run"];
 
+/// Every status but success and refusal, and two without a name.
+const STATUSES: [(sys::ANEStatus, NativeStatus); 14] = [
+    (sys::ANE_STATUS_INVALID_ARGUMENT, NativeStatus::InvalidArgument),
+    (sys::ANE_STATUS_OUT_OF_MEMORY, NativeStatus::OutOfMemory),
+    (sys::ANE_STATUS_NO_DEVICE, NativeStatus::NoDevice),
+    (sys::ANE_STATUS_COMPILE_FAILED, NativeStatus::CompileFailed),
+    (sys::ANE_STATUS_RUN_FAILED, NativeStatus::RunFailed),
+    (sys::ANE_STATUS_EXCEPTION, NativeStatus::Exception),
+    (sys::ANE_STATUS_TIMEOUT, NativeStatus::Timeout),
+    (sys::ANE_STATUS_BACKGROUND, NativeStatus::Background),
+    (sys::ANE_STATUS_IO, NativeStatus::Io),
+    (sys::ANE_STATUS_PACKAGE_MISMATCH, NativeStatus::PackageMismatch),
+    (sys::ANE_STATUS_NOT_IMPLEMENTED, NativeStatus::NotImplemented),
+    (sys::ANE_STATUS_INTERNAL, NativeStatus::Internal),
+    (-1, NativeStatus::Internal),
+    (i32::MAX, NativeStatus::Internal),
+];
+
 #[test]
 fn objects_die_in_order_each_once() {
     let (backends, id) = with_mock(|_| {});
@@ -48,24 +66,8 @@ fn children_keep_their_parents() {
 
 #[test]
 fn every_status_at_every_slot_becomes_its_error() {
-    let statuses = [
-        (sys::ANE_STATUS_INVALID_ARGUMENT, NativeStatus::InvalidArgument),
-        (sys::ANE_STATUS_OUT_OF_MEMORY, NativeStatus::OutOfMemory),
-        (sys::ANE_STATUS_NO_DEVICE, NativeStatus::NoDevice),
-        (sys::ANE_STATUS_COMPILE_FAILED, NativeStatus::CompileFailed),
-        (sys::ANE_STATUS_RUN_FAILED, NativeStatus::RunFailed),
-        (sys::ANE_STATUS_EXCEPTION, NativeStatus::Exception),
-        (sys::ANE_STATUS_TIMEOUT, NativeStatus::Timeout),
-        (sys::ANE_STATUS_BACKGROUND, NativeStatus::Background),
-        (sys::ANE_STATUS_IO, NativeStatus::Io),
-        (sys::ANE_STATUS_PACKAGE_MISMATCH, NativeStatus::PackageMismatch),
-        (sys::ANE_STATUS_NOT_IMPLEMENTED, NativeStatus::NotImplemented),
-        (sys::ANE_STATUS_INTERNAL, NativeStatus::Internal),
-        (-1, NativeStatus::Internal),
-        (i32::MAX, NativeStatus::Internal),
-    ];
     for (row, slot) in SLOTS.into_iter().enumerate() {
-        for (col, (code, status)) in statuses.into_iter().enumerate() {
+        for (col, (code, status)) in STATUSES.into_iter().enumerate() {
             if !thinned(row, col) {
                 continue;
             }
@@ -100,13 +102,22 @@ fn every_status_at_every_slot_becomes_its_error() {
 
 #[test]
 fn every_refusal_at_every_slot_keeps_its_reason() {
-    for (row, slot) in ["supports", "compile", "executor_create", "executor_run"].into_iter().enumerate() {
+    for (row, slot) in SLOTS.into_iter().enumerate() {
         for (col, (code, &reason)) in (1..).zip(&RefusalReason::ALL).enumerate() {
             if !thinned(row, col) {
                 continue;
             }
             let (backends, id) = with_mock(|mock| mock.fail = Some((slot, sys::ANE_STATUS_REFUSED, code)));
             match run_on(&backends, &id) {
+                Err(Error::Unavailable { reason: text, .. })
+                    if ["device_open", "device_info"].contains(&slot) =>
+                {
+                    assert!(text.contains(&format!("a message ({reason})")), "{text}");
+                }
+                Ok(()) if slot == "product_info" => {
+                    let note = compile_on(&backends, &id).unwrap().report().note.unwrap();
+                    assert!(note.contains(&format!("a message ({reason})")), "{note}");
+                }
                 Err(Error::Refused { refusal, backend }) => {
                     assert_eq!(
                         (refusal.reason, refusal.message.as_str(), &backend),
@@ -250,6 +261,21 @@ fn a_table_of_the_minimum_size_is_not_read_beyond_it() {
     // SAFETY: a misaligned pointer is refused before anything is read.
     let shifted = unsafe { ShimLibrary::from_table(memory.as_ptr().cast::<u8>().add(4).cast(), "shifted") };
     assert!(shifted.unwrap_err().to_string().contains("not aligned"));
+}
+
+#[test]
+fn a_table_of_a_later_version_is_read_as_far_as_it_is_known() {
+    #[repr(C)]
+    struct Later {
+        known: sys::ANEShim,
+        slots: [u64; 8],
+    }
+    let mut table = Later { known: good_table(), slots: [u64::MAX; 8] };
+    (table.known.struct_size, table.known.abi_minor) = (size_u32::<Later>(), 1);
+    // SAFETY: the table has struct_size readable bytes and C strings.
+    let shim = unsafe { ShimLibrary::from_table((&raw const table).cast(), "a later mock") }.unwrap();
+    // What is beyond would have been copied over something else: Miri reports that.
+    assert_eq!((shim.name().as_str(), table.slots), ("mock", [u64::MAX; 8]));
 }
 
 #[test]

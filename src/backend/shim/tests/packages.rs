@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::mock::{Mock, assert_nothing_leaked, mock, with_mock};
+use super::{STATUSES, thinned};
 use crate::error::{Error, Result};
 use crate::executor::Report;
 use crate::matmul::MatMul;
@@ -35,6 +36,13 @@ fn compile(
             .collect()
     });
     (report, seen)
+}
+
+/// Every status that is no success, and every refusal.
+fn failures() -> impl Iterator<Item = (sys::ANEStatus, sys::ANERefusal)> {
+    let refusals = (1..=sys::ANE_REFUSAL_OTHER).map(|refusal| (sys::ANE_STATUS_REFUSED, refusal));
+    let all = STATUSES.into_iter().map(|(status, _)| (status, 0)).chain(refusals);
+    (0..).zip(all).filter(|&(index, _)| thinned(index, 0)).map(|(_, failure)| failure)
 }
 
 const FRESH: [&str; 2] = ["+compile", "save"];
@@ -101,8 +109,9 @@ fn whatever_changes_the_product_compiles_again() {
 fn a_package_that_fails_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     plain(directory.path(), |_| {});
-    for status in [sys::ANE_STATUS_PACKAGE_MISMATCH, sys::ANE_STATUS_IO, sys::ANE_STATUS_EXCEPTION] {
-        let (report, seen) = plain(directory.path(), |mock| mock.fail = Some(("product_load", status, 0)));
+    for (status, refusal) in failures() {
+        let (report, seen) =
+            plain(directory.path(), |mock| mock.fail = Some(("product_load", status, refusal)));
         assert_eq!((seen, report.from_package), (FRESH.map(String::from).to_vec(), false));
     }
     let (report, seen) = plain(directory.path(), |mock| mock.empty_handed = Some("product_load"));
@@ -117,9 +126,9 @@ fn a_package_that_fails_is_replaced() {
 #[test]
 fn what_cannot_be_kept_runs_all_the_same() {
     let directory = tempfile::tempdir().unwrap();
-    let statuses = [sys::ANE_STATUS_NOT_IMPLEMENTED, sys::ANE_STATUS_IO, sys::ANE_STATUS_EXCEPTION];
-    for status in statuses {
-        let (report, seen) = plain(directory.path(), |mock| mock.fail = Some(("product_save", status, 0)));
+    for (status, refusal) in failures() {
+        let (report, seen) =
+            plain(directory.path(), |mock| mock.fail = Some(("product_save", status, refusal)));
         assert_eq!(seen, ["+compile"]);
         let note = report.note.unwrap();
         assert!(note.contains("not kept for the next start") && note.contains("a message"), "{note}");

@@ -23,6 +23,9 @@ pub(crate) fn run(args: &CompareArgs) -> Output {
     for path in [&args.json, &args.svg].into_iter().flatten() {
         drop(WholeFile::create(path)?);
     }
+    if args.json.is_some() && args.json == args.svg {
+        return Err(Failure::new("--json and --svg name the same file: name two"));
+    }
     let (ids, unavailable) = select(&backends, &args.backend)?;
     let shapes = shapes(args);
     let options = args.threads.options();

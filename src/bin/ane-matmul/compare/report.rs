@@ -17,8 +17,8 @@ pub(crate) struct Comparison {
     pub(crate) unavailable: Vec<(BackendId, String)>,
 }
 
-/// Where the fastest backend changes: up to `last_below` something else wins, from `size` on
-/// `winner` wins every larger size measured.
+/// Where the fastest backend changes: at `last_below` something else wins, from `size` on `winner`
+/// wins every larger size measured.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Crossover<'a> {
     pub(crate) last_below: usize,
@@ -47,13 +47,17 @@ impl Comparison {
         self.timings_of(shape).min_by(|a, b| a.median_ns.total_cmp(&b.median_ns))
     }
 
+    /// The sizes of the square products, ascending, and who wins each. One without work says nothing.
+    fn square_winners(&self) -> Vec<(usize, &BackendId)> {
+        let mut squares: Vec<Shape> =
+            self.shapes().into_iter().filter(|s| s.m == s.n && s.n == s.k && s.m > 0).collect();
+        squares.sort_by_key(|shape| shape.m);
+        squares.iter().filter_map(|&shape| Some((shape.m, &self.winner(shape)?.backend))).collect()
+    }
+
     /// The crossover between backends over the square products, if there is one.
     pub(crate) fn crossover(&self) -> Option<Crossover<'_>> {
-        let mut squares: Vec<Shape> =
-            self.shapes().into_iter().filter(|s| s.m == s.n && s.n == s.k).collect();
-        squares.sort_by_key(|shape| shape.m);
-        let winners: Vec<(usize, &BackendId)> =
-            squares.iter().filter_map(|&shape| Some((shape.m, &self.winner(shape)?.backend))).collect();
+        let winners = self.square_winners();
         let &(_, winner) = winners.last()?;
         let last_other = winners.iter().rposition(|&(_, other)| other != winner)?;
         let (last_below, winner_below) = winners[last_other];
@@ -150,13 +154,14 @@ impl Comparison {
         let machine = &self.machine;
         let mut text = format!("{}, {} threads allowed\n{table}\n", machine.cpu, machine.allowed_threads);
         // Writing to a string cannot fail.
-        let _ = match self.crossover() {
-            Some(crossover) => writeln!(
+        let _ = match (self.crossover(), self.square_winners().len()) {
+            (Some(crossover), _) => writeln!(
                 text,
-                "crossover: {} wins up to {}, {} from {} on",
+                "crossover: {} wins at {}, {} from {} on",
                 crossover.winner_below, crossover.last_below, crossover.winner, crossover.size
             ),
-            None => writeln!(text, "crossover: none, one backend wins every square product measured"),
+            (None, 0 | 1) => writeln!(text, "crossover: not known, it takes square products of two sizes"),
+            (None, _) => writeln!(text, "crossover: none, one backend wins every square product measured"),
         };
         for note in &self.measured.notes {
             let _ = writeln!(text, "note: {note}");
@@ -249,7 +254,7 @@ mod tests {
         assert_eq!((crossover.last_below, crossover.winner_below.as_str()), (512, "accelerate"));
         assert_eq!((crossover.size, crossover.winner.as_str()), (1024, "metal"));
         assert_eq!(comparison.to_json()["crossover"]["size"], 1024);
-        assert!(comparison.to_text().contains("accelerate wins up to 512, metal from 1024 on"));
+        assert!(comparison.to_text().contains("accelerate wins at 512, metal from 1024 on"));
     }
 
     #[test]
@@ -258,6 +263,25 @@ mod tests {
         assert!(comparison.crossover().is_none());
         assert_eq!(comparison.to_json()["crossover"], Value::Null);
         assert_eq!(comparison.to_json()["winners"].as_array().map(Vec::len), Some(2));
+    }
+
+    #[test]
+    fn one_size_or_none_shows_no_crossover() {
+        for times in [&[][..], &[(256, "a", 1.0)], &[(0, "b", 1.0), (256, "a", 1.0), (256, "b", 2.0)]] {
+            let comparison = comparison(times);
+            assert!(comparison.crossover().is_none());
+            assert!(comparison.to_text().contains("crossover: not known"), "{}", comparison.to_text());
+        }
+        // A winner that comes back: no claim about the sizes below.
+        let comparison = comparison(&[
+            (1, "a", 1.0),
+            (1, "b", 2.0),
+            (2, "a", 2.0),
+            (2, "b", 1.0),
+            (4, "a", 1.0),
+            (4, "b", 2.0),
+        ]);
+        assert!(comparison.to_text().contains("crossover: b wins at 2, a from 4 on"));
     }
 
     #[test]

@@ -1,0 +1,124 @@
+//! How a product is cut to fit the caches.
+
+use super::kernel::Kernels;
+
+/// Cache sizes of one core, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Caches {
+    pub l1_bytes: usize,
+    pub l2_bytes: usize,
+}
+
+/// Block sizes, in elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Blocking {
+    /// k of the panel of B that stays in the first-level cache while strips of A pass by.
+    pub k_inner: usize,
+    /// k of a block of A that stays in the second-level cache while panels of B pass by.
+    pub k_outer: usize,
+    /// The rows of such a block of A.
+    pub rows: usize,
+    /// The columns of B that are packed at a time, where B is not constant.
+    pub cols: usize,
+}
+
+impl Blocking {
+    pub(super) fn new(kernels: &Kernels, caches: Caches) -> Self {
+        let floats = |bytes: usize| bytes / size_of::<f32>();
+        // As much of a panel as the first-level cache holds: A and C pass through it quickly, and what
+        // they push out comes back from the second level in time (of 192 to 512, 384 was fastest on a
+        // Zen 5 core with 48 KiB, 2026-11-24).
+        let k_inner = (floats(caches.l1_bytes) / kernels.panel()).next_multiple_of(K_MULTIPLE);
+        let k_outer = 2 * k_inner;
+        // Half of the second level for A; panels of B and C pass through the other half.
+        let rows = (floats(caches.l2_bytes) / 2 / k_outer).max(kernels.max_rows());
+        let cols = (PACKED_B_BYTES / size_of::<f32>() / k_outer).next_multiple_of(kernels.panel());
+        Self { k_inner, k_outer, rows, cols }
+    }
+}
+
+/// Blocks of k but the last are multiples of this: of every vector's lanes, so that packing works on
+/// whole vectors.
+pub(super) const K_MULTIPLE: usize = 16;
+
+/// What is packed of a B that is not constant at a time: a part of a last-level cache.
+const PACKED_B_BYTES: usize = 4 << 20;
+
+impl Caches {
+    /// 32 KiB and 512 KiB where the machine does not say: small for what has been made since 2017.
+    const DEFAULT: Self = Self { l1_bytes: 32 << 10, l2_bytes: 512 << 10 };
+
+    pub(super) fn of_this_machine() -> Self {
+        Self::read()
+            .filter(|caches| caches.l1_bytes >= 8 << 10 && caches.l2_bytes >= caches.l1_bytes)
+            .unwrap_or(Self::DEFAULT)
+    }
+
+    /// From the processor: leaf 4 of CPUID on Intel's, 0x8000001D, laid out alike, on AMD's.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    fn read() -> Option<Self> {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        let amd = __cpuid(0x8000_0000).eax >= 0x8000_001d && __cpuid(0x8000_0001).ecx & (1 << 22) != 0;
+        let leaf = if amd { 0x8000_001d } else { 4 };
+        if !amd && __cpuid(0).eax < 4 {
+            return None;
+        }
+        let mut levels = [0; 3];
+        for index in 0..8 {
+            let cache = __cpuid_count(leaf, index);
+            let (kind, level) = (cache.eax & 31, (cache.eax >> 5 & 7) as usize);
+            // 1 is a data cache, 3 a unified one.
+            if (kind == 1 || kind == 3) && level < levels.len() {
+                let (ways, partitions, line) = (cache.ebx >> 22, cache.ebx >> 12 & 0x3ff, cache.ebx & 0xfff);
+                levels[level] = (ways as usize + 1)
+                    * (partitions as usize + 1)
+                    * (line as usize + 1)
+                    * (cache.ecx as usize + 1);
+            }
+        }
+        Some(Self { l1_bytes: levels[1], l2_bytes: levels[2] })
+    }
+
+    /// From the kernel's tables.
+    #[cfg(all(target_os = "linux", not(target_arch = "x86_64"), not(miri)))]
+    fn read() -> Option<Self> {
+        let mut caches = Self { l1_bytes: 0, l2_bytes: 0 };
+        for index in 0..8 {
+            let read = |name: &str| {
+                std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}"))
+            };
+            let (Ok(level), Ok(kind), Ok(size)) = (read("level"), read("type"), read("size")) else {
+                break;
+            };
+            let Some(Ok(kib)) = size.trim().strip_suffix('K').map(str::parse::<usize>) else {
+                continue;
+            };
+            match (level.trim(), kind.trim()) {
+                ("1", "Data" | "Unified") => caches.l1_bytes = kib << 10,
+                ("2", "Data" | "Unified") => caches.l2_bytes = kib << 10,
+                _ => {}
+            }
+        }
+        Some(caches)
+    }
+
+    /// Apple's performance cores since M1: 128 KiB, and 12 MiB or more shared by a cluster
+    /// (`hw.perflevel0.l1dcachesize` and `hw.perflevel0.l2cachesize`).
+    #[cfg(all(target_vendor = "apple", target_arch = "aarch64", not(miri)))]
+    #[allow(clippy::unnecessary_wraps, reason = "other systems may not say")]
+    fn read() -> Option<Self> {
+        Some(Self { l1_bytes: 128 << 10, l2_bytes: 2 << 20 })
+    }
+
+    #[cfg(any(
+        miri,
+        not(any(
+            target_arch = "x86_64",
+            target_os = "linux",
+            all(target_vendor = "apple", target_arch = "aarch64")
+        ))
+    ))]
+    fn read() -> Option<Self> {
+        None
+    }
+}

@@ -1,0 +1,340 @@
+//! One run of a compiled product.
+
+use std::sync::Arc;
+
+use super::buffer::Buffer;
+use super::finish::Finish;
+use super::gemv::Gemv;
+use super::pack::{Matrix, Panels};
+use super::product::{B, Part, multiply, scratch_a_len, scratch_b_len};
+use super::split::{Share, Split};
+use super::{ConstantB, PackedB, Plan, matrix};
+use crate::activation::Activation;
+use crate::backend::f32_only::{f32_view, not_f32, operands};
+use crate::backend::{BackendId, Run, RunArgs};
+use crate::error::Result;
+use crate::layout::Layout;
+use crate::view::TensorView;
+use crate::weights::Weights;
+
+/// What an error calls the memory of an executor.
+const SCRATCH: &str = "packed operands";
+
+/// B is read as it lies up to so many bytes: it stays in the first-level cache.
+const SMALL_BYTES: usize = 32 << 10;
+
+/// The columns of C from which on A is packed: each packed number is used so often.
+const PACK_A_COLS: usize = 192;
+
+/// The run context of one executor: memory for packed operands, for each share of the product.
+pub(super) struct CpuRun {
+    plan: Arc<Plan>,
+    scratch: Vec<Scratch>,
+}
+
+struct Scratch {
+    a: Buffer,
+    b: Buffer,
+}
+
+impl CpuRun {
+    pub(super) fn new(plan: Arc<Plan>) -> Result<Self> {
+        let Plan { product, kernels, blocking, b, .. } = &*plan;
+        let (m, n, k) = (product.m(), product.n(), product.k());
+        let mut scratch = Vec::new();
+        for _ in 0..plan.threads {
+            let for_a = scratch_a_len(kernels, blocking, m, k);
+            let for_b = if matches!(b, ConstantB::None) { scratch_b_len(kernels, blocking, n, k) } else { 0 };
+            // A product with a vector keeps x in the one and y in the other.
+            let (for_a, for_b) = if m == 1 || n == 1 || product.variable_m() {
+                (for_a.max(k), if n == 1 { for_b.max(m) } else { for_b })
+            } else {
+                (for_a, for_b)
+            };
+            scratch.push(Scratch { a: Buffer::zeroed(for_a, SCRATCH)?, b: Buffer::zeroed(for_b, SCRATCH)? });
+        }
+        Ok(Self { plan, scratch })
+    }
+}
+
+impl Run for CpuRun {
+    fn run(&mut self, args: RunArgs<'_>) -> Result<()> {
+        let plan = &*self.plan;
+        let weights = match &plan.b {
+            ConstantB::Plain(weights) => Some(Weights::view(weights)),
+            ConstantB::None | ConstantB::Packed(_) => None,
+        };
+        let (bias, residual) = (args.bias.and_then(f32_view), args.residual.and_then(f32_view));
+        let mut operands = operands(&BackendId::CPU, args, weights)?;
+        let layout = *operands.c.layout();
+        if layout.is_empty() {
+            return Ok(());
+        }
+        let b = match (&plan.b, &operands.b) {
+            (ConstantB::Packed(packed), _) => Source::Packed(packed),
+            (_, Some(b)) => Source::Given(b.data()),
+            (_, None) => return Err(not_f32(&BackendId::CPU)),
+        };
+        let call = Call {
+            plan,
+            m: operands.m,
+            a: operands.a.data(),
+            b,
+            bias: bias.map(|bias| bias.data()),
+            residual,
+            c: operands.c.data().as_mut_ptr(),
+            layout,
+            scratch: self.scratch.as_mut_ptr(),
+        };
+        let Some(pool) = plan.pool.as_ref() else {
+            call.compute(0, &call.everything());
+            return Ok(());
+        };
+        let (items, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
+        let split = Split::new(plan.kernels, plan.threads, items, rows, cols, call.packs_b());
+        pool.run(split.parts(), &|index| {
+            call.compute(index, &split.share(plan.kernels, index, items, rows, cols));
+        });
+        Ok(())
+    }
+}
+
+/// Where a run finds B.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Given(&'a [f32]),
+    Packed(&'a PackedB),
+}
+
+/// The operands of one run.
+struct Call<'a> {
+    plan: &'a Plan,
+    m: usize,
+    a: &'a [f32],
+    b: Source<'a>,
+    bias: Option<&'a [f32]>,
+    residual: Option<TensorView<'a, f32>>,
+    c: *mut f32,
+    layout: Layout,
+    scratch: *mut Scratch,
+}
+
+// SAFETY: C and the scratch memory come from exclusive borrows that outlive the run; each share
+// accesses its own part of them alone.
+unsafe impl Sync for Call<'_> {}
+
+/// How a run reads a B that is not packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    /// C is a row: B is read once.
+    RowTimesB,
+    /// C is a column: A is read once.
+    ATimesColumn,
+    /// In tiles, as it lies.
+    Plain,
+    /// In tiles, packed first.
+    Pack,
+}
+
+impl Call<'_> {
+    fn everything(&self) -> Share {
+        Share { items: 0..self.layout.batch(), rows: 0..self.layout.rows(), cols: 0..self.layout.cols() }
+    }
+
+    fn method(&self) -> Method {
+        let Plan { product, kernels, .. } = self.plan;
+        let small = product.n() * product.k() * size_of::<f32>() <= SMALL_BYTES;
+        if product.n() == 1 {
+            Method::ATimesColumn
+        } else if self.m == 1 {
+            Method::RowTimesB
+        } else if !product.transpose_b() && (self.m <= kernels.max_rows() || small) {
+            Method::Plain
+        } else {
+            Method::Pack
+        }
+    }
+
+    fn packs_b(&self) -> bool {
+        matches!(self.b, Source::Given(_)) && self.method() == Method::Pack
+    }
+
+    fn compute(&self, index: usize, share: &Share) {
+        if share.rows.is_empty() || share.cols.is_empty() {
+            return;
+        }
+        for item in share.items.clone() {
+            self.compute_item(index, share, item);
+        }
+    }
+
+    fn compute_item(&self, index: usize, share: &Share, item: usize) {
+        let Plan { product, kernels, blocking, .. } = self.plan;
+        let (rows, cols, k) = (share.rows.len(), share.cols.len(), product.k());
+        let c_stride = self.layout.leading_dimension();
+        let c_offset = self.layout.item_offset(item) + share.rows.start * c_stride + share.cols.start;
+        let c = self.c.wrapping_add(c_offset);
+        let finish = self.finish(item, share, c, c_stride);
+        if k == 0 {
+            for row in 0..rows {
+                // SAFETY: the row lies inside this share of C.
+                unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), cols) }.fill(0.0);
+            }
+            if let Some(finish) = finish {
+                // SAFETY: bias, residual and this share of C cover it.
+                unsafe { (kernels.finish)(&finish) };
+            }
+            return;
+        }
+        let a = matrix(self.a, product.a(), product.transpose_a(), item).at(share.rows.start, 0);
+        // SAFETY: every share has scratch memory of its own.
+        let scratch = unsafe { &mut *self.scratch.add(index) };
+        let b = match self.b {
+            Source::Packed(packed) => B::Packed(self.panels(packed, item, share)),
+            Source::Given(b) => {
+                let b = matrix(b, product.b(), product.transpose_b(), item).at(0, share.cols.start);
+                match self.method() {
+                    Method::Plain => B::Plain(b),
+                    Method::Pack => B::Pack(b),
+                    // As rows of outputs, B is its transpose.
+                    Method::RowTimesB => {
+                        let x = Vector { start: a.start, stride: if a.transposed { a.stride } else { 1 } };
+                        let b = Matrix { transposed: !b.transposed, ..b };
+                        // SAFETY: as for `multiply` below; x has room in scratch memory.
+                        unsafe {
+                            self.vector(b, cols, x, VectorMut { start: c, stride: 1 }, finish, scratch);
+                        };
+                        return;
+                    }
+                    Method::ATimesColumn => {
+                        let x = Vector { start: b.start, stride: if b.transposed { 1 } else { b.stride } };
+                        // SAFETY: as for `multiply` below; x and y have room in scratch memory.
+                        unsafe {
+                            self.vector(
+                                a,
+                                rows,
+                                x,
+                                VectorMut { start: c, stride: c_stride },
+                                finish,
+                                scratch,
+                            );
+                        };
+                        return;
+                    }
+                }
+            }
+        };
+        let part = Part {
+            kernels,
+            blocking,
+            rows,
+            cols,
+            k,
+            a,
+            pack_a: cols >= PACK_A_COLS,
+            b,
+            finish,
+            c,
+            c_stride,
+            scratch_a: scratch.a.start_mut(),
+            scratch_b: scratch.b.start_mut(),
+        };
+        // SAFETY: the executor has checked that the operands cover their layouts for this m; shares of
+        // C are disjoint, and so are their scratch memories, which are as long as the plan needs.
+        unsafe { multiply(&part) };
+    }
+
+    /// The epilogue of a share, if there is any.
+    fn finish(&self, item: usize, share: &Share, c: *mut f32, c_stride: usize) -> Option<Finish> {
+        let product = &self.plan.product;
+        let alpha = (product.alpha().to_bits() != 1f32.to_bits()).then_some(product.alpha());
+        let identity = alpha.is_none()
+            && product.activation() == Activation::None
+            && self.bias.is_none()
+            && self.residual.is_none();
+        (!identity).then(|| Finish {
+            c,
+            c_stride,
+            rows: share.rows.len(),
+            cols: share.cols.len(),
+            alpha,
+            bias: self.bias.map(|bias| bias[share.cols.start..].as_ptr()),
+            residual: self.residual.map(|view| {
+                let residual = matrix(view.data(), view.layout(), false, item);
+                (residual.at(share.rows.start, share.cols.start).start, residual.stride)
+            }),
+            activation: product.activation(),
+        })
+    }
+
+    /// The panels of a constant B from a share's first column on.
+    fn panels(&self, packed: &PackedB, item: usize, share: &Share) -> Panels {
+        let Plan { product, kernels, .. } = self.plan;
+        let (k, first) = (product.k(), share.cols.start);
+        let start = packed.buffer.start().wrapping_add(item * packed.item_stride + first * k);
+        Panels::packed(kernels, start, k, product.n() - first)
+    }
+
+    /// `y = matrix x` for `outputs` rows, and the epilogue.
+    ///
+    /// # Safety
+    /// As [`multiply`].
+    unsafe fn vector(
+        &self,
+        matrix: Matrix,
+        outputs: usize,
+        x: Vector,
+        y: VectorMut,
+        finish: Option<Finish>,
+        scratch: &mut Scratch,
+    ) {
+        let Plan { product, kernels, .. } = self.plan;
+        let k = product.k();
+        // SAFETY: by the function's own contract; what is not contiguous goes through scratch memory.
+        unsafe {
+            let contiguous_x = if x.stride == 1 {
+                x.start
+            } else {
+                let copy = scratch.a.start_mut();
+                for i in 0..k {
+                    copy.add(i).write(*x.start.add(i * x.stride));
+                }
+                copy.cast_const()
+            };
+            let contiguous_y = if y.stride == 1 { y.start } else { scratch.b.start_mut() };
+            let gemv = Gemv {
+                outputs,
+                k,
+                matrix: matrix.start,
+                stride: matrix.stride,
+                x: contiguous_x,
+                y: contiguous_y,
+            };
+            if matrix.transposed {
+                (kernels.gemv_columns)(&gemv);
+            } else {
+                (kernels.gemv_rows)(&gemv);
+            }
+            if y.stride != 1 {
+                for i in 0..outputs {
+                    y.start.add(i * y.stride).write(*contiguous_y.add(i));
+                }
+            }
+            if let Some(finish) = finish {
+                (kernels.finish)(&finish);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Vector {
+    start: *const f32,
+    stride: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct VectorMut {
+    start: *mut f32,
+    stride: usize,
+}
