@@ -1,9 +1,7 @@
 //! The rate of reading from each level of memory.
 
-use std::time::Duration;
-
-use super::in_parallel;
 use super::read::read;
+use super::{LONG_ENOUGH, in_parallel};
 use crate::machine::Machine;
 use crate::operands::Buffer;
 
@@ -30,36 +28,42 @@ pub(crate) fn measure_bandwidth(machine: &Machine, threads: &[usize], tries: usi
     for (level, bytes, per_core) in levels {
         for &threads in threads {
             let part_bytes = if per_core { bytes } else { bytes / threads };
-            let gbytes_per_s = (0..tries).map(|_| rate(part_bytes, threads)).fold(0.0, f64::max) / 1e9;
+            let parts = parts(part_bytes, threads);
+            let bytes_per_s = (0..tries).map(|_| rate(&parts)).fold(0.0, f64::max);
             bandwidths.push(Bandwidth {
                 level: level.clone(),
                 threads,
                 working_set_bytes: part_bytes * threads,
-                gbytes_per_s,
+                gbytes_per_s: bytes_per_s / 1e9,
             });
         }
     }
     bandwidths
 }
 
-/// Bytes per second of `threads` threads, each of which reads memory of its own.
-fn rate(part_bytes: usize, threads: usize) -> f64 {
-    const LONG_ENOUGH: Duration = Duration::from_millis(10);
-    let length = part_bytes / size_of::<f32>();
-    let mut parts: Vec<Buffer> = (0..threads).map(|_| Buffer::zeros(length, 0)).collect();
+/// Memory for each thread.
+fn parts(part_bytes: usize, threads: usize) -> Vec<Buffer> {
+    let mut parts: Vec<Buffer> =
+        (0..threads).map(|_| Buffer::zeros(part_bytes / size_of::<f32>(), 0)).collect();
     // Written, so that the pages differ.
     for part in &mut parts {
         part.as_mut_slice().fill(1.0);
     }
+    parts
+}
+
+/// Bytes per second of one thread for each part, all at once.
+fn rate(parts: &[Buffer]) -> f64 {
+    let bytes: usize = parts.iter().map(|part| size_of_val(part.as_slice())).sum();
     let mut passes = 1;
     loop {
-        let elapsed = in_parallel(threads, |index| {
-            for _ in 0..=passes {
+        let elapsed = in_parallel(parts.len(), |index| {
+            for _ in 0..passes {
                 read(std::hint::black_box(parts[index].as_slice()));
             }
         });
         if elapsed >= LONG_ENOUGH {
-            return (part_bytes * threads * (passes + 1)) as f64 / elapsed.as_secs_f64();
+            return (bytes * passes) as f64 / elapsed.as_secs_f64();
         }
         passes *= 4;
     }

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 pub(crate) use bandwidth::{Bandwidth, measure_bandwidth};
 pub(crate) use read::ReadB;
 
+/// A measurement: short enough to fall between what else the machine does, if repeated.
+const LONG_ENOUGH: Duration = Duration::from_millis(2);
+
 /// A loop of independent arithmetic instructions.
 #[derive(Clone, Copy)]
 struct Loop {
@@ -73,7 +76,6 @@ pub(crate) fn measure_rates(threads: &[usize], tries: usize) -> Vec<Rate> {
 
 /// Operations per second on all threads together.
 fn rate(arithmetic: Loop, threads: usize) -> f64 {
-    const LONG_ENOUGH: Duration = Duration::from_millis(10);
     let mut repetitions = 1000;
     loop {
         let elapsed = in_parallel(threads, |_| {
