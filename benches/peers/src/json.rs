@@ -121,6 +121,7 @@ fn verdict(verdict: &Verdict) -> Value {
         "low": verdict.ratio.low,
         "high": verdict.ratio.high,
         "met": verdict.is_met(),
+        "outcome": verdict.outcome().name(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::candidates::{Kind, Origin};
 use crate::results::{CaseResult, Entry, Results};
 use crate::stats::Interval;
-use crate::targets::Verdict;
+use crate::targets::{Outcome, Verdict};
 
 /// Every case's candidates, the fastest first.
 pub(crate) fn cases(results: &Results) -> String {
@@ -104,12 +104,16 @@ pub(crate) fn verdicts(verdicts: &[Verdict]) -> String {
             target = verdict.target;
             let _ = writeln!(text, "\n{target}");
         }
-        let word = if verdict.is_met() { "met" } else { "MISSED" };
+        let word = match verdict.outcome() {
+            Outcome::Missed => "MISSED",
+            outcome => outcome.name(),
+        };
         let Verdict { subject, against, ratio, .. } = verdict;
-        let _ = writeln!(text, "  {word:<6}  {subject:<44} {}  {against}", interval(ratio));
+        let _ = writeln!(text, "  {word:<7}  {subject:<44} {}  {against}", interval(ratio));
     }
     let met = verdicts.iter().filter(|verdict| verdict.is_met()).count();
-    let _ = writeln!(text, "\n{met} of {} targets met", verdicts.len());
+    let unclear = verdicts.iter().filter(|verdict| verdict.outcome() == Outcome::Unclear).count();
+    let _ = writeln!(text, "\n{met} of {} targets met, {unclear} unclear", verdicts.len());
     text
 }
 

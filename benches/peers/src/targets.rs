@@ -15,10 +15,45 @@ pub(crate) struct Verdict {
     pub(crate) ratio: Interval,
 }
 
+/// What the runs say about a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Met,
+    Missed,
+    /// The runs differ so much that they tell nothing.
+    Unclear,
+}
+
+/// An interval whose ends differ by more than this factor shows a disturbed machine: that it
+/// reaches a target is no evidence.
+const WIDEST: f64 = 1.25;
+
 impl Verdict {
-    /// A target is met when the interval reaches it.
+    /// A target is met when the interval reaches it, unless the interval is so wide that it would
+    /// reach almost anything.
+    pub(crate) fn outcome(&self) -> Outcome {
+        let Interval { low, high, .. } = self.ratio;
+        if !self.ratio.reaches(self.required) {
+            Outcome::Missed
+        } else if low >= self.required || high <= WIDEST * low {
+            Outcome::Met
+        } else {
+            Outcome::Unclear
+        }
+    }
+
     pub(crate) fn is_met(&self) -> bool {
-        self.ratio.reaches(self.required)
+        self.outcome() == Outcome::Met
+    }
+}
+
+impl Outcome {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::Missed => "missed",
+            Self::Unclear => "unclear",
+        }
     }
 }
 
@@ -182,6 +217,20 @@ mod tests {
         assert!(!verdict(&verdicts, "constant B: 1.3").is_met());
         assert!(verdict(&verdicts, "dynamic B").is_met());
         assert!(verdict(&verdicts, "bias and GELU").is_met());
+    }
+
+    #[test]
+    fn a_wide_interval_is_no_evidence() {
+        let outcome = |low, high| {
+            let ratio = Interval { low, middle: f64::midpoint(low, high), high };
+            Verdict { target: "", subject: String::new(), against: String::new(), required: 1.0, ratio }
+                .outcome()
+        };
+        assert_eq!(outcome(0.9, 1.0), Outcome::Met);
+        assert_eq!(outcome(0.5, 3.0), Outcome::Unclear);
+        assert_eq!(outcome(1.0, 3.0), Outcome::Met);
+        assert_eq!(outcome(0.5, 0.99), Outcome::Missed);
+        assert_eq!(outcome(f64::NAN, f64::NAN), Outcome::Missed);
     }
 
     #[test]
