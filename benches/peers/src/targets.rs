@@ -30,12 +30,14 @@ const WIDEST: f64 = 1.25;
 
 impl Verdict {
     /// A target is met when the interval reaches it, unless the interval is so wide that it would
-    /// reach almost anything.
+    /// reach almost anything, or tells of what cannot be.
     pub(crate) fn outcome(&self) -> Outcome {
-        let Interval { low, high, .. } = self.ratio;
+        let Interval { low, middle, high } = self.ratio;
+        // Nothing is faster than reading: then it was the reading that others disturbed.
+        let impossible = self.against == READ && middle > WIDEST;
         if !self.ratio.reaches(self.required) {
             Outcome::Missed
-        } else if low >= self.required || high <= WIDEST * low {
+        } else if high <= WIDEST * low && !impossible {
             Outcome::Met
         } else {
             Outcome::Unclear
@@ -228,7 +230,8 @@ mod tests {
         };
         assert_eq!(outcome(0.9, 1.0), Outcome::Met);
         assert_eq!(outcome(0.5, 3.0), Outcome::Unclear);
-        assert_eq!(outcome(1.0, 3.0), Outcome::Met);
+        assert_eq!(outcome(1.0, 3.0), Outcome::Unclear);
+        assert_eq!(outcome(2.0, 2.1), Outcome::Met);
         assert_eq!(outcome(0.5, 0.99), Outcome::Missed);
         assert_eq!(outcome(f64::NAN, f64::NAN), Outcome::Missed);
     }
