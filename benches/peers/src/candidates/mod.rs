@@ -72,7 +72,12 @@ fn open_local(path: &std::path::Path) -> Result<libloading::Library, String> {
         use libloading::os::unix;
         // SAFETY: the libraries' initialisers set up threads and tables and have no preconditions.
         let library = unsafe { unix::Library::open(Some(path), unix::RTLD_NOW | unix::RTLD_LOCAL) };
-        library.map(Into::into).map_err(|error| error.to_string())
+        library.map(Into::into).map_err(|error| {
+            // The loader's own words, which name what is missing.
+            let detail =
+                std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+            format!("{}: {error}{detail}", path.display())
+        })
     }
     #[cfg(not(unix))]
     Err(format!("{}: the C libraries are loaded on Unix alone", path.display()))
