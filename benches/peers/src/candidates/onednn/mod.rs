@@ -1,0 +1,213 @@
+//! oneDNN's matrix product, in the version that Debian has and in a newer one.
+
+mod api;
+
+use std::env;
+use std::ffi::c_int;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use libloading::Library;
+
+use self::api::{Api, Argument, BIAS, DESTINATION, Handle, SOURCE, Tag, WEIGHTS};
+use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
+use crate::operands::Operands;
+use crate::shapes::{Case, Shape};
+
+/// Where the newer oneDNN is: `scripts/bench` sets it.
+const PATH_VARIABLE: &str = "ANE_MATMUL_PEERS_ONEDNN";
+
+type SetThreads = unsafe extern "C" fn(c_int);
+
+struct OneDnn {
+    api: Api,
+    openmp: SetThreads,
+    /// Keeps `openmp` valid.
+    _runtime: Library,
+}
+
+pub(super) fn add(candidates: &mut Candidates) {
+    // By name, so that the system finds it: which major version it has depends on the release.
+    let debian = ["libdnnl.so.2", "libdnnl.so.3"].map(PathBuf::from);
+    add_version(candidates, "onednn-debian", &debian, "install it with: apt-get install libdnnl-dev", true);
+    let newer = env::var_os(PATH_VARIABLE).map_or_else(default_path, PathBuf::from);
+    let hint = format!("scripts/bench fetches it; {PATH_VARIABLE} names another place");
+    // Its package has x86-64 libraries alone.
+    add_version(candidates, "onednn-pypi", &[newer], &hint, cfg!(target_arch = "x86_64"));
+}
+
+/// Beside the directory of the release build.
+fn default_path() -> PathBuf {
+    let executable = env::current_exe().unwrap_or_default();
+    let target = executable.parent().and_then(|directory| directory.parent()).map(PathBuf::from);
+    target.unwrap_or_default().join("peers/onednn/libdnnl.so.3")
+}
+
+fn add_version(candidates: &mut Candidates, name: &str, paths: &[PathBuf], hint: &str, required: bool) {
+    let mut reasons = Vec::new();
+    let loaded = paths.iter().find_map(|path| match OneDnn::load(path) {
+        Ok(library) => Some((Rc::new(library), path)),
+        Err(reason) => {
+            reasons.push(reason);
+            None
+        }
+    });
+    let Some((library, path)) = loaded else {
+        return candidates.add_missing(name, format!("{}; {hint}", reasons.join("; ")), required);
+    };
+    candidates.add_peer(name, format!("{} ({})", library.api.version(), path.display()));
+    for (kind, suffix) in [(Kind::Packed, ""), (Kind::Plain, "/dynamic"), (Kind::Fused, "/fused")] {
+        candidates.add(OneDnnCandidate { name: format!("{name}{suffix}"), kind, library: library.clone() });
+    }
+}
+
+struct OneDnnCandidate {
+    name: String,
+    kind: Kind,
+    library: Rc<OneDnn>,
+}
+
+impl Candidate for OneDnnCandidate {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn origin(&self) -> Origin {
+        Origin::NativeLibrary
+    }
+
+    fn prepare(&self, case: &Case, operands: &Operands) -> Result<Box<dyn Product>, String> {
+        // The kernels are chosen for the number of threads that is set when they are.
+        self.library.set_threads(case.threads);
+        let mut product = OneDnnProduct {
+            library: self.library.clone(),
+            threads: case.threads,
+            packed: self.kind != Kind::Plain,
+            primitive: std::ptr::null_mut(),
+            arguments: Vec::new(),
+            copies: Vec::new(),
+            rotation: Rotation::default(),
+        };
+        product.build(case.shape, self.kind == Kind::Fused, operands)?;
+        Ok(Box::new(product))
+    }
+}
+
+impl OneDnn {
+    fn load(path: &Path) -> Result<Self, String> {
+        let api = Api::load(path)?;
+        // The same runtime that the library was loaded with.
+        let runtime = super::open_local("libgomp.so.1".as_ref())?;
+        // SAFETY: the OpenMP standard gives it this type.
+        let openmp =
+            unsafe { *runtime.get::<SetThreads>(b"omp_set_num_threads").map_err(|error| error.to_string())? };
+        Ok(Self { api, openmp, _runtime: runtime })
+    }
+
+    fn set_threads(&self, threads: usize) {
+        // SAFETY: a positive number of threads.
+        unsafe { (self.openmp)(c_int::try_from(threads).expect("few threads")) };
+    }
+}
+
+struct OneDnnProduct {
+    library: Rc<OneDnn>,
+    threads: usize,
+    packed: bool,
+    primitive: Handle,
+    /// Source, weights, destination, and with an epilogue the bias.
+    arguments: Vec<Argument>,
+    /// The weights of every copy of B, packed or in place.
+    copies: Vec<Handle>,
+    rotation: Rotation,
+}
+
+impl OneDnnProduct {
+    fn build(&mut self, shape: Shape, fused: bool, operands: &Operands) -> Result<(), String> {
+        let library = self.library.clone();
+        let api = &library.api;
+        let Shape { m, n, k } = shape;
+        let source = api.descriptor([m, k], Tag::RowMajor)?;
+        let plain = api.descriptor([k, n], Tag::RowMajor)?;
+        let wanted = api.descriptor([k, n], if self.packed { Tag::Any } else { Tag::RowMajor })?;
+        let destination = api.descriptor([m, n], Tag::RowMajor)?;
+        let bias = if fused { Some(api.descriptor([1, n], Tag::RowMajor)?) } else { None };
+        let attributes = if fused { api.gelu_attributes()? } else { std::ptr::null_mut() };
+        let description = api.matmul([&source, &wanted, &destination], bias.as_ref(), attributes);
+        if fused {
+            api.destroy_attributes(attributes);
+        }
+        let description = description?;
+        let packing = api.weights_descriptor(description);
+        for copy in &operands.b {
+            // oneDNN's memory is never const; these arguments are only read.
+            let data = copy.as_slice().as_ptr().cast_mut().cast();
+            let in_place = api.memory(plain.as_ptr(), data)?;
+            if !self.packed {
+                self.copies.push(in_place);
+                continue;
+            }
+            let packed = api.memory(packing, std::ptr::null_mut())?;
+            self.copies.push(packed);
+            let reorder = api.primitive(api.reorder(plain.as_ptr(), packing)?)?;
+            let arguments = [
+                Argument { index: SOURCE, memory: in_place },
+                Argument { index: DESTINATION, memory: packed },
+            ];
+            // SAFETY: both memories are valid, and the destination was just made.
+            unsafe { api.execute(reorder, &arguments)? };
+            api.destroy_primitive(reorder);
+            api.destroy_memory(in_place);
+        }
+        // After the descriptor of the packed weights was used: it belongs to the description.
+        self.primitive = api.primitive(description)?;
+        let mut add = |index, descriptor: &api::Descriptor<'_>, data: *const f32| {
+            let memory = api.memory(descriptor.as_ptr(), data.cast_mut().cast())?;
+            self.arguments.push(Argument { index, memory });
+            Ok::<(), String>(())
+        };
+        add(SOURCE, &source, operands.a.as_slice().as_ptr())?;
+        add(DESTINATION, &destination, operands.c.as_slice().as_ptr())?;
+        if let Some(bias) = &bias {
+            add(BIAS, bias, operands.bias.as_slice().as_ptr())?;
+        }
+        self.arguments.push(Argument { index: WEIGHTS, memory: self.copies[0] });
+        Ok(())
+    }
+}
+
+impl Product for OneDnnProduct {
+    fn run(&mut self, operands: &mut Operands, calls: usize) {
+        let api = &self.library.api;
+        self.library.set_threads(self.threads);
+        // The pointers taken when the arguments were made may not be written through.
+        let c = operands.c.as_mut_slice().as_mut_ptr();
+        // SAFETY: C has the size that its descriptor says.
+        unsafe { api.set_memory(self.arguments[1].memory, c.cast()) };
+        let weights = self.arguments.len() - 1;
+        for _ in 0..calls {
+            self.arguments[weights].memory = self.copies[self.rotation.next(self.copies.len())];
+            // SAFETY: the handles are this product's, and C is this call's alone.
+            let result = unsafe { api.execute(self.primitive, &self.arguments) };
+            result.expect("a valid run");
+        }
+    }
+}
+
+impl Drop for OneDnnProduct {
+    fn drop(&mut self) {
+        let api = &self.library.api;
+        // The last argument, the weights, is one of the copies.
+        self.arguments.pop();
+        for memory in self.copies.drain(..).chain(self.arguments.drain(..).map(|argument| argument.memory)) {
+            api.destroy_memory(memory);
+        }
+        if !self.primitive.is_null() {
+            api.destroy_primitive(self.primitive);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The crates `gemm`, `faer` and `matrixmultiply`: B comes with every run.
+
+use std::sync::Arc;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::ThreadPool;
+
+use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
+use crate::machine::locked_version;
+use crate::operands::Operands;
+use crate::shapes::{Case, Shape};
+
+/// One product by a library, with row-major operands.
+type Multiply = fn(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f32]);
+
+struct RustCrate {
+    name: &'static str,
+    multiply: Multiply,
+    /// matrixmultiply has one number of threads for the process.
+    pool: Option<Arc<ThreadPool>>,
+}
+
+pub(super) fn add(candidates: &mut Candidates, max_threads: usize) {
+    let pool = match rayon::ThreadPoolBuilder::new().num_threads(max_threads).build() {
+        Ok(pool) => Some(Arc::new(pool)),
+        Err(error) => {
+            candidates.add_missing("gemm and faer with threads", error.to_string(), true);
+            None
+        }
+    };
+    candidates.add_peer("gemm", locked_version("gemm"));
+    candidates.add_peer(
+        "faer",
+        format!("{}, private-gemm-x86 {}", locked_version("faer"), locked_version("private-gemm-x86")),
+    );
+    candidates.add_peer("matrixmultiply", locked_version("matrixmultiply"));
+    candidates.add(RustCrate { name: "gemm", multiply: multiply_gemm, pool: pool.clone() });
+    candidates.add(RustCrate { name: "faer", multiply: multiply_faer, pool });
+    candidates.add(RustCrate { name: "matrixmultiply", multiply: multiply_matrixmultiply, pool: None });
+}
+
+impl Candidate for RustCrate {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Plain
+    }
+
+    fn origin(&self) -> Origin {
+        Origin::RustCrate
+    }
+
+    fn prepare(&self, case: &Case, _: &Operands) -> Result<Box<dyn Product>, String> {
+        if case.threads > 1 && self.pool.is_none() {
+            return Err("its number of threads is fixed for the process; measured with one".to_owned());
+        }
+        let pool = self.pool.clone().filter(|_| case.threads > 1);
+        Ok(Box::new(RustProduct {
+            multiply: self.multiply,
+            threads: case.threads,
+            pool,
+            rotation: Rotation::default(),
+        }))
+    }
+}
+
+struct RustProduct {
+    multiply: Multiply,
+    threads: usize,
+    pool: Option<Arc<ThreadPool>>,
+    rotation: Rotation,
+}
+
+impl Product for RustProduct {
+    fn run(&mut self, operands: &mut Operands, calls: usize) {
+        let Self { multiply, threads, pool, rotation } = self;
+        let Operands { shape, a, b, c, .. } = operands;
+        let mut batch = || {
+            for _ in 0..calls {
+                let b = &b[rotation.next(b.len())];
+                multiply(*shape, *threads, a.as_slice(), b.as_slice(), c.as_mut_slice());
+            }
+        };
+        // Calls from within the pool are spared the way into it.
+        match pool {
+            Some(pool) => pool.install(batch),
+            None => batch(),
+        }
+    }
+}
+
+fn multiply_gemm(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+    let Shape { m, n, k } = shape;
+    let (n_stride, k_stride) = (n.cast_signed(), k.cast_signed());
+    let parallelism = if threads == 1 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(threads) };
+    // SAFETY: the slices hold packed row-major matrices of these dimensions.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            n_stride,
+            false,
+            a.as_ptr(),
+            1,
+            k_stride,
+            b.as_ptr(),
+            1,
+            n_stride,
+            0.0f32,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+fn multiply_faer(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+    let Shape { m, n, k } = shape;
+    let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
+    let a = MatRef::from_row_major_slice(a, m, k);
+    let b = MatRef::from_row_major_slice(b, k, n);
+    let c = MatMut::from_row_major_slice_mut(c, m, n);
+    matmul(c, Accum::Replace, a, b, 1.0f32, par);
+}
+
+fn multiply_matrixmultiply(shape: Shape, _: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+    let Shape { m, n, k } = shape;
+    let (n_stride, k_stride) = (n.cast_signed(), k.cast_signed());
+    // SAFETY: the slices hold packed row-major matrices of these dimensions.
+    unsafe {
+        matrixmultiply::sgemm(
+            m,
+            k,
+            n,
+            1.0,
+            a.as_ptr(),
+            k_stride,
+            1,
+            b.as_ptr(),
+            n_stride,
+            1,
+            0.0,
+            c.as_mut_ptr(),
+            n_stride,
+            1,
+        );
+    }
+}
