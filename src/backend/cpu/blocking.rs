@@ -18,6 +18,8 @@ pub(super) struct Blocking {
     pub k_outer: usize,
     /// The strips of such a block of A, as high as the kernel's tiles.
     pub strips: usize,
+    /// A of up to so many bytes may stay as it is.
+    pub plain_a_bytes: usize,
     /// The columns of B that are packed at a time, where B is not constant.
     pub cols: usize,
 }
@@ -33,7 +35,7 @@ impl Blocking {
         // Half of the second level for A; panels of B and C pass through the other half.
         let strips = (floats(caches.l2_bytes) / 2 / k_outer / kernels.max_rows()).max(1);
         let cols = (PACKED_B_BYTES / size_of::<f32>() / k_outer).next_multiple_of(kernels.panel());
-        Self { k_inner, k_outer, strips, cols }
+        Self { k_inner, k_outer, strips, plain_a_bytes: caches.l2_bytes, cols }
     }
 }
 

@@ -271,7 +271,7 @@ impl Block {
                 (next.wrapping_add(index % 2 * LINE), next_stride)
             };
             // SAFETY: the tile lies inside the block.
-            unsafe { run_tile(kernels, form, rows, span, source.is_some(), tile) };
+            unsafe { run_tile(kernels, form, rows, span, source.is_some(), &tile) };
             if let Some(finish) = &finish {
                 // SAFETY: the tile just computed, while it is in the first-level cache.
                 unsafe { (kernels.finish)(&finish.part(row, rows, col, span.cols)) };
@@ -311,19 +311,20 @@ struct Span {
 ///
 /// # Safety
 /// As the micro-kernels, for all of the columns.
-unsafe fn run_tile(kernels: &Kernels, form: AForm, rows: usize, span: Span, pack: bool, mut tile: Tile) {
+unsafe fn run_tile(kernels: &Kernels, form: AForm, rows: usize, span: Span, pack: bool, tile: &Tile) {
     let Span { count, cols, .. } = span;
     let lanes = kernels.lanes;
     // SAFETY: by the caller's contract; narrower panels are covered vector by vector.
     unsafe {
         if count > 1 {
-            return kernels.wide(form, rows, count)(&tile);
+            return kernels.wide(form, rows, count)(tile);
         }
         if cols == kernels.panel() {
-            return kernels.whole(form, rows, pack)(&tile);
+            return kernels.whole(form, rows, pack)(tile);
         }
         let vectors = kernels.vectors(cols);
         let tail = cols - (vectors - 1) * lanes;
+        let mut tile = *tile;
         if vectors == kernels.panel_vectors {
             tile.tail = tail;
             return kernels.tail(form, rows, pack)(&tile);
