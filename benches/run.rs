@@ -1,4 +1,4 @@
-//! What `Executor::run` adds to the inner library, and products of typical sizes.
+//! Small products beside a direct call of the gemm crate, and products of typical sizes.
 //!
 //! `cargo bench --bench run`
 #![allow(missing_docs, reason = "criterion's macros generate public functions")]
@@ -10,9 +10,9 @@ fn options() -> CompileOptions {
     CompileOptions::default().threads(Threads::ONE)
 }
 
-/// `run` beside a direct call of the gemm crate with the same operands.
-fn overhead(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("overhead");
+/// Small products, where what surrounds the kernel shows, beside a direct call of the gemm crate.
+fn small(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("small");
     for size in [16usize, 64, 256] {
         let a = Tensor::random_normal_f32(size, size, 0.02, 1).expect("memory");
         let b = Tensor::random_normal_f32(size, size, 0.02, 2).expect("memory");
@@ -84,5 +84,5 @@ fn dense_layer(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, overhead, dense_layer);
+criterion_group!(benches, small, dense_layer);
 criterion_main!(benches);

@@ -27,7 +27,7 @@ pub enum Threads {
     /// ([`std::thread::available_parallelism`]).
     #[default]
     Auto,
-    /// This many, in a pool owned by the compiled product.
+    /// This many, in a pool that the products with as many threads share while any of them lives.
     Count(NonZeroUsize),
     /// A pool of the caller's.
     Pool(Arc<dyn ThreadPool>),
