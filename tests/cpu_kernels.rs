@@ -15,7 +15,7 @@ fn suite() {
         let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
         assert_eq!(summary.passed, cases.len());
         report(&format!(
-            "{} cases passed on {threads} threads, at most {:.2} of the bound",
+            "threads: {threads}: {} cases passed, at most {:.2} of the bound",
             summary.passed, summary.worst_ratio
         ));
     }
