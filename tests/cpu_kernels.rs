@@ -1,0 +1,48 @@
+//! Every kernel of the CPU engine that this machine has passes the conformance suite when forced by
+//! name.
+
+mod support;
+
+use ane_matmul::{BackendId, Backends, CompileOptions, Threads};
+use ane_matmul_conformance::{Scale, cases, run_suite};
+use support::{FORCE, emulated, on_every_kernel, report};
+
+fn suite() {
+    let backends = Backends::new();
+    let cases = cases(if emulated() { Scale::Small } else { Scale::Full });
+    for threads in [1, 2, 3] {
+        let options = CompileOptions::default().threads(Threads::count(threads).expect("not 0"));
+        let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
+        assert_eq!(summary.passed, cases.len());
+        report(&format!(
+            "threads: {threads}: {} cases passed, at most {:.2} of the bound",
+            summary.passed, summary.worst_ratio
+        ));
+    }
+}
+
+#[test]
+fn every_kernel_conforms_when_forced_by_name() {
+    on_every_kernel("every_kernel_conforms_when_forced_by_name", suite);
+}
+
+/// In a process of its own, whose environment no other test reads.
+#[test]
+fn kernels_that_nobody_knows_are_a_reason_that_names_those_here() {
+    const TEST: &str = "kernels_that_nobody_knows_are_a_reason_that_names_those_here";
+    if std::env::var(FORCE).is_ok_and(|name| name == "nonsense") {
+        let backends = Backends::new();
+        let status = backends.available().into_iter().find(|status| status.id == BackendId::CPU);
+        let reason = status.expect("cpu is listed").state.expect_err("cpu has no such kernels");
+        assert!(reason.contains("ANE_MATMUL_CPU=nonsense") && reason.contains("portable"), "{reason}");
+        println!("{reason}");
+        return;
+    }
+    let output = support::this_executable()
+        .args(["--exact", TEST, "--nocapture"])
+        .env(FORCE, "nonsense")
+        .output()
+        .expect("this executable runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
