@@ -157,17 +157,20 @@ mod tests {
 
     use super::*;
 
+    /// How often a test repeats what may go wrong once in a while; an interpreter has time for few.
+    const TIMES: usize = if cfg!(miri) { 2 } else { 20 };
+
     #[test]
     fn every_task_runs_once() {
         let pool = Pool::new(4).unwrap();
-        for tasks in [0, 1, 2, 3, 17, 1000] {
+        for tasks in [0, 1, 2, 3, 17, if cfg!(miri) { 40 } else { 1000 }] {
             let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-            for _ in 0..20 {
+            for _ in 0..TIMES {
                 pool.run(tasks, &|i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
             }
-            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 20));
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == TIMES));
         }
     }
 
@@ -178,7 +181,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..50 {
+                    for _ in 0..TIMES {
                         pool.run(5, &|_| {
                             pool.run(2, &|_| {
                                 total.fetch_add(1, Ordering::Relaxed);
@@ -188,13 +191,13 @@ mod tests {
                 });
             }
         });
-        assert_eq!(total.load(Ordering::Relaxed), 4 * 50 * 5 * 2);
+        assert_eq!(total.load(Ordering::Relaxed), 4 * TIMES * 5 * 2);
     }
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(2).unwrap();
-        for _ in 0..20 {
+        for _ in 0..TIMES {
             let result = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|i| assert_ne!(i, 5))));
             assert!(result.is_err());
         }
