@@ -80,6 +80,12 @@ unsafe fn tile<
         let (mut a, mut b, mut ahead, mut packed) = (t.a, t.b, t.ahead, t.packed);
         for _ in 0..t.k {
             V::prefetch(ahead);
+            if NV > PANEL {
+                // Few rows: B is all that is waited for.
+                for v in 1..NV {
+                    V::prefetch(ahead.wrapping_add(v / PANEL * t.b_panel_stride + v % PANEL * V::LANES));
+                }
+            }
             if PACK && NV > 1 {
                 V::prefetch(ahead.wrapping_add((NV - 1) * V::LANES));
                 V::prefetch(ahead.wrapping_add(NV * V::LANES - 1));
