@@ -156,7 +156,7 @@ fn take_turns(
         let count = contestants.len();
         for turn in 0..count {
             let index = if round % 2 == 0 { turn } else { count - 1 - turn };
-            take_sample(&mut contestants[index], operands);
+            take_sample(&mut contestants[index], operands, case.threads);
             settle(case.threads);
         }
         spent += start.elapsed();
@@ -182,11 +182,14 @@ fn calibrate(contestant: &mut Contestant<'_>, operands: &mut Operands, sample_ns
     }
 }
 
-fn take_sample(contestant: &mut Contestant<'_>, operands: &mut Operands) {
+fn take_sample(contestant: &mut Contestant<'_>, operands: &mut Operands, threads: usize) {
     // Others ran since: bring operands and code back to the caches, and wake the threads. A long
     // call does that in a small part of itself.
     if contestant.call_ns < LONG_CALL_NS {
-        let warm_up = (contestant.calls / 8).max(1);
+        let mut warm_up = (contestant.calls / 8).max(1);
+        if threads > 1 {
+            warm_up = warm_up.max((THREADS_PLACED_NS / contestant.call_ns).ceil() as usize);
+        }
         contestant.product.run(operands, warm_up);
     }
     let mut retakes = 0;
@@ -206,6 +209,10 @@ fn take_sample(contestant: &mut Contestant<'_>, operands: &mut Operands) {
 }
 
 const LONG_CALL_NS: f64 = 50e6;
+
+/// How long threads that were asleep may share a core with their caller before the system moves them:
+/// a few ticks of its clock.
+const THREADS_PLACED_NS: f64 = 20e6;
 
 fn time(product: &mut dyn Product, operands: &mut Operands, calls: usize) -> f64 {
     let start = Instant::now();
