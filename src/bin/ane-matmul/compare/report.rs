@@ -1,5 +1,6 @@
 //! What `compare` says: a table, and JSON.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use ane_matmul::BackendId;
@@ -53,6 +54,10 @@ impl Comparison {
             self.shapes().into_iter().filter(|s| s.m == s.n && s.n == s.k && s.m > 0).collect();
         squares.sort_by_key(|shape| shape.m);
         squares.iter().filter_map(|&shape| Some((shape.m, &self.winner(shape)?.backend))).collect()
+    }
+
+    fn backends_timed(&self) -> usize {
+        self.measured.timings.iter().map(|timing| &timing.backend).collect::<HashSet<_>>().len()
     }
 
     /// The crossover between backends over the square products, if there is one.
@@ -161,6 +166,9 @@ impl Comparison {
                 crossover.winner_below, crossover.last_below, crossover.winner, crossover.size
             ),
             (None, 0 | 1) => writeln!(text, "crossover: not known, it takes square products of two sizes"),
+            (None, _) if self.backends_timed() == 1 => {
+                writeln!(text, "crossover: none, one backend was measured")
+            }
             (None, _) => writeln!(text, "crossover: none, one backend wins every square product measured"),
         };
         for note in &self.measured.notes {
@@ -263,6 +271,13 @@ mod tests {
         assert!(comparison.crossover().is_none());
         assert_eq!(comparison.to_json()["crossover"], Value::Null);
         assert_eq!(comparison.to_json()["winners"].as_array().map(Vec::len), Some(2));
+        assert!(comparison.to_text().contains("one backend wins every square product"));
+    }
+
+    #[test]
+    fn one_backend_wins_nothing() {
+        let text = comparison(&[(256, "a", 1.0), (512, "a", 3.0)]).to_text();
+        assert!(text.contains("crossover: none, one backend was measured"), "{text}");
     }
 
     #[test]
