@@ -92,8 +92,9 @@ pub(crate) struct HostMemory {
 }
 
 impl HostMemory {
-    pub(crate) fn zeroed(bytes: usize) -> Result<Self> {
-        let out_of_memory = || Error::OutOfMemory { what: "a shared buffer", bytes };
+    /// `what` names the memory in an error.
+    pub(crate) fn zeroed(bytes: usize, what: &'static str) -> Result<Self> {
+        let out_of_memory = || Error::OutOfMemory { what, bytes };
         // At least one byte: an allocation of none has no place.
         let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT_BYTES).map_err(|_| out_of_memory())?;
         // SAFETY: the size is not zero.
@@ -141,14 +142,14 @@ mod tests {
     #[test]
     fn host_memory_is_zero_aligned_and_as_long_as_asked() {
         for bytes in [0, 1, 7, 64, 4097] {
-            let mut buffer = SharedBuffer::new(Box::new(HostMemory::zeroed(bytes).unwrap()));
+            let mut buffer = SharedBuffer::new(Box::new(HostMemory::zeroed(bytes, "a test").unwrap()));
             assert_eq!((buffer.bytes(), buffer.elements::<u8>()), (bytes, vec![0u8; bytes].as_slice()));
             assert_eq!(buffer.elements::<f64>().len(), bytes / 8);
             assert_eq!(buffer.elements::<u8>().as_ptr().addr() % ALIGNMENT_BYTES, 0);
             buffer.elements_mut::<u8>().fill(3);
             assert_eq!(buffer.elements::<u8>(), vec![3u8; bytes]);
         }
-        assert!(matches!(HostMemory::zeroed(usize::MAX - 8), Err(Error::OutOfMemory { .. })));
+        assert!(matches!(HostMemory::zeroed(usize::MAX - 8, "a test"), Err(Error::OutOfMemory { .. })));
     }
 
     #[test]

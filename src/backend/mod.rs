@@ -82,7 +82,7 @@ pub(crate) trait Backend: Send + Sync {
     }
     /// Memory that the device sees too, all zero.
     fn buffer(&self, bytes: usize) -> Result<Box<dyn BufferMemory>> {
-        Ok(Box::new(HostMemory::zeroed(bytes)?))
+        Ok(Box::new(HostMemory::zeroed(bytes, "a shared buffer")?))
     }
     /// # Safety
     /// As [`Backends::wrap_memory`]; address and length are aligned.

@@ -1,33 +1,26 @@
 //! Memory for packed operands.
 
-use crate::alloc;
 use crate::error::Result;
+use crate::shared_buffer::{BufferMemory, HostMemory};
 
 /// Numbers that start on a cache line.
-pub(super) struct Buffer {
-    data: Vec<f32>,
-    offset: usize,
-}
-
-const LINE: usize = 64 / size_of::<f32>();
+pub(super) struct Buffer(HostMemory);
 
 impl Buffer {
-    /// `count` zeros.
+    /// `count` zeros; `what` names them in an error.
     pub(super) fn zeroed(count: usize, what: &'static str) -> Result<Self> {
-        let data = alloc::filled(count.saturating_add(LINE), 0.0, what)?;
-        let offset = data.as_ptr().align_offset(64).min(LINE);
-        Ok(Self { data, offset })
+        HostMemory::zeroed(count.saturating_mul(size_of::<f32>()), what).map(Self)
     }
 
     pub(super) fn start(&self) -> *const f32 {
-        self.data[self.offset..].as_ptr()
+        self.0.start().as_ptr().cast()
     }
 
     pub(super) fn start_mut(&mut self) -> *mut f32 {
-        self.data[self.offset..].as_mut_ptr()
+        self.0.start().as_ptr().cast()
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(self.data.as_slice())
+        self.0.bytes()
     }
 }
