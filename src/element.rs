@@ -32,6 +32,10 @@ pub enum ElementType {
 }
 
 impl ElementType {
+    /// Every type.
+    pub const ALL: [Self; 9] =
+        [Self::F64, Self::F32, Self::F16, Self::Bf16, Self::I32, Self::I8, Self::U8, Self::I4, Self::U4];
+
     /// The size of one element in bits.
     #[must_use]
     pub const fn bits(self) -> usize {

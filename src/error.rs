@@ -207,6 +207,12 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// What was measured of a machine makes no sense.
+    #[error("profile: {problem}")]
+    Profile {
+        /// What is wrong.
+        problem: String,
+    },
     /// A file could not be read or written.
     #[error("{}: {action}: {source}", path.display())]
     Io {

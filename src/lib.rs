@@ -27,7 +27,7 @@
 //!
 //! # Features
 //! None is on by default. `blas`: the system's CBLAS. `half`: f16 and bf16 elements. `ndarray`,
-//! `npy`, `safetensors`: conversions and files. `cli`: the command line.
+//! `npy`, `safetensors`: conversions and files. `profile`: profiles of machines in files. `cli`: the command line.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::pedantic)]
@@ -57,11 +57,14 @@ mod executor;
 #[cfg(feature = "ndarray")]
 mod interop_ndarray;
 mod layout;
+mod machine;
 mod matmul;
 #[cfg(feature = "npy")]
 pub mod npy;
 mod options;
 mod package;
+mod private_dir;
+mod profile;
 mod quantization;
 mod random;
 mod refusal;
@@ -74,7 +77,7 @@ mod sys;
 mod tensor;
 mod view;
 mod weights;
-#[cfg(feature = "npy")]
+#[cfg(any(feature = "npy", feature = "profile"))]
 mod whole_file;
 
 pub use activation::{Activation, UnknownActivation};
@@ -85,8 +88,10 @@ pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
 pub use executor::{Compiled, Executor, Inputs, Report};
 pub use layout::Layout;
+pub use machine::MachineKey;
 pub use matmul::{ElementTypes, MatMul, MatMulBuilder};
 pub use options::{CompileOptions, Device, ThreadPool, Threads, UnknownDevice};
+pub use profile::{Profile, Quarantine, Sample, Series, ShapeClass};
 pub use quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
 pub use random::Random;
 pub use refusal::{Refusal, RefusalReason};
@@ -94,7 +99,7 @@ pub use shared_buffer::SharedBuffer;
 pub use tensor::Tensor;
 pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 pub use weights::Weights;
-#[cfg(feature = "npy")]
+#[cfg(any(feature = "npy", feature = "profile"))]
 pub use whole_file::WholeFile;
 
 #[cfg(doctest)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+use crate::private_dir;
 
 /// What a shim writes. MPSGraph's own extension: whether it insists on it is not documented.
 const PRODUCT: &str = "product.mpsgraphpackage";
@@ -26,25 +27,8 @@ impl PackageStore {
     /// [`Error::Io`], also when others may write to it: a package is code that the owner runs.
     pub(crate) fn open(directory: &Path) -> Result<Self> {
         let error = |source| Error::Io { path: directory.into(), action: "keep packages in", source };
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::DirBuilderExt as _;
-            builder.mode(0o700);
-        }
-        builder.create(directory).map_err(error)?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            let mode = fs::metadata(directory).map_err(error)?.permissions().mode();
-            if mode & 0o022 != 0 {
-                return Err(error(io::Error::new(
-                    io::ErrorKind::PermissionDenied,
-                    "others may write to it, and a package is code that you run: chmod go-w it, or name another directory",
-                )));
-            }
-        }
+        private_dir::create(directory).map_err(error)?;
+        fs::metadata(directory).and_then(|metadata| private_dir::check(&metadata)).map_err(error)?;
         Ok(Self { directory: directory.into() })
     }
 

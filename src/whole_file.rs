@@ -1,4 +1,4 @@
-//! Files that are written whole or not at all (feature `npy`).
+//! Files that are written whole or not at all (features `npy` and `profile`).
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -26,7 +26,18 @@ impl WholeFile {
     /// [`Error::Io`] when its directory cannot be written to, or when something other than a
     /// regular file or a symbolic link is at `path`.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        // As for any new file: what the umask leaves.
+        Self::with_mode(path.as_ref(), 0o666)
+    }
+
+    /// Begins a file that its owner alone may read and write.
+    #[cfg(feature = "profile")]
+    pub(crate) fn create_private(path: &Path) -> Result<Self> {
+        Self::with_mode(path, 0o600)
+    }
+
+    #[cfg_attr(not(unix), allow(unused_variables))]
+    fn with_mode(path: &Path, mode: u32) -> Result<Self> {
         let error = |action, source| Error::Io { path: path.into(), action, source };
         if let Ok(metadata) = fs::symlink_metadata(path) {
             let kind = metadata.file_type();
@@ -49,8 +60,7 @@ impl WholeFile {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
-            // As for any new file: what the umask leaves.
-            builder.permissions(fs::Permissions::from_mode(0o666));
+            builder.permissions(fs::Permissions::from_mode(mode));
         }
         let file = builder.tempfile_in(directory).map_err(|source| error("write", source))?;
         Ok(Self { path: path.into(), file: BufWriter::new(file) })

@@ -1,5 +1,6 @@
 //! What this machine is.
 
+use ane_matmul::MachineKey;
 use serde_json::{Value, json};
 
 /// Facts about the machine that figures depend on.
@@ -15,7 +16,7 @@ impl Machine {
     pub(crate) fn new() -> Self {
         let allowed_threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            cpu: cpu_model().unwrap_or_else(|| "unknown".into()),
+            cpu: MachineKey::here().chip,
             cores: cores().unwrap_or(allowed_threads),
             allowed_threads,
             instruction_sets: instruction_sets(),
@@ -43,28 +44,8 @@ fn sysctl(name: &str) -> Option<String> {
 }
 
 #[cfg(target_vendor = "apple")]
-fn cpu_model() -> Option<String> {
-    sysctl("machdep.cpu.brand_string")
-}
-
-#[cfg(target_vendor = "apple")]
 fn cores() -> Option<usize> {
     sysctl("hw.physicalcpu")?.parse().ok()
-}
-
-#[cfg(not(target_vendor = "apple"))]
-fn cpu_model() -> Option<String> {
-    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let value = |key: &str| {
-        info.lines()
-            .find(|line| line.starts_with(key))
-            .and_then(|line| line.split_once(':'))
-            .map(|(_, v)| v.trim().to_owned())
-    };
-    // arm64 kernels name the implementer and the part, but no model.
-    value("model name").or_else(|| {
-        Some(format!("arm64 implementer {} part {}", value("CPU implementer")?, value("CPU part")?))
-    })
 }
 
 #[cfg(not(target_vendor = "apple"))]

@@ -1,0 +1,225 @@
+//! Profiles on disk: private to their owner, written whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use etcetera::BaseStrategy as _;
+
+use super::{Profile, file};
+use crate::error::{Error, Result};
+use crate::machine::MachineKey;
+use crate::private_dir;
+use crate::whole_file::WholeFile;
+
+/// The most bytes that a profile's file may have: ten times what `calibrate --full` writes.
+const MAXIMUM_BYTES: u64 = 8 << 20;
+
+/// Names another file than that in the platform's data directory.
+const VARIABLE: &str = "ANE_MATMUL_PROFILE";
+
+impl Profile {
+    /// Where the profile of this machine is kept: what the environment variable `ANE_MATMUL_PROFILE`
+    /// names, or `ane-matmul/profile.json` in the platform's data directory (`~/Library/Application
+    /// Support` on Apple systems, `$XDG_DATA_HOME` or `~/.local/share` on Linux, `%APPDATA%` on Windows).
+    ///
+    /// # Errors
+    /// [`Error::Profile`] where there is no home directory.
+    pub fn default_path() -> Result<PathBuf> {
+        if let Some(path) = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
+            return Ok(path.into());
+        }
+        let base = etcetera::base_strategy::choose_native_strategy().map_err(|error| Error::Profile {
+            problem: format!("no data directory is known ({error}); name a file in {VARIABLE}"),
+        })?;
+        Ok(base.data_dir().join("ane-matmul").join("profile.json"))
+    }
+
+    /// Reads a profile, whatever machine it is of; [`Profile::for_this_machine`] checks that.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is none, or when others may write to it or to its directory;
+    /// [`Error::Format`] when it is damaged, of another format or over 8 MiB.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let error = |source| Error::Io { path: path.into(), action: "read a profile from", source };
+        let format = |problem| Error::Format { path: path.into(), problem };
+        // Opening a pipe would wait for its writer.
+        let metadata = fs::metadata(path).map_err(error)?;
+        if !metadata.is_file() {
+            return Err(error(io::Error::other("is not a regular file")));
+        }
+        private_dir::check(&metadata).map_err(error)?;
+        let directory = parent(path);
+        fs::metadata(directory)
+            .and_then(|metadata| private_dir::check(&metadata))
+            .map_err(|source| Error::Io { path: directory.into(), action: "read a profile from", source })?;
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(error)?;
+        file.take(MAXIMUM_BYTES + 1).read_to_end(&mut bytes).map_err(error)?;
+        if bytes.len() as u64 > MAXIMUM_BYTES {
+            return Err(format(format!("not a profile: over {MAXIMUM_BYTES} bytes")));
+        }
+        file::from_json(&bytes).map_err(format)
+    }
+
+    /// Writes the profile: whole or not at all, for its owner alone. A missing directory is made, for its
+    /// owner alone too; a symbolic link at `path` is replaced, not followed.
+    ///
+    /// To change a profile that others change too, use [`Profile::update`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let error = |source| Error::Io { path: path.into(), action: "write a profile to", source };
+        let bytes = file::to_json(self).map_err(|source| error(source.into()))?;
+        private_dir::create(parent(path)).map_err(error)?;
+        let mut file = WholeFile::create_private(path)?;
+        file.write_all(&bytes).map_err(error)?;
+        file.commit()
+    }
+
+    /// Changes the profile at `path`, under a lock that keeps other processes from losing it; starts with
+    /// an empty one where there is none, or where it cannot be used, which is logged.
+    ///
+    /// ```no_run
+    /// # use ane_matmul::{BackendId, MatMul, Profile, Quarantine};
+    /// # let product = MatMul::new(1, 1, 1)?;
+    /// let entry = Quarantine::here(BackendId::MPSGRAPH, Some(&product), "gave a wrong result");
+    /// Profile::update(Profile::default_path()?, |profile| profile.add_quarantine(entry))?;
+    /// # Ok::<(), ane_matmul::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be locked or written.
+    pub fn update(path: impl AsRef<Path>, change: impl FnOnce(&mut Self)) -> Result<Self> {
+        let path = path.as_ref();
+        let _lock = lock(path)?;
+        let mut profile = match Self::load(path) {
+            Ok(profile) => profile,
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Self::new(MachineKey::here())
+            }
+            Err(error) => {
+                log::warn!("{error}; the profile is made anew");
+                Self::new(MachineKey::here())
+            }
+        };
+        change(&mut profile);
+        profile.save(path)?;
+        Ok(profile)
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A lock beside the file, which is itself replaced at every write.
+fn lock(path: &Path) -> Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let path = PathBuf::from(name);
+    let error = |source| Error::Io { path: path.clone(), action: "lock a profile with", source };
+    private_dir::create(parent(&path)).map_err(error)?;
+    if fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(error(io::Error::other("is not a regular file; remove it")));
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o600);
+    }
+    let file = options.open(&path).map_err(error)?;
+    file.lock().map_err(error)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendId;
+    use crate::profile::Quarantine;
+    use crate::profile::tests::series;
+
+    fn profile() -> Profile {
+        let mut profile = Profile::new(MachineKey::here());
+        profile.add_series(series(1, 1.0)).unwrap();
+        profile
+    }
+
+    #[test]
+    fn a_profile_is_saved_and_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/deep/profile.json");
+        assert!(matches!(Profile::load(&path), Err(Error::Io { .. })));
+        profile().save(&path).unwrap();
+        assert_eq!(Profile::load(&path).unwrap(), profile());
+    }
+
+    #[test]
+    fn a_damaged_profile_is_an_error_and_replaced_by_an_update() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("profile.json");
+        fs::write(&path, "{\"format\":1,").unwrap();
+        assert!(matches!(Profile::load(&path), Err(Error::Format { .. })));
+        Profile::update(&path, |profile| profile.add_series(series(1, 1.0)).unwrap()).unwrap();
+        assert_eq!(Profile::load(&path).unwrap(), profile());
+        let file = File::create(&path).unwrap();
+        file.set_len(1 << 40).unwrap();
+        let text = Profile::load(&path).unwrap_err().to_string();
+        assert!(text.contains("over 8388608 bytes"), "{text}");
+    }
+
+    #[test]
+    fn updates_at_the_same_time_are_all_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("profile.json");
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let path = &path;
+                scope.spawn(move || {
+                    let entry = Quarantine::here(BackendId::new(thread.to_string()), None, "hung");
+                    Profile::update(path, |profile| profile.add_quarantine(entry)).unwrap();
+                });
+            }
+        });
+        assert_eq!(Profile::load(&path).unwrap().quarantine().len(), 8);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_are_the_owners_alone_and_links_are_not_followed() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/profile.json");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        Profile::update(&path, |_| ()).unwrap();
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(&directory.path().join("new/profile.json.lock")), 0o600);
+
+        let target = directory.path().join("target");
+        fs::write(&target, "target").unwrap();
+        fs::remove_file(&path).unwrap();
+        symlink(&target, &path).unwrap();
+        profile().save(&path).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"target");
+        assert_eq!(Profile::load(&path).unwrap(), profile());
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o620)).unwrap();
+        let text = Profile::load(&path).unwrap_err().to_string();
+        assert!(text.contains("chmod go-w"), "{text}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o702)).unwrap();
+        assert!(Profile::load(&path).is_err());
+
+        let lock = directory.path().join("other.json.lock");
+        symlink(&target, &lock).unwrap();
+        assert!(Profile::update(directory.path().join("other.json"), |_| ()).is_err());
+        assert!(Profile::load("/dev/zero").is_err());
+    }
+}
