@@ -317,7 +317,7 @@ fn devices_lists_every_known_backend() {
 #[test]
 fn compare_keeps_its_contract() {
     let place = Workplace::new();
-    let (json, svg) = (place.path("out.json"), place.path("out.svg"));
+    let (json, svg, report) = (place.path("out.json"), place.path("out.svg"), place.path("out.html"));
     let text = succeeded(&run(&[
         &"compare",
         &"--sizes",
@@ -332,6 +332,8 @@ fn compare_keeps_its_contract() {
         &json,
         &"--svg",
         &svg,
+        &"--report",
+        &report,
     ]));
     for word in ["8x8x8", "16x16x16", "3x5x7", "0x2x2", "GFLOP/s", "of best", "winner", "crossover", "cpu"] {
         assert!(text.contains(word), "{word} in {text}");
@@ -349,6 +351,7 @@ fn compare_keeps_its_contract() {
             "n",
             "k",
             "compile_ns",
+            "first_run_ns",
             "median_ns",
             "min_ns",
             "gflops",
@@ -358,7 +361,7 @@ fn compare_keeps_its_contract() {
             assert!(result[key].is_number(), "{key} in {result}");
         }
         assert_eq!(result["precision"], "f32");
-        assert!(result["backend"].is_string());
+        assert!(result["backend"].is_string() && result["requested"] == "unknown");
         assert!(result["max_abs_error"].as_f64() <= result["error_bound"].as_f64());
         assert!(result["min_ns"].as_f64() <= result["median_ns"].as_f64());
     }
@@ -371,6 +374,11 @@ fn compare_keeps_its_contract() {
     let picture = fs::read_to_string(&svg).unwrap();
     assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
     assert!(picture.contains("GFLOP/s") && picture.contains("cpu"));
+    let page = fs::read_to_string(&report).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>"));
+    for word in ["8x8x8", "GFLOP/s by size", "rossover", "pays for", "Evidence", env!("CARGO_PKG_VERSION")] {
+        assert!(page.contains(word), "{word} in {page}");
+    }
 }
 
 #[test]
@@ -383,6 +391,11 @@ fn compare_refuses_bad_requests() {
         &run(&[&"compare", &"--sizes", &"8", &"--json", &same, &"--svg", &same]),
         "--json and --svg name the same file",
     );
+    failed(
+        &run(&[&"compare", &"--sizes", &"8", &"--svg", &same, &"--report", &same]),
+        "--svg and --report name the same file",
+    );
+    failed(&run(&[&"compare", &"--sizes", &"8", &"--report", &place.0.path()]), "is a directory");
     assert!(!same.exists());
     failed(&run(&[&"compare", &"--sizes", &"18446744073709551615"]), "overflow");
     failed(&run(&[&"compare", &"--sizes", &"100000000"]), "out of memory");
@@ -430,7 +443,8 @@ fn help_and_completions_name_everything() {
         assert!(help.contains(flag), "{flag} in {help}");
     }
     let help = succeeded(&run(&[&"compare", &"--help"]));
-    for flag in ["--sizes", "--shapes", "--threads", "--backend", "--samples", "--json", "--svg"] {
+    for flag in ["--sizes", "--shapes", "--threads", "--backend", "--samples", "--json", "--svg", "--report"]
+    {
         assert!(help.contains(flag), "{flag} in {help}");
     }
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {

@@ -111,6 +111,9 @@ pub(crate) struct CompareArgs {
     /// Draw GFLOP/s by size into a file.
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    /// Write a page with tables and plots into a file: one HTML file that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -10,16 +10,21 @@ pub(crate) struct Machine {
     pub(crate) cores: usize,
     pub(crate) allowed_threads: usize,
     pub(crate) instruction_sets: Vec<&'static str>,
+    /// The operating system and its version.
+    pub(crate) os: String,
 }
 
 impl Machine {
     pub(crate) fn new() -> Self {
         let allowed_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let key = MachineKey::here();
+        let os = os_name().unwrap_or_else(|| std::env::consts::OS.into());
         Self {
-            cpu: MachineKey::here().chip,
+            cpu: key.chip,
             cores: cores().unwrap_or(allowed_threads),
             allowed_threads,
             instruction_sets: instruction_sets(),
+            os: format!("{os}, build {}", key.os_build),
         }
     }
 
@@ -31,6 +36,7 @@ impl Machine {
             "instruction_sets": self.instruction_sets,
             "arch": std::env::consts::ARCH,
             "os": std::env::consts::OS,
+            "os_version": self.os,
             "ane_matmul_version": env!("CARGO_PKG_VERSION"),
         })
     }
@@ -46,6 +52,18 @@ fn sysctl(name: &str) -> Option<String> {
 #[cfg(target_vendor = "apple")]
 fn cores() -> Option<usize> {
     sysctl("hw.physicalcpu")?.parse().ok()
+}
+
+#[cfg(target_vendor = "apple")]
+fn os_name() -> Option<String> {
+    Some(format!("{} {}", std::env::consts::OS, sysctl("kern.osproductversion")?))
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn os_name() -> Option<String> {
+    let release = std::fs::read_to_string("/etc/os-release").ok()?;
+    let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    Some(name.trim_matches('"').to_owned())
 }
 
 #[cfg(not(target_vendor = "apple"))]

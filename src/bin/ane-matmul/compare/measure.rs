@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use ane_matmul::accuracy::Reference;
-use ane_matmul::{BackendId, Backends, CompileOptions, Error, Executor, Inputs, MatMul, Tensor};
+use ane_matmul::{BackendId, Backends, CompileOptions, Device, Error, Executor, Inputs, MatMul, Tensor};
 use indicatif::ProgressBar;
 
 use crate::args::Shape;
@@ -28,7 +28,11 @@ pub(crate) struct Timing {
     pub(crate) backend: BackendId,
     pub(crate) shape: Shape,
     pub(crate) threads: Option<usize>,
+    pub(crate) requested: Device,
+    pub(crate) observed: Device,
     pub(crate) compile_ns: u128,
+    /// Opening the executor and running it once; an engine may compile the rest here.
+    pub(crate) first_run_ns: u128,
     pub(crate) median_ns: f64,
     pub(crate) min_ns: f64,
     pub(crate) samples: usize,
@@ -103,8 +107,10 @@ pub(crate) fn measure(
             }
         }
         let mut output = Tensor::filled(shape.m, shape.n, f32::NAN)?;
+        let start = Instant::now();
         let mut executor = compiled.executor()?;
         executor.run(&inputs, &mut output)?;
+        let first_run_ns = start.elapsed().as_nanos();
         let deviation = reference.compare(&output)?;
         if !deviation.is_within_bound() {
             return Err(Failure::new(format!(
@@ -117,7 +123,10 @@ pub(crate) fn measure(
                 backend: id.clone(),
                 shape,
                 threads: report.threads,
+                requested: report.requested,
+                observed: report.observed,
                 compile_ns: report.compile_time.as_nanos(),
+                first_run_ns,
                 median_ns: 0.0,
                 min_ns: 0.0,
                 samples: 0,

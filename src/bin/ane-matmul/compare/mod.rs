@@ -1,6 +1,10 @@
 //! `ane-matmul compare`.
 
+mod amortization;
+#[cfg(test)]
+mod fixture;
 mod measure;
+mod page;
 mod plot;
 mod report;
 
@@ -20,13 +24,9 @@ const DEFAULT_SIZES: [usize; 4] = [256, 512, 1024, 2048];
 
 pub(crate) fn run(args: &CompareArgs) -> Output {
     let backends = crate::backends()?;
-    for path in [&args.json, &args.svg].into_iter().flatten() {
-        drop(WholeFile::create(path)?);
-    }
-    if args.json.is_some() && args.json == args.svg {
-        return Err(Failure::new("--json and --svg name the same file: name two"));
-    }
+    check_outputs(args)?;
     let (ids, unavailable) = select(&backends, &args.backend)?;
+    let timed = ids.iter().map(|id| Ok((id.clone(), backends.info(id)?))).collect::<Output<_>>()?;
     let shapes = shapes(args);
     let options = args.threads.options();
 
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &CompareArgs) -> Output {
     }
     progress.finish_and_clear();
 
-    let comparison = Comparison { machine: Machine::new(), measured, unavailable };
+    let comparison = Comparison { machine: Machine::new(), measured, timed, unavailable };
     if let Some(path) = &args.json {
         let text = format!("{:#}\n", comparison.to_json());
         WholeFile::write_all(path, |file| file.write_all(text.as_bytes()))?;
@@ -51,7 +51,26 @@ pub(crate) fn run(args: &CompareArgs) -> Output {
         let picture = plot::draw(&comparison).map_err(|error| Failure::new(format!("plot: {error}")))?;
         WholeFile::write_all(path, |file| file.write_all(picture.as_bytes()))?;
     }
+    if let Some(path) = &args.report {
+        let page = page::render(&comparison, std::time::SystemTime::now());
+        WholeFile::write_all(path, |file| file.write_all(page.as_bytes()))?;
+    }
     print(comparison.to_text())
+}
+
+/// Fails before the work, not after it, where a file cannot be written.
+fn check_outputs(args: &CompareArgs) -> Output {
+    let outputs: Vec<_> = [("--json", &args.json), ("--svg", &args.svg), ("--report", &args.report)]
+        .into_iter()
+        .filter_map(|(flag, path)| Some((flag, path.as_ref()?)))
+        .collect();
+    for (index, (flag, path)) in outputs.iter().enumerate() {
+        drop(WholeFile::create(path)?);
+        if let Some((other, _)) = outputs[..index].iter().find(|(_, earlier)| earlier == path) {
+            return Err(Failure::new(format!("{other} and {flag} name the same file: name two")));
+        }
+    }
+    Ok(())
 }
 
 fn shapes(args: &CompareArgs) -> Vec<Shape> {
@@ -68,7 +87,12 @@ fn shapes(args: &CompareArgs) -> Vec<Shape> {
 }
 
 /// A backend that is not timed, and why.
-type Absent = (BackendId, String);
+#[derive(Debug)]
+pub(crate) struct Absent {
+    pub(crate) backend: BackendId,
+    pub(crate) reason: String,
+    pub(crate) is_test_double: bool,
+}
 
 /// The backends to time, and those that are not.
 fn select(backends: &Backends, names: &[String]) -> Output<(Vec<BackendId>, Vec<Absent>)> {
@@ -78,9 +102,11 @@ fn select(backends: &Backends, names: &[String]) -> Output<(Vec<BackendId>, Vec<
         let mut ids = Vec::new();
         for BackendStatus { id, state, .. } in backends.available() {
             match state {
-                Ok(info) if info.is_test_double => unavailable.push((id, DOUBLE.to_owned())),
+                Ok(info) if info.is_test_double => {
+                    unavailable.push(Absent { backend: id, reason: DOUBLE.to_owned(), is_test_double: true });
+                }
                 Ok(_) => ids.push(id),
-                Err(reason) => unavailable.push((id, reason)),
+                Err(reason) => unavailable.push(Absent { backend: id, reason, is_test_double: false }),
             }
         }
         return Ok((ids, unavailable));

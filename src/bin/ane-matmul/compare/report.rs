@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use ane_matmul::BackendId;
+use ane_matmul::{BackendId, BackendInfo};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use crate::args::Shape;
+use crate::compare::Absent;
 use crate::compare::measure::{Measured, Timing};
 use crate::machine::Machine;
 
@@ -15,7 +16,9 @@ use crate::machine::Machine;
 pub(crate) struct Comparison {
     pub(crate) machine: Machine,
     pub(crate) measured: Measured,
-    pub(crate) unavailable: Vec<(BackendId, String)>,
+    /// The backends that were asked to run.
+    pub(crate) timed: Vec<(BackendId, BackendInfo)>,
+    pub(crate) unavailable: Vec<Absent>,
 }
 
 /// Where the fastest backend changes: at `last_below` something else wins, from `size` on `winner`
@@ -30,7 +33,7 @@ pub(crate) struct Crossover<'a> {
 
 impl Comparison {
     /// The products in the order measured, each once.
-    fn shapes(&self) -> Vec<Shape> {
+    pub(crate) fn shapes(&self) -> Vec<Shape> {
         let mut shapes: Vec<Shape> = Vec::new();
         for timing in &self.measured.timings {
             if !shapes.contains(&timing.shape) {
@@ -44,7 +47,7 @@ impl Comparison {
         self.measured.timings.iter().filter(move |timing| timing.shape == shape)
     }
 
-    fn winner(&self, shape: Shape) -> Option<&Timing> {
+    pub(crate) fn winner(&self, shape: Shape) -> Option<&Timing> {
         self.timings_of(shape).min_by(|a, b| a.median_ns.total_cmp(&b.median_ns))
     }
 
@@ -56,7 +59,7 @@ impl Comparison {
         squares.iter().filter_map(|&shape| Some((shape.m, &self.winner(shape)?.backend))).collect()
     }
 
-    fn backends_timed(&self) -> usize {
+    pub(crate) fn backends_timed(&self) -> usize {
         self.measured.timings.iter().map(|timing| &timing.backend).collect::<HashSet<_>>().len()
     }
 
@@ -70,12 +73,25 @@ impl Comparison {
         Some(Crossover { last_below, winner_below, size, winner })
     }
 
+    /// The crossover, or why there is none, in words.
+    pub(crate) fn crossover_text(&self) -> String {
+        match (self.crossover(), self.square_winners().len()) {
+            (Some(crossover), _) => format!(
+                "{} wins at {}, {} from {} on",
+                crossover.winner_below, crossover.last_below, crossover.winner, crossover.size
+            ),
+            (None, 0 | 1) => "not known, it takes square products of two sizes".to_owned(),
+            (None, _) if self.backends_timed() == 1 => "none, one backend was measured".to_owned(),
+            (None, _) => "none, one backend wins every square product measured".to_owned(),
+        }
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         let results: Vec<Value> = self.measured.timings.iter().map(result_json).collect();
         let unavailable: Vec<Value> = self
             .unavailable
             .iter()
-            .map(|(id, reason)| json!({ "backend": id.as_str(), "reason": reason }))
+            .map(|absent| json!({ "backend": absent.backend.as_str(), "reason": absent.reason }))
             .collect();
         let refused: Vec<Value> = self
             .measured
@@ -139,7 +155,7 @@ impl Comparison {
         for shape in self.shapes() {
             let Some(winner) = self.winner(shape) else { continue };
             for (index, timing) in self.timings_of(shape).enumerate() {
-                let share = if timing.median_ns > 0.0 { winner.median_ns / timing.median_ns } else { 1.0 };
+                let share = share_of_best(timing, winner);
                 table.add_row([
                     if index == 0 { shape.to_string() } else { String::new() },
                     timing.backend.to_string(),
@@ -159,26 +175,15 @@ impl Comparison {
         let machine = &self.machine;
         let mut text = format!("{}, {} threads allowed\n{table}\n", machine.cpu, machine.allowed_threads);
         // Writing to a string cannot fail.
-        let _ = match (self.crossover(), self.square_winners().len()) {
-            (Some(crossover), _) => writeln!(
-                text,
-                "crossover: {} wins at {}, {} from {} on",
-                crossover.winner_below, crossover.last_below, crossover.winner, crossover.size
-            ),
-            (None, 0 | 1) => writeln!(text, "crossover: not known, it takes square products of two sizes"),
-            (None, _) if self.backends_timed() == 1 => {
-                writeln!(text, "crossover: none, one backend was measured")
-            }
-            (None, _) => writeln!(text, "crossover: none, one backend wins every square product measured"),
-        };
+        let _ = writeln!(text, "crossover: {}", self.crossover_text());
         for note in &self.measured.notes {
             let _ = writeln!(text, "note: {note}");
         }
         for (id, shape, reason) in &self.measured.refused {
             let _ = writeln!(text, "refused: {id} at {shape}: {reason}");
         }
-        for (id, reason) in &self.unavailable {
-            let _ = writeln!(text, "not here: {id}: {reason}");
+        for Absent { backend, reason, .. } in &self.unavailable {
+            let _ = writeln!(text, "not here: {backend}: {reason}");
         }
         text.trim_end().to_owned()
     }
@@ -193,7 +198,10 @@ fn result_json(timing: &Timing) -> Value {
         "n": timing.shape.n,
         "k": timing.shape.k,
         "threads": timing.threads,
+        "requested": timing.requested.name(),
+        "observed": timing.observed.name(),
         "compile_ns": u64::try_from(timing.compile_ns).unwrap_or(u64::MAX),
+        "first_run_ns": u64::try_from(timing.first_run_ns).unwrap_or(u64::MAX),
         "median_ns": timing.median_ns,
         "min_ns": timing.min_ns,
         "samples": timing.samples,
@@ -204,8 +212,13 @@ fn result_json(timing: &Timing) -> Value {
     })
 }
 
+/// The speed as a part of the fastest's.
+pub(crate) fn share_of_best(timing: &Timing, winner: &Timing) -> f64 {
+    if timing.median_ns > 0.0 { winner.median_ns / timing.median_ns } else { 1.0 }
+}
+
 /// A time with a unit that suits it.
-fn time(ns: f64) -> String {
+pub(crate) fn time(ns: f64) -> String {
     match ns {
         ns if ns < 1e3 => format!("{ns:.0} ns"),
         ns if ns < 1e6 => format!("{:.1} us", ns / 1e3),
@@ -217,30 +230,7 @@ fn time(ns: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn comparison(times: &[(usize, &str, f64)]) -> Comparison {
-        let timings = times
-            .iter()
-            .map(|&(size, backend, median_ns)| Timing {
-                backend: BackendId::new(backend),
-                shape: Shape { m: size, n: size, k: size },
-                threads: Some(1),
-                compile_ns: 1,
-                median_ns,
-                min_ns: median_ns,
-                samples: 1,
-                gflops: 1.0,
-                max_abs_error: 0.0,
-                error_bound: 1.0,
-                worst_ratio: 0.0,
-            })
-            .collect();
-        Comparison {
-            machine: Machine::new(),
-            measured: Measured { timings, ..Measured::default() },
-            unavailable: Vec::new(),
-        }
-    }
+    use crate::compare::fixture::comparison;
 
     #[test]
     fn the_origins_crossover() {

@@ -1,0 +1,45 @@
+//! Made-up figures for tests.
+
+use ane_matmul::{BackendId, Device};
+
+use crate::args::Shape;
+use crate::compare::measure::{Measured, Timing};
+use crate::compare::report::Comparison;
+use crate::machine::Machine;
+
+/// A backend on a square product of a size, with its median time in nanoseconds.
+pub(crate) fn timing(size: usize, backend: &str, median_ns: f64) -> Timing {
+    let shape = Shape { m: size, n: size, k: size };
+    Timing {
+        backend: BackendId::new(backend),
+        shape,
+        threads: Some(1),
+        requested: Device::Unknown,
+        observed: Device::Unknown,
+        compile_ns: 1,
+        first_run_ns: 1,
+        median_ns,
+        min_ns: median_ns,
+        samples: 1,
+        gflops: 1.0,
+        max_abs_error: 0.0,
+        error_bound: 1.0,
+        worst_ratio: 0.0,
+    }
+}
+
+/// What a run of `compare` would have found.
+pub(crate) fn comparison(times: &[(usize, &str, f64)]) -> Comparison {
+    Comparison {
+        machine: Machine::new(),
+        measured: Measured {
+            timings: times
+                .iter()
+                .map(|&(size, backend, median_ns)| timing(size, backend, median_ns))
+                .collect(),
+            ..Measured::default()
+        },
+        timed: Vec::new(),
+        unavailable: Vec::new(),
+    }
+}

@@ -1,0 +1,313 @@
+//! What `compare --report` writes: one page of HTML that needs nothing else.
+
+mod chart;
+mod plots;
+mod scale;
+
+use std::time::SystemTime;
+
+use ane_matmul::BackendId;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use crate::compare::Absent;
+use crate::compare::amortization::{Cheapest, cheapest};
+use crate::compare::measure::Timing;
+use crate::compare::report::{Comparison, share_of_best, time};
+
+/// The highest proof that a row of the evidence reached.
+const RUNGS: [(&str, &str); 3] = [
+    ("run on this machine", "results verified against a float64 reference, then timed"),
+    ("test double", "the logic around a stand-in for hardware; never timed, no proof of any device"),
+    ("not run", "nothing is known from this machine"),
+];
+
+const STYLE: &str = include_str!("style.css");
+
+/// The page. `maud` escapes every value that is put into it.
+pub(crate) fn render(comparison: &Comparison, measured_at: SystemTime) -> String {
+    let date = httpdate::fmt_http_date(measured_at);
+    let title = format!("Matrix products on {}", comparison.machine.cpu);
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                // Nothing is fetched and nothing runs, whatever found its way into the text.
+                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+                link rel="icon" href="data:,";
+                title { (title) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                main {
+                    h1 { (title) }
+                    p { "f32, measured " (date) " with ane-matmul " (env!("CARGO_PKG_VERSION")) ". Times are medians of interleaved samples, after every result was verified against a float64 reference." }
+                    (findings(comparison))
+                    (figures(comparison))
+                    (measurements(comparison))
+                    (compilation(comparison))
+                    (evidence(comparison))
+                    (machine(comparison))
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+/// What stands out, in words.
+fn findings(comparison: &Comparison) -> Markup {
+    let winners: Vec<&BackendId> = comparison
+        .shapes()
+        .into_iter()
+        .filter_map(|shape| Some(&comparison.winner(shape)?.backend))
+        .collect();
+    html! {
+        section {
+            h2 { "In short" }
+            @if winners.is_empty() {
+                p #nothing-timed { strong { "Nothing was timed." } " The evidence below says why." }
+            } @else {
+                ul {
+                    @if comparison.backends_timed() > 1 {
+                        @for backend in plots::backends(comparison) {
+                            @let wins = winners.iter().filter(|winner| **winner == backend).count();
+                            li { b { (backend) } " is the fastest at " (wins) " of " (plural(winners.len(), "product")) "." }
+                        }
+                    } @else {
+                        li { "One backend was timed: " b { (winners[0]) } ". It is compared with nothing." }
+                    }
+                    li #crossover { "Crossover over the square products: " (comparison.crossover_text()) "." }
+                }
+            }
+            @for note in &comparison.measured.notes {
+                p.note { "Note: " (note) }
+            }
+        }
+    }
+}
+
+fn figures(comparison: &Comparison) -> Markup {
+    let charts = [plots::speed(comparison), plots::ratio(comparison), plots::amortization(comparison)];
+    html! {
+        @if charts.iter().any(Option::is_some) {
+            section {
+                h2 { "Plots" }
+                div.figures { @for chart in charts.iter().flatten() { (chart.render()) } }
+            }
+        }
+    }
+}
+
+fn measurements(comparison: &Comparison) -> Markup {
+    let columns = ["median", "min", "GFLOP/s", "times the fastest", "samples", "max error", "bound"];
+    html! {
+        @if !comparison.measured.timings.is_empty() {
+            section {
+                h2 { "All measurements" }
+                (table("measurements", "Every product on every backend, with its time, speed and error", &html! {
+                    thead { tr {
+                        th scope="col" { "m x n x k" } th scope="col" { "backend" } th.number scope="col" { "threads" }
+                        @for column in columns { th.number scope="col" { (column) } }
+                    } }
+                    @for shape in comparison.shapes() {
+                        @if let Some(winner) = comparison.winner(shape) {
+                            tbody {
+                                @for (index, timing) in comparison.timings_of(shape).enumerate() {
+                                    tr.winner[comparison.backends_timed() > 1 && std::ptr::eq(timing, winner)] {
+                                        @if index == 0 {
+                                            th scope="rowgroup" rowspan=(comparison.timings_of(shape).count()) { (shape) }
+                                        }
+                                        th scope="row" { (backend_name(comparison, &timing.backend)) }
+                                        td.number { @match timing.threads { Some(threads) => (threads), None => "unknown" } }
+                                        td.number { (time(timing.median_ns)) }
+                                        td.number { (time(timing.min_ns)) }
+                                        td.number { (format!("{:.1}", timing.gflops)) }
+                                        td.number { (format!("{:.2}", 1.0 / share_of_best(timing, winner))) }
+                                        td.number { (timing.samples) }
+                                        td.number { (format!("{:.1e}", timing.max_abs_error)) }
+                                        td.number { (format!("{:.1e}", timing.error_bound)) }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }))
+            }
+        }
+    }
+}
+
+/// From how many runs on compiling for a backend pays.
+fn compilation(comparison: &Comparison) -> Markup {
+    html! {
+        @if !comparison.measured.timings.is_empty() {
+            section {
+                h2 { "Compilation, spread over the runs" }
+                p { "The time of r runs is compiling, opening with the first run, and r - 1 times the median. A backend pays where no other takes less." }
+                (table("compilation", "Compile time, and the numbers of runs for which each backend is the cheapest", &html! {
+                    thead { tr {
+                        th scope="col" { "m x n x k" } th scope="col" { "backend" }
+                        @for column in ["compiling", "first run", "every other run"] { th.number scope="col" { (column) } }
+                        th scope="col" { "pays for" }
+                    } }
+                    @for shape in comparison.shapes() {
+                        @let timings: Vec<&Timing> = comparison.timings_of(shape).collect();
+                        @let ranges = cheapest(&timings);
+                        tbody {
+                            @for (index, timing) in timings.iter().enumerate() {
+                                tr {
+                                    @if index == 0 { th scope="rowgroup" rowspan=(timings.len()) { (shape) } }
+                                    th scope="row" { (backend_name(comparison, &timing.backend)) }
+                                    td.number { (time_of(timing.compile_ns)) }
+                                    td.number { (time_of(timing.first_run_ns)) }
+                                    td.number { (time(timing.median_ns)) }
+                                    td { (pays_for(&ranges, &timing.backend)) }
+                                }
+                            }
+                        }
+                    }
+                }))
+            }
+        }
+    }
+}
+
+fn pays_for(ranges: &[Cheapest<'_>], backend: &BackendId) -> String {
+    let range = ranges.iter().find(|range| range.backend == backend);
+    range.map_or_else(|| "never".to_owned(), plots::runs_text)
+}
+
+/// What each backend is, what was asked of it, and what was seen.
+fn evidence(comparison: &Comparison) -> Markup {
+    html! {
+        section {
+            h2 { "Evidence" }
+            p { "Requested is what was asked for; observed is what the engine gave evidence of. Nothing here was taken for a device because it was asked for." }
+            (table("evidence", "Devices requested and observed, and the proof for each backend", &html! {
+                thead { tr {
+                    @for column in ["backend", "rung", "requested", "observed", "what it is", "what was seen"] {
+                        th scope="col" { (column) }
+                    }
+                } }
+                tbody {
+                    @for (backend, info) in &comparison.timed {
+                        @let timings: Vec<&Timing> =
+                            comparison.measured.timings.iter().filter(|timing| timing.backend == *backend).collect();
+                        tr {
+                            th scope="row" { (backend) }
+                            td { (if timings.is_empty() { RUNGS[2].0 } else { RUNGS[0].0 }) }
+                            td { (devices(timings.iter().map(|timing| timing.requested.name()))) }
+                            td { (devices(timings.iter().map(|timing| timing.observed.name()))) }
+                            td { (info.description) "; " (info.device_name) }
+                            td { (seen(comparison, backend, &timings)) }
+                        }
+                    }
+                    @for Absent { backend, reason, is_test_double } in &comparison.unavailable {
+                        tr {
+                            th scope="row" { (backend) }
+                            td { (if *is_test_double { RUNGS[1].0 } else { RUNGS[2].0 }) }
+                            td { "nothing" } td { "nothing" } td {}
+                            td { (reason) }
+                        }
+                    }
+                }
+            }))
+            p.note { "What was proved on other machines stands in ane-matmul's README, under \"Backends, and the evidence for each\"." }
+            dl { @for (rung, meaning) in RUNGS { div { dt { (rung) } dd { (meaning) } } } }
+        }
+    }
+}
+
+/// The devices named, each once.
+fn devices<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+fn seen(comparison: &Comparison, backend: &BackendId, timings: &[&Timing]) -> Markup {
+    let worst = timings.iter().map(|timing| timing.worst_ratio).fold(0.0, f64::max);
+    html! {
+        @if !timings.is_empty() {
+            (plural(timings.len(), "product")) " within the error bound, the worst element at " (format!("{worst:.2}")) " of it"
+        }
+        @for (_, shape, reason) in comparison.measured.refused.iter().filter(|(id, ..)| id == backend) {
+            p { "refused " (shape) ": " (reason) }
+        }
+    }
+}
+
+fn machine(comparison: &Comparison) -> Markup {
+    let machine = &comparison.machine;
+    let sets = machine.instruction_sets.join(" ");
+    let features = features();
+    let facts = [
+        ("CPU", machine.cpu.clone()),
+        ("cores", format!("{}, {} threads allowed", machine.cores, machine.allowed_threads)),
+        ("instruction sets", if sets.is_empty() { "none detected".into() } else { sets }),
+        ("system", format!("{}, {}", machine.os, std::env::consts::ARCH)),
+        ("ane-matmul", env!("CARGO_PKG_VERSION").to_owned()),
+        ("features", if features.is_empty() { "none".into() } else { features }),
+        (
+            "build",
+            if cfg!(debug_assertions) { "debug: times are not those of a release" } else { "release" }.into(),
+        ),
+    ];
+    html! {
+        section #machine {
+            h2 { "Machine and versions" }
+            dl { @for (name, value) in facts { div { dt { (name) } dd { (value) } } } }
+        }
+    }
+}
+
+/// The features of this build.
+fn features() -> String {
+    let features = [
+        ("blas", cfg!(feature = "blas")),
+        ("cli", cfg!(feature = "cli")),
+        ("half", cfg!(feature = "half")),
+        ("ndarray", cfg!(feature = "ndarray")),
+        ("safetensors", cfg!(feature = "safetensors")),
+    ];
+    features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+}
+
+/// A table that scrolls in a frame of its own where the window is narrow.
+fn table(id: &str, caption: &str, rows: &Markup) -> Markup {
+    html! {
+        div.scroll role="region" aria-label=(caption) tabindex="0" {
+            table id=(id) { caption { span { (caption) } } (rows) }
+        }
+    }
+}
+
+fn backend_name(comparison: &Comparison, backend: &BackendId) -> Markup {
+    html! { (chart::sample(plots::style(comparison, backend))) " " (backend) }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "nanoseconds below 2^53")]
+fn time_of(ns: u128) -> String {
+    time(ns as f64)
+}
+
+fn plural(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// A number with its thousands apart.
+fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let first = digits.len() % 3;
+    let groups =
+        digits.as_bytes()[first..].chunks(3).map(|group| String::from_utf8_lossy(group).into_owned());
+    let head = (first > 0).then(|| digits[..first].to_owned());
+    head.into_iter().chain(groups).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests;
