@@ -1,6 +1,7 @@
 //! The one error type of the crate.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::backend::BackendId;
 use crate::element::ElementType;
@@ -41,7 +42,9 @@ impl std::fmt::Display for Operand {
 }
 
 /// Everything that can go wrong: what was expected, what was got, and what to do.
-#[derive(Debug, thiserror::Error)]
+///
+/// Cloning shares the operating system's error: several threads may wait for one compilation.
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A size does not fit the address space.
@@ -221,7 +224,7 @@ pub enum Error {
         /// What was being done.
         action: &'static str,
         /// The operating system's error.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// A file's contents are not what they should be.
     #[error("{}: {problem}", path.display())]
@@ -231,6 +234,12 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+}
+
+impl Error {
+    pub(crate) fn io(path: impl Into<PathBuf>, action: &'static str, source: std::io::Error) -> Self {
+        Self::Io { path: path.into(), action, source: Arc::new(source) }
+    }
 }
 
 /// What a native library reported.

@@ -118,7 +118,7 @@ pub fn write<T: Element + npyz::AutoSerialize>(path: impl AsRef<Path>, tensor: &
 type Shape = (usize, usize, usize, bool);
 
 fn read_shaped(path: &Path, accept: impl Fn(&[usize]) -> Result<Shape, &'static str>) -> Result<NpyTensor> {
-    let io = |source| Error::Io { path: path.into(), action: "read", source };
+    let io = |source| Error::io(path, "read", source);
     let format = |problem: String| Error::Format { path: path.into(), problem };
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;

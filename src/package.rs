@@ -26,7 +26,7 @@ impl PackageStore {
     /// # Errors
     /// [`Error::Io`], also when others may write to it: a package is code that the owner runs.
     pub(crate) fn open(directory: &Path) -> Result<Self> {
-        let error = |source| Error::Io { path: directory.into(), action: "keep packages in", source };
+        let error = |source| Error::io(directory, "keep packages in", source);
         private_dir::create(directory).map_err(error)?;
         fs::metadata(directory).and_then(|metadata| private_dir::check(&metadata)).map_err(error)?;
         Ok(Self { directory: directory.into() })
@@ -64,7 +64,7 @@ impl PackageStore {
         let (place, own) = (self.place(key), NEXT.fetch_add(1, Ordering::Relaxed));
         let temporary = |what: &str| self.directory.join(format!(".{what}-{}-{own}", std::process::id()));
         let (new, old) = (temporary("new"), temporary("old"));
-        let error = |source| Error::Io { path: new.clone(), action: "save a package in", source };
+        let error = |source| Error::io(&new, "save a package in", source);
         let attempt = || {
             remove(&new).and_then(|()| fs::create_dir(&new)).map_err(error)?;
             write(&new.join(PRODUCT))?;

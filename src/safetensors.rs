@@ -74,7 +74,7 @@ impl SafetensorsFile {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         use std::io::Read as _;
         let path = path.as_ref();
-        let io = |source| Error::Io { path: path.into(), action: "read", source };
+        let io = |source| Error::io(path, "read", source);
         let mut file = File::open(path).map_err(io)?;
         let length = usize::try_from(file.metadata().map_err(io)?.len())
             .map_err(|_| Error::SizeOverflow { what: "the file's length" })?;
@@ -96,7 +96,7 @@ impl SafetensorsFile {
     #[allow(unsafe_code, reason = "mapping a file is unsafe, which this function passes on")]
     pub unsafe fn map(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let io = |source| Error::Io { path: path.into(), action: "map", source };
+        let io = |source| Error::io(path, "map", source);
         let file = File::open(path).map_err(io)?;
         // SAFETY: the caller promises that the file stays as it is while the map lives.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;

@@ -38,7 +38,7 @@ impl WholeFile {
 
     #[cfg_attr(not(unix), allow(unused_variables))]
     fn with_mode(path: &Path, mode: u32) -> Result<Self> {
-        let error = |action, source| Error::Io { path: path.into(), action, source };
+        let error = |action, source| Error::io(path, action, source);
         if let Ok(metadata) = fs::symlink_metadata(path) {
             let kind = metadata.file_type();
             if kind.is_dir() {
@@ -77,7 +77,7 @@ impl WholeFile {
             .map_err(io::IntoInnerError::into_error)
             .and_then(|file| file.as_file().sync_all().map(|()| file))
             .and_then(|file| file.persist(&path).map_err(|error| error.error));
-        result.map(drop).map_err(|source| Error::Io { path, action: "write", source })
+        result.map(drop).map_err(|source| Error::io(path, "write", source))
     }
 
     /// Begins, writes and commits in one step.
@@ -89,11 +89,7 @@ impl WholeFile {
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<()> {
         let mut file = Self::create(path)?;
-        write(&mut file.file).map_err(|source| Error::Io {
-            path: file.path.clone(),
-            action: "write",
-            source,
-        })?;
+        write(&mut file.file).map_err(|source| Error::io(&file.path, "write", source))?;
         file.commit()
     }
 }

@@ -42,7 +42,7 @@ impl Profile {
     /// [`Error::Format`] when it is damaged, of another format or over 8 MiB.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let error = |source| Error::Io { path: path.into(), action: "read a profile from", source };
+        let error = |source| Error::io(path, "read a profile from", source);
         let format = |problem| Error::Format { path: path.into(), problem };
         // Opening a pipe would wait for its writer.
         let metadata = fs::metadata(path).map_err(error)?;
@@ -53,7 +53,7 @@ impl Profile {
         let directory = parent(path);
         fs::metadata(directory)
             .and_then(|metadata| private_dir::check(&metadata))
-            .map_err(|source| Error::Io { path: directory.into(), action: "read a profile from", source })?;
+            .map_err(|source| Error::io(directory, "read a profile from", source))?;
         let mut bytes = Vec::new();
         let file = File::open(path).map_err(error)?;
         file.take(MAXIMUM_BYTES + 1).read_to_end(&mut bytes).map_err(error)?;
@@ -72,7 +72,7 @@ impl Profile {
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let error = |source| Error::Io { path: path.into(), action: "write a profile to", source };
+        let error = |source| Error::io(path, "write a profile to", source);
         let bytes = file::to_json(self).map_err(|source| error(source.into()))?;
         private_dir::create(parent(path)).map_err(error)?;
         let mut file = WholeFile::create_private(path)?;
@@ -121,7 +121,7 @@ fn lock(path: &Path) -> Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let path = PathBuf::from(name);
-    let error = |source| Error::Io { path: path.clone(), action: "lock a profile with", source };
+    let error = |source| Error::io(&path, "lock a profile with", source);
     private_dir::create(parent(&path)).map_err(error)?;
     if fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(error(io::Error::other("is not a regular file; remove it")));

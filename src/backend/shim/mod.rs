@@ -355,10 +355,9 @@ impl ShimBackend {
 /// A path for a shim, which takes UTF-8.
 fn c_path(path: &Path) -> Result<CString> {
     let text = path.to_str().and_then(|text| CString::new(text).ok());
-    text.ok_or_else(|| Error::Io {
-        path: path.into(),
-        action: "keep packages in",
-        source: std::io::Error::other("the path is not UTF-8: name another directory"),
+    text.ok_or_else(|| {
+        let problem = std::io::Error::other("the path is not UTF-8: name another directory");
+        Error::io(path, "keep packages in", problem)
     })
 }
 

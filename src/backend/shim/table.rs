@@ -194,11 +194,7 @@ impl Table {
 pub(super) unsafe fn load(path: &Path) -> Result<Table> {
     let problem = |problem: String| Error::Shim { path: PathBuf::from(path), problem };
     // A bare name would be searched for in the system's library directories.
-    let file = std::fs::canonicalize(path).map_err(|source| Error::Io {
-        path: path.into(),
-        action: "load",
-        source,
-    })?;
+    let file = std::fs::canonicalize(path).map_err(|source| Error::io(path, "load", source))?;
     // SAFETY: the caller vouches for the library's initialisers.
     let library = unsafe { libloading::Library::new(&file) }
         .map_err(|error| problem(format!("it cannot be loaded as a dynamic library: {error}")))?;
