@@ -1,6 +1,7 @@
 //! The epilogue on a tile of C whose sums are complete and still in the cache.
 
 use super::math;
+use super::product::Area;
 use super::simd::Simd;
 use crate::activation::Activation;
 
@@ -21,8 +22,8 @@ pub(super) struct Finish {
 }
 
 impl Finish {
-    /// The part of `rows` rows from `row` on and of `cols` columns from `col` on.
-    pub(super) fn part(&self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
+    /// The epilogue of a part of C.
+    pub(super) fn part(&self, Area { row, rows, col, cols }: Area) -> Self {
         Self {
             c: self.c.wrapping_add(row * self.c_stride + col),
             rows,

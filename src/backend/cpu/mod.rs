@@ -4,7 +4,8 @@
 //!   choice at run time; [`math`] and [`finish`]: the epilogue; [`gemv`]: products with a vector.
 //! - [`blocking`]: block sizes from the caches; [`pack`]: operands in the kernel's order;
 //!   [`product`]: one thread's share, block by block; [`split`]: the shares; [`pool`]: the threads.
-//! - [`run`]: one run of a compiled product.
+//! - [`plan`]: what is decided when a product is compiled; [`run`]: one run; [`steps`]: small products as
+//!   lists of tiles.
 
 #![allow(
     clippy::inline_always,
@@ -18,12 +19,14 @@ mod gemv;
 mod kernel;
 mod math;
 mod pack;
+mod plan;
 mod pool;
 mod product;
 mod rendezvous;
 mod run;
 mod simd;
 mod split;
+mod steps;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -43,6 +46,7 @@ use blocking::{Blocking, Caches};
 use buffer::Buffer;
 use kernel::Kernels;
 use pack::{Matrix, pack_b, packed_b_len};
+use plan::Plan;
 use pool::Pool;
 use run::CpuRun;
 
@@ -198,15 +202,6 @@ impl PackedB {
 fn matrix(data: &[f32], layout: &Layout, transposed: bool, item: usize) -> Matrix {
     let start = data.as_ptr().wrapping_add(layout.item_offset(item));
     Matrix { start, stride: layout.leading_dimension(), transposed }
-}
-
-struct Plan {
-    product: MatMul,
-    kernels: &'static Kernels,
-    blocking: Blocking,
-    b: ConstantB,
-    pool: Option<Arc<dyn ThreadPool>>,
-    threads: usize,
 }
 
 struct CpuProduct(Arc<Plan>);

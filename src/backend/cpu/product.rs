@@ -2,7 +2,7 @@
 
 use super::blocking::{Blocking, K_MULTIPLE};
 use super::finish::Finish;
-use super::kernel::{AForm, Kernels, Tile};
+use super::kernel::{AForm, Kernels, Tile, TileFn};
 use super::pack::{Matrix, Panels, pack_a, pack_b, packed_a_len, strip_stride};
 
 /// How many rows of B are asked for before their use where nothing else hides the latency of the
@@ -106,12 +106,60 @@ fn blocks(length: usize, block: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
+/// What is done with each tile of a part, in the order in which they are to be computed.
+pub(super) trait Visitor {
+    /// # Safety
+    /// As the micro-kernel.
+    unsafe fn tile(&mut self, function: TileFn, tile: &Tile);
+    /// The sums of these rows and columns are complete.
+    ///
+    /// # Safety
+    /// As [`Kernels::finish`], for those rows and columns.
+    unsafe fn finish(&mut self, kernels: &Kernels, finish: &Finish, area: Area);
+}
+
+/// Rows and columns of a part of C.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Area {
+    pub row: usize,
+    pub rows: usize,
+    pub col: usize,
+    pub cols: usize,
+}
+
+/// Computes tile by tile.
+struct Compute;
+
+impl Visitor for Compute {
+    #[inline]
+    unsafe fn tile(&mut self, function: TileFn, tile: &Tile) {
+        // SAFETY: by the trait's contract.
+        unsafe { function(tile) };
+    }
+
+    #[inline]
+    unsafe fn finish(&mut self, kernels: &Kernels, finish: &Finish, area: Area) {
+        // SAFETY: by the trait's contract.
+        unsafe { (kernels.finish)(&finish.part(area)) };
+    }
+}
+
 /// Computes a part of C.
 ///
 /// # Safety
 /// The matrices cover the part; nothing else accesses its C or the scratch memory meanwhile; the
 /// instruction set is there.
 pub(super) unsafe fn multiply(part: &Part<'_>) {
+    // SAFETY: by the function's own contract.
+    unsafe { visit(part, &mut Compute) };
+}
+
+/// Packs where the part says so, and visits its tiles.
+///
+/// # Safety
+/// As [`multiply`]; for a visitor that accesses no memory, and a part that packs nothing, the pointers
+/// may be any.
+pub(super) unsafe fn visit<V: Visitor>(part: &Part<'_>, visitor: &mut V) {
     let Part { kernels, blocking, rows, cols, k, .. } = *part;
     let cols_block =
         if matches!(part.b, B::Pack(_)) { even(cols, blocking.cols, kernels.panel()) } else { cols };
@@ -155,7 +203,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>) {
                     k: block_k,
                 };
                 // SAFETY: the block is inside the part.
-                unsafe { block.compute(part) };
+                unsafe { block.visit(part, visitor) };
             }
         }
     }
@@ -178,8 +226,8 @@ struct Block {
 
 impl Block {
     /// # Safety
-    /// As [`multiply`].
-    unsafe fn compute(&self, part: &Part<'_>) {
+    /// As [`visit`].
+    unsafe fn visit<V: Visitor>(&self, part: &Part<'_>, visitor: &mut V) {
         let kernels = part.kernels;
         let panel = kernels.panel();
         if part.pack_a {
@@ -211,7 +259,7 @@ impl Block {
             let span = Span { index, count, cols, narrow: cols < panel };
             for (inner, inner_k) in blocks(self.k, k_inner) {
                 // SAFETY: the span lies inside the block.
-                unsafe { self.strips_of(part, span, inner, inner_k) };
+                unsafe { self.strips_of(part, span, inner, inner_k, visitor) };
             }
             index += count;
         }
@@ -225,8 +273,15 @@ impl Block {
     /// All strips times adjacent panels, `k` numbers from `inner` on.
     ///
     /// # Safety
-    /// As [`multiply`].
-    unsafe fn strips_of(&self, part: &Part<'_>, span: Span, inner: usize, k: usize) {
+    /// As [`visit`].
+    unsafe fn strips_of<V: Visitor>(
+        &self,
+        part: &Part<'_>,
+        span: Span,
+        inner: usize,
+        k: usize,
+        visitor: &mut V,
+    ) {
         let Part { kernels, a, .. } = *part;
         let first_row = self.strips.first(self.first_strip);
         let col = self.first_col + span.index * kernels.panel();
@@ -271,10 +326,10 @@ impl Block {
                 (next.wrapping_add(index % 2 * LINE), next_stride)
             };
             // SAFETY: the tile lies inside the block.
-            unsafe { run_tile(kernels, form, rows, span, source.is_some(), &tile) };
+            unsafe { cover(kernels, form, rows, span, source.is_some(), &tile, visitor) };
             if let Some(finish) = &finish {
                 // SAFETY: the tile just computed, while it is in the first-level cache.
-                unsafe { (kernels.finish)(&finish.part(row, rows, col, span.cols)) };
+                unsafe { visitor.finish(kernels, finish, Area { row, rows, col, cols: span.cols }) };
             }
             tile.c = tile.c.wrapping_add(rows * part.c_stride);
             tile.a = tile.a.wrapping_add(rows * if a.transposed { 1 } else { a.stride });
@@ -307,31 +362,39 @@ struct Span {
     narrow: bool,
 }
 
-/// Runs the micro-kernels that cover a span.
+/// Visits the tiles that cover a span.
 ///
 /// # Safety
 /// As the micro-kernels, for all of the columns.
-unsafe fn run_tile(kernels: &Kernels, form: AForm, rows: usize, span: Span, pack: bool, tile: &Tile) {
+unsafe fn cover<V: Visitor>(
+    kernels: &Kernels,
+    form: AForm,
+    rows: usize,
+    span: Span,
+    pack: bool,
+    tile: &Tile,
+    visitor: &mut V,
+) {
     let Span { count, cols, .. } = span;
     let lanes = kernels.lanes;
     // SAFETY: by the caller's contract; narrower panels are covered vector by vector.
     unsafe {
         if count > 1 {
-            return kernels.wide(form, rows, count)(tile);
+            return visitor.tile(kernels.wide(form, rows, count), tile);
         }
         if cols == kernels.panel() {
-            return kernels.whole(form, rows, pack)(tile);
+            return visitor.tile(kernels.whole(form, rows, pack), tile);
         }
         let vectors = kernels.vectors(cols);
         let tail = cols - (vectors - 1) * lanes;
         let mut tile = *tile;
         if vectors == kernels.panel_vectors {
             tile.tail = tail;
-            return kernels.tail(form, rows, pack)(&tile);
+            return visitor.tile(kernels.tail(form, rows, pack), &tile);
         }
         for vector in 0..vectors {
             tile.tail = if vector + 1 == vectors { tail } else { lanes };
-            kernels.single(form, rows, pack)(&tile);
+            visitor.tile(kernels.single(form, rows, pack), &tile);
             tile.b = tile.b.wrapping_add(lanes);
             tile.packed = tile.packed.wrapping_add(lanes);
             tile.c = tile.c.wrapping_add(lanes);

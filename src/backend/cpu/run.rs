@@ -6,33 +6,27 @@ use super::buffer::Buffer;
 use super::finish::Finish;
 use super::gemv::Gemv;
 use super::pack::{Matrix, Panels};
+use super::plan::{Method, Plan};
 use super::product::{B, Part, multiply, scratch_a_len, scratch_b_len};
 use super::split::{Share, Split};
-use super::{ConstantB, PackedB, Plan, matrix};
-use crate::activation::Activation;
+use super::steps::{Starts, Steps};
+use super::{ConstantB, PackedB, matrix};
 use crate::backend::f32_only::{f32_view, not_f32, operands};
 use crate::backend::{BackendId, Run, RunArgs};
 use crate::error::Result;
 use crate::layout::Layout;
-use crate::view::TensorView;
+use crate::view::{AnyView, AnyViewMut, TensorView};
 use crate::weights::Weights;
 
 /// What an error calls the memory of an executor.
 const SCRATCH: &str = "packed operands";
 
-/// B is read as it lies up to so many bytes: it stays in the first-level cache.
-const SMALL_BYTES: usize = 32 << 10;
-
-/// The columns of C from which on packing A can pay: each packed number is used so often.
-const PACK_A_COLS: usize = 192;
-
-/// Rows of A that are a multiple of this apart meet in one set of a first-level cache of 64 sets.
-const SETS_BYTES: usize = 64 * 64;
-
 /// The run context of one executor: memory for packed operands, for each share of the product.
 pub(super) struct CpuRun {
     plan: Arc<Plan>,
     scratch: Vec<Scratch>,
+    /// For runs with all rows.
+    steps: Option<Steps>,
 }
 
 struct Scratch {
@@ -56,12 +50,51 @@ impl CpuRun {
             };
             scratch.push(Scratch { a: Buffer::zeroed(for_a, SCRATCH)?, b: Buffer::zeroed(for_b, SCRATCH)? });
         }
-        Ok(Self { plan, scratch })
+        Ok(Self { steps: Steps::of(&plan), plan, scratch })
+    }
+}
+
+impl CpuRun {
+    /// Whether the product had steps, and was run by them.
+    fn run_steps(&self, args: &mut RunArgs<'_>) -> bool {
+        let plan = &*self.plan;
+        let Some(steps) = self.steps.as_ref().filter(|_| args.m == plan.product.m()) else {
+            return false;
+        };
+        // By reference: the views of a run are as long to copy as a small product is to compute.
+        let (AnyView::F32(a), AnyViewMut::F32(c)) = (&args.a, &mut args.c) else {
+            return false;
+        };
+        let b = match (&plan.b, &args.b) {
+            (ConstantB::Packed(packed), _) => packed.buffer.start(),
+            (_, Some(AnyView::F32(b))) => b.data().as_ptr(),
+            _ => return false,
+        };
+        let starts = Starts { a: a.data().as_ptr(), b, c: c.data().as_mut_ptr() };
+        let finish = plan.has_epilogue().then(|| Finish {
+            c: starts.c,
+            c_stride: c.layout().leading_dimension(),
+            rows: plan.product.m(),
+            cols: plan.product.n(),
+            alpha: plan.alpha(),
+            bias: args.bias.and_then(f32_view).map(|bias| bias.data().as_ptr()),
+            residual: args
+                .residual
+                .and_then(f32_view)
+                .map(|residual| (residual.data().as_ptr(), residual.layout().leading_dimension())),
+            activation: plan.product.activation(),
+        });
+        // SAFETY: the executor has checked that the operands cover their layouts.
+        unsafe { steps.run(plan.kernels, &starts, finish) };
+        true
     }
 }
 
 impl Run for CpuRun {
-    fn run(&mut self, args: RunArgs<'_>) -> Result<()> {
+    fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
+        if self.run_steps(&mut args) {
+            return Ok(());
+        }
         let plan = &*self.plan;
         let weights = match &plan.b {
             ConstantB::Plain(weights) => Some(Weights::view(weights)),
@@ -126,51 +159,13 @@ struct Call<'a> {
 // accesses its own part of them alone.
 unsafe impl Sync for Call<'_> {}
 
-/// How a run reads a B that is not packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Method {
-    /// C is a row: B is read once.
-    RowTimesB,
-    /// C is a column: A is read once.
-    ATimesColumn,
-    /// In tiles, as it lies.
-    Plain,
-    /// In tiles, packed first.
-    Pack,
-}
-
 impl Call<'_> {
     fn everything(&self) -> Share {
         Share { items: 0..self.layout.batch(), rows: 0..self.layout.rows(), cols: 0..self.layout.cols() }
     }
 
-    fn method(&self) -> Method {
-        let Plan { product, kernels, .. } = self.plan;
-        let small = product.n() * product.k() * size_of::<f32>() <= SMALL_BYTES;
-        if product.n() == 1 {
-            Method::ATimesColumn
-        } else if self.m == 1 {
-            Method::RowTimesB
-        } else if !product.transpose_b() && (self.m <= kernels.max_rows() || small) {
-            Method::Plain
-        } else {
-            Method::Pack
-        }
-    }
-
-    /// Whether a tile reads packed rows of A faster than rows as they lie: where these are spread over
-    /// memory, push each other out of the cache, or are more than the second level holds (on a Zen 5
-    /// core packing costs 3 % of 512x512x512, 2026-11-24).
-    fn packing_a_pays(&self, rows: usize) -> bool {
-        let Plan { product, blocking, .. } = self.plan;
-        let bytes = |numbers: usize| numbers * size_of::<f32>();
-        product.transpose_a()
-            || bytes(product.a().leading_dimension()).is_multiple_of(SETS_BYTES)
-            || bytes(rows * product.k()) > blocking.plain_a_bytes
-    }
-
     fn packs_b(&self) -> bool {
-        matches!(self.b, Source::Given(_)) && self.method() == Method::Pack
+        matches!(self.b, Source::Given(_)) && self.plan.method(self.m) == Method::Pack
     }
 
     fn compute(&self, index: usize, share: &Share) {
@@ -207,7 +202,7 @@ impl Call<'_> {
             Source::Packed(packed) => B::Packed(self.panels(packed, item, share)),
             Source::Given(b) => {
                 let b = matrix(b, product.b(), product.transpose_b(), item).at(0, share.cols.start);
-                match self.method() {
+                match self.plan.method(self.m) {
                     Method::Plain => B::Plain(b),
                     Method::Pack => B::Pack(b),
                     // As rows of outputs, B is its transpose.
@@ -245,7 +240,7 @@ impl Call<'_> {
             cols,
             k,
             a,
-            pack_a: cols >= PACK_A_COLS && self.packing_a_pays(rows),
+            pack_a: self.plan.packs_a(rows, cols),
             b,
             finish,
             c,
@@ -261,17 +256,12 @@ impl Call<'_> {
     /// The epilogue of a share, if there is any.
     fn finish(&self, item: usize, share: &Share, c: *mut f32, c_stride: usize) -> Option<Finish> {
         let product = &self.plan.product;
-        let alpha = (product.alpha().to_bits() != 1f32.to_bits()).then_some(product.alpha());
-        let identity = alpha.is_none()
-            && product.activation() == Activation::None
-            && self.bias.is_none()
-            && self.residual.is_none();
-        (!identity).then(|| Finish {
+        self.plan.has_epilogue().then(|| Finish {
             c,
             c_stride,
             rows: share.rows.len(),
             cols: share.cols.len(),
-            alpha,
+            alpha: self.plan.alpha(),
             bias: self.bias.map(|bias| bias[share.cols.start..].as_ptr()),
             residual: self.residual.map(|view| {
                 let residual = matrix(view.data(), view.layout(), false, item);
