@@ -210,6 +210,9 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// The caller's progress callback asked to stop.
+    #[error("calibration was interrupted; nothing was kept")]
+    Interrupted,
     /// What was measured of a machine makes no sense.
     #[error("profile: {problem}")]
     Profile {

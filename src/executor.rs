@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
+use crate::dispatch::Basis;
 use crate::element::ElementType;
 use crate::error::{Error, Operand, Result};
 use crate::layout::Layout;
@@ -88,6 +89,10 @@ impl<'a> Inputs<'a> {
 pub struct Report {
     /// The backend that compiled it.
     pub backend: BackendId,
+    /// The backend that was asked for: the same, or [`BackendId::AUTO`].
+    pub requested_backend: BackendId,
+    /// Why this backend was chosen.
+    pub chosen_by: Basis,
     /// How long compiling took.
     pub compile_time: Duration,
     /// The memory it holds, executors and the caller's weights not counted.
@@ -108,6 +113,8 @@ struct Shared {
     compiled: Box<dyn CompiledProduct>,
     product: MatMul,
     backend: BackendId,
+    requested_backend: BackendId,
+    chosen_by: Basis,
     compile_time: Duration,
     requested: Device,
     weights: Option<Weights>,
@@ -150,11 +157,22 @@ impl Compiled {
         Ok(Self(Arc::new(Shared {
             compiled,
             product: product.clone(),
+            requested_backend: id.clone(),
             backend: id,
+            chosen_by: Basis::Named,
             compile_time,
             requested: options.device,
             weights: weights.cloned(),
         })))
+    }
+
+    /// Notes that a backend was chosen in place of `requested`; only before this is shared.
+    pub(crate) fn chosen_for(mut self, requested: BackendId, basis: Basis) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.0) {
+            shared.requested_backend = requested;
+            shared.chosen_by = basis;
+        }
+        self
     }
 
     /// Opens a run context; each thread that runs the product needs its own.
@@ -188,6 +206,8 @@ impl Compiled {
         let Facts { bytes_held, observed, threads, note, from_package } = self.0.compiled.facts();
         Report {
             backend: self.0.backend.clone(),
+            requested_backend: self.0.requested_backend.clone(),
+            chosen_by: self.0.chosen_by.clone(),
             compile_time: self.0.compile_time,
             bytes_held,
             requested: self.0.requested,

@@ -22,6 +22,8 @@
 //! - [`MatMul`] describes `C = activation(alpha * op(A) op(B) + bias + residual)`, row-major,
 //!   batched, with transposes and strides.
 //! - [`Backends`] and [`available`] say which engines are here and why others are not.
+//! - [`BackendId::AUTO`] stands for the fastest of them, by measurement ([`calibrate`]); [`explain`] says
+//!   why.
 //! - [`Compiled`] is shared by threads; an [`Executor`] belongs to one at a time.
 //! - [`accuracy`] computes float64 references and error bounds.
 //!
@@ -51,6 +53,8 @@ pub mod accuracy;
 mod activation;
 mod alloc;
 mod backend;
+mod calibrate;
+mod dispatch;
 mod element;
 mod error;
 mod executor;
@@ -81,9 +85,15 @@ mod weights;
 mod whole_file;
 
 pub use activation::{Activation, UnknownActivation};
+pub use backend::auto::explain;
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use backend::set_blas_threads;
 pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, ShimLibrary, available};
+pub use calibrate::{CalibrateOptions, CalibrateProgress, Effort, calibrate};
+pub use dispatch::{
+    Basis, Candidate, Consequence, Explanation, Obstacle, ObstacleKind, Prediction, ProfileState, Verdict,
+    why_not_neural_engine,
+};
 pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
 pub use executor::{Compiled, Executor, Inputs, Report};

@@ -542,3 +542,75 @@ for name, dtype in [('f4', np.float32), ('f8', np.float64), ('be', np.float32)]:
         place.0.path(),
     );
 }
+
+/// The command line with a profile of its own.
+fn with_profile(workplace: &Workplace, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+    command.env("ANE_MATMUL_PROFILE", workplace.path("data/profile.json"));
+    command.args(args).output().expect("the command line runs")
+}
+
+#[test]
+fn a_damaged_profile_is_ignored_with_a_message_rebuilt_and_used() {
+    let workplace = Workplace::new();
+    let json = |output: &Output| serde_json::from_str::<serde_json::Value>(&succeeded(output)).expect("JSON");
+    let stderr = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let explain = ["explain", "32x64x96", "--threads", "1", "--runs", "1", "--json"];
+    assert_eq!(json(&with_profile(&workplace, &explain))["profile"]["state"], "absent");
+
+    fs::create_dir(workplace.path("data")).unwrap();
+    let damaged = b"{\"format\": 1, \"machine\"";
+    let path = workplace.bytes("data/profile.json", damaged);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(workplace.path("data"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let output = with_profile(&workplace, &explain);
+    assert_eq!(json(&output)["profile"]["state"], "ignored");
+    assert!(stderr(&output).contains("not a profile"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("ane-matmul calibrate"), "{}", stderr(&output));
+    assert_eq!(fs::read(&path).unwrap(), damaged, "explain does not write");
+
+    let output = with_profile(&workplace, &["calibrate", "--quick", "--backend", "cpu", "--threads", "1"]);
+    assert!(succeeded(&output).contains("profile.json"));
+    assert!(stderr(&output).contains("it is made anew"), "{}", stderr(&output));
+    assert_eq!(fs::read_dir(workplace.path("data")).unwrap().count(), 2, "a profile and its lock");
+
+    let output = with_profile(&workplace, &explain);
+    assert_eq!(stderr(&output), "");
+    let explained = json(&output);
+    assert_eq!(explained["profile"]["state"], "used");
+    assert_eq!(explained["choice"]["backend"], "cpu");
+    assert_eq!(explained["product"]["k"], 96);
+    let cpu = explained["candidates"].as_array().unwrap().iter().find(|c| c["backend"] == "cpu").unwrap();
+    assert_eq!(cpu["verdict"], "predicted");
+    assert!(cpu["run_ns"].as_f64().unwrap() > 0.0);
+    assert!(cpu["amortised_ns"].as_f64() > cpu["run_ns"].as_f64());
+    let obstacles = explained["neural_engine_obstacles"].as_array().unwrap();
+    assert!(
+        obstacles.iter().any(|o| o["kind"] == "type" && o["source"].as_str().unwrap().contains("110975"))
+    );
+
+    let text = succeeded(&with_profile(&workplace, &["explain", "32x64x96", "--threads", "1"]));
+    assert!(text.contains("auto is cpu") && text.contains("chosen"), "{text}");
+}
+
+#[test]
+fn calibrate_refuses_what_it_cannot_measure() {
+    let workplace = Workplace::new();
+    failed(&with_profile(&workplace, &["calibrate", "--backend", "nothing"]), "unknown backend `nothing`");
+    failed(&with_profile(&workplace, &["calibrate", "--backend", "auto"]), "name another");
+    usage(&with_profile(&workplace, &["calibrate", "--quick", "--full"]), "cannot be used with");
+    usage(&with_profile(&workplace, &["explain", "8x8"]), "MxNxK");
+    usage(&with_profile(&workplace, &["explain", "8x8x8", "--runs", "0"]), "--runs");
+}
+
+#[test]
+fn compare_times_auto_beside_the_others() {
+    let workplace = Workplace::new();
+    let args = ["compare", "--sizes", "16", "--backend", "auto,cpu", "--samples", "3", "--threads", "1"];
+    let text = succeeded(&with_profile(&workplace, &args));
+    assert!(text.contains("note: auto at 16x16x16 is cpu: without a profile"), "{text}");
+}

@@ -43,7 +43,7 @@ pub fn set_blas_threads(count: std::num::NonZeroUsize) -> bool {
 }
 
 /// The threads that the linked BLAS uses, where it can be asked.
-fn threads() -> Option<usize> {
+pub(crate) fn threads() -> Option<usize> {
     #[cfg(all(unix, not(target_vendor = "apple")))]
     {
         let symbol = openblas_symbol(c"openblas_get_num_threads")?;
@@ -79,6 +79,10 @@ impl Backend for Blas {
 
     fn device(&self) -> (Device, String) {
         (Device::Cpu, std::env::consts::ARCH.into())
+    }
+
+    fn threads(&self, options: &CompileOptions) -> usize {
+        threads().unwrap_or_else(|| options.threads.number())
     }
 
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {

@@ -14,6 +14,7 @@ use crate::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuff
 use crate::view::{AnyView, AnyViewMut};
 use crate::weights::Weights;
 
+pub(crate) mod auto;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
 #[allow(unsafe_code, reason = "CBLAS is a foreign interface")]
 mod blas;
@@ -25,10 +26,13 @@ mod f32_only;
 #[allow(unsafe_code, reason = "shims are foreign code")]
 mod shim;
 
+use auto::ProfileSlot;
 pub use shim::ShimLibrary;
 
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use blas::set_blas_threads;
+#[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
+pub(crate) use blas::threads as blas_threads;
 
 /// The name of a backend: an open set, since loaded shims bring their own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +54,10 @@ impl BackendId {
     pub fn new(name: impl Into<String>) -> Self {
         Self(Cow::Owned(name.into()))
     }
+
+    /// Not an engine of its own: the fastest of the others for each product, by measurement; see
+    /// [`Backends::explain`].
+    pub const AUTO: Self = Self(Cow::Borrowed("auto"));
 
     /// The name.
     #[must_use]
@@ -75,6 +83,10 @@ pub(crate) trait Backend: Send + Sync {
         false
     }
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal>;
+    /// The CPU threads that a product compiled with `options` may use.
+    fn threads(&self, options: &CompileOptions) -> usize {
+        options.threads.number()
+    }
     /// What address and length of memory to be wrapped must be multiples of; `None` where memory cannot
     /// be wrapped.
     fn wrap_alignment_bytes(&self) -> Option<usize> {
@@ -171,6 +183,7 @@ pub struct BackendInfo {
 #[derive(Clone)]
 pub struct Backends {
     entries: Vec<Entry>,
+    profile: ProfileSlot,
 }
 
 impl Default for Backends {
@@ -183,7 +196,7 @@ impl Backends {
     /// Every backend that this build knows, here or not.
     #[must_use]
     pub fn new() -> Self {
-        Self { entries: built_in() }
+        Self { entries: built_in(), profile: ProfileSlot::default() }
     }
 
     /// Every known backend, and whether it is here or why not.
@@ -205,7 +218,7 @@ impl Backends {
     /// [`Error::DuplicateBackend`] when a backend of that name is known already.
     pub fn add(&mut self, shim: ShimLibrary) -> Result<BackendId> {
         let id = shim.name().clone();
-        if self.entries.iter().any(|entry| entry.id == id) {
+        if id == BackendId::AUTO || self.entries.iter().any(|entry| entry.id == id) {
             return Err(Error::DuplicateBackend { backend: id });
         }
         self.entries.push(shim_entry(id.clone(), Ok(shim)));
@@ -213,6 +226,13 @@ impl Backends {
     }
 
     fn get(&self, id: &BackendId) -> Result<&dyn Backend> {
+        if *id == BackendId::AUTO {
+            return Err(Error::Unavailable {
+                backend: id.clone(),
+                reason: "it stands for the others and has no device or memory of its own; name a backend"
+                    .into(),
+            });
+        }
         let entry =
             self.entries.iter().find(|entry| entry.id == *id).ok_or_else(|| Error::UnknownBackend {
                 name: id.to_string(),
@@ -224,27 +244,42 @@ impl Backends {
         }
     }
 
+    /// The CPU threads that a product compiled for `id` may use.
+    pub(crate) fn threads(&self, id: &BackendId, options: &CompileOptions) -> Result<usize> {
+        Ok(self.get(id)?.threads(options))
+    }
+
     /// What is known of one backend.
     ///
     /// # Errors
     /// [`Error::UnknownBackend`], [`Error::Unavailable`].
     pub fn info(&self, id: &BackendId) -> Result<BackendInfo> {
+        if *id == BackendId::AUTO {
+            return Ok(auto::info());
+        }
         self.get(id).map(info)
     }
 
-    /// Whether `id` runs `product`: the answer comes before anything is compiled.
+    /// Whether `id` runs `product`: the answer comes before anything is compiled. [`BackendId::AUTO`] does
+    /// when any does.
     ///
     /// # Errors
     /// [`Error::Refused`] with the reason, [`Error::UnknownBackend`], [`Error::Unavailable`];
     /// [`Error::Threads`] for more threads than [`crate::Threads::MAXIMUM`].
     pub fn supports(&self, id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<()> {
         options.threads.check()?;
+        if *id == BackendId::AUTO {
+            return self.rank(product, options).map(drop);
+        }
         self.get(id)?
             .supports(product, options)
             .map_err(|refusal| Error::Refused { backend: id.clone(), refusal })
     }
 
     /// Compiles `product` for the backend `id`. `weights` are B where it is constant.
+    ///
+    /// For [`BackendId::AUTO`] a backend is chosen as [`Backends::explain`] says; the report tells which,
+    /// and why.
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::UnknownBackend`], [`Error::Unavailable`];
@@ -258,6 +293,9 @@ impl Backends {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Compiled> {
+        if *id == BackendId::AUTO {
+            return self.compile_auto(product, weights, options);
+        }
         self.supports(id, product, options)?;
         Compiled::new(id.clone(), self.get(id)?, product, weights, options)
     }

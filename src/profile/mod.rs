@@ -18,14 +18,15 @@ pub use quarantine::{Quarantine, ShapeClass};
 pub(crate) const MAXIMUM_SERIES: usize = 1024;
 
 /// The most samples that a series holds.
-pub(crate) const MAXIMUM_SAMPLES: usize = 4096;
+pub(crate) const MAXIMUM_SAMPLES: usize = 1024;
 
 /// The most entries of quarantine that a profile keeps; the oldest go first.
 pub(crate) const MAXIMUM_QUARANTINE: usize = 1024;
 
 /// What was measured on a machine, and the backends that are quarantined on it.
 ///
-/// With the feature `profile` it is kept in a file (`Profile::load`, `Profile::save`, `Profile::update`).
+/// The backend [`BackendId::AUTO`] chooses by it, and [`crate::calibrate`] measures it. With the feature
+/// `profile` it is kept in a file (`Profile::load`, `Profile::save`, `Profile::update`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     machine: MachineKey,
@@ -130,7 +131,7 @@ impl Profile {
     /// Adds a series, in place of one of the same backend, types, device and threads.
     ///
     /// # Errors
-    /// [`Error::Profile`] for no samples or more than 4096 of them, more than 1024 series, a dimension
+    /// [`Error::Profile`] for no samples or more than 1024 of them, more than 1024 series, a dimension
     /// or a number of threads that is 0, or a time that is no positive number.
     pub fn add_series(&mut self, series: Series) -> Result<()> {
         let problem = |problem: String| Err(Error::Profile { problem });

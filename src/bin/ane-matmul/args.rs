@@ -27,6 +27,11 @@ pub(crate) enum Command {
     Multiply(MultiplyArgs),
     /// Time every backend of this machine on the same products, side by side.
     Compare(CompareArgs),
+    /// Measure this machine, so that the backend `auto` knows which backend is the fastest for a product.
+    Calibrate(CalibrateArgs),
+    /// Say what every backend would take for a product, which one `auto` chooses, and what keeps the
+    /// product off the Neural Engine.
+    Explain(ExplainArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -56,8 +61,8 @@ pub(crate) struct MultiplyArgs {
     /// Where to write the result (.npy).
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
-    /// The backend to use; `ane-matmul devices` lists them.
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    /// The backend to use; `ane-matmul devices` lists them. `auto` is the fastest for one run, see `explain`.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(crate) backend: String,
     /// The type that the product is computed in; sums are in f32 (int8: in int32).
     #[arg(long, value_enum, default_value_t = Precision::F32)]
@@ -99,7 +104,7 @@ pub(crate) struct CompareArgs {
     pub(crate) shapes: Vec<Shape>,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
-    /// The backends to time [default: all that are here].
+    /// The backends to time, `auto` among them if you like [default: all that are here].
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub(crate) backend: Vec<String>,
     /// Samples to take of each backend and product [default: 7 to 101, by the product's time].
@@ -114,6 +119,62 @@ pub(crate) struct CompareArgs {
     /// Write a page with tables and plots into a file: one HTML file that needs nothing else.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+}
+
+/// Measure this machine, so that the backend `auto` knows which backend is the fastest for a product.
+///
+/// The profile is kept in the platform's data directory, or in the file that ANE_MATMUL_PROFILE names.
+/// It holds for this chip, OS build, version and features of the program. Nothing is written before
+/// everything is measured. Leave the machine alone meanwhile.
+#[derive(Debug, Args)]
+pub(crate) struct CalibrateArgs {
+    /// Measure for well under a minute [the default].
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Measure more products, for a few minutes.
+    #[arg(long, conflicts_with = "quick")]
+    pub(crate) full: bool,
+    /// The numbers of CPU threads to measure with [default: 1 and as many as this process may use].
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub(crate) threads: Vec<NonZeroUsize>,
+    /// The backends to measure [default: all that are here]; what is known of others is kept.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub(crate) backend: Vec<String>,
+    /// Where to keep the profile, instead of the data directory.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) profile: Option<PathBuf>,
+}
+
+/// Say what every backend would take for a product, which one `auto` chooses, and what keeps the
+/// product off the Neural Engine.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The product, as MxNxK: an M x K matrix by a K x N matrix.
+    #[arg(value_name = "MxNxK")]
+    pub(crate) shape: Shape,
+    /// Products in the batch.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) batch: usize,
+    /// B is constant, and given when the product is compiled.
+    #[arg(long)]
+    pub(crate) constant_b: bool,
+    /// The type of the operands; sums are in f32 (int8: in int32).
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) precision: Precision,
+    /// Sums and results in the type of the operands too: the Neural Engine takes f16 only so.
+    #[arg(long)]
+    pub(crate) uniform: bool,
+    /// How often the product will run [default: so often that compiling does not count].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) runs: Option<u64>,
+    /// The device to ask for: unknown (no preference), cpu, gpu or neural-engine.
+    #[arg(long, value_name = "DEVICE", default_value = "unknown")]
+    pub(crate) device: Device,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,9 +1,11 @@
 //! The command line of ane-matmul.
 
 mod args;
+mod calibrate;
 mod check;
 mod compare;
 mod devices;
+mod explain;
 mod failure;
 mod machine;
 mod multiply;
@@ -36,11 +38,20 @@ fn run(command: Command) -> Output {
         Command::Devices(args) => devices::run(&args),
         Command::Multiply(args) => multiply::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ane-matmul", &mut script);
             output::print_bytes(&script)
         }
+    }
+}
+
+/// Says that there is a profile that cannot be used.
+fn note_profile(state: &ane_matmul::ProfileState) {
+    if let ane_matmul::ProfileState::Ignored(problem) = state {
+        eprintln!("note: {problem}; it is ignored, `ane-matmul calibrate` makes a new one");
     }
 }
 

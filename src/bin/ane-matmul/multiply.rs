@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ane_matmul::npy::{self, NpyTensor};
-use ane_matmul::{Activation, Inputs, Layout, MatMul, Operand, Tensor, TensorView, WholeFile};
+use ane_matmul::{Activation, BackendId, Inputs, Layout, MatMul, Operand, Tensor, TensorView, WholeFile};
 
 use crate::args::{MultiplyArgs, OutputType, backend_id};
 use crate::check;
@@ -59,7 +59,10 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     let output_type = args.output_type.unwrap_or_else(|| OutputType::widest(types));
     let batched = a.is_batched() || b.is_batched();
     let product = describe(args, &a, &b, bias.as_ref())?;
-    let options = args.threads.options();
+    let options = args.threads.options().expected_runs(1);
+    if id == BackendId::AUTO {
+        crate::note_profile(&backends.explain(&product, &options).profile);
+    }
     backends.supports(&id, &product, &options)?;
 
     let operands = Operands {
@@ -69,6 +72,7 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
         product,
     };
     let compiled = backends.compile(&id, &operands.product, None, &options)?;
+    let id = compiled.report().backend;
     if let Some(note) = compiled.report().note {
         eprintln!("note: {note}");
     }

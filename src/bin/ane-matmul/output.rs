@@ -51,3 +51,13 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Output {
 pub(crate) fn print(text: impl Display) -> Output {
     print_bytes(format!("{text}\n").as_bytes())
 }
+
+/// A time with a unit that suits it.
+pub(crate) fn time(ns: f64) -> String {
+    match ns {
+        ns if ns < 1e3 => format!("{ns:.0} ns"),
+        ns if ns < 1e6 => format!("{:.1} us", ns / 1e3),
+        ns if ns < 1e9 => format!("{:.2} ms", ns / 1e6),
+        ns => format!("{:.2} s", ns / 1e9),
+    }
+}

@@ -100,6 +100,9 @@ pub(crate) fn measure(
             Err(error) => return Err(error.into()),
         };
         let report = compiled.report();
+        if report.requested_backend != report.backend {
+            measured.notes.push(format!("{id} at {shape} is {}: {}", report.backend, report.chosen_by));
+        }
         if let Some(note) = report.note {
             let note = format!("{id}: {note}");
             if !measured.notes.contains(&note) {

@@ -11,6 +11,7 @@ use crate::args::Shape;
 use crate::compare::Absent;
 use crate::compare::measure::{Measured, Timing};
 use crate::machine::Machine;
+use crate::output::time;
 
 /// Figures and what they were taken on.
 pub(crate) struct Comparison {
@@ -215,16 +216,6 @@ fn result_json(timing: &Timing) -> Value {
 /// The speed as a part of the fastest's.
 pub(crate) fn share_of_best(timing: &Timing, winner: &Timing) -> f64 {
     if timing.median_ns > 0.0 { winner.median_ns / timing.median_ns } else { 1.0 }
-}
-
-/// A time with a unit that suits it.
-pub(crate) fn time(ns: f64) -> String {
-    match ns {
-        ns if ns < 1e3 => format!("{ns:.0} ns"),
-        ns if ns < 1e6 => format!("{:.1} us", ns / 1e3),
-        ns if ns < 1e9 => format!("{:.2} ms", ns / 1e6),
-        ns => format!("{:.2} s", ns / 1e9),
-    }
 }
 
 #[cfg(test)]

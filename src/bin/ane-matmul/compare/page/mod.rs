@@ -12,7 +12,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::compare::Absent;
 use crate::compare::amortization::{Cheapest, cheapest};
 use crate::compare::measure::Timing;
-use crate::compare::report::{Comparison, share_of_best, time};
+use crate::compare::report::{Comparison, share_of_best};
+use crate::output::time;
 
 /// The highest proof that a row of the evidence reached.
 const RUNGS: [(&str, &str); 3] = [

@@ -7,7 +7,8 @@ use super::count;
 use crate::args::Shape;
 use crate::compare::amortization::{Cheapest, cheapest, total_ns};
 use crate::compare::measure::Timing;
-use crate::compare::report::{Comparison, share_of_best, time};
+use crate::compare::report::{Comparison, share_of_best};
+use crate::output::time;
 
 /// Numbers of runs at which a line is computed, for each power of ten.
 const STEPS_PER_DECADE: u32 = 8;

@@ -1,0 +1,71 @@
+//! `ane-matmul calibrate`.
+
+use std::ops::ControlFlow;
+
+use ane_matmul::{CalibrateOptions, Effort, Profile, calibrate};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::args::{CalibrateArgs, backend_id};
+use crate::failure::Output;
+use crate::output::print;
+
+pub(crate) fn run(args: &CalibrateArgs) -> Output {
+    let backends = crate::backends()?;
+    let path = match &args.profile {
+        Some(path) => path.clone(),
+        None => Profile::default_path()?,
+    };
+    let mut options = CalibrateOptions::new(if args.full { Effort::Full } else { Effort::Quick });
+    options.threads.clone_from(&args.threads);
+    options.backends = args.backend.iter().map(|name| backend_id(name)).collect();
+    options.set_blas_threads = true;
+    // Fail before the work, not after it; and say what is wrong with a profile that is replaced.
+    if let Err(error) = Profile::load(&path)
+        && path.exists()
+    {
+        eprintln!("note: {error}; it is made anew");
+    }
+    let whole = options.threads.is_empty() && options.backends.is_empty();
+    Profile::update(&path, |_| ())?;
+
+    let progress = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let style =
+        ProgressStyle::with_template("{spinner} {wide_msg} [{pos}/{len} products, {elapsed}, {eta} left]");
+    if let Ok(style) = style {
+        progress.set_style(style);
+    }
+    let measured = calibrate(&backends, &options, |step| {
+        progress.set_length(step.total as u64);
+        progress.set_position(step.done as u64);
+        progress.set_message(format!("{}, threads: {}", step.product, step.threads));
+        ControlFlow::Continue(())
+    })?;
+    let elapsed = progress.elapsed();
+    progress.finish_and_clear();
+
+    let mut rejected = None;
+    Profile::update(&path, |profile| {
+        if whole || profile.machine() != measured.machine() {
+            profile.clear_series(measured.machine().clone());
+        }
+        for series in measured.series() {
+            if let Err(error) = profile.add_series(series.clone()) {
+                rejected = Some(error);
+            }
+        }
+    })?;
+    if let Some(error) = rejected {
+        return Err(error.into());
+    }
+    let mut text = format!("{}\n", measured.machine().chip);
+    for series in measured.series() {
+        text += &format!(
+            "{:<12} {:<5} threads: {:<3} {} products\n",
+            series.backend,
+            series.types.a,
+            series.threads,
+            series.samples.len()
+        );
+    }
+    print(format!("{text}measured in {:.1} s, kept in {}", elapsed.as_secs_f64(), path.display()))
+}

@@ -1,0 +1,132 @@
+//! `ane-matmul explain`.
+
+use std::fmt::Write as _;
+
+use ane_matmul::{Candidate, ElementTypes, Explanation, MatMul, Obstacle, ProfileState, Verdict};
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Value, json};
+
+use crate::args::ExplainArgs;
+use crate::failure::Output;
+use crate::output::{print, time};
+
+pub(crate) fn run(args: &ExplainArgs) -> Output {
+    let backends = crate::backends()?;
+    let types = args.precision.types();
+    let types = if args.uniform { ElementTypes::uniform(types.a) } else { types };
+    let product = MatMul::builder(args.shape.m, args.shape.n, args.shape.k)
+        .batch(args.batch)
+        .constant_b(args.constant_b)
+        .types(types)
+        .build()?;
+    let mut options = args.threads.options().device(args.device);
+    options.expected_runs = args.runs;
+    let explanation = backends.explain(&product, &options);
+    crate::note_profile(&explanation.profile);
+    if args.json { print(format!("{:#}", to_json(&explanation))) } else { print(to_text(&explanation)) }
+}
+
+fn to_text(explanation: &Explanation) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["backend", "run", "compile", "a run, compiling shared", "threads", "verdict"]);
+    for index in 1..5 {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let chosen = explanation.choice.as_ref().map(|(id, _)| id);
+    for Candidate { backend, verdict, .. } in &explanation.candidates {
+        let mark = if chosen == Some(backend) { "chosen" } else { "" };
+        let mut cells =
+            [backend.to_string(), String::new(), String::new(), String::new(), String::new(), String::new()];
+        cells[5] = match verdict {
+            Verdict::Predicted(times) => {
+                cells[1] = time(times.run_ns);
+                cells[2] = time(times.compile_ns);
+                cells[3] = time(times.amortised_ns);
+                cells[4] = times.threads.to_string();
+                mark.into()
+            }
+            Verdict::Unmeasured(reason) if mark.is_empty() => format!("not measured: {reason}"),
+            Verdict::Unmeasured(reason) => format!("{mark}; not measured: {reason}"),
+            Verdict::Refused(refusal) => format!("refused: {refusal}"),
+            Verdict::Unavailable(reason) => format!("not here: {reason}"),
+            _ => String::new(),
+        };
+        table.add_row(cells);
+    }
+    let runs = explanation.expected_runs.map_or_else(
+        || "so many that compiling does not count (--runs N says how many)".into(),
+        |runs| runs.to_string(),
+    );
+    let mut text = format!("{}\nruns expected: {runs}\n{table}\n", explanation.product);
+    // Writing to a string cannot fail.
+    let _ = match &explanation.choice {
+        Some((id, why)) => writeln!(text, "auto is {id}: {why}"),
+        None => writeln!(text, "auto is none: no backend runs this product"),
+    };
+    let _ = writeln!(text, "\nwhat keeps it off the Neural Engine, by the public record:");
+    if explanation.neural_engine.is_empty() {
+        let _ = writeln!(text, "nothing that is known");
+    }
+    for obstacle in &explanation.neural_engine {
+        let _ = writeln!(text, "- {obstacle}");
+    }
+    text.trim_end().to_owned()
+}
+
+fn to_json(explanation: &Explanation) -> Value {
+    let product = &explanation.product;
+    let (state, problem) = match &explanation.profile {
+        ProfileState::Used => ("used", None),
+        ProfileState::Absent => ("absent", None),
+        ProfileState::Ignored(problem) => ("ignored", Some(problem)),
+        _ => ("unknown", None),
+    };
+    json!({
+        "product": {
+            "text": product.to_string(),
+            "batch": product.batch(), "m": product.m(), "n": product.n(), "k": product.k(),
+            "constant_b": product.constant_b(),
+        },
+        "expected_runs": explanation.expected_runs,
+        "profile": { "state": state, "problem": problem },
+        "candidates": explanation.candidates.iter().map(candidate_json).collect::<Vec<_>>(),
+        "choice": explanation.choice.as_ref().map(|(id, why)| {
+            json!({ "backend": id.as_str(), "why": why.to_string() })
+        }),
+        "neural_engine_obstacles": explanation.neural_engine.iter().map(obstacle_json).collect::<Vec<_>>(),
+    })
+}
+
+fn candidate_json(candidate: &Candidate) -> Value {
+    let mut value = match &candidate.verdict {
+        Verdict::Predicted(times) => json!({
+            "verdict": "predicted",
+            "compile_ns": times.compile_ns,
+            "run_ns": times.run_ns,
+            "amortised_ns": times.amortised_ns,
+            "threads": times.threads,
+        }),
+        Verdict::Unmeasured(reason) => json!({ "verdict": "unmeasured", "reason": reason }),
+        Verdict::Refused(refusal) => json!({
+            "verdict": "refused",
+            "reason": refusal.reason.to_string(),
+            "message": refusal.message,
+        }),
+        Verdict::Unavailable(reason) => json!({ "verdict": "unavailable", "reason": reason }),
+        _ => json!({ "verdict": "unknown" }),
+    };
+    value["backend"] = candidate.backend.as_str().into();
+    value
+}
+
+fn obstacle_json(obstacle: &Obstacle) -> Value {
+    json!({
+        "kind": obstacle.kind.to_string(),
+        "consequence": obstacle.consequence.to_string(),
+        "message": obstacle.message,
+        "source": obstacle.source,
+    })
+}

@@ -1,0 +1,124 @@
+//! The products to measure.
+
+use crate::error::Result;
+use crate::matmul::{ElementTypes, MatMul};
+
+/// How many products, and the largest dimension.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    scattered: usize,
+    maximum: usize,
+}
+
+pub(crate) const QUICK: Extent = Extent { scattered: 120, maximum: 2048 };
+pub(crate) const FULL: Extent = Extent { scattered: 360, maximum: 4096 };
+
+/// The elements that an operand may have: 16 Mi, 64 MiB of f32.
+const ELEMENTS: usize = 1 << 24;
+
+/// The multiply-adds that a product may have: those of 2048^3.
+const WORK: usize = 1 << 33;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    constant_b: bool,
+}
+
+impl Shape {
+    pub(crate) fn product(&self, types: ElementTypes) -> Result<MatMul> {
+        MatMul::builder(self.m, self.n, self.k)
+            .batch(self.batch)
+            .constant_b(self.constant_b)
+            .types(types)
+            .build()
+    }
+
+    fn work(&self) -> usize {
+        self.batch * self.m * self.n * self.k
+    }
+
+    fn fits(&self) -> bool {
+        let Self { batch, m, n, k, .. } = *self;
+        self.work() <= WORK && [m * k, k * n, m * n].into_iter().all(|elements| batch * elements <= ELEMENTS)
+    }
+}
+
+/// Shapes that cover the logarithms of all dimensions evenly, and square ones; the least work first.
+///
+/// Every size of product from one to the largest dimension matters, and all ratios of dimensions; a grid
+/// of all combinations would have too many. The additive recurrence of the generalised golden ratio covers
+/// space more evenly than random numbers do (M. Roberts, "The Unreasonable Effectiveness of Quasirandom
+/// Sequences", 2018).
+pub(crate) fn shapes(extent: Extent) -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    let mut square = 1;
+    while square <= extent.maximum {
+        for constant_b in [false, true] {
+            shapes.push(Shape { batch: 1, m: square, n: square, k: square, constant_b });
+        }
+        square *= 2;
+    }
+    // The root of x^6 = x + 1.
+    let ratio = 1.134_724_138_401_519_5_f64;
+    let mut index = 0u32;
+    let wanted = shapes.len() + extent.scattered;
+    while shapes.len() < wanted {
+        index += 1;
+        let place = |power: i32| (0.5 + f64::from(index) * ratio.powi(-power)).fract();
+        let shape = Shape {
+            batch: batch(place(4)),
+            m: dimension(place(1), extent.maximum),
+            n: dimension(place(2), extent.maximum),
+            k: dimension(place(3), extent.maximum),
+            constant_b: place(5) < 0.5,
+        };
+        if shape.fits() && !shapes.contains(&shape) {
+            shapes.push(shape);
+        }
+    }
+    shapes.retain(Shape::fits);
+    shapes.sort_by_key(Shape::work);
+    shapes
+}
+
+/// 1 for an eighth of the places, then evenly in the logarithm.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn dimension(place: f64, maximum: usize) -> usize {
+    let place = (place - 0.125) / 0.875;
+    if place < 0.0 { 1 } else { (maximum as f64).powf(place).round().max(1.0) as usize }
+}
+
+/// 1 for three quarters of the places, then up to 32.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn batch(place: f64) -> usize {
+    if place < 0.75 { 1 } else { 32f64.powf((place - 0.75) / 0.25).round().max(2.0) as usize }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_many_different_and_cover_the_range() {
+        for extent in [QUICK, FULL] {
+            let shapes = shapes(extent);
+            assert!(shapes.len() >= extent.scattered);
+            let unique: std::collections::HashSet<_> = shapes.iter().collect();
+            assert_eq!(unique.len(), shapes.len());
+            assert!(shapes.is_sorted_by_key(Shape::work));
+            for dimension in [|s: &Shape| s.m, |s: &Shape| s.n, |s: &Shape| s.k] {
+                let values: Vec<usize> = shapes.iter().map(dimension).collect();
+                for octave in 0..extent.maximum.ilog2() {
+                    let count = values.iter().filter(|value| value.ilog2() == octave).count();
+                    assert!(count >= extent.scattered / 30, "{count} in octave {octave}");
+                }
+            }
+            assert!(shapes.iter().filter(|shape| shape.batch > 1).count() >= extent.scattered / 10);
+            assert!(shapes.iter().filter(|shape| shape.constant_b).count() >= extent.scattered / 3);
+        }
+    }
+}

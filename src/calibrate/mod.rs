@@ -1,0 +1,237 @@
+//! Measuring the profile of this machine.
+
+pub(crate) mod grid;
+mod measure;
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+
+use crate::backend::{BackendId, Backends};
+use crate::error::{Error, Result};
+use crate::machine::MachineKey;
+use crate::matmul::{ElementTypes, MatMul};
+use crate::options::{CompileOptions, Device, Threads};
+use crate::profile::{Profile, Sample, Series};
+
+use measure::{Bench, Limits};
+
+/// How much to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Effort {
+    /// Some 140 products: well under a minute for three backends on two threads.
+    #[default]
+    Quick,
+    /// Some 400 products, each for longer: a few minutes.
+    Full,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CalibrateOptions {
+    /// How much.
+    pub effort: Effort,
+    /// The numbers of CPU threads; if empty, 1 and all that the process may use, and with [`Effort::Full`]
+    /// the powers of two in between.
+    pub threads: Vec<NonZeroUsize>,
+    /// The backends; if empty, all that are here. Test doubles of hardware are never measured.
+    pub backends: Vec<BackendId>,
+    /// Whether the threads of the process's BLAS may be set for the time of the measurement, as
+    /// `set_blas_threads` does; they are put back. Otherwise a BLAS is measured with the threads that it has.
+    pub set_blas_threads: bool,
+}
+
+impl CalibrateOptions {
+    /// Everything that is here, with so much effort.
+    #[must_use]
+    pub fn new(effort: Effort) -> Self {
+        Self { effort, ..Self::default() }
+    }
+
+    fn thread_counts(&self) -> Vec<usize> {
+        if !self.threads.is_empty() {
+            return self.threads.iter().map(|count| count.get()).collect();
+        }
+        let all = Threads::Auto.number();
+        let mut counts = vec![1];
+        if self.effort == Effort::Full {
+            counts.extend((1..usize::BITS).map(|bit| 1 << bit).take_while(|&count| count < all));
+        }
+        counts.push(all);
+        counts.dedup();
+        counts
+    }
+}
+
+/// How far a calibration is.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct CalibrateProgress<'a> {
+    /// Products measured.
+    pub done: usize,
+    /// Products to measure.
+    pub total: usize,
+    /// The product that is measured next.
+    pub product: &'a MatMul,
+    /// The CPU threads that it is measured with.
+    pub threads: usize,
+}
+
+/// Types that backends may run, and the devices to ask for with them.
+fn kinds() -> Vec<(ElementTypes, Device)> {
+    let mut kinds = vec![(ElementTypes::F32, Device::Unknown)];
+    if cfg!(feature = "half") {
+        let f16 = ElementTypes::uniform(crate::element::ElementType::F16);
+        kinds.extend([
+            (ElementTypes::F16, Device::Unknown),
+            (ElementTypes::BF16, Device::Unknown),
+            (f16, Device::Unknown),
+            (f16, Device::NeuralEngine),
+        ]);
+    }
+    kinds
+}
+
+/// Measures the backends of this machine on products of many shapes, with and without a constant B.
+///
+/// f32, and with the feature `half` bf16 and f16 too where a backend runs them; the Neural Engine as a
+/// candidate where a backend takes that request. `progress` is called before each product, and stops
+/// everything by returning [`ControlFlow::Break`]. The machine should have nothing else to do.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use ane_matmul::{Backends, CalibrateOptions, Effort, calibrate};
+///
+/// let mut backends = Backends::new();
+/// let profile = calibrate(&backends, &CalibrateOptions::new(Effort::Quick), |progress| {
+///     println!("{} of {}: {}", progress.done, progress.total, progress.product);
+///     ControlFlow::Continue(())
+/// })?;
+/// backends.set_profile(Some(profile)); // or keep it: profile.save(Profile::default_path()?)
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Interrupted`]; [`Error::UnknownBackend`] and [`Error::Unavailable`] for a backend that was
+/// named; [`Error::OutOfMemory`] for the operands; [`Error::Threads`]. A backend that fails is left out
+/// where it fails, with a warning in the log.
+pub fn calibrate(
+    backends: &Backends,
+    options: &CalibrateOptions,
+    mut progress: impl FnMut(CalibrateProgress<'_>) -> ControlFlow<()>,
+) -> Result<Profile> {
+    let ids = selected(backends, options)?;
+    let counts = options.thread_counts();
+    let (shapes, limits) = match options.effort {
+        Effort::Quick => (grid::shapes(grid::QUICK), Limits::QUICK),
+        Effort::Full => (grid::shapes(grid::FULL), Limits::FULL),
+    };
+    let mut plan: Vec<(usize, Device, Vec<BackendId>, Vec<MatMul>)> = Vec::new();
+    for (types, device) in kinds() {
+        let products: Vec<MatMul> = shapes.iter().map(|shape| shape.product(types)).collect::<Result<_>>()?;
+        for (index, &threads) in counts.iter().enumerate() {
+            let compile_options = CompileOptions::default().threads(Threads::count(threads)?).device(device);
+            let able: Vec<BackendId> = ids
+                .iter()
+                .filter(|(_, kind)| index == 0 || *kind == Device::Cpu)
+                .map(|(id, _)| id.clone())
+                .filter(|id| products.iter().any(|p| backends.supports(id, p, &compile_options).is_ok()))
+                .collect();
+            if !able.is_empty() {
+                plan.push((threads, device, able, products.clone()));
+            }
+        }
+    }
+    let total = plan.iter().map(|(.., products)| products.len()).sum();
+    let mut profile = Profile::new(MachineKey::here());
+    let mut done = 0;
+    let restore = BlasThreads::remember(options.set_blas_threads);
+    for (threads, device, able, products) in plan {
+        restore.set(threads);
+        let compile_options = CompileOptions::default().threads(Threads::count(threads)?).device(device);
+        let types = *products[0].types();
+        let mut bench = Bench::new(types, &products)?;
+        let mut series: Vec<(Series, f64)> = Vec::new();
+        for id in able {
+            let info = backends.info(&id)?;
+            let used = backends.threads(&id, &compile_options)?;
+            // Before anything is known, a rate that no engine falls short of: 0.1 GFLOP/s.
+            series.push((Series::new(id, info.description, types, device, used), 10.0));
+        }
+        for product in &products {
+            if progress(CalibrateProgress { done, total, product, threads }).is_break() {
+                return Err(Error::Interrupted);
+            }
+            bench.measure(backends, product, &compile_options, &limits, &mut series)?;
+            done += 1;
+        }
+        for (series, _) in series {
+            if !series.samples.is_empty() {
+                profile.add_series(series)?;
+            }
+        }
+    }
+    Ok(profile)
+}
+
+/// The backends to measure, and their devices.
+fn selected(backends: &Backends, options: &CalibrateOptions) -> Result<Vec<(BackendId, Device)>> {
+    if options.backends.is_empty() {
+        let here = backends.available().into_iter();
+        return Ok(here
+            .filter_map(|status| {
+                let info = status.state.ok().filter(|info| !info.is_test_double)?;
+                Some((status.id, info.device))
+            })
+            .collect());
+    }
+    let mut ids: Vec<(BackendId, Device)> = Vec::new();
+    for id in &options.backends {
+        let info = backends.info(id)?;
+        if info.is_test_double || *id == BackendId::AUTO {
+            return Err(Error::Unavailable {
+                backend: id.clone(),
+                reason: "it is no engine to be timed; name another".into(),
+            });
+        }
+        if ids.iter().all(|(other, _)| other != id) {
+            ids.push((id.clone(), info.device));
+        }
+    }
+    Ok(ids)
+}
+
+/// The threads of the process's BLAS, put back when dropped.
+struct BlasThreads(Option<NonZeroUsize>);
+
+impl BlasThreads {
+    #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
+    fn remember(allowed: bool) -> Self {
+        Self(crate::backend::blas_threads().and_then(NonZeroUsize::new).filter(|_| allowed))
+    }
+
+    #[cfg(not(all(feature = "blas", unix, not(target_vendor = "apple"))))]
+    fn remember(_: bool) -> Self {
+        Self(None)
+    }
+
+    #[cfg_attr(not(feature = "blas"), allow(unused_variables, clippy::unused_self))]
+    fn set(&self, threads: usize) {
+        #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
+        if let (Some(_), Some(threads)) = (self.0, NonZeroUsize::new(threads)) {
+            crate::backend::set_blas_threads(threads);
+        }
+    }
+}
+
+impl Drop for BlasThreads {
+    fn drop(&mut self) {
+        self.set(self.0.map_or(0, NonZeroUsize::get));
+    }
+}
+
+/// Records one product of a series.
+fn record(series: &mut Series, product: &MatMul, compile_ns: f64, run_ns: f64) {
+    series.samples.push(Sample::new(product, compile_ns, run_ns.max(1.0)));
+}

@@ -1,0 +1,195 @@
+//! What a product takes, from what others took: a cost model fitted to the samples of a series, and the
+//! model's errors interpolated between them.
+
+use crate::matmul::ElementTypes;
+use crate::profile::{Sample, Series};
+
+/// The cost of a run is a sum of these, each not negative: the call (launch), the items of the batch,
+/// arithmetic, operands that come with every run (copy), and all operands (bandwidth).
+const RUN_TERMS: usize = 5;
+
+/// The cost of compiling: the call, a constant B to be packed, and all operands, which the first run
+/// meets cold.
+const COMPILE_TERMS: usize = 3;
+
+/// How far the model's error is alike, in octaves of a dimension, ...
+const LENGTH_OCTAVES: f64 = 4.0;
+
+/// ... and how much of it is noise instead, as a standard deviation of the logarithm: samples of runs
+/// repeat within some percent, those of compiling do not.
+const RUN_NOISE: f64 = 0.04;
+const COMPILE_NOISE: f64 = 0.3;
+
+/// The standard deviation of the model's error, as a logarithm.
+const SIGNAL: f64 = 0.5;
+
+/// Predicted times of a product.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Times {
+    pub compile_ns: f64,
+    pub run_ns: f64,
+}
+
+/// A product as the model sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Point {
+    run: [f64; RUN_TERMS],
+    compile: [f64; COMPILE_TERMS],
+    place: [f64; 5],
+}
+
+impl Point {
+    #[allow(clippy::cast_precision_loss, reason = "estimates")]
+    pub(crate) fn new(
+        batch: usize,
+        m: usize,
+        n: usize,
+        k: usize,
+        constant_b: bool,
+        types: ElementTypes,
+    ) -> Self {
+        let [batch, m, n, k] = [batch, m, n, k].map(|dimension| dimension.max(1) as f64);
+        let bytes = |bits: usize| bits as f64 / 8.0;
+        let a_bytes = batch * m * k * bytes(types.a.bits());
+        let b_bytes = batch * k * n * bytes(types.b.bits());
+        let c_bytes = batch * m * n * bytes(types.output.bits());
+        let all_bytes = a_bytes + b_bytes + c_bytes;
+        let constant_bytes = if constant_b { b_bytes } else { 0.0 };
+        Self {
+            run: [1.0, batch, 2.0 * batch * m * n * k, all_bytes - constant_bytes, all_bytes],
+            compile: [1.0, constant_bytes, all_bytes],
+            place: [octaves(batch), octaves(m), octaves(n), octaves(k), if constant_b { 1.5 } else { 0.0 }],
+        }
+    }
+
+    fn of(sample: &Sample, types: ElementTypes) -> Self {
+        Self::new(sample.batch, sample.m, sample.n, sample.k, sample.constant_b, types)
+    }
+}
+
+/// Where a dimension lies: its logarithm. 1 lies apart, since engines treat vectors in another way.
+fn octaves(dimension: f64) -> f64 {
+    if dimension <= 1.0 { -1.5 } else { dimension.log2() }
+}
+
+/// The model of one series.
+#[derive(Debug)]
+pub(crate) struct Model {
+    run: Fit<RUN_TERMS>,
+    compile: Fit<COMPILE_TERMS>,
+}
+
+impl Model {
+    pub(crate) fn new(series: &Series) -> Self {
+        let points: Vec<Point> = series.samples.iter().map(|s| Point::of(s, series.types)).collect();
+        let places: Vec<[f64; 5]> = points.iter().map(|point| point.place).collect();
+        let run: Vec<_> = points.iter().zip(&series.samples).map(|(p, s)| (p.run, s.run_ns)).collect();
+        let compile: Vec<_> =
+            points.iter().zip(&series.samples).map(|(p, s)| (p.compile, s.compile_ns.max(1.0))).collect();
+        Self { run: Fit::new(&run, &places, RUN_NOISE), compile: Fit::new(&compile, &places, COMPILE_NOISE) }
+    }
+
+    pub(crate) fn predict(&self, point: &Point) -> Times {
+        Times {
+            compile_ns: self.compile.predict(&point.compile, &point.place),
+            run_ns: self.run.predict(&point.run, &point.place),
+        }
+    }
+}
+
+/// Coefficients, and the errors that they leave.
+#[derive(Debug)]
+struct Fit<const N: usize> {
+    coefficients: [f64; N],
+    places: Vec<[f64; 5]>,
+    weights: Vec<f64>,
+}
+
+impl<const N: usize> Fit<N> {
+    fn new(samples: &[([f64; N], f64)], places: &[[f64; 5]], noise: f64) -> Self {
+        let coefficients = fit(samples);
+        let errors = samples.iter().map(|(terms, ns)| (ns / sum(&coefficients, terms)).ln()).collect();
+        Self { coefficients, places: places.to_vec(), weights: interpolation_weights(places, errors, noise) }
+    }
+
+    fn predict(&self, terms: &[f64; N], place: &[f64; 5]) -> f64 {
+        let error: f64 = self.places.iter().zip(&self.weights).map(|(p, w)| w * alike(p, place)).sum();
+        sum(&self.coefficients, terms) * error.exp()
+    }
+}
+
+fn sum<const N: usize>(coefficients: &[f64; N], terms: &[f64; N]) -> f64 {
+    let ns: f64 = coefficients.iter().zip(terms).map(|(c, t)| c * t).sum();
+    ns.max(1e-3)
+}
+
+/// Coefficients, none negative, with the least sum of squared relative errors: coordinate descent,
+/// which converges since the problem is convex.
+fn fit<const N: usize>(samples: &[([f64; N], f64)]) -> [f64; N] {
+    const ROUNDS: usize = 400;
+    // Scaled, so that every column has length 1.
+    let mut lengths = [0f64; N];
+    for (terms, ns) in samples {
+        for (length, term) in lengths.iter_mut().zip(terms) {
+            *length += (term / ns).powi(2);
+        }
+    }
+    let lengths = lengths.map(|length| length.sqrt().max(f64::MIN_POSITIVE));
+    let mut gram = [[0f64; N]; N];
+    let mut target = [0f64; N];
+    for (terms, ns) in samples {
+        let row: [f64; N] = std::array::from_fn(|i| terms[i] / ns / lengths[i]);
+        for i in 0..N {
+            target[i] += row[i];
+            for j in 0..N {
+                gram[i][j] += row[i] * row[j];
+            }
+        }
+    }
+    let mut scaled = [0f64; N];
+    for _ in 0..ROUNDS {
+        for i in 0..N {
+            if gram[i][i] > 0.0 {
+                let others: f64 = (0..N).filter(|&j| j != i).map(|j| gram[i][j] * scaled[j]).sum();
+                scaled[i] = ((target[i] - others) / gram[i][i]).max(0.0);
+            }
+        }
+    }
+    std::array::from_fn(|i| scaled[i] / lengths[i])
+}
+
+/// How alike errors at two places are: 1 at the same, falling with the distance.
+///
+/// Matern's covariance with smoothness 3/2 (Rasmussen and Williams, Gaussian Processes for Machine
+/// Learning, 4.2): smooth, but free to bend where an engine changes its method.
+fn alike(a: &[f64; 5], b: &[f64; 5]) -> f64 {
+    let distance = a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt();
+    let scaled = 3f64.sqrt() * distance / LENGTH_OCTAVES;
+    (1.0 + scaled) * (-scaled).exp()
+}
+
+/// The weights of a Gaussian process's mean: `(K + noise^2 I)^-1 errors`, by Cholesky's method
+/// (Rasmussen and Williams, algorithm 2.1).
+fn interpolation_weights(places: &[[f64; 5]], errors: Vec<f64>, noise: f64) -> Vec<f64> {
+    let count = places.len();
+    let noise = (noise / SIGNAL).powi(2).max(1e-9);
+    let mut lower = vec![0f64; count * count];
+    for i in 0..count {
+        for j in 0..=i {
+            let dot: f64 = (0..j).map(|p| lower[i * count + p] * lower[j * count + p]).sum();
+            let value = alike(&places[i], &places[j]) - dot;
+            lower[i * count + j] =
+                if i == j { (value + noise).max(noise * 1e-3).sqrt() } else { value / lower[j * count + j] };
+        }
+    }
+    let mut weights = errors;
+    for i in 0..count {
+        let dot: f64 = (0..i).map(|p| lower[i * count + p] * weights[p]).sum();
+        weights[i] = (weights[i] - dot) / lower[i * count + i];
+    }
+    for i in (0..count).rev() {
+        let dot: f64 = (i + 1..count).map(|p| lower[p * count + i] * weights[p]).sum();
+        weights[i] = (weights[i] - dot) / lower[i * count + i];
+    }
+    weights
+}
