@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::backend::BackendId;
 use crate::element::ElementType;
+use crate::options::Device;
 use crate::refusal::Refusal;
 
 /// [`std::result::Result`] with this crate's [`Error`].
@@ -198,6 +199,16 @@ pub enum Error {
     Threads {
         /// What is wrong and what to do.
         problem: String,
+    },
+    /// It was required that a device did the work, and that is not proved.
+    #[error("not proved that {required} did the work (observed: {observed}): {reason}")]
+    Unproven {
+        /// The device that was required.
+        required: Device,
+        /// The device that was observed, perhaps on too little evidence.
+        observed: Device,
+        /// Why, in words.
+        reason: String,
     },
     /// An error of a native library, as it reported it.
     #[error(transparent)]

@@ -109,6 +109,17 @@ pub struct Report {
     pub note: Option<String>,
 }
 
+/// What an engine says of one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct RunObservation {
+    /// The device that ran; unknown where the engine says nothing of single runs
+    /// ([`Report::observed`] is what it says of the product).
+    pub observed: Device,
+    /// From start to end by the device's own clock, where it has one.
+    pub device_time: Option<Duration>,
+}
+
 struct Shared {
     compiled: Box<dyn CompiledProduct>,
     product: MatMul,
@@ -257,11 +268,29 @@ impl Executor {
     /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`] and
     /// [`Error::Type`] when an operand does not fit; [`Error::Native`] when the engine fails.
     pub fn run<'c>(&mut self, inputs: &Inputs<'_>, c: impl Into<AnyViewMut<'c>>) -> Result<()> {
-        let c = c.into();
+        let args = self.args(inputs, c.into())?;
+        self.run.run(args)
+    }
+
+    /// As [`Executor::run`], and returns what the engine says of this run.
+    ///
+    /// # Errors
+    /// As [`Executor::run`].
+    pub fn run_observed<'c>(
+        &mut self,
+        inputs: &Inputs<'_>,
+        c: impl Into<AnyViewMut<'c>>,
+    ) -> Result<RunObservation> {
+        let args = self.args(inputs, c.into())?;
+        self.run.run_observed(args)
+    }
+
+    /// The operands of a run, once they are known to fit.
+    fn args<'v>(&self, inputs: &Inputs<'v>, c: AnyViewMut<'v>) -> Result<RunArgs<'v>> {
         let product = &self.compiled.0.product;
         let m = check(product, inputs, c.layout())?;
         check_types(product, inputs, c.element_type())?;
-        self.run.run(RunArgs { m, a: inputs.a, b: inputs.b, bias: inputs.bias, residual: inputs.residual, c })
+        Ok(RunArgs { m, a: inputs.a, b: inputs.b, bias: inputs.bias, residual: inputs.residual, c })
     }
 
     /// Runs an f32 product on f64 operands: they are rounded to f32, and the result is widened.

@@ -29,7 +29,7 @@
 //!
 //! # Features
 //! None is on by default. `blas`: the system's CBLAS. `half`: f16 and bf16 elements. `ndarray`,
-//! `npy`, `safetensors`: conversions and files. `profile`: profiles of machines in files. `cli`: the command line.
+//! `npy`, `safetensors`: conversions and files. `evidence`: which device ran. `profile`: profiles of machines in files. `cli`: the command line.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::pedantic)]
@@ -57,6 +57,8 @@ mod calibrate;
 mod dispatch;
 mod element;
 mod error;
+#[cfg(feature = "evidence")]
+pub mod evidence;
 mod executor;
 #[cfg(feature = "ndarray")]
 mod interop_ndarray;
@@ -96,7 +98,7 @@ pub use dispatch::{
 };
 pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
-pub use executor::{Compiled, Executor, Inputs, Report};
+pub use executor::{Compiled, Executor, Inputs, Report, RunObservation};
 pub use layout::Layout;
 pub use machine::MachineKey;
 pub use matmul::{ElementTypes, MatMul, MatMulBuilder};

@@ -406,6 +406,43 @@ fn compare_refuses_bad_requests() {
 }
 
 #[test]
+fn verify_says_what_was_seen_and_what_was_not() {
+    let verify = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(["verify", "16x16x16", "--seconds", "0.05"]).args(more);
+        command.env("ANE_MATMUL_SHIM", ane_matmul_shims::REFERENCE);
+        // Each run waits 50 ms: the CPU does nothing most of the time.
+        command.env("ANE_REFERENCE_FAULT", "slow:50000000").output().expect("the command line runs")
+    };
+    let text = succeeded(&verify(&["--backend", "cpu"]));
+    for part in ["requested:  unknown", "observed:   ", "the engine says cpu", "energy is absent"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let waiting = succeeded(&verify(&["--backend", "reference"]));
+    if cfg!(unix) {
+        assert!(waiting.contains("observed:   unknown"), "{waiting}");
+        assert!(waiting.contains("the CPU mostly waited"), "{waiting}");
+    }
+
+    let output = verify(&["--backend", "cpu", "--require", "neural-engine", "--json"]);
+    let json: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("the receipt comes all the same");
+    let unproved = Output { stdout: Vec::new(), ..output };
+    failed(&unproved, "not proved that neural-engine did the work");
+    assert_eq!((&json["required"], &json["proved"]), (&"neural-engine".into(), &false.into()));
+    assert_ne!(json["observed"], "neural-engine");
+    for witness in json["witnesses"].as_array().unwrap() {
+        assert!(witness["witness"].is_string() && witness.get("says").is_some(), "{witness}");
+    }
+    failed(&verify(&["--backend", "cpu", "--precision", "f16"]), "backend `cpu` refuses this product");
+    failed(&verify(&["--backend", "none"]), "unknown backend `none`");
+    failed(&run(&[&"verify", &"8x8x8", &"--seconds", &"0"]), "--seconds: expected more than 0");
+    failed(&run(&[&"verify", &"8x8x8", &"--seconds", &"nan"]), "--seconds: expected more than 0");
+    usage(&run(&[&"verify", &"8x8"]), "MxNxK");
+    usage(&run(&[&"verify", &"8x8x8", &"--require", &"mixed"]), "possible values");
+}
+
+#[test]
 fn a_closed_pipe_is_no_error() {
     for arguments in [&["devices"][..], &["completions", "bash"], &["--help"]] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ane-matmul"))
@@ -424,7 +461,7 @@ fn a_closed_pipe_is_no_error() {
 #[test]
 fn help_and_completions_name_everything() {
     let help = succeeded(&run(&[&"--help"]));
-    for command in ["devices", "multiply", "compare", "completions"] {
+    for command in ["devices", "multiply", "compare", "verify", "completions"] {
         assert!(help.contains(command), "{help}");
     }
     let help = succeeded(&run(&[&"multiply", &"--help"]));

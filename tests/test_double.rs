@@ -41,3 +41,14 @@ fn devices_says_what_it_is() {
     };
     assert_eq!((marked("double"), marked("cpu")), (Some(true), Some(false)));
 }
+
+#[test]
+fn verify_believes_nothing_of_it() {
+    let receipt = run(&["verify", "16x16x16", "--backend", "double", "--seconds", "0.02"]);
+    assert!(receipt.status.success(), "{receipt:?}");
+    let receipt = text(&receipt.stdout);
+    assert!(receipt.contains("observed:   unknown") && receipt.contains("a test double"), "{receipt}");
+    let required =
+        run(&["verify", "16x16x16", "--backend", "double", "--seconds", "0.02", "--require", "cpu"]);
+    assert_eq!(required.status.code(), Some(1), "{required:?}");
+}

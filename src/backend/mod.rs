@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, LazyLock};
 
 use crate::error::{Error, Result};
-use crate::executor::Compiled;
+use crate::executor::{Compiled, RunObservation};
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device};
 use crate::refusal::Refusal;
@@ -142,6 +142,10 @@ pub(crate) struct RunArgs<'a> {
 /// The run context of one thread.
 pub(crate) trait Run: Send {
     fn run(&mut self, args: RunArgs<'_>) -> Result<()>;
+    /// Runs, and says what the engine observed.
+    fn run_observed(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
+        self.run(args).map(|()| RunObservation::default())
+    }
 }
 
 #[derive(Clone)]

@@ -1,8 +1,11 @@
 //! Descriptions, options and operands as the C ABI wants them.
 
+use std::time::Duration;
+
 use crate::activation::Activation;
 use crate::backend::RunArgs;
 use crate::element::ElementType;
+use crate::executor::RunObservation;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, Threads};
 use crate::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
@@ -197,5 +200,14 @@ pub(super) fn run_args(args: &mut RunArgs<'_>, buffers: &Registry) -> sys::ANERu
         residual: operand(args.residual.as_ref()),
         c: buffers.operand(c, c_bytes),
         info: std::ptr::null_mut(),
+    }
+}
+
+/// What a run observed. Of a clock that stands still or runs backwards nothing is known.
+pub(super) fn observation(info: &sys::ANERunInfo) -> RunObservation {
+    let ns = info.device_end_ns.checked_sub(info.device_start_ns);
+    RunObservation {
+        observed: device(info.observed),
+        device_time: ns.filter(|&ns| ns > 0 && info.device_start_ns > 0).map(Duration::from_nanos),
     }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
 use crate::error::{Error, NativeStatus, Result};
+use crate::executor::RunObservation;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, Threads};
 use crate::package::PackageStore;
@@ -404,13 +405,29 @@ impl CompiledProduct for ShimProduct {
 struct ShimRun(ExecutorHandle);
 
 impl Run for ShimRun {
-    fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
+    fn run(&mut self, args: RunArgs<'_>) -> Result<()> {
+        self.call(args, std::ptr::null_mut())
+    }
+
+    fn run_observed(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
+        // SAFETY: all-zero bytes are a valid ANERunInfo: integers.
+        let mut info: sys::ANERunInfo = unsafe { std::mem::zeroed() };
+        info.struct_size = size_u32::<sys::ANERunInfo>();
+        self.call(args, &raw mut info)?;
+        Ok(convert::observation(&info))
+    }
+}
+
+impl ShimRun {
+    /// `info` is null or valid for the call.
+    fn call(&mut self, mut args: RunArgs<'_>, info: *mut sys::ANERunInfo) -> Result<()> {
         let table = self.0.table();
-        let raw_args = convert::run_args(&mut args, &self.0.product.device.buffers);
+        let mut raw_args = convert::run_args(&mut args, &self.0.product.device.buffers);
+        raw_args.info = info;
         table.call("executor_run", |error| {
             // SAFETY: the executor lives, and `&mut self` makes this its only use; the operands
             // are borrowed in `args` until the call returns, cover the described layouts, and C
-            // overlaps no other, as Rust's borrows guarantee.
+            // overlaps no other, as Rust's borrows guarantee; `info` is null or valid.
             unsafe { (table.slots.executor_run)(self.0.raw.as_ptr(), &raw const raw_args, error) }
         })
     }

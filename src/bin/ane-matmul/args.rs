@@ -32,6 +32,8 @@ pub(crate) enum Command {
     /// Say what every backend would take for a product, which one `auto` chooses, and what keeps the
     /// product off the Neural Engine.
     Explain(ExplainArgs),
+    /// Run a product for some seconds and say which device did the work, with the evidence.
+    Verify(VerifyArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -170,6 +172,40 @@ pub(crate) struct ExplainArgs {
     /// The device to ask for: unknown (no preference), cpu, gpu or neural-engine.
     #[arg(long, value_name = "DEVICE", default_value = "unknown")]
     pub(crate) device: Device,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Run a product for some seconds and say which device did the work, with the evidence.
+///
+/// What was requested is never taken for what was observed: without witnesses the device is
+/// unknown. The load lasts four seconds with the defaults, or two where there is no control; leave
+/// the machine idle otherwise.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The product, as MxNxK: an M x K matrix by a K x N matrix.
+    #[arg(value_name = "MxNxK")]
+    pub(crate) shape: Shape,
+    /// The backend to run [default: mpsgraph where it is here, else cpu].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) backend: Option<String>,
+    /// The type that the product is computed in; f16 for the Neural Engine has f16 sums [default: f16
+    /// where the Neural Engine is requested, else f32].
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<Precision>,
+    /// The device to request [default: neural-engine on mpsgraph but for another precision than f16,
+    /// else none].
+    #[arg(long, value_name = "DEVICE", value_parser = ["cpu", "gpu", "neural-engine"])]
+    pub(crate) device: Option<String>,
+    /// Fail unless it is proved that this device did the work.
+    #[arg(long, value_name = "DEVICE", value_parser = ["cpu", "gpu", "neural-engine"])]
+    pub(crate) require: Option<String>,
+    /// Seconds of each of the two loads.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    pub(crate) seconds: f64,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     /// Print JSON instead of text.

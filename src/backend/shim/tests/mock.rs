@@ -32,6 +32,8 @@ pub(super) struct Mock {
     pub(super) saves_nothing: bool,
     /// The operands of the last run: A, B and C.
     pub(super) operands: Vec<sys::ANEOperand>,
+    /// What a run that is asked observes: device, start and end.
+    pub(super) run_info: (sys::ANEDeviceKind, u64, u64),
     pub(super) chip: &'static [u8],
     pub(super) next: usize,
 }
@@ -211,6 +213,12 @@ extern "C" fn executor_run(
             );
         }
         std::ptr::write_bytes(place(&args.c), 0, usize::try_from(args.c.length_bytes).unwrap());
+    }
+    if !args.info.is_null() {
+        // SAFETY: the caller passes an info that is valid for the call.
+        let info = unsafe { &mut *args.info };
+        assert_eq!(info.struct_size as usize, size_of::<sys::ANERunInfo>());
+        (info.observed, info.device_start_ns, info.device_end_ns) = mock(|mock| mock.run_info);
     }
     enter("executor_run", err)
 }

@@ -6,9 +6,12 @@ mod mock;
 mod packages;
 
 use std::ffi::CStr;
+use std::time::Duration;
 
 use super::*;
 use crate::error::NativeStatus;
+use crate::executor::Inputs;
+use crate::tensor::Tensor;
 use mock::{assert_nothing_leaked, check, compile_on, good_table, mock, run_on, with_mock};
 
 /// Miri runs a fifth of the pairs, with every slot and every code among them.
@@ -180,6 +183,24 @@ fn device_info_is_read_within_its_bounds() {
     assert_eq!(info.device_name, "n".repeat(127) + "\u{FFFD}");
     assert_eq!((info.device, info.is_test_double), (Device::Unknown, true));
     assert_eq!(compile_on(&backends, &id).unwrap().report().bytes_held, 42);
+}
+
+#[test]
+fn what_a_run_observed_is_read_and_nothing_made_of_clocks_that_stand_still() {
+    let (gpu, neural_engine) = (sys::ANE_DEVICE_GPU, sys::ANE_DEVICE_NEURAL_ENGINE);
+    for (run_info, observed, nanoseconds) in [
+        ((gpu, 100, 350), Device::Gpu, Some(250)),
+        ((neural_engine, 0, 0), Device::NeuralEngine, None),
+        ((77, 5, 5), Device::Unknown, None),
+        ((gpu, 9, 3), Device::Gpu, None),
+        ((gpu, 0, 3), Device::Gpu, None),
+    ] {
+        let (backends, id) = with_mock(|mock| mock.run_info = run_info);
+        let mut executor = compile_on(&backends, &id).unwrap().executor().unwrap();
+        let (one, mut c) = (Tensor::filled(2, 2, 1f32).unwrap(), Tensor::<f32>::zeros(2, 2).unwrap());
+        let seen = executor.run_observed(&Inputs::new(&one).b(&one), &mut c).unwrap();
+        assert_eq!((seen.observed, seen.device_time), (observed, nanoseconds.map(Duration::from_nanos)));
+    }
 }
 
 #[test]

@@ -1,0 +1,279 @@
+//! A sustained load, and what can be seen of it.
+
+use std::time::{Duration, Instant};
+
+use super::meter::{self, Power};
+use super::operands::Operands;
+use super::{Quartiles, Receipt, Witness, judge};
+use crate::backend::{BackendId, Backends};
+use crate::error::{Error, Result};
+use crate::executor::{Compiled, Executor};
+use crate::matmul::MatMul;
+use crate::options::{CompileOptions, Device};
+
+/// A sample lasts at least this long, so that the clock's own time does not count.
+const SAMPLE_TIME: Duration = Duration::from_micros(200);
+
+/// How long and how often to run a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Load {
+    /// The time of one load, and of the idle time before; energy counters are read over it.
+    pub window: Duration,
+    /// Loads; each has one without the Neural Engine as a candidate before it, where it is one.
+    pub rounds: u32,
+}
+
+impl Default for Load {
+    /// Two rounds of a second each.
+    fn default() -> Self {
+        Self { window: Duration::from_secs(1), rounds: 2 }
+    }
+}
+
+impl Load {
+    /// Sets the time of one load.
+    #[must_use]
+    pub const fn window(mut self, window: Duration) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// Sets the number of loads; 0 counts as 1.
+    #[must_use]
+    pub const fn rounds(mut self, rounds: u32) -> Self {
+        self.rounds = rounds;
+        self
+    }
+}
+
+/// Compiles `product` as `options` ask, runs it on random operands (N(0, 0.02^2)) for some seconds
+/// and hears every witness.
+///
+/// Where the Neural Engine is requested, the same product compiled for the GPU is the control, in
+/// turns with it. CPU time counts the whole process: keep it idle otherwise. Nothing is written
+/// anywhere; absent witnesses are part of the receipt.
+///
+/// # Errors
+/// As [`Backends::compile`] and [`Executor::run`]; [`Error::Description`] for types other than f32,
+/// f16 and bf16.
+pub fn verify(
+    backends: &Backends,
+    id: &BackendId,
+    product: &MatMul,
+    options: &CompileOptions,
+    load: &Load,
+) -> Result<Receipt> {
+    backends.supports(id, product, options)?;
+    let mut operands = Operands::random(product)?;
+    let compile = |id: &BackendId, operands: &Operands, options: &CompileOptions| {
+        backends.compile(id, product, operands.weights.as_ref(), options)
+    };
+    let compiled = compile(id, &operands, options)?;
+    // The one that `auto` chose.
+    let id = compiled.report().backend;
+    let info = backends.info(&id)?;
+    let control = if options.device == Device::NeuralEngine {
+        match compile(&id, &operands, &options.clone().device(Device::Gpu)) {
+            Ok(control) => Ok(control),
+            Err(Error::Refused { refusal, .. }) => Err(format!("without it as a candidate: {refusal}")),
+            Err(error) => return Err(error),
+        }
+    } else {
+        Err("the Neural Engine was not requested".to_owned())
+    };
+    let mut with = Watched::new(&compiled, &mut operands)?;
+    let mut without =
+        control.as_ref().ok().map(|control| Watched::new(control, &mut operands)).transpose()?;
+
+    let idle = idle_power(load.window);
+    for _ in 0..load.rounds.max(1) {
+        if let Some(without) = &mut without {
+            without.run_for(load.window, idle.is_ok(), &mut operands)?;
+        }
+        with.run_for(load.window, idle.is_ok(), &mut operands)?;
+    }
+
+    let mut witnesses = Vec::new();
+    if info.is_test_double {
+        witnesses.push(Witness::TestDouble);
+    }
+    witnesses.push(Witness::Engine { observed: with.observed(&compiled) });
+    witnesses.push(with.cpu_time());
+    witnesses.push(with.device_time(without.as_ref()));
+    witnesses.extend(energy(idle, &with, without.as_ref()));
+    witnesses.push(match (&mut without, control) {
+        (Some(without), _) => Witness::CandidateTime { with: with.quartiles(), without: without.quartiles() },
+        (None, control) => {
+            Witness::Absent { kind: "candidate-time", reason: control.err().unwrap_or_default() }
+        }
+    });
+    Ok(Receipt {
+        backend: id,
+        device_name: info.device_name,
+        product: product.to_string(),
+        requested: options.device,
+        runs: with.runs,
+        verdict: judge(&witnesses),
+        witnesses,
+    })
+}
+
+fn idle_power(window: Duration) -> Result<Power, String> {
+    meter::has_energy_counters()?;
+    meter::power(window)
+}
+
+/// One compiled product under load, with everything seen of it so far.
+struct Watched {
+    executor: Executor,
+    runs_per_sample: u32,
+    runs: u64,
+    samples: Vec<Duration>,
+    wall: Duration,
+    cpu: Result<Duration, &'static str>,
+    device_time: Duration,
+    observed: Option<Device>,
+    power: Vec<Result<Power, String>>,
+}
+
+impl Watched {
+    /// Runs twice: an engine may compile in its first run, and the second says how long one takes.
+    fn new(compiled: &Compiled, operands: &mut Operands) -> Result<Self> {
+        let mut watched = Self {
+            executor: compiled.executor()?,
+            runs_per_sample: 1,
+            runs: 0,
+            samples: Vec::new(),
+            wall: Duration::ZERO,
+            cpu: Ok(Duration::ZERO),
+            device_time: Duration::ZERO,
+            observed: None,
+            power: Vec::new(),
+        };
+        watched.sample(operands)?;
+        let once = watched.sample(operands)?.max(Duration::from_nanos(1));
+        let runs_per_sample = SAMPLE_TIME.as_nanos().div_ceil(once.as_nanos()).max(1);
+        watched.runs_per_sample = u32::try_from(runs_per_sample).unwrap_or(u32::MAX);
+        (watched.runs, watched.device_time, watched.observed) = (0, Duration::ZERO, None);
+        Ok(watched)
+    }
+
+    /// Runs a few times; returns the time of one run.
+    fn sample(&mut self, operands: &mut Operands) -> Result<Duration> {
+        let (inputs, c) = operands.parts()?;
+        let start = Instant::now();
+        for _ in 0..self.runs_per_sample {
+            let seen = self.executor.run_observed(&inputs, c.view_mut()?)?;
+            self.device_time += seen.device_time.unwrap_or_default();
+            self.observed = Some(match self.observed {
+                Some(before) if before != seen.observed => Device::Unknown,
+                _ => seen.observed,
+            });
+        }
+        self.runs += u64::from(self.runs_per_sample);
+        Ok(start.elapsed() / self.runs_per_sample)
+    }
+
+    /// Runs for `window`, and as long as the energy counters are being read.
+    fn run_for(&mut self, window: Duration, read_power: bool, operands: &mut Operands) -> Result<()> {
+        let cpu_before = meter::process_cpu_time();
+        let start = Instant::now();
+        let (result, power) = std::thread::scope(|scope| {
+            let meter = read_power.then(|| scope.spawn(|| meter::power(window)));
+            let result = loop {
+                match self.sample(operands) {
+                    Ok(sample) => self.samples.push(sample),
+                    Err(error) => break Err(error),
+                }
+                let reading = meter.as_ref().is_some_and(|meter| !meter.is_finished());
+                if start.elapsed() >= window && !reading {
+                    break Ok(());
+                }
+            };
+            let power = meter.map(|meter| meter.join().unwrap_or_else(|_| Err("the reading failed".into())));
+            (result, power)
+        });
+        self.wall += start.elapsed();
+        self.cpu = match (self.cpu, cpu_before, meter::process_cpu_time()) {
+            (Ok(sum), Ok(before), Ok(after)) => Ok(sum + after.saturating_sub(before)),
+            (Err(reason), ..) | (_, Err(reason), _) | (.., Err(reason)) => Err(reason),
+        };
+        self.power.extend(power);
+        result
+    }
+
+    /// What the engine said of the runs, or else of the product.
+    fn observed(&self, compiled: &Compiled) -> Device {
+        match self.observed {
+            Some(observed) if observed != Device::Unknown => observed,
+            _ => compiled.report().observed,
+        }
+    }
+
+    fn cpu_time(&self) -> Witness {
+        match self.cpu {
+            Ok(cpu) => Witness::CpuTime { cpu, wall: self.wall },
+            Err(reason) => Witness::Absent { kind: "cpu-time", reason: reason.into() },
+        }
+    }
+
+    fn device_time(&self, control: Option<&Self>) -> Witness {
+        if self.device_time.is_zero() {
+            let reason = "the engine gives no timestamps of its device".into();
+            return Witness::Absent { kind: "device-time", reason };
+        }
+        let of_a_run = |time: Duration, runs: u64| time.div_f64(f64_from(runs));
+        Witness::DeviceTime {
+            device: of_a_run(self.device_time, self.runs),
+            control: control
+                .filter(|control| !control.device_time.is_zero())
+                .map(|control| of_a_run(control.device_time, control.runs)),
+            wall: of_a_run(self.wall, self.runs),
+        }
+    }
+
+    fn mean_power(&self) -> Result<Power, String> {
+        let mut sum = Power { cpu: 0.0, gpu: 0.0, neural_engine: 0.0 };
+        for power in &self.power {
+            let power = power.clone()?;
+            sum.cpu += power.cpu;
+            sum.gpu += power.gpu;
+            sum.neural_engine += power.neural_engine;
+        }
+        let count = f64_from(self.power.len() as u64);
+        Ok(Power { cpu: sum.cpu / count, gpu: sum.gpu / count, neural_engine: sum.neural_engine / count })
+    }
+
+    fn quartiles(&mut self) -> Quartiles {
+        self.samples.sort_unstable();
+        let at =
+            |quarter: usize| self.samples.get(self.samples.len() * quarter / 4).copied().unwrap_or_default();
+        Quartiles { lower: at(1), median: at(2), upper: at(3) }
+    }
+}
+
+/// The witnesses of the three counters, or why there are none.
+fn energy(idle: Result<Power, String>, with: &Watched, without: Option<&Watched>) -> Vec<Witness> {
+    let read = || {
+        let (idle, load) = (idle?, with.mean_power()?);
+        let control = without.map(Watched::mean_power).transpose()?;
+        let witness = |device, watts: fn(&Power) -> f64| Witness::Energy {
+            device,
+            idle_watts: watts(&idle),
+            control_watts: control.as_ref().map(watts),
+            load_watts: watts(&load),
+        };
+        Ok(vec![
+            witness(Device::NeuralEngine, |power| power.neural_engine),
+            witness(Device::Gpu, |power| power.gpu),
+            witness(Device::Cpu, |power| power.cpu),
+        ])
+    };
+    read().unwrap_or_else(|reason| vec![Witness::Absent { kind: "energy", reason }])
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts below 2^53")]
+fn f64_from(count: u64) -> f64 {
+    count as f64
+}
