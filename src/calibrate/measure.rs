@@ -36,6 +36,10 @@ impl Limits {
 /// A sample lasts at least this long, so that neither the clock's own time nor the waking of threads counts.
 const SAMPLE_NS: f64 = 400_000.0;
 
+/// Samples are taken in so many blocks, between those of the other backends, and the block with the lowest
+/// median counts: what disturbs a machine only ever adds time.
+const BLOCKS: usize = 2;
+
 /// Runs before the samples, until caches are warm and the threads of the backend before have gone to sleep:
 /// those of OpenBLAS keep a core busy for 2^26 cycles after their last product (`THREAD_TIMEOUT` in its
 /// Makefile.rule).
@@ -61,7 +65,8 @@ struct Candidate<'s> {
     first_run_ns: f64,
     runs_per_sample: usize,
     samples: usize,
-    samples_ns: Vec<f64>,
+    /// The lowest median of a block.
+    run_ns: f64,
 }
 
 #[allow(clippy::cast_precision_loss, reason = "nanoseconds far below 2^53")]
@@ -110,7 +115,7 @@ impl Bench {
                     first_run_ns: 0.0,
                     runs_per_sample: 1,
                     samples: limits.samples.0,
-                    samples_ns: Vec::new(),
+                    run_ns: f64::INFINITY,
                 }),
                 Err(Error::Refused { .. }) => {}
                 Err(error) => log::warn!("{id} is left out at {product}: {error}"),
@@ -126,18 +131,22 @@ impl Bench {
         });
         let rivals = candidates.len() > 1;
         let settle = if options.threads.number() > 1 { SETTLE } else { SETTLE_ALONE };
-        for candidate in &mut candidates {
-            let start = Instant::now();
-            while rivals && start.elapsed() < settle {
-                sample(&mut candidate.executor, 1, &inputs, c, product)?;
-            }
-            for _ in 0..candidate.samples {
-                let runs = candidate.runs_per_sample;
-                candidate.samples_ns.push(sample(&mut candidate.executor, runs, &inputs, c, product)?);
+        for _ in 0..BLOCKS {
+            for candidate in &mut candidates {
+                let start = Instant::now();
+                while rivals && start.elapsed() < settle {
+                    sample(&mut candidate.executor, 1, &inputs, c, product)?;
+                }
+                let mut samples_ns = Vec::with_capacity(candidate.samples);
+                for _ in 0..candidate.samples.div_ceil(BLOCKS) {
+                    let runs = candidate.runs_per_sample;
+                    samples_ns.push(sample(&mut candidate.executor, runs, &inputs, c, product)?);
+                }
+                candidate.run_ns = candidate.run_ns.min(median(samples_ns));
             }
         }
         for candidate in candidates {
-            let run_ns = median(candidate.samples_ns);
+            let run_ns = candidate.run_ns;
             *candidate.ns_per_flop = run_ns / product.flops();
             // Some engines compile when they first run.
             let compile_ns = candidate.compile_ns + (candidate.first_run_ns - run_ns).max(0.0);

@@ -19,10 +19,10 @@ use measure::{Bench, Limits};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Effort {
-    /// Some 140 products: well under a minute for three backends on two threads.
+    /// Some 140 products: about half a minute for three backends on one and on two threads.
     #[default]
     Quick,
-    /// Some 400 products, each for longer: a few minutes.
+    /// Some 380 products, each for longer: a few minutes.
     Full,
 }
 

@@ -89,7 +89,7 @@ pub struct Sample {
     pub constant_b: bool,
     /// How long compiling and opening an executor took.
     pub compile_ns: f64,
-    /// The median time of a run.
+    /// The time of a run.
     pub run_ns: f64,
 }
 
