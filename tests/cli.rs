@@ -635,6 +635,27 @@ fn a_damaged_profile_is_ignored_with_a_message_rebuilt_and_used() {
 }
 
 #[test]
+fn an_interrupted_calibration_changes_nothing() {
+    use std::io::Read as _;
+    let workplace = Workplace::new();
+    fs::create_dir(workplace.path("data")).unwrap();
+    let path = workplace.bytes("data/profile.json", b"damaged");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ane-matmul"))
+        .args(["calibrate", "--full", "--backend", "cpu"])
+        .env("ANE_MATMUL_PROFILE", &path)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command line runs");
+    // The note on the damaged profile comes before the measurement, which takes many times longer.
+    child.stderr.take().unwrap().read_exact(&mut [0; 5]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success(), "it was done before it could be interrupted");
+    assert_eq!(fs::read(&path).unwrap(), b"damaged");
+    assert_eq!(fs::read_dir(workplace.path("data")).unwrap().count(), 1);
+}
+
+#[test]
 fn calibrate_refuses_what_it_cannot_measure() {
     let workplace = Workplace::new();
     failed(&with_profile(&workplace, &["calibrate", "--backend", "nothing"]), "unknown backend `nothing`");

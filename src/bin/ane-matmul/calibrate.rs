@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use ane_matmul::{CalibrateOptions, Effort, Profile, calibrate};
+use ane_matmul::{CalibrateOptions, Effort, Profile, WholeFile, calibrate};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{CalibrateArgs, backend_id};
@@ -26,7 +26,9 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
         eprintln!("note: {error}; it is made anew");
     }
     let whole = options.threads.is_empty() && options.backends.is_empty();
-    Profile::update(&path, |_| ())?;
+    if path.parent().is_some_and(std::path::Path::is_dir) {
+        drop(WholeFile::create(&path)?);
+    }
 
     let progress = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
     let style =
