@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
+use crate::cache::Weight;
 use crate::dispatch::Basis;
 use crate::element::ElementType;
 use crate::error::{Error, Operand, Result};
+use crate::instant_start::InstantStart;
 use crate::layout::Layout;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device};
@@ -93,7 +95,7 @@ pub struct Report {
     pub requested_backend: BackendId,
     /// Why this backend was chosen.
     pub chosen_by: Basis,
-    /// How long compiling took.
+    /// How long compiling took, as its caller saw it.
     pub compile_time: Duration,
     /// The memory it holds, executors and the caller's weights not counted.
     pub bytes_held: usize,
@@ -105,6 +107,9 @@ pub struct Report {
     pub threads: Option<usize>,
     /// Whether it was loaded from a package of an earlier start ([`CompileOptions::packages`]).
     pub from_package: bool,
+    /// Where an instant start stands; `None` where none was asked for
+    /// ([`CompileOptions::instant_start`]) or the backend is the CPU's.
+    pub instant_start: Option<InstantStart>,
     /// What a user should know besides, such as an option that could not be honoured.
     pub note: Option<String>,
 }
@@ -173,7 +178,7 @@ impl Compiled {
             chosen_by: Basis::Named,
             compile_time,
             requested: options.device,
-            weights: weights.cloned(),
+            weights: weights.map(Weights::for_product),
         })))
     }
 
@@ -214,7 +219,8 @@ impl Compiled {
     /// Backend, compile time, memory and devices.
     #[must_use]
     pub fn report(&self) -> Report {
-        let Facts { bytes_held, observed, threads, note, from_package } = self.0.compiled.facts();
+        let Facts { bytes_held, observed, threads, note, from_package, instant_start, shared: _ } =
+            self.0.compiled.facts();
         Report {
             backend: self.0.backend.clone(),
             requested_backend: self.0.requested_backend.clone(),
@@ -225,7 +231,20 @@ impl Compiled {
             observed,
             threads,
             from_package,
+            instant_start,
             note,
+        }
+    }
+
+    /// The memory that a cache holds with this product, its packed weights apart where other products
+    /// have them in common.
+    pub(crate) fn holding(&self) -> Weight {
+        let Facts { bytes_held, shared, instant_start, .. } = self.0.compiled.facts();
+        let shared_bytes = shared.map_or(0, |(_, bytes)| bytes);
+        Weight {
+            own: size_of::<Shared>() + bytes_held.saturating_sub(shared_bytes),
+            shared,
+            may_change: matches!(instant_start, Some(InstantStart::Compiling { .. })),
         }
     }
 }

@@ -53,6 +53,7 @@ pub mod accuracy;
 mod activation;
 mod alloc;
 mod backend;
+mod cache;
 mod calibrate;
 mod dispatch;
 mod element;
@@ -60,6 +61,7 @@ mod error;
 #[cfg(feature = "evidence")]
 pub mod evidence;
 mod executor;
+mod instant_start;
 #[cfg(feature = "ndarray")]
 mod interop_ndarray;
 mod layout;
@@ -91,6 +93,7 @@ pub use backend::auto::explain;
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use backend::set_blas_threads;
 pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, ShimLibrary, available};
+pub use cache::{CacheLimits, CacheStatistics, ProductCache};
 pub use calibrate::{CalibrateOptions, CalibrateProgress, Effort, calibrate};
 pub use dispatch::{
     Basis, Candidate, Consequence, Explanation, Obstacle, ObstacleKind, Prediction, ProfileState, Verdict,
@@ -99,6 +102,7 @@ pub use dispatch::{
 pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
 pub use executor::{Compiled, Executor, Inputs, Report, RunObservation};
+pub use instant_start::InstantStart;
 pub use layout::Layout;
 pub use machine::MachineKey;
 pub use matmul::{ElementTypes, MatMul, MatMulBuilder};
@@ -121,3 +125,7 @@ struct ReadmeExamples;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/ABI.md")]
 struct AbiExamples;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/cache.md")]
+struct CacheExamples;

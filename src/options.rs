@@ -132,8 +132,9 @@ impl FromStr for Device {
 
 /// How to compile a product.
 ///
-/// `threads` (their number), `device`, `fast_math` and `reduced_precision` change what is compiled
-/// and belong in the key of a cache; `expected_runs`, `time_limit` and `packages` do not.
+/// `threads`, `device`, `fast_math`, `reduced_precision` and `instant_start` change what is compiled and
+/// are in the key of a [`crate::ProductCache`]; `expected_runs`, with which `auto` chooses, is
+/// there with that backend; `time_limit` and `packages` are not.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct CompileOptions {
@@ -152,6 +153,8 @@ pub struct CompileOptions {
     pub reduced_precision: bool,
     /// A directory where compiled products are kept for the next start.
     pub packages: Option<PathBuf>,
+    /// The CPU answers the first runs while another backend compiles in the background.
+    pub instant_start: bool,
 }
 
 impl CompileOptions {
@@ -186,6 +189,23 @@ impl CompileOptions {
     #[must_use]
     pub fn packages(mut self, directory: impl Into<PathBuf>) -> Self {
         self.packages = Some(directory.into());
+        self
+    }
+
+    /// Answers the first runs on the backend `cpu` while the one asked for compiles in a thread of its
+    /// own; off by default.
+    ///
+    /// Every executor moves over between two of its runs, once the compilation is done; both backends
+    /// keep to the error bound of [`crate::accuracy`], so results may differ in rounding. When the
+    /// compilation fails the CPU stays. [`crate::Report::instant_start`] says where it stands.
+    ///
+    /// Refusals and wrong operands are errors at once, as without it. For a product that the CPU refuses
+    /// compiling is waited for as usual. Until the move both copies of a constant B are in memory. A
+    /// compilation whose product was dropped cannot be interrupted: its thread ends with it, and what it
+    /// made is thrown away. The thread is not waited for when the process ends.
+    #[must_use]
+    pub fn instant_start(mut self, instant_start: bool) -> Self {
+        self.instant_start = instant_start;
         self
     }
 

@@ -64,6 +64,8 @@ struct Inner {
     layout: Layout,
     hash: OnceLock<[u8; 32]>,
     derived: Mutex<Vec<(DerivedKey, Weak<dyn Any + Send + Sync>)>>,
+    /// Handles outside of products hold it.
+    named: Weak<()>,
 }
 
 /// A constant B: given once when a product is compiled, shared by as many products as fit it.
@@ -71,7 +73,10 @@ struct Inner {
 /// Cloning shares. Two handles are equal when they are the same handle ([`Weights::id`]); equal
 /// contents have equal [`Weights::content_hash`]es.
 #[derive(Clone)]
-pub struct Weights(Arc<Inner>);
+pub struct Weights(
+    Arc<Inner>,
+    #[expect(dead_code, reason = "held to be counted: `Inner::named`")] Option<Arc<()>>,
+);
 
 impl Weights {
     /// Copies a matrix, or a batch of them, as stored (with `transpose_b` it is n x k).
@@ -116,7 +121,20 @@ impl Weights {
     fn from_data(data: Data, layout: Layout) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::new(Inner { id, data, layout, hash: OnceLock::new(), derived: Mutex::default() }))
+        let name = Arc::new(());
+        let named = Arc::downgrade(&name);
+        let inner = Inner { id, data, layout, hash: OnceLock::new(), derived: Mutex::default(), named };
+        Self(Arc::new(inner), Some(name))
+    }
+
+    /// The handle that a product keeps.
+    pub(crate) fn for_product(&self) -> Self {
+        Self(Arc::clone(&self.0), None)
+    }
+
+    /// Whether a handle is left that is neither a product's nor a clone of one.
+    pub(crate) fn can_be_named(&self) -> bool {
+        self.0.named.strong_count() > 0
     }
 
     /// A number that no other handle of this process has, its clones excepted.

@@ -5,7 +5,11 @@
 use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ane_matmul::{Activation, BackendId, CompileOptions, Inputs, MatMul, Tensor, Threads, Weights};
+use ane_matmul::{
+    Activation, BackendId, Backends, CompileOptions, Inputs, InstantStart, MatMul, ShimLibrary, Tensor,
+    Threads, Weights,
+};
+use ane_matmul_shims::REFERENCE;
 
 struct Counting;
 
@@ -30,6 +34,46 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
+
+/// While another backend compiles, after the move to it, and after its failure.
+fn instant_start() {
+    let product = MatMul::new(8, 8, 8).unwrap();
+    let options = CompileOptions::default().threads(Threads::ONE).instant_start(true);
+    let (a, mut c) = (Tensor::filled(8, 8, 1f32).unwrap(), Tensor::<f32>::zeros(8, 8).unwrap());
+    let inputs = Inputs::new(&a).b(&a);
+    for fault in ["hang@compile", "none@compile", "fail@compile"] {
+        // SAFETY: no other thread reads the environment: the shim reads it when its device is opened.
+        unsafe { std::env::set_var("ANE_REFERENCE_FAULT", fault) };
+        // SAFETY: the library is built from this repository.
+        let shim = unsafe { ShimLibrary::open(REFERENCE) }.unwrap();
+        let mut backends = Backends::new();
+        let id = backends.add(shim).unwrap();
+        let compiled = backends.compile(&id, &product, None, &options).unwrap();
+        let mut executor = compiled.executor().unwrap();
+        let state = || compiled.report().instant_start.unwrap();
+        while fault != "hang@compile" && matches!(state(), InstantStart::Compiling { .. }) {
+            std::thread::yield_now();
+        }
+        // The move allocates; and the thread that compiles may do so while it starts.
+        executor.run(&inputs, &mut c).unwrap();
+        let quiet = (0..100).any(|_| {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            for _ in 0..1000 {
+                executor.run(&inputs, &mut c).unwrap();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            ALLOCATIONS.load(Ordering::Relaxed) == before
+        });
+        println!("instant start, {fault}: {:?}", state());
+        assert!(quiet, "{fault}: runs allocate");
+        assert!(match fault {
+            "hang@compile" => matches!(state(), InstantStart::Compiling { runs_on_cpu: 1000.. }),
+            "none@compile" => matches!(state(), InstantStart::Switched { runs_on_cpu: 0, .. }),
+            _ =>
+                matches!(state(), InstantStart::Failed { ref reason, .. } if reason.contains("planted fault")),
+        });
+    }
+}
 
 fn main() {
     let weights = Weights::from_tensor(Tensor::random_normal_f32(24, 40, 1.0, 1).unwrap());
@@ -98,5 +142,7 @@ fn main() {
     }
     assert_eq!(BYTES_LIVE.load(Ordering::Relaxed), live, "bytes after 1,000,000 runs");
     println!("1,000,000 runs: {live} bytes live before and after");
+    // Last: a thread of it hangs until the end.
+    instant_start();
     println!("1 passed, 0 failed");
 }

@@ -131,7 +131,7 @@ impl Backends {
         let mut failed: Vec<(BackendId, String)> = Vec::new();
         let mut first = None;
         for (id, basis) in self.rank(product, options)? {
-            match Compiled::new(id.clone(), self.get(&id)?, product, weights, options) {
+            match self.compile_supported(&id, product, weights, options) {
                 Ok(compiled) => {
                     let basis = if failed.is_empty() { basis } else { Basis::Fallback { failed } };
                     log::debug!("{product}: auto is {id}: {basis}");

@@ -125,7 +125,7 @@ impl Backend for Blas {
             log::warn!("{ID}: {note}");
         }
         Ok(Box::new(BlasProduct {
-            plan: Arc::new(Plan { product: product.clone(), weights: weights.cloned() }),
+            plan: Arc::new(Plan { product: product.clone(), weights: weights.map(Weights::for_product) }),
             note,
         }))
     }
@@ -152,7 +152,7 @@ impl CompiledProduct for BlasProduct {
             observed: Device::Cpu,
             threads: threads(),
             note: self.note.clone(),
-            from_package: false,
+            ..Facts::default()
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use crate::error::{Error, Result};
 use crate::executor::{Compiled, RunObservation};
+use crate::instant_start::{InstantStart, WithInstantStart};
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device};
 use crate::refusal::Refusal;
@@ -122,10 +123,13 @@ pub(crate) trait CompiledProduct: Send + Sync {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
     pub bytes_held: usize,
+    /// The part of `bytes_held` that products have in common: its address, and its bytes.
+    pub shared: Option<(usize, usize)>,
     pub observed: Device,
     pub threads: Option<usize>,
     pub note: Option<String>,
     pub from_package: bool,
+    pub instant_start: Option<InstantStart>,
 }
 
 /// Operands that fit the description, for one run.
@@ -229,7 +233,12 @@ impl Backends {
         Ok(id)
     }
 
-    fn get(&self, id: &BackendId) -> Result<&dyn Backend> {
+    #[cfg(test)]
+    pub(crate) fn add_for_test(&mut self, id: BackendId, backend: Arc<dyn Backend>) {
+        self.entries.push(Entry { id, state: Ok(backend) });
+    }
+
+    pub(crate) fn get(&self, id: &BackendId) -> Result<&Arc<dyn Backend>> {
         if *id == BackendId::AUTO {
             return Err(Error::Unavailable {
                 backend: id.clone(),
@@ -243,7 +252,7 @@ impl Backends {
                 known: self.entries.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>().join(", "),
             })?;
         match &entry.state {
-            Ok(backend) => Ok(backend.as_ref()),
+            Ok(backend) => Ok(backend),
             Err(reason) => Err(Error::Unavailable { backend: id.clone(), reason: reason.clone() }),
         }
     }
@@ -261,7 +270,7 @@ impl Backends {
         if *id == BackendId::AUTO {
             return Ok(auto::info());
         }
-        self.get(id).map(info)
+        self.get(id).map(|backend| info(backend.as_ref()))
     }
 
     /// Whether `id` runs `product`: the answer comes before anything is compiled. [`BackendId::AUTO`] does
@@ -301,7 +310,23 @@ impl Backends {
             return self.compile_auto(product, weights, options);
         }
         self.supports(id, product, options)?;
-        Compiled::new(id.clone(), self.get(id)?, product, weights, options)
+        self.compile_supported(id, product, weights, options)
+    }
+
+    /// Compiles for a backend that is known to run the product.
+    fn compile_supported(
+        &self,
+        id: &BackendId,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Result<Compiled> {
+        let backend = self.get(id)?;
+        if options.instant_start && *id != BackendId::CPU {
+            let both = WithInstantStart::new(self.get(&BackendId::CPU), backend, product, options);
+            return Compiled::new(id.clone(), &both, product, weights, options);
+        }
+        Compiled::new(id.clone(), backend.as_ref(), product, weights, options)
     }
 
     /// Allocates memory that the host and the device of `id` both see, all zero; see
@@ -328,7 +353,7 @@ impl Backends {
     #[allow(unsafe_code, reason = "the memory is the caller's")]
     pub unsafe fn wrap_memory(&self, id: &BackendId, start: *mut u8, bytes: usize) -> Result<SharedBuffer> {
         let backend = self.get(id)?;
-        let alignment_bytes = wrap_alignment_bytes(backend);
+        let alignment_bytes = wrap_alignment_bytes(backend.as_ref());
         let aligned =
             |alignment: usize| start.addr().is_multiple_of(alignment) && bytes.is_multiple_of(alignment);
         match NonNull::new(start) {

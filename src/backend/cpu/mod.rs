@@ -145,7 +145,7 @@ impl Cpu {
         let b = match weights {
             None => ConstantB::None,
             // A product with a vector is bound by the reading of A.
-            Some(weights) if product.n() == 1 || product.k() == 0 => ConstantB::Plain(weights.clone()),
+            Some(weights) if product.n() == 1 || product.k() == 0 => ConstantB::Plain(weights.for_product()),
             Some(weights) => ConstantB::Packed(PackedB::of(self.kernels, product, weights)?),
         };
         let plan = Plan {
@@ -212,16 +212,16 @@ impl CompiledProduct for CpuProduct {
     }
 
     fn facts(&self) -> Facts {
-        let packed_bytes = match &self.0.b {
-            ConstantB::Packed(packed) => packed.buffer.bytes(),
-            ConstantB::None | ConstantB::Plain(_) => 0,
+        let packed = match &self.0.b {
+            ConstantB::Packed(packed) => Some((Arc::as_ptr(packed).addr(), packed.buffer.bytes())),
+            ConstantB::None | ConstantB::Plain(_) => None,
         };
         Facts {
-            bytes_held: size_of::<Plan>() + packed_bytes,
+            bytes_held: size_of::<Plan>() + packed.map_or(0, |(_, bytes)| bytes),
+            shared: packed,
             observed: Device::Cpu,
             threads: Some(self.0.threads),
-            note: None,
-            from_package: false,
+            ..Facts::default()
         }
     }
 }

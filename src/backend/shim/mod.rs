@@ -396,6 +396,7 @@ impl CompiledProduct for ShimProduct {
                 threads: None,
                 note: self.note.clone(),
                 from_package: info.flags & sys::ANE_PRODUCT_FLAG_FROM_PACKAGE.cast_unsigned() != 0,
+                ..Facts::default()
             },
             Err(error) => Facts { note: Some(error.to_string()), ..Facts::default() },
         }

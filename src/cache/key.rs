@@ -1,0 +1,93 @@
+//! What a product is found by.
+
+use std::hash::{Hash, Hasher};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use crate::backend::BackendId;
+use crate::matmul::MatMul;
+use crate::options::{CompileOptions, Device, ThreadPool, Threads};
+use crate::weights::Weights;
+
+/// All that what is compiled depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    backend: BackendId,
+    product: MatMul,
+    weights: Option<u64>,
+    threads: ThreadsKey,
+    device: Device,
+    fast_math: bool,
+    reduced_precision: bool,
+    instant_start: bool,
+    /// Where the choice of a backend depends on them.
+    expected_runs: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+enum ThreadsKey {
+    /// Not the number it stands for: to ask the system takes longer than everything else.
+    Auto,
+    Count(NonZeroUsize),
+    /// By its address, which is its own while the key holds it.
+    Pool(Arc<dyn ThreadPool>),
+}
+
+impl PartialEq for ThreadsKey {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Auto, Self::Auto) => true,
+            (Self::Count(one), Self::Count(other)) => one == other,
+            (Self::Pool(one), Self::Pool(other)) => std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other)),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for ThreadsKey {}
+
+impl Hash for ThreadsKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Auto => 0usize.hash(state),
+            Self::Count(count) => count.hash(state),
+            Self::Pool(pool) => Arc::as_ptr(pool).cast::<()>().hash(state),
+        }
+    }
+}
+
+impl Key {
+    pub(super) fn new(
+        backend: &BackendId,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Self {
+        // Named one by one, so that a new option cannot be forgotten here.
+        let CompileOptions {
+            threads,
+            device,
+            fast_math,
+            reduced_precision,
+            instant_start,
+            expected_runs,
+            time_limit: _,
+            packages: _,
+        } = options;
+        Self {
+            backend: backend.clone(),
+            product: product.clone(),
+            weights: weights.map(Weights::id),
+            threads: match threads {
+                Threads::Auto => ThreadsKey::Auto,
+                Threads::Count(count) => ThreadsKey::Count(*count),
+                Threads::Pool(pool) => ThreadsKey::Pool(Arc::clone(pool)),
+            },
+            device: *device,
+            fast_math: *fast_math,
+            reduced_precision: *reduced_precision,
+            instant_start: *instant_start,
+            expected_runs: expected_runs.filter(|_| *backend == BackendId::AUTO),
+        }
+    }
+}
