@@ -7,6 +7,7 @@ use crate::backend::BackendId;
 use crate::element::ElementType;
 use crate::options::Device;
 use crate::refusal::Refusal;
+use crate::self_check::Mismatch;
 
 /// [`std::result::Result`] with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -194,6 +195,11 @@ pub enum Error {
         /// How much.
         bytes: usize,
     },
+    /// A self-check found a wrong result ([`crate::SelfCheck`]).
+    #[error(
+        "{0}; do not use this result: run on another backend or choose OnMismatch::RerunOnCpu, and please report it"
+    )]
+    WrongResult(Box<Mismatch>),
     /// The number of threads is 0 or too large, or threads could not be started.
     #[error("threads: {problem}")]
     Threads {

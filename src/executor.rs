@@ -14,7 +14,8 @@ use crate::error::{Error, Operand, Result};
 use crate::instant_start::InstantStart;
 use crate::layout::Layout;
 use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device};
+use crate::options::{CompileOptions, Device, Threads};
+use crate::self_check::{CheckCounts, CheckSchedule, Mismatch, Prepared, RunCheck, SelfCheck};
 use crate::tensor::Tensor;
 use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 use crate::weights::Weights;
@@ -134,6 +135,10 @@ struct Shared {
     compile_time: Duration,
     requested: Device,
     weights: Option<Weights>,
+    threads: Threads,
+    self_check: Option<(SelfCheck, Arc<Prepared>)>,
+    #[cfg(feature = "profile")]
+    quarantine: Option<std::path::PathBuf>,
 }
 
 /// A product compiled for a backend: plan and weights, shared by its executors.
@@ -150,22 +155,13 @@ impl Compiled {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Self> {
-        match weights {
-            None if product.constant_b() => {
-                return Err(Error::Missing {
-                    operand: Operand::B,
-                    help: "the product has a constant B: pass its Weights to compile",
-                });
-            }
-            Some(_) if !product.constant_b() => {
-                return Err(Error::Unexpected {
-                    operand: Operand::B,
-                    help: "describe the product with constant_b(true) to compile weights into it",
-                });
-            }
-            Some(weights) => weights.check(product.b(), product.types().b)?,
-            None => {}
-        }
+        check_weights(product, weights)?;
+        let self_check = if options.self_check.schedule == CheckSchedule::Off {
+            None
+        } else {
+            let prepared = Prepared::new(product, weights, &options.self_check, options)?;
+            Some((options.self_check, Arc::new(prepared)))
+        };
         let start = Instant::now();
         let compiled = backend.compile(product, weights, options)?;
         let compile_time = start.elapsed();
@@ -179,6 +175,10 @@ impl Compiled {
             compile_time,
             requested: options.device,
             weights: weights.map(Weights::for_product),
+            threads: options.threads.clone(),
+            self_check,
+            #[cfg(feature = "profile")]
+            quarantine: options.quarantine.clone(),
         })))
     }
 
@@ -198,6 +198,13 @@ impl Compiled {
     pub fn executor(&self) -> Result<Executor> {
         Ok(Executor {
             run: self.0.compiled.open()?,
+            check: self
+                .0
+                .self_check
+                .as_ref()
+                .map(|(policy, prepared)| RunCheck::new(*policy, Arc::clone(prepared)))
+                .transpose()?
+                .map(Box::new),
             scratch: F64Scratch::default(),
             compiled: self.clone(),
             not_sync: PhantomData,
@@ -208,6 +215,22 @@ impl Compiled {
     #[must_use]
     pub fn product(&self) -> &MatMul {
         &self.0.product
+    }
+
+    /// The backend that compiled it.
+    #[must_use]
+    pub fn backend(&self) -> &BackendId {
+        &self.0.backend
+    }
+
+    /// The profile where a wrong result is noted.
+    #[cfg(feature = "profile")]
+    pub(crate) fn quarantine(&self) -> Option<&std::path::Path> {
+        self.0.quarantine.as_deref()
+    }
+
+    pub(crate) fn threads(&self) -> &Threads {
+        &self.0.threads
     }
 
     /// The constant B, if there is one.
@@ -259,6 +282,7 @@ impl fmt::Debug for Compiled {
 pub struct Executor {
     // Before `compiled`: a run context goes before the product that it came from.
     run: Box<dyn Run>,
+    check: Option<Box<RunCheck>>,
     scratch: F64Scratch,
     compiled: Compiled,
     not_sync: PhantomData<Cell<()>>,
@@ -285,10 +309,11 @@ impl Executor {
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`] and
-    /// [`Error::Type`] when an operand does not fit; [`Error::Native`] when the engine fails.
+    /// [`Error::Type`] when an operand does not fit; [`Error::Native`] when the engine fails;
+    /// [`Error::WrongResult`] when a self-check finds the result wrong.
     pub fn run<'c>(&mut self, inputs: &Inputs<'_>, c: impl Into<AnyViewMut<'c>>) -> Result<()> {
         let args = self.args(inputs, c.into())?;
-        self.run.run(args)
+        self.run_args(args)
     }
 
     /// As [`Executor::run`], and returns what the engine says of this run.
@@ -301,7 +326,22 @@ impl Executor {
         c: impl Into<AnyViewMut<'c>>,
     ) -> Result<RunObservation> {
         let args = self.args(inputs, c.into())?;
-        self.run.run_observed(args)
+        let Self { run, check, compiled, .. } = self;
+        match check {
+            None => run.run_observed(args),
+            Some(check) => check.run(|args| run.run_observed(args), compiled, args),
+        }
+    }
+
+    fn run_args(&mut self, args: RunArgs<'_>) -> Result<()> {
+        let Self { run, check, compiled, .. } = self;
+        match check {
+            None => run.run(args),
+            Some(check) => {
+                let plain = |args: RunArgs<'_>| run.run(args).map(|()| RunObservation::default());
+                check.run(plain, compiled, args).map(|_| ())
+            }
+        }
     }
 
     /// The operands of a run, once they are known to fit.
@@ -336,9 +376,27 @@ impl Executor {
             residual: inputs.residual.map(|view| narrow(Operand::Residual, view, residual)).transpose()?,
             c: AnyViewMut::F32(scratch_view(c_scratch, *c.layout())?),
         };
-        self.run.run(args)?;
+        match &mut self.check {
+            None => self.run.run(args)?,
+            Some(check) => {
+                let run = |args: RunArgs<'_>| self.run.run(args).map(|()| RunObservation::default());
+                check.run(run, &self.compiled, args)?;
+            }
+        }
         widen(&self.scratch.c, &mut c);
         Ok(())
+    }
+
+    /// What the self-checks of this executor did so far: nothing, where they are off.
+    #[must_use]
+    pub fn checks(&self) -> CheckCounts {
+        self.check.as_ref().map(|check| check.counts).unwrap_or_default()
+    }
+
+    /// The last wrong result that a self-check found.
+    #[must_use]
+    pub fn last_mismatch(&self) -> Option<&Mismatch> {
+        self.check.as_ref()?.last_mismatch.as_ref()
     }
 
     /// The product that this executor runs.
@@ -378,8 +436,24 @@ impl Compiled {
     }
 }
 
+/// Checks that there are weights exactly where B is constant, and that they fit.
+pub(crate) fn check_weights(product: &MatMul, weights: Option<&Weights>) -> Result<()> {
+    match weights {
+        None if product.constant_b() => Err(Error::Missing {
+            operand: Operand::B,
+            help: "the product has a constant B: pass its Weights to compile",
+        }),
+        Some(_) if !product.constant_b() => Err(Error::Unexpected {
+            operand: Operand::B,
+            help: "describe the product with constant_b(true) to compile weights into it",
+        }),
+        Some(weights) => weights.check(product.b(), product.types().b),
+        None => Ok(()),
+    }
+}
+
 /// Checks shapes and presence of every operand; returns the rows of this run.
-fn check(product: &MatMul, inputs: &Inputs<'_>, c: &Layout) -> Result<usize> {
+pub(crate) fn check(product: &MatMul, inputs: &Inputs<'_>, c: &Layout) -> Result<usize> {
     let m = c.rows();
     if m != product.m() && !(product.variable_m() && m < product.m()) {
         return Err(Error::Rows { compiled: product.m(), got: m, variable: product.variable_m() });
@@ -437,7 +511,7 @@ fn check_layout(operand: Operand, expected: &Layout, got: &Layout) -> Result<()>
     Err(Error::Shape { operand, expected: expected.to_string(), got: got.to_string() })
 }
 
-fn check_types(product: &MatMul, inputs: &Inputs<'_>, c: ElementType) -> Result<()> {
+pub(crate) fn check_types(product: &MatMul, inputs: &Inputs<'_>, c: ElementType) -> Result<()> {
     let types = product.types();
     let check = |operand, expected: ElementType, got: ElementType| {
         if expected == got { Ok(()) } else { Err(Error::Type { operand, expected, got }) }

@@ -64,6 +64,7 @@ mod executor;
 mod instant_start;
 #[cfg(feature = "ndarray")]
 mod interop_ndarray;
+mod known_faults;
 mod layout;
 mod machine;
 mod matmul;
@@ -78,6 +79,7 @@ mod random;
 mod refusal;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
+mod self_check;
 #[allow(unsafe_code, reason = "memory of devices")]
 mod shared_buffer;
 #[allow(unsafe_code, reason = "foreign types")]
@@ -103,6 +105,7 @@ pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
 pub use executor::{Compiled, Executor, Inputs, Report, RunObservation};
 pub use instant_start::InstantStart;
+pub use known_faults::{FaultHandling, KnownFault, known_faults};
 pub use layout::Layout;
 pub use machine::MachineKey;
 pub use matmul::{ElementTypes, MatMul, MatMulBuilder};
@@ -111,6 +114,9 @@ pub use profile::{Profile, Quarantine, Sample, Series, ShapeClass};
 pub use quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
 pub use random::Random;
 pub use refusal::{Refusal, RefusalReason};
+pub use self_check::{
+    CheckCounts, CheckSchedule, Mismatch, OnMismatch, ResultChecker, SelfCheck, WrongElement,
+};
 pub use shared_buffer::SharedBuffer;
 pub use tensor::Tensor;
 pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
@@ -129,3 +135,7 @@ struct AbiExamples;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/cache.md")]
 struct CacheExamples;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/self-check.md")]
+struct SelfCheckExamples;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::self_check::SelfCheck;
 
 /// Threads that run parts of a product; implement it to share a pool of your own.
 pub trait ThreadPool: Send + Sync + fmt::Debug {
@@ -132,9 +133,10 @@ impl FromStr for Device {
 
 /// How to compile a product.
 ///
-/// `threads`, `device`, `fast_math`, `reduced_precision` and `instant_start` change what is compiled and
-/// are in the key of a [`crate::ProductCache`]; `expected_runs`, with which `auto` chooses, is
-/// there with that backend; `time_limit` and `packages` are not.
+/// `threads`, `device`, `fast_math`, `reduced_precision`, `instant_start`, `self_check`,
+/// `allow_known_faults` and `quarantine` change what is compiled and are in the key of a
+/// [`crate::ProductCache`]; `expected_runs`, with which `auto` chooses, is there with that backend;
+/// `time_limit` and `packages` are not.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct CompileOptions {
@@ -155,6 +157,13 @@ pub struct CompileOptions {
     pub packages: Option<PathBuf>,
     /// The CPU answers the first runs while another backend compiles in the background.
     pub instant_start: bool,
+    /// Whether and how results are verified.
+    pub self_check: SelfCheck,
+    /// Products that meet a known fault of the vendor's are not refused ([`crate::known_faults`]).
+    pub allow_known_faults: bool,
+    /// The profile that keeps backends in quarantine.
+    #[cfg(feature = "profile")]
+    pub quarantine: Option<PathBuf>,
 }
 
 impl CompileOptions {
@@ -206,6 +215,34 @@ impl CompileOptions {
     #[must_use]
     pub fn instant_start(mut self, instant_start: bool) -> Self {
         self.instant_start = instant_start;
+        self
+    }
+
+    /// Verifies results as `self_check` says.
+    #[must_use]
+    pub fn self_check(mut self, self_check: SelfCheck) -> Self {
+        self.self_check = self_check;
+        self
+    }
+
+    /// Compiles even what meets a known fault of the vendor's ([`crate::known_faults`]): to be verified by
+    /// a self-check.
+    #[must_use]
+    pub fn allow_known_faults(mut self, allow: bool) -> Self {
+        self.allow_known_faults = allow;
+        self
+    }
+
+    /// Keeps backends that compute wrong results in quarantine, in the profile at `path`
+    /// (`Profile::default_path`).
+    ///
+    /// What a self-check finds wrong is noted there: backend, class of products
+    /// ([`crate::ShapeClass`]), chip and OS build. What is noted there is refused
+    /// ([`crate::RefusalReason::Quarantined`]); `Profile::retain_quarantine` lets it out.
+    #[cfg(feature = "profile")]
+    #[must_use]
+    pub fn quarantine(mut self, path: impl Into<PathBuf>) -> Self {
+        self.quarantine = Some(path.into());
         self
     }
 

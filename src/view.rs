@@ -262,6 +262,22 @@ macro_rules! any_views {
                 }
             }
 
+            /// The same view for a shorter time, so that it can be used again.
+            #[must_use]
+            pub fn reborrow(&mut self) -> AnyViewMut<'_> {
+                match self {
+                    $($(#[$meta])* Self::$variant(view) => AnyViewMut::$variant(view.reborrow()),)*
+                }
+            }
+
+            /// The same view to read from.
+            #[must_use]
+            pub fn as_view(&self) -> AnyView<'_> {
+                match self {
+                    $($(#[$meta])* Self::$variant(view) => AnyView::$variant(view.as_view()),)*
+                }
+            }
+
             /// The type of the elements.
             #[must_use]
             pub const fn element_type(&self) -> ElementType {
@@ -283,6 +299,34 @@ any_views! {
     I32: i32,
     I8: i8,
     U8: u8,
+}
+
+impl AnyViewMut<'_> {
+    /// Rounds float64 values to the element type, into the elements of `span`. Integers saturate.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounding is the point")]
+    pub(crate) fn write_row(&mut self, span: Range<usize>, values: &[f64]) {
+        fn write<T: Element>(
+            view: &mut TensorViewMut<'_, T>,
+            span: Range<usize>,
+            values: &[f64],
+            round: impl Fn(f64) -> T,
+        ) {
+            for (y, &x) in view.data()[span].iter_mut().zip(values) {
+                *y = round(x);
+            }
+        }
+        match self {
+            Self::F64(view) => write(view, span, values, |x| x),
+            Self::F32(view) => write(view, span, values, |x| x as f32),
+            #[cfg(feature = "half")]
+            Self::F16(view) => write(view, span, values, half::f16::from_f64),
+            #[cfg(feature = "half")]
+            Self::Bf16(view) => write(view, span, values, half::bf16::from_f64),
+            Self::I32(view) => write(view, span, values, |x| x as i32),
+            Self::I8(view) => write(view, span, values, |x| x as i8),
+            Self::U8(view) => write(view, span, values, |x| x as u8),
+        }
+    }
 }
 
 impl<'a, T: Element> From<TensorView<'a, T>> for AnyView<'a> {

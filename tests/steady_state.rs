@@ -6,8 +6,8 @@ use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ane_matmul::{
-    Activation, BackendId, Backends, CompileOptions, Inputs, InstantStart, MatMul, ShimLibrary, Tensor,
-    Threads, Weights,
+    Activation, BackendId, Backends, CompileOptions, Inputs, InstantStart, MatMul, SelfCheck, ShimLibrary,
+    Tensor, Threads, Weights,
 };
 use ane_matmul_shims::REFERENCE;
 
@@ -135,6 +135,30 @@ fn main() {
     }
     let total = ALLOCATIONS.load(Ordering::Relaxed) - before;
     assert_eq!(total, 0, "allocations of run_f64");
+
+    // With every run verified, by Freivalds' method and by rows, with B constant and not.
+    for constant in [false, true] {
+        for activation in [Activation::None, Activation::Relu] {
+            let product =
+                MatMul::builder(8, 40, 24).constant_b(constant).activation(activation).build().unwrap();
+            let options = options.clone().self_check(SelfCheck::every_run());
+            let compiled = product.compile(&BackendId::CPU, constant.then_some(&weights), &options).unwrap();
+            let mut executor = compiled.executor().unwrap();
+            let b = weights.view();
+            let inputs = if constant { Inputs::new(&x) } else { Inputs::new(&x).b(b) };
+            executor.run(&inputs, &mut y).unwrap();
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            for _ in 0..100 {
+                executor.run(&inputs, &mut y).unwrap();
+            }
+            assert_eq!(
+                ALLOCATIONS.load(Ordering::Relaxed) - before,
+                0,
+                "allocations of {product} with checks"
+            );
+            assert_eq!(executor.checks().checked, 101);
+        }
+    }
 
     let live = BYTES_LIVE.load(Ordering::Relaxed);
     for _ in 0..1_000_000 {

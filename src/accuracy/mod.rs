@@ -19,4 +19,5 @@ mod freivalds;
 mod reference;
 
 pub use freivalds::{Freivalds, freivalds};
+pub(crate) use reference::{Bounds, ratio};
 pub use reference::{Deviation, Reference};

@@ -1,5 +1,6 @@
 //! The float64 product with its error bound, element by element.
 
+use crate::activation::Activation;
 use crate::alloc;
 use crate::error::{Error, Operand, Result};
 use crate::executor::Inputs;
@@ -89,6 +90,68 @@ pub(super) fn epilogue_roundings(product: &MatMul) -> usize {
         + usize::from(product.residual().is_some())
 }
 
+/// The error bound of [`crate::accuracy`] for the elements of one product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub alpha: f64,
+    /// Relative to the sum of magnitudes.
+    pub gamma_k: f64,
+    /// Relative to the sum of magnitudes and addends.
+    pub gamma_e: f64,
+    /// Relative to the result.
+    pub u_out: f64,
+    pub underflow: f64,
+    /// Beyond this an intermediate result may overflow.
+    pub overflow: f64,
+    activation: Activation,
+}
+
+impl Bounds {
+    pub(crate) fn new(product: &MatMul) -> Self {
+        let types = product.types();
+        let alpha = f64::from(product.alpha());
+        let u_acc = types.accumulator.unit_roundoff();
+        let roundings = epilogue_roundings(product);
+        #[allow(clippy::cast_precision_loss, reason = "a bound, rounded by far less than it is wide")]
+        let underflow = (product.k() + roundings + 1) as f64
+            * types.accumulator.min_positive().max(types.output.min_positive())
+            * alpha.abs().max(1.0);
+        Self {
+            alpha,
+            gamma_k: gamma(product.k(), u_acc),
+            gamma_e: gamma(roundings, u_acc),
+            u_out: types.output.unit_roundoff(),
+            underflow,
+            overflow: types.output.max_finite().min(types.accumulator.max_finite()),
+            activation: product.activation(),
+        }
+    }
+
+    /// Widens the bound for operands that are truncated to 11 significant bits first, as tf32 does:
+    /// each loses less than 2^-10 of its size.
+    pub(crate) fn allow_truncated_operands(&mut self) {
+        let lost = 2f64.powi(-10);
+        self.gamma_k += (2.0 * lost + lost * lost) * (1.0 + self.gamma_k);
+    }
+
+    /// The value of an element and how far from it a correct result may lie, from the sum over k, the
+    /// sum of its terms' magnitudes, bias and residual.
+    pub(crate) fn element(&self, sum: f64, sums: f64, bias: f64, residual: f64) -> (f64, f64) {
+        let size = self.alpha.abs() * sums;
+        let x = self.alpha * sum + bias + residual;
+        let linear = self.gamma_k * size + self.gamma_e * (size + bias.abs() + residual.abs());
+        let value = self.activation.apply_f64(x);
+        let bound = self.activation.lipschitz() * linear
+            + self.activation.error_f32(x, value)
+            + self.u_out * value.abs()
+            + self.underflow;
+        // Magnitudes near the end of the range may overflow on the way to a finite sum, or to one
+        // that alpha makes small again.
+        let overflows = sums.max(size + bias.abs() + residual.abs()) >= self.overflow;
+        (value, if overflows { f64::INFINITY } else { bound })
+    }
+}
+
 impl Reference {
     /// Computes the reference of a run with `inputs`, which must fit `product`. Where B is
     /// constant, pass the weights' view as `b`. The rows of A say how many rows the run has.
@@ -128,16 +191,7 @@ impl Reference {
 
     /// Turns sums and sums of magnitudes into values and bounds.
     fn finish(&mut self, product: &MatMul, inputs: &Inputs<'_>) {
-        let types = product.types();
-        let alpha = f64::from(product.alpha());
-        let (u_acc, u_out) = (types.accumulator.unit_roundoff(), types.output.unit_roundoff());
-        let roundings = epilogue_roundings(product);
-        let (gamma_k, gamma_e) = (gamma(product.k(), u_acc), gamma(roundings, u_acc));
-        #[allow(clippy::cast_precision_loss, reason = "a bound, rounded by far less than it is wide")]
-        let underflow = (product.k() + roundings + 1) as f64
-            * types.accumulator.min_positive().max(types.output.min_positive())
-            * alpha.abs().max(1.0);
-        let activation = product.activation();
+        let bounds = Bounds::new(product);
         let (rows, cols) = (self.layout.rows(), self.layout.cols());
         for (index, (value, bound)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
             let (item, row, col) = (index / cols / rows, index / cols % rows, index % cols);
@@ -146,20 +200,7 @@ impl Reference {
             };
             let bias = addend(inputs.bias_view(), 0, 0);
             let residual = addend(inputs.residual_view(), item, row);
-            let sums = *bound;
-            let size = alpha.abs() * sums;
-            let x = alpha * *value + bias + residual;
-            let linear = gamma_k * size + gamma_e * (size + bias.abs() + residual.abs());
-            *value = activation.apply_f64(x);
-            *bound = activation.lipschitz() * linear
-                + activation.error_f32(x, *value)
-                + u_out * value.abs()
-                + underflow;
-            // Magnitudes near the end of the range may overflow on the way to a finite sum, or to one
-            // that alpha makes small again.
-            if sums.max(size + bias.abs() + residual.abs()) >= self.overflow {
-                *bound = f64::INFINITY;
-            }
+            (*value, *bound) = bounds.element(*value, *bound, bias, residual);
         }
     }
 
@@ -223,7 +264,7 @@ impl Reference {
 }
 
 /// The error over its bound; at most 1 when the element is right.
-fn ratio(value: f64, got: f64, bound: f64, overflow: f64) -> f64 {
+pub(crate) fn ratio(value: f64, got: f64, bound: f64, overflow: f64) -> f64 {
     if value.is_nan() || got.is_nan() {
         let both = value.is_nan() && got.is_nan();
         // Where partial sums may overflow, infinity minus infinity is possible.

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use crate::error::{Error, Result};
 use crate::executor::{Compiled, RunObservation};
 use crate::instant_start::{InstantStart, WithInstantStart};
+use crate::known_faults;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device};
 use crate::refusal::Refusal;
@@ -28,6 +29,7 @@ mod f32_only;
 mod shim;
 
 use auto::ProfileSlot;
+pub(crate) use cpu::project;
 pub use shim::ShimLibrary;
 
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
@@ -284,8 +286,7 @@ impl Backends {
         if *id == BackendId::AUTO {
             return self.rank(product, options).map(drop);
         }
-        self.get(id)?
-            .supports(product, options)
+        supports(id, self.get(id)?.as_ref(), product, options)
             .map_err(|refusal| Error::Refused { backend: id.clone(), refusal })
     }
 
@@ -370,6 +371,49 @@ impl fmt::Debug for Backends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.available()).finish()
     }
+}
+
+/// What the backend says, the vendors' known faults, and quarantine.
+pub(crate) fn supports(
+    id: &BackendId,
+    backend: &dyn Backend,
+    product: &MatMul,
+    options: &CompileOptions,
+) -> Result<(), Refusal> {
+    backend.supports(product, options)?;
+    known_faults::check(id, &backend.device().1, product, options)?;
+    quarantined(id, product, options)
+}
+
+/// The refusal of a product that the profile of [`CompileOptions::quarantine`] keeps from a backend.
+#[cfg(feature = "profile")]
+fn quarantined(id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
+    use crate::refusal::RefusalReason;
+    let Some(path) = &options.quarantine else { return Ok(()) };
+    let profile = match crate::profile::Profile::load(path) {
+        Ok(profile) => profile,
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            log::warn!("{error}; nothing is in quarantine");
+            return Ok(());
+        }
+    };
+    match profile.quarantined(id, product) {
+        None => Ok(()),
+        Some(entry) => Err(Refusal::new(
+            RefusalReason::Quarantined,
+            format!(
+                "in quarantine: {}; use another backend, or let it out (Profile::retain_quarantine)",
+                entry.reason
+            ),
+        )),
+    }
+}
+
+#[cfg(not(feature = "profile"))]
+#[allow(clippy::unnecessary_wraps, reason = "as with the feature `profile`")]
+fn quarantined(_: &BackendId, _: &MatMul, _: &CompileOptions) -> Result<(), Refusal> {
+    Ok(())
 }
 
 fn wrap_alignment_bytes(backend: &dyn Backend) -> Option<usize> {

@@ -2,11 +2,14 @@
 
 use std::hash::{Hash, Hasher};
 use std::num::NonZeroUsize;
+#[cfg(feature = "profile")]
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::backend::BackendId;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, ThreadPool, Threads};
+use crate::self_check::{CheckSchedule, OnMismatch, SelfCheck};
 use crate::weights::Weights;
 
 /// All that what is compiled depends on.
@@ -20,6 +23,10 @@ pub(super) struct Key {
     fast_math: bool,
     reduced_precision: bool,
     instant_start: bool,
+    self_check: SelfCheckKey,
+    allow_known_faults: bool,
+    #[cfg(feature = "profile")]
+    quarantine: Option<PathBuf>,
     /// Where the choice of a backend depends on them.
     expected_runs: Option<u64>,
 }
@@ -56,6 +63,26 @@ impl Hash for ThreadsKey {
     }
 }
 
+/// A policy, its probabilities by their bits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct SelfCheckKey {
+    schedule: CheckSchedule,
+    on_mismatch: OnMismatch,
+    failure_probability_bits: u64,
+    wrong_share_bits: u64,
+}
+
+impl SelfCheckKey {
+    const fn new(policy: &SelfCheck) -> Self {
+        Self {
+            schedule: policy.schedule,
+            on_mismatch: policy.on_mismatch,
+            failure_probability_bits: policy.failure_probability.to_bits(),
+            wrong_share_bits: policy.wrong_share.to_bits(),
+        }
+    }
+}
+
 impl Key {
     pub(super) fn new(
         backend: &BackendId,
@@ -70,6 +97,10 @@ impl Key {
             fast_math,
             reduced_precision,
             instant_start,
+            self_check,
+            allow_known_faults,
+            #[cfg(feature = "profile")]
+            quarantine,
             expected_runs,
             time_limit: _,
             packages: _,
@@ -87,6 +118,10 @@ impl Key {
             fast_math: *fast_math,
             reduced_precision: *reduced_precision,
             instant_start: *instant_start,
+            self_check: SelfCheckKey::new(self_check),
+            allow_known_faults: *allow_known_faults,
+            #[cfg(feature = "profile")]
+            quarantine: quarantine.clone(),
             expected_runs: expected_runs.filter(|_| *backend == BackendId::AUTO),
         }
     }

@@ -88,8 +88,9 @@ pub struct CacheStatistics {
 /// each thread opens an executor of its own.
 ///
 /// **Key**: the description, [`Weights::id`], the backend, and of the options `threads` (automatic, a
-/// number, or which pool), `device`, `fast_math`, `reduced_precision` and `instant_start`, with
-/// [`BackendId::AUTO`] `expected_runs` too. The others do not change what is compiled: a hit ignores them.
+/// number, or which pool), `device`, `fast_math`, `reduced_precision`, `instant_start`, `self_check`,
+/// `allow_known_faults` and `quarantine`, with [`BackendId::AUTO`] `expected_runs` too. The others do not
+/// change what is compiled: a hit ignores them.
 ///
 /// **Bytes**: what the products hold ([`crate::Report::bytes_held`]) and the cache's records of them.
 /// Weights that a backend packed for several products are counted once. Not counted are the caller's

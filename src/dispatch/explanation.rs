@@ -226,7 +226,7 @@ fn judge(
     if backend.is_test_double() {
         return refused(RefusalReason::Other, "a test double of hardware is never chosen; name it".into());
     }
-    if let Err(refusal) = backend.supports(product, options) {
+    if let Err(refusal) = crate::backend::supports(id, backend, product, options) {
         return Verdict::Refused(refusal);
     }
     if let Some(entry) = predictor.and_then(|predictor| predictor.profile().quarantined(id, product)) {

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use super::finish::{Finish, finish};
 use super::gemv::{Gemv, gemv_columns, gemv_rows};
+use super::project::{Projection, project_columns, project_rows};
 use super::simd::Simd;
 
 /// One call of the micro-kernel: a tile of C from a strip of A and a strip of B.
@@ -182,6 +183,10 @@ pub(super) struct Kernels {
     pub gemv_rows: unsafe fn(&Gemv),
     pub gemv_columns: unsafe fn(&Gemv),
     pub finish: unsafe fn(&Finish),
+    /// Without and with magnitudes.
+    pub project_rows: [unsafe fn(&Projection); 2],
+    /// The same.
+    pub project_columns: [unsafe fn(&Projection); 2],
 }
 
 impl Kernels {
@@ -258,7 +263,8 @@ impl std::fmt::Debug for Kernels {
 macro_rules! instruction_set {
     (
         $(#[$cfg:meta])* $module:ident, $vector:ty, $name:literal, $(features: $feature:literal,)?
-        panel_vectors: $panel:literal, rows: [$($one:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]
+        panel_vectors: $panel:literal, rows: [$($one:literal)*], two: [$($two:literal)*], four: [$($four:literal)*],
+        project: $project:literal
     ) => {
         $(#[$cfg])*
         mod $module {
@@ -315,6 +321,18 @@ macro_rules! instruction_set {
                 unsafe { finish::<V>(f) }
             }
 
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn projected_rows<const SIZES: bool>(p: &Projection) {
+                // SAFETY: as for `tile`.
+                unsafe { project_rows::<V, $project, SIZES>(p) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn projected_columns<const SIZES: bool>(p: &Projection) {
+                // SAFETY: as for `tile`.
+                unsafe { project_columns::<V, SIZES>(p) }
+            }
+
             pub(super) static KERNELS: Kernels = Kernels {
                 name: $name,
                 lanes: <V as Simd>::LANES,
@@ -338,6 +356,8 @@ macro_rules! instruction_set {
                 gemv_rows: rows,
                 gemv_columns: columns,
                 finish: epilogue,
+                project_rows: [projected_rows::<false>, projected_rows::<true>],
+                project_columns: [projected_columns::<false>, projected_columns::<true>],
             };
         }
     };
@@ -347,27 +367,27 @@ macro_rules! instruction_set {
 instruction_set! {
     #[cfg(target_arch = "x86_64")]
     avx512, super::super::simd::avx512::Avx512, "avx512", features: "avx512f,avx512dq,avx2,fma",
-    panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
+    panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3], project: 4
 }
 
 // 16 registers: 6 x 2 sums, 2 of B, 1 of A.
 instruction_set! {
     #[cfg(target_arch = "x86_64")]
     avx2, super::super::simd::avx2::Avx2, "avx2", features: "avx2,fma",
-    panel_vectors: 2, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
+    panel_vectors: 2, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1], project: 2
 }
 
 // 32 registers: 6 x 4 sums, 4 of B, 1 of A.
 instruction_set! {
     #[cfg(target_arch = "aarch64")]
     neon, super::super::simd::neon::Neon, "neon", features: "neon",
-    panel_vectors: 4, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
+    panel_vectors: 4, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1], project: 2
 }
 
 // 16 registers of 4 lanes at least on every 64-bit machine: 3 x 8 numbers of sums and 8 of B.
 instruction_set! {
     portable, super::super::simd::portable::Portable, "portable",
-    panel_vectors: 1, rows: [1 2 3 4], two: [1 2], four: [1]
+    panel_vectors: 1, rows: [1 2 3 4], two: [1 2], four: [1], project: 1
 }
 
 /// Every instruction set that this machine has, the fastest first; the portable one is always there.
@@ -403,6 +423,11 @@ pub(super) fn detect() -> Result<&'static Kernels, String> {
         let here = HERE.iter().map(|kernels| kernels.name).collect::<Vec<_>>().join(", ");
         format!("{FORCE}={wanted} names no kernels that this machine has; here: {here}")
     })
+}
+
+/// The kernels that every machine has.
+pub(super) fn portable() -> &'static Kernels {
+    &portable::KERNELS
 }
 
 /// Every instruction set that this machine has.

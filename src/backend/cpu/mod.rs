@@ -22,6 +22,7 @@ mod pack;
 mod plan;
 mod pool;
 mod product;
+pub(crate) mod project;
 mod rendezvous;
 mod run;
 mod simd;

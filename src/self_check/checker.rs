@@ -1,0 +1,223 @@
+//! Verifying one result.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+
+use crate::Activation;
+use crate::accuracy::Bounds;
+use crate::element::ElementType;
+use crate::error::{Error, Operand, Result};
+use crate::executor::{self, Inputs};
+use crate::matmul::MatMul;
+use crate::options::CompileOptions;
+use crate::quantization::Quantization;
+use crate::random::Random;
+use crate::self_check::linear::{Linear, Projections};
+use crate::self_check::rows::Row;
+use crate::self_check::{SelfCheck, WrongElement};
+use crate::view::AnyView;
+use crate::weights::Weights;
+
+/// Verifies results of one product, wherever they come from.
+///
+/// A product **without an activation** (alpha, bias and residual may be there) is verified by
+/// Freivalds' method (R. Freivalds, "Probabilistic machines can use less running time", IFIP 1977):
+/// C r is compared with alpha A (B r) + bias r + residual r for random vectors r, in one pass over
+/// each operand. The row whose residue is the largest multiple of the row's mean error bound, where
+/// that is more than 1/2, is recomputed in float64 and held to its error bounds element by element. So
+/// a correct result never fails, whatever is drawn, and a failure names a wrong element.
+///
+/// What is found: the numbers of r lie in [0.5, 1) and have random signs. Flipping the sign that
+/// meets an element changes the row's residue by the element's error at least, so each vector shows an
+/// error of the row's mean bound with probability 1/2 at least, whatever else is wrong; 2
+/// vectors (the fewest) miss it with probability 1/4 at most, `p` needs log2(1 / p), rounded up to an
+/// even number. That holds for adversarial faults. A single wrong element is seen by every vector,
+/// and faults that do not know r cancel with a probability near 0. Where sound rounding errors are
+/// larger than the mean bound (short sums, wide rows, f16 and bf16 results), an error must stand out
+/// of the largest of them to be found.
+///
+/// A product **with an activation** is verified by recomputing random rows in float64, element by
+/// element: if a share f of the rows is wrong, s rows miss that with probability (1 - f)^s.
+///
+/// NaN and infinity must be where they belong. A row of A or of the residual that holds one is
+/// outside Freivalds' method, and one such row, drawn at random, is recomputed; so are columns of B
+/// that hold one, and the rows are then verified without them, in float64, at about the cost of the
+/// product.
+///
+/// ```
+/// use ane_matmul::{Inputs, MatMul, ResultChecker, SelfCheck, Tensor};
+///
+/// let product = MatMul::new(2, 2, 2)?;
+/// let (a, b) = (Tensor::filled(2, 2, 1f32)?, Tensor::filled(2, 2, 3f32)?);
+/// let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run())?;
+/// let inputs = Inputs::new(&a).b(&b);
+/// assert_eq!(checker.check(&inputs, &Tensor::filled(2, 2, 6f32)?)?, None);
+/// let wrong = Tensor::from_vec(vec![6f32, 6.0, 6.0, 7.0], 2, 2)?;
+/// let found = checker.check(&inputs, &wrong)?.expect("a wrong element");
+/// assert_eq!((found.row, found.col, found.expected, found.got), (1, 1, 6.0, 7.0));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ResultChecker {
+    prepared: Arc<Prepared>,
+    linear: Option<Linear>,
+    row: Row,
+    random: Random,
+}
+
+/// What the checkers of a compiled product share.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    product: MatMul,
+    weights: Option<Weights>,
+    bounds: Bounds,
+    method: Method,
+}
+
+#[derive(Debug)]
+enum Method {
+    Freivalds(Arc<Projections>),
+    /// As many random rows.
+    Rows(usize),
+}
+
+/// Numbers that nobody chose: the keys of the standard library's hash maps.
+fn seed() -> u64 {
+    RandomState::new().hash_one(0u8)
+}
+
+impl Prepared {
+    /// # Errors
+    /// [`Error::Description`] where the product or the options have no error bound to be held to;
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn new(
+        product: &MatMul,
+        weights: Option<&Weights>,
+        check: &SelfCheck,
+        options: &CompileOptions,
+    ) -> Result<Self> {
+        check.validate()?;
+        let problem = |problem: String, help| Err(Error::Description { problem, help });
+        let types = product.types();
+        let used = [types.a, types.b, types.accumulator, types.output];
+        if *product.quantization() != Quantization::default() || !used.iter().all(|t| t.is_float()) {
+            return problem(
+                format!("a self-check of {product}, which is not floating-point throughout"),
+                "turn the self-check off for this product",
+            );
+        }
+        if options.fast_math {
+            return problem(
+                "a self-check with fast math, which has no error bound".into(),
+                "turn one of them off",
+            );
+        }
+        let mut bounds = Bounds::new(product);
+        if options.reduced_precision {
+            bounds.allow_truncated_operands();
+        }
+        if bounds.gamma_k.is_infinite() {
+            return problem(
+                format!(
+                    "a self-check of sums of {} terms in {}: no error bound holds",
+                    product.k(),
+                    types.accumulator
+                ),
+                "use f32 as the accumulator, or turn the self-check off",
+            );
+        }
+        let f64_is_used = used.contains(&ElementType::F64);
+        let method = if product.activation() == Activation::None && !f64_is_used {
+            let mut random = Random::new(seed());
+            Method::Freivalds(Arc::new(Projections::new(product, weights, check.vectors(), &mut random)?))
+        } else {
+            Method::Rows(check.rows())
+        };
+        Ok(Self { product: product.clone(), weights: weights.cloned(), bounds, method })
+    }
+}
+
+impl ResultChecker {
+    /// Prepares to verify results of `product`; `weights` are B where it is constant. Everything that
+    /// checks need is allocated here. Of `check` only the probabilities are used.
+    ///
+    /// # Errors
+    /// [`Error::Description`] for probabilities out of range and for products without an error bound:
+    /// integers, and f16 sums of 2048 terms and more. [`Error::Missing`] or [`Error::Unexpected`] when
+    /// weights and description disagree, [`Error::Shape`] and [`Error::Type`] when they do not fit;
+    /// [`Error::OutOfMemory`].
+    pub fn new(product: &MatMul, weights: Option<&Weights>, check: &SelfCheck) -> Result<Self> {
+        executor::check_weights(product, weights)?;
+        Self::from_prepared(Arc::new(Prepared::new(product, weights, check, &CompileOptions::default())?))
+    }
+
+    pub(crate) fn from_prepared(prepared: Arc<Prepared>) -> Result<Self> {
+        let linear = match &prepared.method {
+            Method::Freivalds(projections) => Some(Linear::new(&prepared.product, Arc::clone(projections))?),
+            Method::Rows(_) => None,
+        };
+        Ok(Self { row: Row::new(prepared.product.n())?, linear, random: Random::new(seed()), prepared })
+    }
+
+    /// Verifies `c` as the result of a run with `inputs`: the wrong element that was found, if any.
+    /// Allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`] and
+    /// [`Error::Type`] when an operand does not fit the product.
+    pub fn check<'c>(
+        &mut self,
+        inputs: &Inputs<'_>,
+        c: impl Into<AnyView<'c>>,
+    ) -> Result<Option<WrongElement>> {
+        let c = c.into();
+        executor::check(&self.prepared.product, inputs, c.layout())?;
+        executor::check_types(&self.prepared.product, inputs, c.element_type())?;
+        self.check_fitting(inputs, c)
+    }
+
+    /// [`ResultChecker::check`] of operands that are known to fit.
+    pub(crate) fn check_fitting(
+        &mut self,
+        inputs: &Inputs<'_>,
+        c: AnyView<'_>,
+    ) -> Result<Option<WrongElement>> {
+        let Self { prepared, linear, row, random } = self;
+        let Prepared { product, weights, bounds, method } = &**prepared;
+        let b = inputs
+            .b_view()
+            .or(weights.as_ref().map(Weights::view))
+            .ok_or(Error::Missing { operand: Operand::B, help: "pass it with Inputs::b" })?;
+        if c.layout().is_empty() {
+            return Ok(None);
+        }
+        let mut recompute = |at| {
+            row.compute(product, bounds, inputs, b, at);
+            row.compare(bounds, c, at)
+        };
+        match (method, linear) {
+            (Method::Freivalds(_), Some(linear)) => {
+                let suspects = linear.suspects(product, bounds, inputs, b, c, random);
+                let rows = [suspects.worst, suspects.unverifiable];
+                Ok(rows.into_iter().flatten().find_map(recompute))
+            }
+            (Method::Rows(count), _) => {
+                let all = c.layout().batch() * c.layout().rows();
+                let draw = |index: usize| if *count >= all { index } else { random.below(all) };
+                let mut rows = (0..(*count).min(all)).map(draw);
+                Ok(rows.find_map(|index| recompute((index / c.layout().rows(), index % c.layout().rows()))))
+            }
+            (Method::Freivalds(_), None) => Ok(None),
+        }
+    }
+
+    /// Writes the float64 result, rounded to C's type, into `c`.
+    pub(crate) fn recompute_all(&mut self, inputs: &Inputs<'_>, c: &mut crate::AnyViewMut<'_>) {
+        let Prepared { product, weights, bounds, .. } = &*self.prepared;
+        let Some(b) = inputs.b_view().or(weights.as_ref().map(Weights::view)) else { return };
+        let layout = *c.layout();
+        for (item, row, span) in layout.row_spans() {
+            c.write_row(span, self.row.compute(product, bounds, inputs, b, (item, row)));
+        }
+    }
+}

@@ -1,0 +1,312 @@
+#![allow(clippy::cast_possible_truncation, reason = "test data in f32")]
+
+use std::num::NonZeroU32;
+
+use super::*;
+use crate::accuracy::Reference;
+use crate::{
+    Activation, ElementTypes, Inputs, Layout, MatMul, MatMulBuilder, Operand, Random, Tensor, TensorView,
+    Weights,
+};
+
+/// A batch of `rows` x `cols` in the layout of an operand, gaps filled with NaN.
+fn operand(layout: &Layout, random: &mut Random) -> Vec<f32> {
+    let mut data = vec![f32::NAN; layout.span()];
+    for (_, _, span) in layout.row_spans() {
+        data[span].fill_with(|| random.normal() as f32);
+    }
+    data
+}
+
+struct Case {
+    product: MatMul,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    bias: Vec<f32>,
+    residual: Vec<f32>,
+    c: Vec<f32>,
+}
+
+impl Case {
+    fn new(builder: MatMulBuilder, seed: u64) -> Self {
+        let product = builder.build().unwrap();
+        let mut random = Random::new(seed);
+        let a = operand(product.a(), &mut random);
+        let b = operand(product.b(), &mut random);
+        let bias = (0..product.n()).map(|_| random.normal() as f32).collect();
+        let residual = product.residual().map_or_else(Vec::new, |layout| operand(layout, &mut random));
+        let mut case = Self { c: vec![f32::NAN; product.c().span()], product, a, b, bias, residual };
+        case.compute();
+        case
+    }
+
+    /// C from the float64 reference.
+    fn compute(&mut self) {
+        let reference = Reference::new(&self.product, &self.all_inputs(), None).unwrap();
+        let spans: Vec<_> = self.product.c().row_spans().collect();
+        for (row, (_, _, span)) in spans.into_iter().enumerate() {
+            let n = self.product.n();
+            for (c, &value) in self.c[span].iter_mut().zip(&reference.values()[row * n..][..n]) {
+                *c = value as f32;
+            }
+        }
+    }
+
+    fn all_inputs(&self) -> Inputs<'_> {
+        self.inputs().b(TensorView::with_layout(&self.b, *self.product.b()).unwrap())
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        let mut inputs = Inputs::new(TensorView::with_layout(&self.a, *self.product.a()).unwrap());
+        if self.product.has_bias() {
+            inputs = inputs.bias(&self.bias);
+        }
+        if let Some(layout) = self.product.residual() {
+            inputs = inputs.residual(TensorView::with_layout(&self.residual, *layout).unwrap());
+        }
+        inputs
+    }
+
+    fn check(&self, check: &SelfCheck) -> Option<WrongElement> {
+        let weights = self
+            .product
+            .constant_b()
+            .then(|| Weights::new(TensorView::with_layout(&self.b, *self.product.b()).unwrap()).unwrap());
+        let inputs = if weights.is_some() { self.inputs() } else { self.all_inputs() };
+        let mut checker = ResultChecker::new(&self.product, weights.as_ref(), check).unwrap();
+        checker.check(&inputs, TensorView::with_layout(&self.c, *self.product.c()).unwrap()).unwrap()
+    }
+
+    /// The place of an element of C in memory.
+    fn at(&self, item: usize, row: usize, col: usize) -> usize {
+        self.product.c().item_offset(item) + row * self.product.c().leading_dimension() + col
+    }
+}
+
+/// Every kind of layout and epilogue that is linear, and some that are not.
+fn builders() -> Vec<MatMulBuilder> {
+    let plain = MatMul::builder(13, 21, 34);
+    vec![
+        plain.clone(),
+        MatMul::builder(1, 1, 1),
+        MatMul::builder(1, 40, 300),
+        MatMul::builder(40, 1, 7),
+        plain.clone().alpha(-0.5).bias(true).residual(true),
+        plain.clone().transpose_a(true),
+        plain.clone().transpose_b(true),
+        plain.clone().transpose_a(true).transpose_b(true).constant_b(true),
+        plain.clone().constant_b(true).batch(3),
+        plain.clone().constant_b(true).batch(3).batch_stride(Operand::B, 0),
+        plain.clone().batch(3).batch_stride(Operand::B, 0).residual(true),
+        plain.clone().batch(2).batch_stride(Operand::A, 0).transpose_b(true),
+        plain
+            .clone()
+            .batch(2)
+            .leading_dimension(Operand::A, 37)
+            .leading_dimension(Operand::B, 29)
+            .leading_dimension(Operand::C, 23)
+            .leading_dimension(Operand::Residual, 25)
+            .residual(true),
+        plain.clone().activation(Activation::Relu).bias(true),
+        plain.batch(2).transpose_b(true).activation(Activation::Gelu).residual(true).constant_b(true),
+    ]
+}
+
+/// A check of rows that draws so many that it draws all.
+const ALL_ROWS: SelfCheck = SelfCheck::every_run().wrong_share(1e-4).failure_probability(1e-3);
+
+#[test]
+fn right_results_pass_and_wrong_elements_are_named() {
+    for (seed, builder) in builders().into_iter().enumerate() {
+        let mut case = Case::new(builder, seed as u64);
+        assert_eq!(case.check(&ALL_ROWS), None, "{}", case.product);
+        let (items, m, n) = (case.product.batch(), case.product.m(), case.product.n());
+        let mut random = Random::new(seed as u64);
+        for _ in 0..10 {
+            let (item, row, col) = (random.below(items), random.below(m), random.below(n));
+            let at = case.at(item, row, col);
+            let right = case.c[at];
+            case.c[at] = right + 0.01 + right.abs() * 0.01;
+            let found = case.check(&ALL_ROWS).unwrap_or_else(|| panic!("{}: missed", case.product));
+            assert_eq!((found.item, found.row, found.col), (item, row, col), "{}", case.product);
+            assert_eq!(found.got, f64::from(case.c[at]));
+            assert!((found.expected - f64::from(right)).abs() <= found.bound && found.ratio() > 1.0);
+            for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                case.c[at] = wrong;
+                let found = case.check(&ALL_ROWS).unwrap_or_else(|| panic!("{}: missed", case.product));
+                assert_eq!(
+                    (found.item, found.row, found.col),
+                    (item, row, col),
+                    "{wrong} in {}",
+                    case.product
+                );
+                assert_eq!(found.ratio(), f64::INFINITY);
+            }
+            case.c[at] = right;
+        }
+        assert_eq!(case.check(&ALL_ROWS), None);
+    }
+}
+
+#[test]
+fn zero_dimensions_have_nothing_wrong_or_the_bias() {
+    for (m, n, k) in [(0, 3, 4), (3, 0, 4), (3, 4, 0)] {
+        for constant in [false, true] {
+            let mut case = Case::new(MatMul::builder(m, n, k).bias(true).constant_b(constant), 1);
+            assert_eq!(case.check(&SelfCheck::every_run()), None);
+            if let Some(c) = case.c.first_mut() {
+                *c += 1.0;
+                assert!(case.check(&SelfCheck::every_run()).is_some());
+            }
+        }
+    }
+}
+
+#[test]
+fn fewer_rows_than_compiled_for_are_verified() {
+    let product = MatMul::builder(9, 8, 7).variable_m(true).build().unwrap();
+    let a = Tensor::random_normal_f32(4, 7, 1.0, 1).unwrap();
+    let b = Tensor::random_normal_f32(7, 8, 1.0, 2).unwrap();
+    let inputs = Inputs::new(&a).b(&b);
+    let reference = Reference::new(&product, &inputs, None).unwrap();
+    let mut c = Tensor::from_fn(4, 8, |i, j| reference.values()[i * 8 + j] as f32).unwrap();
+    let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+    assert_eq!(checker.check(&inputs, &c).unwrap(), None);
+    c.data_mut()[31] += 1.0;
+    assert_eq!(checker.check(&inputs, &c).unwrap().map(|found| (found.row, found.col)), Some((3, 7)));
+}
+
+#[test]
+fn nan_and_infinity_in_the_inputs_are_no_fault() {
+    for constant in [false, true] {
+        for transposed in [false, true] {
+            let builder = || {
+                MatMul::builder(12, 20, 16)
+                    .transpose_a(transposed)
+                    .transpose_b(transposed)
+                    .constant_b(constant)
+                    .bias(true)
+                    .residual(true)
+            };
+            for (seed, value) in [f32::NAN, f32::INFINITY, 3e38].into_iter().enumerate() {
+                for operand in 0..4 {
+                    let mut case = Case::new(builder(), seed as u64);
+                    let data = [&mut case.a, &mut case.b, &mut case.bias, &mut case.residual];
+                    let into = data.into_iter().nth(operand).unwrap();
+                    into[7] = value;
+                    case.compute();
+                    for _ in 0..5 {
+                        assert_eq!(case.check(&SelfCheck::every_run()), None, "{value} in operand {operand}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fault_beside_nan_in_the_inputs_is_found() {
+    for constant in [false, true] {
+        let mut case = Case::new(MatMul::builder(12, 20, 16).constant_b(constant), 1);
+        case.a[3 * 16 + 2] = f32::NAN;
+        case.b[5 * 20 + 4] = f32::INFINITY;
+        case.compute();
+        assert_eq!(case.check(&SelfCheck::every_run()), None);
+        let at = case.at(0, 7, 9);
+        for wrong in [case.c[at] + 1.0, f32::NAN, f32::INFINITY] {
+            let right = std::mem::replace(&mut case.c[at], wrong);
+            let found = case.check(&SelfCheck::every_run()).map(|found| (found.row, found.col));
+            assert_eq!(found, Some((7, 9)), "{wrong}");
+            case.c[at] = right;
+        }
+        // The row of NaN is the one that is drawn.
+        case.c[3 * 20..4 * 20].fill(1.0);
+        assert_eq!(case.check(&SelfCheck::every_run()).map(|found| found.row), Some(3));
+    }
+}
+
+#[cfg(feature = "half")]
+#[test]
+fn narrow_types_have_their_own_bound() {
+    use crate::ElementType;
+    use half::{bf16, f16};
+    let types = ElementTypes { output: ElementType::F16, ..ElementTypes::F16 };
+    for transposed in [false, true] {
+        let product = MatMul::builder(33, 47, 65)
+            .types(types)
+            .transpose_a(transposed)
+            .transpose_b(transposed)
+            .build()
+            .unwrap();
+        let mut random = Random::new(1);
+        let mut draw = |count| -> Vec<f16> { (0..count).map(|_| f16::from_f64(random.normal())).collect() };
+        let (a, b) = (draw(33 * 65), draw(65 * 47));
+        let inputs = Inputs::new(TensorView::with_layout(&a, *product.a()).unwrap())
+            .b(TensorView::with_layout(&b, *product.b()).unwrap());
+        let reference = Reference::new(&product, &inputs, None).unwrap();
+        let mut c: Vec<f16> = reference.values().iter().map(|&x| f16::from_f64(x)).collect();
+        let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+        let mut check = |c: &[f16]| checker.check(&inputs, TensorView::new(c, 33, 47).unwrap()).unwrap();
+        assert_eq!(check(&c), None);
+        c[100] = f16::from_f64(c[100].to_f64() + 10.0);
+        assert_eq!(check(&c).map(|found| found.row), Some(2));
+    }
+    let product = MatMul::builder(8, 9, 10).types(ElementTypes::BF16).build().unwrap();
+    let (a, b) = (vec![bf16::from_f32(1.5); 80], vec![bf16::from_f32(-0.5); 90]);
+    let inputs = Inputs::new(TensorView::new(&a, 8, 10).unwrap()).b(TensorView::new(&b, 10, 9).unwrap());
+    let mut c = Tensor::filled(8, 9, -7.5f32).unwrap();
+    let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+    assert_eq!(checker.check(&inputs, &c).unwrap(), None);
+    // Held to f32's bound, since the sums are in f32.
+    c.data_mut()[40] += 1e-3;
+    assert_eq!(checker.check(&inputs, &c).unwrap().map(|found| (found.row, found.col)), Some((4, 4)));
+}
+
+#[test]
+fn what_has_no_error_bound_is_refused() {
+    let refused = |builder: MatMulBuilder, check: &SelfCheck| {
+        let result = ResultChecker::new(&builder.build().unwrap(), None, check);
+        assert!(matches!(result, Err(Error::Description { .. })), "{result:?}");
+    };
+    let f16_sums = ElementTypes::uniform(crate::ElementType::F16);
+    refused(MatMul::builder(2, 2, 2048).types(f16_sums), &SelfCheck::every_run());
+    refused(MatMul::builder(2, 2, 2).types(ElementTypes::INT8), &SelfCheck::every_run());
+    for probability in [0.0, 1.0, -1.0, f64::NAN] {
+        refused(MatMul::builder(2, 2, 2), &SelfCheck::every_run().failure_probability(probability));
+    }
+    for share in [0.0, 1.5, f64::NAN] {
+        refused(MatMul::builder(2, 2, 2), &SelfCheck::every_run().wrong_share(share));
+    }
+}
+
+#[test]
+fn truncated_operands_are_right_only_where_they_are_allowed() {
+    let case = Case::new(MatMul::builder(16, 16, 64), 1);
+    let truncate =
+        |data: &[f32]| -> Vec<f32> { data.iter().map(|x| f32::from_bits(x.to_bits() & !0x1FFF)).collect() };
+    let mut truncated = Case {
+        a: truncate(&case.a),
+        b: truncate(&case.b),
+        c: case.c.clone(),
+        ..Case::new(MatMul::builder(16, 16, 64), 1)
+    };
+    truncated.compute();
+    let c = TensorView::new(&truncated.c, 16, 16).unwrap();
+    let found = |reduced_precision| {
+        let options = crate::CompileOptions { reduced_precision, ..Default::default() };
+        let prepared = Prepared::new(&case.product, None, &SelfCheck::every_run(), &options).unwrap();
+        ResultChecker::from_prepared(prepared.into()).unwrap().check(&case.all_inputs(), c).unwrap()
+    };
+    assert_eq!(found(true), None);
+    assert!(found(false).is_some());
+}
+
+#[test]
+fn probabilities_become_vectors_and_rows() {
+    let check = SelfCheck::every_run();
+    assert_eq!((check.vectors(), check.rows()), (2, 2));
+    assert_eq!(check.failure_probability(1e-3).vectors(), 10);
+    assert_eq!(check.failure_probability(1e-3).wrong_share(0.1).rows(), 66);
+    assert_eq!(check.wrong_share(1.0).rows(), 1);
+    assert_eq!(SelfCheck::one_in(NonZeroU32::MIN).schedule, CheckSchedule::OneIn(NonZeroU32::MIN));
+}
