@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::backend::BackendId;
 use crate::element::ElementType;
 use crate::options::Device;
+use crate::probe::ProbeVerdict;
 use crate::refusal::Refusal;
 use crate::self_check::Mismatch;
 
@@ -200,6 +201,22 @@ pub enum Error {
         "{0}; do not use this result: run on another backend or choose OnMismatch::RerunOnCpu, and please report it"
     )]
     WrongResult(Box<Mismatch>),
+    /// A probe came to no verdict ([`crate::probe`]).
+    #[error("probe: {problem}")]
+    Probe {
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A probe found that a product must not be run here ([`crate::CompileOptions::probe`]).
+    #[error(
+        "backend `{backend}` does not stand the probe of this product: it {verdict}; use another backend"
+    )]
+    Probed {
+        /// The backend.
+        backend: BackendId,
+        /// What happened in the helper process.
+        verdict: Box<ProbeVerdict>,
+    },
     /// The number of threads is 0 or too large, or threads could not be started.
     #[error("threads: {problem}")]
     Threads {

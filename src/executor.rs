@@ -156,6 +156,9 @@ impl Compiled {
         options: &CompileOptions,
     ) -> Result<Self> {
         check_weights(product, weights)?;
+        if let Some(probe) = &options.probe {
+            probe.require(&id, backend.is_foreign(), product, options)?;
+        }
         let self_check = if options.self_check.schedule == CheckSchedule::Off {
             None
         } else {

@@ -73,6 +73,7 @@ pub mod npy;
 mod options;
 mod package;
 mod private_dir;
+pub mod probe;
 mod profile;
 mod quantization;
 mod random;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::probe::Probe;
 use crate::self_check::SelfCheck;
 
 /// Threads that run parts of a product; implement it to share a pool of your own.
@@ -136,7 +137,7 @@ impl FromStr for Device {
 /// `threads`, `device`, `fast_math`, `reduced_precision`, `instant_start`, `self_check`,
 /// `allow_known_faults` and `quarantine` change what is compiled and are in the key of a
 /// [`crate::ProductCache`]; `expected_runs`, with which `auto` chooses, is there with that backend;
-/// `time_limit` and `packages` are not.
+/// `time_limit`, `packages` and `probe` are not.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct CompileOptions {
@@ -161,6 +162,8 @@ pub struct CompileOptions {
     pub self_check: SelfCheck,
     /// Products that meet a known fault of the vendor's are not refused ([`crate::known_faults`]).
     pub allow_known_faults: bool,
+    /// Tries products out in a process of their own before they are compiled in this one.
+    pub probe: Option<Arc<Probe>>,
     /// The profile that keeps backends in quarantine.
     #[cfg(feature = "profile")]
     pub quarantine: Option<PathBuf>,
@@ -230,6 +233,14 @@ impl CompileOptions {
     #[must_use]
     pub fn allow_known_faults(mut self, allow: bool) -> Self {
         self.allow_known_faults = allow;
+        self
+    }
+
+    /// Tries the first product of each class ([`crate::ShapeClass`]) that asks for the Neural Engine out in
+    /// a process of its own before it is compiled in this one: see [`crate::probe`].
+    #[must_use]
+    pub fn probe(mut self, probe: Arc<Probe>) -> Self {
+        self.probe = Some(probe);
         self
     }
 

@@ -490,6 +490,50 @@ fn help_and_completions_name_everything() {
     assert!(succeeded(&run(&[&"--version"])).contains(env!("CARGO_PKG_VERSION")));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_crash_is_a_verdict() {
+    let place = Workplace::new();
+    let profile = place.path("new/profile.json");
+    let run = |fault: &str, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(args).env("ANE_MATMUL_SHIM", ane_matmul_shims::REFERENCE);
+        command.env("ANE_REFERENCE_FAULT", fault).env("ANE_MATMUL_PROFILE", &profile);
+        command.output().expect("the command line runs")
+    };
+    let probe = |more: &[&'static str]| [&["probe", "8x9x10", "--backend", "reference"], more].concat();
+    let text = succeeded(&run("flood", &probe(&[])));
+    assert!(text.starts_with("8x9x10 f32 on reference: passed, compiled and run in "), "{text}");
+    assert_eq!(text.lines().count(), 1);
+    let limit = ["--time-limit", "0.5"];
+    for (fault, more, part) in [
+        ("abort@compile", &[][..], "crashed: killed by signal 6 (SIGABRT)"),
+        ("exit", &[], "exited with status 3"),
+        ("hang", &limit, "hung: killed after 500ms"),
+        ("wrong", &["--constant-b"], "gave a wrong result: row 0, column 0"),
+        ("", &["--precision", "f16"], "failed: "),
+    ] {
+        failed(&run(fault, &probe(more)), part);
+    }
+    assert!(!profile.exists());
+    failed(&run("", &["probe", "8x9x10", "--backend", "nobody"]), "unknown backend `nobody`");
+    usage(&run("", &probe(&["--time-limit", "0"])), "expected seconds from 0.001 to 86400");
+
+    // Calibrating goes on, and says who was left out.
+    let output = run("abort", &["calibrate", "--backend", "reference", "--threads", "1"]);
+    succeeded(&output);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        stderr.contains("reference is now in quarantine, probe: crashed: killed by signal 6"),
+        "{stderr}"
+    );
+    let profile = ane_matmul::Profile::load(&profile).unwrap();
+    assert!(profile.series().is_empty());
+    assert_eq!(profile.quarantine().len(), 1, "{:?}", profile.quarantine());
+    // A helper by hand is no helper.
+    usage(&run("", &["probe-helper"]), "not by hand");
+}
+
 #[test]
 fn a_shim_named_in_the_environment_is_a_backend() {
     let run = |shim: &str, fault: &str, args: &[&str]| {

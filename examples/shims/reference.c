@@ -6,8 +6,8 @@
  *     ANE_MATMUL_SHIM=./libreference.so ane-matmul compare
  *
  * For tests it misbehaves on demand: ANE_REFERENCE_FAULT=KIND[@SLOT], read when the device is
- * opened, with KIND one of fail, abort, hang, print, wrong, slow:NANOSECONDS and SLOT one of open,
- * supports, compile, executor, run (the default). SPDX-License-Identifier: MIT OR Apache-2.0
+ * opened, with KIND one of fail, abort, exit, hang, print, flood, wrong, slow:NANOSECONDS and SLOT one
+ * of open, supports, compile, executor, run (the default), close. SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #define _POSIX_C_SOURCE 200809L
 #include "ane_matmul.h"
@@ -71,6 +71,11 @@ static ANEStatus misbehave(const ANEDevice *device, const char *slot, ANEError *
         return report(err, ANE_STATUS_INTERNAL, ANE_REFUSAL_NONE, "planted fault");
     }
     if (strcmp(device->fault, "abort") == 0) abort();
+    if (strcmp(device->fault, "exit") == 0) exit(3);
+    for (int i = 0; i < 30000 && strcmp(device->fault, "flood") == 0; i++) {
+        puts("a framework prints far too much");
+        fputs("and complains about it\n", stderr);
+    }
     if (strcmp(device->fault, "print") == 0) {
         puts("a framework prints");
         fflush(stdout);
@@ -112,7 +117,10 @@ static ANEStatus device_info(ANEDevice *device, ANEDeviceInfo *info, ANEError *e
     return ANE_STATUS_OK;
 }
 
-static void device_close(ANEDevice *device) { free(device); }
+static void device_close(ANEDevice *device) {
+    (void)misbehave(device, "close", NULL);
+    free(device);
+}
 
 static ANEStatus supports(ANEDevice *device, const ANEMatMulDesc *desc, const ANECompileOptions *options,
                           ANEError *err) {

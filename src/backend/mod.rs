@@ -85,6 +85,10 @@ pub(crate) trait Backend: Send + Sync {
     fn is_test_double(&self) -> bool {
         false
     }
+    /// Whether it is no part of this crate and may take the process with it.
+    fn is_foreign(&self) -> bool {
+        false
+    }
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal>;
     /// The CPU threads that a product compiled with `options` may use.
     fn threads(&self, options: &CompileOptions) -> usize {

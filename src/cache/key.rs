@@ -104,6 +104,7 @@ impl Key {
             expected_runs,
             time_limit: _,
             packages: _,
+            probe: _,
         } = options;
         Self {
             backend: backend.clone(),

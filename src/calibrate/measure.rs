@@ -102,7 +102,8 @@ impl Bench {
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for (series, ns_per_flop) in series {
             // Arithmetic gets no slower with more of it, the first few products apart.
-            if product.flops() * *ns_per_flop > ns(limits.longest) && product.flops() > 1e6 {
+            let slow = product.flops() * *ns_per_flop > ns(limits.longest) && product.flops() > 1e6;
+            if slow || ns_per_flop.is_infinite() {
                 continue;
             }
             let id = series.backend.clone();
@@ -118,6 +119,10 @@ impl Bench {
                     run_ns: f64::INFINITY,
                 }),
                 Err(Error::Refused { .. }) => {}
+                Err(error @ Error::Probed { .. }) => {
+                    log::warn!("{id} is left out from {product} on: {error}");
+                    *ns_per_flop = f64::INFINITY;
+                }
                 Err(error) => log::warn!("{id} is left out at {product}: {error}"),
             }
         }

@@ -5,12 +5,16 @@ mod measure;
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+#[cfg(feature = "profile")]
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::backend::{BackendId, Backends};
 use crate::error::{Error, Result};
 use crate::machine::MachineKey;
 use crate::matmul::{ElementTypes, MatMul};
 use crate::options::{CompileOptions, Device, Threads};
+use crate::probe::Probe;
 use crate::profile::{Profile, Sample, Series};
 
 use measure::{Bench, Limits};
@@ -40,6 +44,12 @@ pub struct CalibrateOptions {
     /// Whether the threads of the process's BLAS may be set for the time of the measurement, as
     /// `set_blas_threads` does; they are put back. Otherwise a BLAS is measured with the threads that it has.
     pub set_blas_threads: bool,
+    /// Tries products out in a process of their own first ([`crate::probe`]). A backend that crashes or hangs
+    /// there, or computes wrong numbers, is left out from then on.
+    pub probe: Option<Arc<Probe>>,
+    /// The profile that notes what the probe found ([`CompileOptions::quarantine`]).
+    #[cfg(feature = "profile")]
+    pub quarantine: Option<PathBuf>,
 }
 
 impl CalibrateOptions {
@@ -149,7 +159,10 @@ pub fn calibrate(
     let restore = BlasThreads::remember(options.set_blas_threads);
     for (threads, device, able, products) in plan {
         restore.set(threads);
-        let compile_options = CompileOptions::default().threads(Threads::count(threads)?).device(device);
+        let mut compile_options = CompileOptions::default().threads(Threads::count(threads)?).device(device);
+        compile_options.probe.clone_from(&options.probe);
+        #[cfg(feature = "profile")]
+        compile_options.quarantine.clone_from(&options.quarantine);
         let types = *products[0].types();
         let mut bench = Bench::new(types, &products)?;
         let mut series: Vec<(Series, f64)> = Vec::new();

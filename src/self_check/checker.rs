@@ -147,8 +147,18 @@ impl ResultChecker {
     /// weights and description disagree, [`Error::Shape`] and [`Error::Type`] when they do not fit;
     /// [`Error::OutOfMemory`].
     pub fn new(product: &MatMul, weights: Option<&Weights>, check: &SelfCheck) -> Result<Self> {
+        Self::with_options(product, weights, check, &CompileOptions::default())
+    }
+
+    /// [`ResultChecker::new`] for what was compiled with `options`, which may widen the error bound.
+    pub(crate) fn with_options(
+        product: &MatMul,
+        weights: Option<&Weights>,
+        check: &SelfCheck,
+        options: &CompileOptions,
+    ) -> Result<Self> {
         executor::check_weights(product, weights)?;
-        Self::from_prepared(Arc::new(Prepared::new(product, weights, check, &CompileOptions::default())?))
+        Self::from_prepared(Arc::new(Prepared::new(product, weights, check, options)?))
     }
 
     pub(crate) fn from_prepared(prepared: Arc<Prepared>) -> Result<Self> {

@@ -42,6 +42,8 @@ fn main() {
     library("reference", &source);
     println!("cargo::rerun-if-changed=double.c");
     library("double", Path::new("double.c"));
+    println!("cargo::rerun-if-changed=neural.c");
+    library("neural", Path::new("neural.c"));
     for (name, change) in CHANGED {
         let whole = change.contains("ane_matmul_shim") || change.starts_with("int");
         let text = if whole {

@@ -221,6 +221,10 @@ impl Backend for ShimBackend {
         self.test_double
     }
 
+    fn is_foreign(&self) -> bool {
+        true
+    }
+
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
         if let Threads::Pool(_) = options.threads {
             return Err(Refusal::new(

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ane_matmul::{Activation, BackendId, CompileOptions, Device, ElementType, ElementTypes, Threads};
 use clap::builder::PossibleValuesParser;
@@ -32,6 +33,11 @@ pub(crate) enum Command {
     /// Say what every backend would take for a product, which one `auto` chooses, and what keeps the
     /// product off the Neural Engine.
     Explain(ExplainArgs),
+    /// Try a product out in a process of its own, which may crash or hang.
+    Probe(ProbeArgs),
+    /// What `probe` and `calibrate` start.
+    #[command(name = PROBE_HELPER, hide = true)]
+    ProbeHelper,
     /// Run a product for some seconds and say which device did the work, with the evidence.
     Verify(VerifyArgs),
     /// Print a completion script for a shell.
@@ -211,6 +217,50 @@ pub(crate) struct VerifyArgs {
     /// Print JSON instead of text.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Try a product out in a process of its own, which may crash or hang: compile it, run it once on random
+/// numbers, and verify the result.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// The product, as MxNxK: an M x K matrix by a K x N matrix.
+    #[arg(value_name = "MxNxK")]
+    pub(crate) shape: Shape,
+    /// The backend to try; `ane-matmul devices` lists them.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) backend: String,
+    /// B is constant, and given when the product is compiled.
+    #[arg(long)]
+    pub(crate) constant_b: bool,
+    /// The type of the operands.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) precision: Precision,
+    /// Sums and results in the type of the operands too: the Neural Engine takes f16 only so.
+    #[arg(long)]
+    pub(crate) uniform: bool,
+    /// The device to ask for: unknown (no preference), cpu, gpu or neural-engine.
+    #[arg(long, value_name = "DEVICE", default_value = "unknown")]
+    pub(crate) device: Device,
+    /// How long it may take before it is killed.
+    #[arg(long, value_name = "SECONDS", default_value = "180", value_parser = seconds)]
+    pub(crate) time_limit: Duration,
+    /// Note a crash, a hang or a wrong result in this profile.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) quarantine: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+}
+
+/// The name of the subcommand that a probe starts.
+pub(crate) const PROBE_HELPER: &str = "probe-helper";
+
+/// A length of time of at least a millisecond, and at most a day.
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.001..=86_400.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("expected seconds from 0.001 to 86400, got `{text}`"))
 }
 
 #[derive(Debug, Args)]

@@ -19,8 +19,11 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     options.threads.clone_from(&args.threads);
     options.backends = args.backend.iter().map(|name| backend_id(name)).collect();
     options.set_blas_threads = true;
+    options.probe = Some(crate::probe::for_calibration()?);
+    options.quarantine = Some(path.clone());
     // Fail before the work, not after it; and say what is wrong with a profile that is replaced.
-    if let Err(error) = Profile::load(&path)
+    let before = Profile::load(&path);
+    if let Err(error) = &before
         && path.exists()
     {
         eprintln!("note: {error}; it is made anew");
@@ -46,7 +49,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     progress.finish_and_clear();
 
     let mut rejected = None;
-    Profile::update(&path, |profile| {
+    let after = Profile::update(&path, |profile| {
         if whole || profile.machine() != measured.machine() {
             profile.clear_series(measured.machine().clone());
         }
@@ -58,6 +61,10 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     })?;
     if let Some(error) = rejected {
         return Err(error.into());
+    }
+    let known = before.as_ref().map_or(&[][..], Profile::quarantine);
+    for entry in after.quarantine().iter().filter(|entry| !known.contains(entry)) {
+        eprintln!("note: {} is now in quarantine, {}", entry.backend, entry.reason);
     }
     let mut text = format!("{}\n", measured.machine().chip);
     for series in measured.series() {

@@ -10,6 +10,7 @@ mod failure;
 mod machine;
 mod multiply;
 mod output;
+mod probe;
 mod verify;
 
 use std::process::ExitCode;
@@ -21,6 +22,9 @@ use failure::{Failure, Output};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::ProbeHelper = cli.command {
+        return probe_helper();
+    }
     output::keep_to_ourselves();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,11 +46,21 @@ fn run(command: Command) -> Output {
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Probe(args) => probe::run(&args),
+        Command::ProbeHelper => Ok(()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ane-matmul", &mut script);
             output::print_bytes(&script)
         }
+    }
+}
+
+/// The helper of a probe, whose answers go to the standard output that this process was given.
+fn probe_helper() -> ExitCode {
+    match backends() {
+        Ok(backends) => ane_matmul::probe::serve(&backends),
+        Err(_) => ExitCode::from(2),
     }
 }
 

@@ -8,6 +8,9 @@ pub const REFERENCE: &str = env!("SHIM_REFERENCE");
 /// The reference shim as `double`, which says that it is a test double of hardware.
 pub const TEST_DOUBLE: &str = env!("SHIM_DOUBLE");
 
+/// The reference shim as `neural`, which takes the Neural Engine as a candidate.
+pub const NEURAL: &str = env!("SHIM_NEURAL");
+
 /// A name, the library, and a part of the message that loading it must give.
 pub const BROKEN: [(&str, &str, &str); 8] = [
     ("missing symbol", env!("SHIM_MISSING_SYMBOL"), "does not export `ane_matmul_shim`"),
