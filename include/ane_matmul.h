@@ -202,7 +202,11 @@ typedef struct ANEConstants {
     uint32_t reserved0;
     const void *b; /* with CONSTANT_B, else NULL */
     uint64_t b_bytes;
-    const void *scales_b; /* with quant_b, else NULL */
+    /*
+     * With quant_b, else NULL: elements of type_scale. With a batch they follow one another for each item,
+     * or all items share them: the length tells. With a B that comes with every run, one scale.
+     */
+    const void *scales_b;
     uint64_t scales_b_bytes;
     const void *scale_a; /* one element of type_scale with ANE_QUANT_A_STATIC, else NULL */
     uint64_t scale_a_bytes;

@@ -124,6 +124,18 @@ pub enum Error {
         /// The type passed.
         got: ElementType,
     },
+    /// A scale of a quantised operand is not a positive, finite number of its type.
+    #[error(
+        "scale {index} is {value}, which is no positive, finite number of type {element}; pass scales that are"
+    )]
+    Scale {
+        /// Which of the scales, row by row; 0 for a single one.
+        index: usize,
+        /// The scale given.
+        value: f32,
+        /// The type of the scales.
+        element: ElementType,
+    },
     /// An operand that the description asks for was not passed.
     #[error("{operand} is missing: {help}")]
     Missing {

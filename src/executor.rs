@@ -15,10 +15,11 @@ use crate::instant_start::InstantStart;
 use crate::layout::Layout;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, Threads};
+use crate::scales::Scales;
 use crate::self_check::{CheckCounts, CheckSchedule, Mismatch, Prepared, RunCheck, SelfCheck};
 use crate::tensor::Tensor;
 use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
-use crate::weights::Weights;
+use crate::weights::{Weights, check_nibbles};
 
 /// The operands of one run that are read.
 ///
@@ -135,6 +136,7 @@ struct Shared {
     compile_time: Duration,
     requested: Device,
     weights: Option<Weights>,
+    scales: Scales,
     threads: Threads,
     self_check: Option<(SelfCheck, Arc<Prepared>)>,
     #[cfg(feature = "profile")]
@@ -156,6 +158,7 @@ impl Compiled {
         options: &CompileOptions,
     ) -> Result<Self> {
         check_weights(product, weights)?;
+        let scales = Scales::resolve(product, options)?;
         if let Some(probe) = &options.probe {
             probe.require(&id, backend.is_foreign(), product, options)?;
         }
@@ -178,6 +181,7 @@ impl Compiled {
             compile_time,
             requested: options.device,
             weights: weights.map(Weights::for_product),
+            scales,
             threads: options.threads.clone(),
             self_check,
             #[cfg(feature = "profile")]
@@ -240,6 +244,11 @@ impl Compiled {
     #[must_use]
     pub fn weights(&self) -> Option<&Weights> {
         self.0.weights.as_ref()
+    }
+
+    /// The scales of A, of a B that comes with every run, and of C.
+    pub(crate) fn scales(&self) -> Scales {
+        self.0.scales
     }
 
     /// Backend, compile time, memory and devices.
@@ -450,7 +459,7 @@ pub(crate) fn check_weights(product: &MatMul, weights: Option<&Weights>) -> Resu
             operand: Operand::B,
             help: "describe the product with constant_b(true) to compile weights into it",
         }),
-        Some(weights) => weights.check(product.b(), product.types().b),
+        Some(weights) => weights.check(product),
         None => Ok(()),
     }
 }
@@ -522,6 +531,7 @@ pub(crate) fn check_types(product: &MatMul, inputs: &Inputs<'_>, c: ElementType)
     check(Operand::A, types.a, inputs.a.element_type())?;
     if let Some(b) = &inputs.b {
         check(Operand::B, types.b, b.element_type())?;
+        check_nibbles(product, b)?;
     }
     if let Some(bias) = &inputs.bias {
         check(Operand::Bias, types.bias, bias.element_type())?;

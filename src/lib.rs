@@ -62,6 +62,7 @@ mod error;
 pub mod evidence;
 mod executor;
 mod instant_start;
+mod int4;
 #[cfg(feature = "ndarray")]
 mod interop_ndarray;
 mod known_faults;
@@ -80,6 +81,7 @@ mod random;
 mod refusal;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
+mod scales;
 mod self_check;
 #[allow(unsafe_code, reason = "memory of devices")]
 mod shared_buffer;
@@ -106,6 +108,7 @@ pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
 pub use executor::{Compiled, Executor, Inputs, Report, RunObservation};
 pub use instant_start::InstantStart;
+pub use int4::Int4View;
 pub use known_faults::{FaultHandling, KnownFault, known_faults};
 pub use layout::Layout;
 pub use machine::MachineKey;

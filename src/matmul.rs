@@ -491,10 +491,12 @@ impl MatMulBuilder {
 
     fn check_accumulator(&self) -> Result<()> {
         let types = &self.types;
-        let (Some(a), Some(b)) = (
-            magnitude(types.a, self.quantization.a.zero_point()),
-            magnitude(types.b, self.quantization.b.zero_point()),
-        ) else {
+        let magnitude_a = match self.quantization.a {
+            // Quantised to -127 to 127 when the product runs.
+            QuantA::DynamicPerRow => Some(127),
+            QuantA::None | QuantA::Static { .. } => magnitude(types.a, self.quantization.a.zero_point()),
+        };
+        let (Some(a), Some(b)) = (magnitude_a, magnitude(types.b, self.quantization.b.zero_point())) else {
             return Ok(());
         };
         let limit = match types.accumulator {

@@ -135,7 +135,7 @@ impl FromStr for Device {
 /// How to compile a product.
 ///
 /// `threads`, `device`, `fast_math`, `reduced_precision`, `instant_start`, `self_check`,
-/// `allow_known_faults` and `quarantine` change what is compiled and are in the key of a
+/// `allow_known_faults`, `quarantine` and the scales change what is compiled and are in the key of a
 /// [`crate::ProductCache`]; `expected_runs`, with which `auto` chooses, is there with that backend;
 /// `time_limit`, `packages` and `probe` are not.
 #[derive(Debug, Clone, Default)]
@@ -154,6 +154,13 @@ pub struct CompileOptions {
     pub fast_math: bool,
     /// Operands may be truncated (tf32 and the like).
     pub reduced_precision: bool,
+    /// The scale of A, where [`crate::QuantA::Static`] asks for one.
+    pub scale_a: Option<f32>,
+    /// The scale of a quantised B that comes with every run; a constant B brings its scales in its
+    /// [`crate::Weights`].
+    pub scale_b: Option<f32>,
+    /// The scale of C, where [`crate::QuantOutput::Static`] asks for one.
+    pub scale_c: Option<f32>,
     /// A directory where compiled products are kept for the next start.
     pub packages: Option<PathBuf>,
     /// The CPU answers the first runs while another backend compiles in the background.
@@ -254,6 +261,27 @@ impl CompileOptions {
     #[must_use]
     pub fn quarantine(mut self, path: impl Into<PathBuf>) -> Self {
         self.quarantine = Some(path.into());
+        self
+    }
+
+    /// Sets the scale of A: positive and finite, rounded to the description's type of scales.
+    #[must_use]
+    pub fn scale_a(mut self, scale: f32) -> Self {
+        self.scale_a = Some(scale);
+        self
+    }
+
+    /// Sets the scale of a quantised B that comes with every run, as [`CompileOptions::scale_a`].
+    #[must_use]
+    pub fn scale_b(mut self, scale: f32) -> Self {
+        self.scale_b = Some(scale);
+        self
+    }
+
+    /// Sets the scale of C, as [`CompileOptions::scale_a`].
+    #[must_use]
+    pub fn scale_c(mut self, scale: f32) -> Self {
+        self.scale_c = Some(scale);
         self
     }
 

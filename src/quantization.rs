@@ -2,7 +2,9 @@
 
 /// The quantisation of a product: `real = scale * (integer - zero_point)`.
 ///
-/// Scales are data and come with [`crate::Weights`]; zero points are part of the description.
+/// Zero points are part of the description. Scales are data: those of a constant B come with its
+/// [`crate::Weights`], others with [`crate::CompileOptions`]. `docs/quantization.md` defines the
+/// arithmetic.
 /// With `Quantization::default()` nothing is quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Quantization {
@@ -23,12 +25,13 @@ pub enum QuantA {
     /// A is not quantised.
     #[default]
     None,
-    /// One scale, known when compiled.
+    /// One scale, [`crate::CompileOptions::scale_a`].
     Static {
         /// Subtracted from A's integers.
         zero_point: i32,
     },
-    /// A is float; each row is quantised to int8 with a scale of its own when the product runs.
+    /// A is float; each row is quantised to -127 to 127 with a scale of its own, a 127th of its largest
+    /// magnitude, when the product runs.
     DynamicPerRow,
 }
 
@@ -89,7 +92,8 @@ pub enum QuantOutput {
     /// The output is not quantised.
     #[default]
     None,
-    /// One scale, known when compiled.
+    /// One scale, [`crate::CompileOptions::scale_c`]. Values are rounded to nearest, ties to even, and
+    /// saturate; NaN becomes the zero point.
     Static {
         /// Added to the output's integers.
         zero_point: i32,

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
+use crate::int4::Int4View;
 use crate::layout::Layout;
 
 /// A borrowed matrix, or a batch of them, to read from.
@@ -195,6 +196,8 @@ macro_rules! any_views {
                 #[doc = concat!("Elements of type `", stringify!($rust), "`.")]
                 $variant(TensorView<'a, $rust>),
             )*
+            /// 4-bit integers, signed or unsigned, two to a byte.
+            Int4(Int4View<'a>),
         }
 
         /// A [`TensorViewMut`] whose element type is known at run time.
@@ -214,6 +217,7 @@ macro_rules! any_views {
             pub const fn layout(&self) -> &Layout {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => view.layout(),)*
+                    Self::Int4(view) => view.layout(),
                 }
             }
 
@@ -222,6 +226,7 @@ macro_rules! any_views {
             pub const fn element_type(&self) -> ElementType {
                 match self {
                     $($(#[$meta])* Self::$variant(_) => <$rust as Element>::TYPE,)*
+                    Self::Int4(view) => view.element_type(),
                 }
             }
 
@@ -231,6 +236,7 @@ macro_rules! any_views {
                     $($(#[$meta])* Self::$variant(view) => {
                         (view.data().as_ptr().cast(), size_of_val(view.data()))
                     })*
+                    Self::Int4(view) => (view.bytes().as_ptr(), view.bytes().len()),
                 }
             }
 
@@ -239,6 +245,7 @@ macro_rules! any_views {
             pub fn get(&self, item: usize, row: usize, col: usize) -> Option<f64> {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => view.get(item, row, col).map(Element::to_f64),)*
+                    Self::Int4(view) => view.get(item, row, col).map(f64::from),
                 }
             }
         }

@@ -8,7 +8,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use crate::alloc;
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Operand, Result};
+use crate::int4::Int4View;
 use crate::layout::Layout;
+use crate::matmul::MatMul;
+use crate::quantization::{NibbleOrder, QuantB};
+use crate::scales::is_scale;
 use crate::tensor::Tensor;
 use crate::view::{AnyView, TensorView};
 
@@ -33,6 +37,11 @@ pub(crate) enum Data {
     I32(Box<dyn Source<i32>>),
     I8(Box<dyn Source<i8>>),
     U8(Box<dyn Source<u8>>),
+    Int4 {
+        bytes: Box<dyn Source<u8>>,
+        signed: bool,
+        order: NibbleOrder,
+    },
 }
 
 #[cfg(feature = "safetensors")]
@@ -48,20 +57,24 @@ macro_rules! data_from {
 }
 
 #[cfg(feature = "safetensors")]
-#[cfg(feature = "safetensors")]
 data_from! {
     F32: f32,
     F16: half::f16,
     Bf16: half::bf16,
+    I8: i8,
+    U8: u8,
 }
 
-/// What a backend made of some weights: which kernels, and whether they are stored transposed.
-type DerivedKey = (&'static str, bool);
+/// What a backend made of some weights: which kernels, whether they are stored transposed, and what
+/// their integers mean.
+type DerivedKey = (&'static str, bool, QuantB);
 
 struct Inner {
     id: u64,
-    data: Data,
+    data: Arc<Data>,
     layout: Layout,
+    /// Packed, positive and finite.
+    scales: Option<Weights>,
     hash: OnceLock<[u8; 32]>,
     derived: Mutex<Vec<(DerivedKey, Weak<dyn Any + Send + Sync>)>>,
     /// Handles outside of products hold it.
@@ -97,6 +110,11 @@ impl Weights {
             AnyView::I32(view) => Data::I32(Box::new(alloc::copied(view.data(), WHAT)?)),
             AnyView::I8(view) => Data::I8(Box::new(alloc::copied(view.data(), WHAT)?)),
             AnyView::U8(view) => Data::U8(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::Int4(view) => Data::Int4 {
+                bytes: Box::new(alloc::copied(view.bytes(), WHAT)?),
+                signed: view.element_type() == ElementType::I4,
+                order: view.nibble_order(),
+            },
         };
         Ok(Self::from_data(data, layout))
     }
@@ -119,11 +137,16 @@ impl Weights {
     }
 
     fn from_data(data: Data, layout: Layout) -> Self {
+        Self::from_shared(Arc::new(data), layout, None)
+    }
+
+    fn from_shared(data: Arc<Data>, layout: Layout, scales: Option<Weights>) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let name = Arc::new(());
         let named = Arc::downgrade(&name);
-        let inner = Inner { id, data, layout, hash: OnceLock::new(), derived: Mutex::default(), named };
+        let inner =
+            Inner { id, data, layout, scales, hash: OnceLock::new(), derived: Mutex::default(), named };
         Self(Arc::new(inner), Some(name))
     }
 
@@ -135,6 +158,51 @@ impl Weights {
     /// Whether a handle is left that is neither a product's nor a clone of one.
     pub(crate) fn can_be_named(&self) -> bool {
         self.0.named.strong_count() > 0
+    }
+
+    /// The same elements, which are shared, with the scales of a quantised B: a new handle.
+    ///
+    /// `scales` are f32, or f16 and bf16 with the feature `half`, of the shape that the scheme of the
+    /// product ([`QuantB`]) asks for: 1 x 1 for one scale, 1 x n for one of each column, and
+    /// ceil(k / group size) x n for groups along k, whether or not B is stored transposed. Items of a
+    /// batch share one such matrix, or have one each. Shape and type are checked when a product is
+    /// compiled.
+    ///
+    /// # Errors
+    /// [`Error::Scale`] for a scale that is not positive and finite; [`Error::Description`] for scales
+    /// of another type; [`Error::OutOfMemory`].
+    pub fn with_scales<'a>(&self, scales: impl Into<AnyView<'a>>) -> Result<Self> {
+        let scales = scales.into();
+        let element = scales.element_type();
+        if !matches!(element, ElementType::F32 | ElementType::F16 | ElementType::Bf16) {
+            return Err(Error::Description {
+                problem: format!("scales of type {element}"),
+                help: "use f32, f16 or bf16",
+            });
+        }
+        let layout = Layout::packed(scales.layout().batch(), scales.layout().rows(), scales.layout().cols())?;
+        for (index, (item, row, col)) in elements(&layout).enumerate() {
+            let value = narrowed(scales.get(item, row, col));
+            if !is_scale(value) {
+                return Err(Error::Scale { index, value, element });
+            }
+        }
+        let scales = match scales {
+            AnyView::F32(view) => Self::new(&Tensor::from_view(view)?)?,
+            #[cfg(feature = "half")]
+            AnyView::F16(view) => Self::new(&Tensor::from_view(view)?)?,
+            #[cfg(feature = "half")]
+            AnyView::Bf16(view) => Self::new(&Tensor::from_view(view)?)?,
+            other => Self::new(other)?,
+        };
+        let same = Self::from_shared(Arc::clone(&self.0.data), self.0.layout, Some(scales));
+        Ok(same)
+    }
+
+    /// The scales of a quantised B, if they were added.
+    #[must_use]
+    pub fn scales(&self) -> Option<AnyView<'_>> {
+        self.0.scales.as_ref().map(Self::view)
     }
 
     /// A number that no other handle of this process has, its clones excepted.
@@ -162,7 +230,7 @@ impl Weights {
             TensorView::from_parts(source.elements(), layout).erased()
         }
         let layout = self.0.layout;
-        match &self.0.data {
+        match &*self.0.data {
             Data::F64(source) => view(source.as_ref(), layout),
             Data::F32(source) => view(source.as_ref(), layout),
             #[cfg(feature = "half")]
@@ -172,11 +240,14 @@ impl Weights {
             Data::I32(source) => view(source.as_ref(), layout),
             Data::I8(source) => view(source.as_ref(), layout),
             Data::U8(source) => view(source.as_ref(), layout),
+            Data::Int4 { bytes, signed, order } => {
+                Int4View::from_parts(bytes.elements(), layout, *signed, *order).into()
+            }
         }
     }
 
-    /// BLAKE3 over element type, shape and elements (gaps between rows left out): the same for the
-    /// same contents, in every process. Computed once, when first asked for.
+    /// BLAKE3 over element type, shape and elements (gaps between rows left out), and over those of the
+    /// scales where there are any: the same for the same contents, in every process. Computed once, when first asked for.
     #[must_use]
     pub fn content_hash(&self) -> &[u8; 32] {
         self.0.hash.get_or_init(|| {
@@ -197,6 +268,16 @@ impl Weights {
                 AnyView::I32(view) => hash_rows(&mut hasher, view, i32::to_le_bytes),
                 AnyView::I8(view) => hash_rows(&mut hasher, view, i8::to_le_bytes),
                 AnyView::U8(view) => hash_rows(&mut hasher, view, u8::to_le_bytes),
+                AnyView::Int4(view) => {
+                    // One element to a byte: the order within a byte does not count.
+                    for (item, row, col) in elements(view.layout()) {
+                        hasher.update(&view.get(item, row, col).unwrap_or_default().to_le_bytes());
+                    }
+                }
+            }
+            if let Some(scales) = &self.0.scales {
+                hasher.update(b"scales:");
+                hasher.update(scales.content_hash());
             }
             *hasher.finalize().as_bytes()
         })
@@ -221,8 +302,9 @@ impl Weights {
         Ok(value)
     }
 
-    /// Checks that these weights are the B of a product.
-    pub(crate) fn check(&self, expected: &Layout, element: ElementType) -> Result<()> {
+    /// Checks that these weights are the B of a product, with the scales that it asks for.
+    pub(crate) fn check(&self, product: &MatMul) -> Result<()> {
+        let (element, expected) = (product.types().b, product.b());
         if self.element_type() != element {
             return Err(Error::Type { operand: Operand::B, expected: element, got: self.element_type() });
         }
@@ -233,8 +315,38 @@ impl Weights {
                 got: self.0.layout.to_string(),
             });
         }
-        Ok(())
+        check_nibbles(product, &self.view())?;
+        crate::scales::check_b(product, self.scales())
     }
+}
+
+/// Checks that 4-bit elements lie in the described order.
+pub(crate) fn check_nibbles(product: &MatMul, b: &AnyView<'_>) -> Result<()> {
+    match b {
+        AnyView::Int4(view) if view.nibble_order() != product.quantization().nibble_order => {
+            Err(Error::Description {
+                problem: format!(
+                    "B's 4-bit elements are in the order {:?}, the description says {:?}",
+                    view.nibble_order(),
+                    product.quantization().nibble_order
+                ),
+                help: "set Quantization::nibble_order to that of the data",
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Item, row and column of every element.
+fn elements(layout: &Layout) -> impl Iterator<Item = (usize, usize, usize)> {
+    let (batch, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
+    (0..batch).flat_map(move |item| (0..rows).flat_map(move |row| (0..cols).map(move |col| (item, row, col))))
+}
+
+/// An element of a floating-point type no wider than f32.
+#[allow(clippy::cast_possible_truncation, reason = "it was an f32 or narrower")]
+fn narrowed(element: Option<f64>) -> f32 {
+    element.unwrap_or(f64::NAN) as f32
 }
 
 fn hash_rows<T: Element, const N: usize>(

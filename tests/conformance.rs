@@ -9,7 +9,7 @@ use ane_matmul::{
     BackendId, Backends, CompileOptions, Device, ElementType, ElementTypes, Inputs, MatMul, RefusalReason,
     Tensor, TensorView, TensorViewMut, Threads, Weights,
 };
-use ane_matmul_conformance::{Scale, cases, cases_of_type, run_suite};
+use ane_matmul_conformance::{Scale, cases, cases_of_type, integer_cases, run_suite, weight_only_cases};
 
 /// The origin's figure for 16x16x16 with N(0, 0.02^2): printed beside the bound, not asserted,
 /// since random draws with correct f32 sums may exceed it.
@@ -25,6 +25,12 @@ const F16: Part = ("f16", ElementTypes::F16, Scale::Full, Device::Unknown);
 const BF16: Part = ("bf16", ElementTypes::BF16, Scale::Full, Device::Unknown);
 const F16_STORED_TYPES: ElementTypes =
     ElementTypes { output: ElementType::F16, bias: ElementType::F16, ..ElementTypes::F16 };
+const BF16_STORED: Part = (
+    "bf16 stored, f32 sums",
+    ElementTypes { output: ElementType::Bf16, bias: ElementType::Bf16, ..ElementTypes::BF16 },
+    Scale::Full,
+    Device::Unknown,
+);
 const F16_TYPES: ElementTypes = ElementTypes { accumulator: ElementType::F16, ..F16_STORED_TYPES };
 const F16_STORED: Part = ("f16 stored, f32 sums", F16_STORED_TYPES, Scale::Small, Device::Unknown);
 const F16_THROUGHOUT: Part = ("f16 throughout", F16_TYPES, Scale::Small, Device::Unknown);
@@ -36,6 +42,7 @@ fn parts(id: &BackendId) -> &'static [Part] {
     match id.as_str() {
         "metal" => &[F32, F16, BF16],
         "mpsgraph" => &[F32, F16, F16_STORED, F16_THROUGHOUT, NEURAL_ENGINE],
+        "cpu" => &[F32, F16, BF16, F16_STORED, BF16_STORED],
         _ => &[F32],
     }
 }
@@ -160,6 +167,25 @@ fn every_available_backend_takes_shared_buffers_and_keeps_packages() {
             // Systems that cannot keep a product say so in the note.
             let expected = id == &BackendId::MPSGRAPH && start == "second" && report.note.is_none();
             assert_eq!(report.from_package, expected, "{id}, {start} start");
+        }
+    }
+}
+
+/// Quantised products on the CPU backend: all types and schemes, on any number of threads.
+#[test]
+fn the_cpu_backend_conforms_on_quantised_products() {
+    let backends = Backends::new();
+    for (name, cases) in
+        [("integers", integer_cases(Scale::Full)), ("weight-only", weight_only_cases(Scale::Full))]
+    {
+        for threads in [1, 3] {
+            let options = CompileOptions::default().threads(Threads::count(threads).expect("not 0"));
+            let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
+            assert_eq!(summary.passed, cases.len());
+            say(&format!(
+                "conformance: cpu, {name}, threads: {threads}: {} cases passed, worst error/bound {:.3}",
+                summary.passed, summary.worst_ratio
+            ));
         }
     }
 }

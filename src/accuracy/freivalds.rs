@@ -1,5 +1,6 @@
 //! Verifying a product in quadratic time.
 
+use crate::accuracy::real::check_unquantized;
 use crate::accuracy::reference::{epilogue_roundings, gamma};
 use crate::alloc;
 use crate::error::{Error, Operand, Result};
@@ -77,7 +78,7 @@ impl Factor<'_> {
 ///
 /// # Errors
 /// [`Error::Description`] when the product has bias, residual or activation: verify
-/// [`MatMul::linear_part`] instead. [`Error::Missing`] without B, [`Error::OutOfMemory`].
+/// [`MatMul::linear_part`] instead. [`Error::Missing`] without B, and for a quantised product; [`Error::OutOfMemory`].
 pub fn freivalds<'c>(
     product: &MatMul,
     inputs: &Inputs<'_>,
@@ -86,6 +87,7 @@ pub fn freivalds<'c>(
     rounds: u32,
     seed: u64,
 ) -> Result<Freivalds> {
+    check_unquantized(product)?;
     if *product != product.linear_part() {
         return Err(Error::Description {
             problem: "Freivalds' method verifies linear products only".into(),

@@ -14,8 +14,14 @@
 //! ([`crate::Activation::error_f32`]); underflow is one smallest normal number for each of the
 //! k + e + 1 operations, so that flushing subnormals to zero is allowed. The first term holds for
 //! any order of summation (section 3.5 there), with or without fused multiply-add.
+//!
+//! A quantised product is held to the same ([`Reference::of`]), by the arithmetic of
+//! `docs/quantization.md`: integers are summed exactly, so that the first term is 0 and the magnitudes of
+//! the second are those of the scaled sum, with 4 roundings for the scales; weights that are dequantised
+//! on the way count k + 3 roundings instead of k.
 
 mod freivalds;
+mod real;
 mod reference;
 
 pub use freivalds::{Freivalds, freivalds};

@@ -1,13 +1,18 @@
 //! The float64 product with its error bound, element by element.
 
+use crate::accuracy::real::{IntegerOutput, Source, check_unquantized, real_a, real_b, sums_integers};
 use crate::activation::Activation;
 use crate::alloc;
+use crate::element::ElementType;
 use crate::error::{Error, Operand, Result};
-use crate::executor::Inputs;
+use crate::executor::{Compiled, Inputs};
 use crate::layout::Layout;
 use crate::matmul::MatMul;
 use crate::options::Threads;
+use crate::quantization::{QuantB, Quantization};
+use crate::scales::Scales;
 use crate::view::AnyView;
+use crate::weights::Weights;
 
 /// The float64 result of a product, and how far from it a correct result may lie.
 #[derive(Debug, Clone)]
@@ -41,18 +46,6 @@ impl Deviation {
     pub const fn is_within_bound(&self) -> bool {
         self.violations == 0
     }
-}
-
-/// op(X) of one item as a packed float64 matrix.
-fn packed(view: &AnyView<'_>, item: usize, transpose: bool, rows: usize, cols: usize) -> Result<Vec<f64>> {
-    let mut out = alloc::with_capacity(rows * cols, "a float64 copy of an operand")?;
-    for row in 0..rows {
-        for col in 0..cols {
-            let (r, c) = if transpose { (col, row) } else { (row, col) };
-            out.push(view.get(item, r, c).unwrap_or(f64::NAN));
-        }
-    }
-    Ok(out)
 }
 
 /// The sums and the sums of magnitudes of some rows of op(A) op(B).
@@ -103,6 +96,8 @@ pub(crate) struct Bounds {
     pub underflow: f64,
     /// Beyond this an intermediate result may overflow.
     pub overflow: f64,
+    /// Integers are summed exactly: the magnitude of their sum alone counts.
+    sums_integers: bool,
     activation: Activation,
 }
 
@@ -110,19 +105,34 @@ impl Bounds {
     pub(crate) fn new(product: &MatMul) -> Self {
         let types = product.types();
         let alpha = f64::from(product.alpha());
-        let u_acc = types.accumulator.unit_roundoff();
-        let roundings = epilogue_roundings(product);
+        let (u_acc, u_out) = (types.accumulator.unit_roundoff(), types.output.unit_roundoff());
+        let sums_integers = sums_integers(product);
+        let (roundings, u_epilogue) = if sums_integers {
+            (integer_roundings(product), ElementType::F32.unit_roundoff())
+        } else {
+            (epilogue_roundings(product), u_acc)
+        };
+        // Dequantising rounds each element, or each group's sum, and takes a zero point off in two more.
+        let k = product.k() + if product.quantization().b == QuantB::None { 0 } else { 3 };
+        let smallest = |element: ElementType| if element.is_float() { element.min_positive() } else { 0.0 };
         #[allow(clippy::cast_precision_loss, reason = "a bound, rounded by far less than it is wide")]
-        let underflow = (product.k() + roundings + 1) as f64
-            * types.accumulator.min_positive().max(types.output.min_positive())
-            * alpha.abs().max(1.0);
+        let underflow = match (sums_integers, types.output.is_float()) {
+            (true, false) => 0.0,
+            (true, true) => (roundings + 1) as f64 * f64::from(f32::MIN_POSITIVE).max(smallest(types.output)),
+            (false, _) => {
+                (k + roundings + 1) as f64
+                    * smallest(types.accumulator).max(smallest(types.output))
+                    * alpha.abs().max(1.0)
+            }
+        };
         Self {
             alpha,
-            gamma_k: gamma(product.k(), u_acc),
-            gamma_e: gamma(roundings, u_acc),
-            u_out: types.output.unit_roundoff(),
+            gamma_k: gamma(k, u_acc),
+            gamma_e: gamma(roundings, u_epilogue),
+            u_out,
             underflow,
-            overflow: types.output.max_finite().min(types.accumulator.max_finite()),
+            overflow: largest(types.output).min(largest(types.accumulator)),
+            sums_integers,
             activation: product.activation(),
         }
     }
@@ -137,7 +147,7 @@ impl Bounds {
     /// The value of an element and how far from it a correct result may lie, from the sum over k, the
     /// sum of its terms' magnitudes, bias and residual.
     pub(crate) fn element(&self, sum: f64, sums: f64, bias: f64, residual: f64) -> (f64, f64) {
-        let size = self.alpha.abs() * sums;
+        let size = self.alpha.abs() * if self.sums_integers { sum.abs() } else { sums };
         let x = self.alpha * sum + bias + residual;
         let linear = self.gamma_k * size + self.gamma_e * (size + bias.abs() + residual.abs());
         let value = self.activation.apply_f64(x);
@@ -152,6 +162,24 @@ impl Bounds {
     }
 }
 
+/// The roundings between an exact sum of integers and the activation: of the sum to f32, of the scales
+/// of A and B and alpha multiplied with each other, and of the product with them; of bias and residual,
+/// and of what a quantised residual stands for.
+fn integer_roundings(product: &MatMul) -> usize {
+    let types = product.types();
+    let unscaled =
+        *product.quantization() == Quantization::default() && product.alpha().to_bits() == 1f32.to_bits();
+    if unscaled && types.output == ElementType::I32 && *product == product.linear_part() {
+        return 0;
+    }
+    4 + usize::from(product.has_bias()) + 2 * usize::from(product.residual().is_some())
+}
+
+/// The largest finite number on the way through a type; integers are scaled in f32.
+fn largest(element: ElementType) -> f64 {
+    if element.is_float() { element.max_finite() } else { f64::from(f32::MAX) }
+}
+
 impl Reference {
     /// Computes the reference of a run with `inputs`, which must fit `product`. Where B is
     /// constant, pass the weights' view as `b`. The rows of A say how many rows the run has.
@@ -159,8 +187,34 @@ impl Reference {
     /// Costs four float64 operations per multiplication, on all allowed threads.
     ///
     /// # Errors
-    /// [`Error::Missing`] without B, [`Error::OutOfMemory`] for the float64 copies.
+    /// [`Error::Missing`] without B, and for a quantised product, whose reference [`Reference::of`]
+    /// computes; [`Error::OutOfMemory`] for the float64 copies.
     pub fn new(product: &MatMul, inputs: &Inputs<'_>, b: Option<AnyView<'_>>) -> Result<Self> {
+        check_unquantized(product)?;
+        Self::compute(product, inputs, b, None, Scales { a: 1.0, b: 1.0, c: 1.0 })
+    }
+
+    /// Computes the reference of a run of a compiled product, quantised or not, with `inputs`.
+    ///
+    /// For an integer output the values are the integers, and the bounds 0 but where the real number
+    /// lies so near to the middle between two integers that an error allowed before the rounding may
+    /// change the integer.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without B, [`Error::OutOfMemory`] for the float64 copies.
+    pub fn of(compiled: &Compiled, inputs: &Inputs<'_>) -> Result<Self> {
+        let weights = compiled.weights();
+        let (b, scales_b) = (weights.map(Weights::view), weights.and_then(Weights::scales));
+        Self::compute(compiled.product(), inputs, b, scales_b, compiled.scales())
+    }
+
+    fn compute(
+        product: &MatMul,
+        inputs: &Inputs<'_>,
+        b: Option<AnyView<'_>>,
+        scales_b: Option<AnyView<'_>>,
+        scales: Scales,
+    ) -> Result<Self> {
         let a = inputs.a_view();
         let b = inputs.b_view().or(b).ok_or(Error::Missing {
             operand: Operand::B,
@@ -173,25 +227,41 @@ impl Reference {
             layout,
             values: alloc::filled(layout.span(), 0.0, "the float64 reference")?,
             bounds: alloc::filled(layout.span(), 0.0, "the error bounds")?,
-            overflow: product.types().output.max_finite().min(product.types().accumulator.max_finite()),
+            overflow: Bounds::new(product).overflow,
         };
         if layout.is_empty() {
             return Ok(reference);
         }
         for item in 0..product.batch() {
-            let packed_a = packed(&a, item, product.transpose_a(), m, k)?;
-            let packed_b = packed(&b, item, product.transpose_b(), k, n)?;
+            let source = Source { view: a, item, transpose: product.transpose_a(), rows: m, cols: k };
+            let (packed_a, row_scales) = real_a(product, &source, scales)?;
+            let source = Source { view: b, item, transpose: product.transpose_b(), rows: k, cols: n };
+            let real_b = real_b(product, &source, scales_b, scales)?;
             let range = item * m * n..(item + 1) * m * n;
             let (values, bounds) = (&mut reference.values[range.clone()], &mut reference.bounds[range]);
-            multiply_on_threads(&packed_a, &packed_b, (n, k), values, bounds);
+            multiply_on_threads(&packed_a, &real_b.values, (n, k), values, bounds);
+            if let Some(magnitudes) = &real_b.magnitudes {
+                let mut sums = alloc::filled(values.len(), 0.0, "the error bounds")?;
+                bounds.fill(0.0);
+                multiply_on_threads(&packed_a, magnitudes, (n, k), &mut sums, bounds);
+            }
+            for (row, (values, bounds)) in values.chunks_mut(n).zip(bounds.chunks_mut(n)).enumerate() {
+                for (col, (value, bound)) in values.iter_mut().zip(bounds).enumerate() {
+                    let row_scale = row_scales.get(row).copied().unwrap_or(1.0);
+                    let scale = row_scale * real_b.columns.get(col).copied().unwrap_or(1.0);
+                    *value *= scale;
+                    *bound *= scale;
+                }
+            }
         }
-        reference.finish(product, inputs);
+        reference.finish(product, inputs, scales);
         Ok(reference)
     }
 
     /// Turns sums and sums of magnitudes into values and bounds.
-    fn finish(&mut self, product: &MatMul, inputs: &Inputs<'_>) {
+    fn finish(&mut self, product: &MatMul, inputs: &Inputs<'_>, scales: Scales) {
         let bounds = Bounds::new(product);
+        let output = IntegerOutput::new(product, scales);
         let (rows, cols) = (self.layout.rows(), self.layout.cols());
         for (index, (value, bound)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
             let (item, row, col) = (index / cols / rows, index / cols % rows, index % cols);
@@ -199,8 +269,14 @@ impl Reference {
                 view.map_or(0.0, |view| view.get(item, row, col).unwrap_or(f64::NAN))
             };
             let bias = addend(inputs.bias_view(), 0, 0);
-            let residual = addend(inputs.residual_view(), item, row);
+            let residual = match (inputs.residual_view(), output) {
+                (Some(view), Some(output)) => output.real(view.get(item, row, col).unwrap_or(f64::NAN)),
+                (view, _) => addend(view, item, row),
+            };
             (*value, *bound) = bounds.element(*value, *bound, bias, residual);
+            if let Some(output) = output {
+                (*value, *bound) = output.round(*value, *bound);
+            }
         }
     }
 

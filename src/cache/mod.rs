@@ -89,7 +89,7 @@ pub struct CacheStatistics {
 ///
 /// **Key**: the description, [`Weights::id`], the backend, and of the options `threads` (automatic, a
 /// number, or which pool), `device`, `fast_math`, `reduced_precision`, `instant_start`, `self_check`,
-/// `allow_known_faults` and `quarantine`, with [`BackendId::AUTO`] `expected_runs` too. The others do not
+/// `allow_known_faults`, `quarantine` and the scales, with [`BackendId::AUTO`] `expected_runs` too. The others do not
 /// change what is compiled: a hit ignores them.
 ///
 /// **Bytes**: what the products hold ([`crate::Report::bytes_held`]) and the cache's records of them.

@@ -39,6 +39,8 @@ impl Row {
             ($($(#[$meta:meta])* $variant:ident),*) => {
                 match b {
                     $($(#[$meta])* AnyView::$variant(b) => self.add(product, a, b, item),)*
+                    // Quantised products are refused when a check is prepared.
+                    AnyView::Int4(_) => self.bounds.fill(f64::INFINITY),
                 }
             };
         }

@@ -1,4 +1,4 @@
-//! The built-in CPU backend: f32 products on micro-kernels and threads of our own.
+//! The built-in CPU backend: products on micro-kernels and threads of our own.
 //!
 //! - [`simd`]: vectors of one instruction set; [`kernel`]: the micro-kernel over them, and the
 //!   choice at run time; [`math`] and [`finish`]: the epilogue; [`gemv`]: products with a vector.
@@ -6,6 +6,7 @@
 //!   [`product`]: one thread's share, block by block; [`split`]: the shares; [`pool`]: the threads.
 //! - [`plan`]: what is decided when a product is compiled; [`run`]: one run; [`steps`]: small products as
 //!   lists of tiles.
+//! - [`typed`]: every other type, in plain Rust.
 
 #![allow(
     clippy::inline_always,
@@ -31,6 +32,7 @@ mod steps;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod typed;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -39,6 +41,7 @@ use crate::error::Result;
 use crate::layout::Layout;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, ThreadPool, Threads};
+use crate::quantization::QuantB;
 use crate::refusal::Refusal;
 use crate::view::AnyView;
 use crate::weights::Weights;
@@ -107,7 +110,7 @@ fn worthwhile_threads(product: &MatMul, threads: usize) -> usize {
 
 impl Backend for Cpu {
     fn describe(&self) -> String {
-        format!("built-in engine: {} kernels, f32", self.kernels.name)
+        format!("built-in engine: {} kernels for f32; 16-bit floats and integers", self.kernels.name)
     }
 
     fn device(&self) -> (Device, String) {
@@ -115,7 +118,7 @@ impl Backend for Cpu {
     }
 
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
-        f32_only::supports(product, options)
+        f32_only::supports(product, options).or_else(|_| typed::supports(product, options))
     }
 
     fn compile(
@@ -124,12 +127,24 @@ impl Backend for Cpu {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
+        if f32_only::supports(product, options).is_err() {
+            return typed::compile(self, product, weights, options);
+        }
         let threads = worthwhile_threads(product, options.threads.number());
         Ok(Box::new(self.compile_for(product, weights, options, threads)?))
     }
 }
 
 impl Cpu {
+    /// The pool that runs on `threads` threads, if the caller's own is not enough.
+    fn pool_for(&self, options: &CompileOptions, threads: usize) -> Result<Option<Arc<dyn ThreadPool>>> {
+        Ok(match &options.threads {
+            _ if threads == 1 => None,
+            Threads::Pool(pool) => Some(Arc::clone(pool)),
+            Threads::Auto | Threads::Count(_) => Some(self.pool(threads)?),
+        })
+    }
+
     /// Compiles for so many of the threads that the options allow.
     fn compile_for(
         &self,
@@ -138,11 +153,7 @@ impl Cpu {
         options: &CompileOptions,
         threads: usize,
     ) -> Result<CpuProduct> {
-        let pool: Option<Arc<dyn ThreadPool>> = match &options.threads {
-            _ if threads == 1 => None,
-            Threads::Pool(pool) => Some(Arc::clone(pool)),
-            Threads::Auto | Threads::Count(_) => Some(self.pool(threads)?),
-        };
+        let pool = self.pool_for(options, threads)?;
         let b = match weights {
             None => ConstantB::None,
             // A product with a vector is bound by the reading of A.
@@ -177,7 +188,9 @@ struct PackedB {
 
 impl PackedB {
     fn of(kernels: &Kernels, product: &MatMul, weights: &Weights) -> Result<Arc<Self>> {
-        weights.derived((kernels.name, product.transpose_b()), || Self::new(kernels, product, weights))
+        weights.derived((kernels.name, product.transpose_b(), QuantB::None), || {
+            Self::new(kernels, product, weights)
+        })
     }
 
     fn new(kernels: &Kernels, product: &MatMul, weights: &Weights) -> Result<Self> {

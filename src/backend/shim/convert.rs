@@ -5,10 +5,12 @@ use std::time::Duration;
 use crate::activation::Activation;
 use crate::backend::RunArgs;
 use crate::element::ElementType;
+use crate::error::Result;
 use crate::executor::RunObservation;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, Threads};
 use crate::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
+use crate::scales::Scales;
 use crate::sys;
 use crate::view::{AnyView, AnyViewMut};
 use crate::weights::Weights;
@@ -165,20 +167,74 @@ pub(super) fn options(options: &CompileOptions) -> sys::ANECompileOptions {
     }
 }
 
-/// Borrows `weights`: the result must not outlive them. Their hash takes a while: with `hashed` only.
-pub(super) fn constants(weights: Option<&Weights>, hashed: bool) -> sys::ANEConstants {
+/// The scales that come with the options, each as one element of the description's type of scales.
+pub(super) struct NativeScales {
+    bytes: usize,
+    a: Option<[u8; 4]>,
+    b: Option<[u8; 4]>,
+    c: Option<[u8; 4]>,
+}
+
+impl NativeScales {
+    /// # Errors
+    /// As [`Scales::resolve`].
+    pub(super) fn new(product: &MatMul, options: &CompileOptions) -> Result<Self> {
+        let scales = Scales::resolve(product, options)?;
+        let (quantization, element) = (product.quantization(), product.types().scales);
+        let native = |wanted: bool, scale: f32| wanted.then(|| native_scale(scale, element));
+        Ok(Self {
+            bytes: element.bits() / 8,
+            a: native(matches!(quantization.a, QuantA::Static { .. }), scales.a),
+            b: native(quantization.b != QuantB::None && !product.constant_b(), scales.b),
+            c: native(matches!(quantization.output, QuantOutput::Static { .. }), scales.c),
+        })
+    }
+
+    fn memory(&self, scale: Option<&[u8; 4]>) -> (*const std::ffi::c_void, u64) {
+        scale.map_or((std::ptr::null(), 0), |bytes| (bytes.as_ptr().cast(), self.bytes as u64))
+    }
+}
+
+/// The bytes of one scale; a type of two bytes takes the first two.
+fn native_scale(scale: f32, element: ElementType) -> [u8; 4] {
+    #[cfg(feature = "half")]
+    {
+        let short = |[low, high]: [u8; 2]| [low, high, 0, 0];
+        match element {
+            ElementType::F16 => return short(half::f16::from_f32(scale).to_ne_bytes()),
+            ElementType::Bf16 => return short(half::bf16::from_f32(scale).to_ne_bytes()),
+            _ => {}
+        }
+    }
+    // Without `half` the scales have been checked to be f32.
+    let _ = element;
+    scale.to_ne_bytes()
+}
+
+/// Borrows `weights` and `scales`: the result must not outlive them. The hash of the weights takes a
+/// while: with `hashed` only.
+pub(super) fn constants(weights: Option<&Weights>, scales: &NativeScales, hashed: bool) -> sys::ANEConstants {
     let (b, b_bytes) = weights.map_or((std::ptr::null(), 0), |weights| weights.view().memory());
+    let (scales_b, scales_b_bytes) = match weights.and_then(Weights::scales) {
+        Some(view) => {
+            let (start, bytes) = view.memory();
+            (start.cast(), bytes as u64)
+        }
+        None => scales.memory(scales.b.as_ref()),
+    };
+    let (scale_a, scale_a_bytes) = scales.memory(scales.a.as_ref());
+    let (scale_c, scale_c_bytes) = scales.memory(scales.c.as_ref());
     sys::ANEConstants {
         struct_size: size_u32::<sys::ANEConstants>(),
         reserved0: 0,
         b: b.cast(),
         b_bytes: b_bytes as u64,
-        scales_b: std::ptr::null(),
-        scales_b_bytes: 0,
-        scale_a: std::ptr::null(),
-        scale_a_bytes: 0,
-        scale_c: std::ptr::null(),
-        scale_c_bytes: 0,
+        scales_b,
+        scales_b_bytes,
+        scale_a,
+        scale_a_bytes,
+        scale_c,
+        scale_c_bytes,
         content_hash: weights.filter(|_| hashed).map_or([0; 32], |weights| *weights.content_hash()),
     }
 }

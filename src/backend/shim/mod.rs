@@ -309,14 +309,15 @@ impl ShimBackend {
         let table = self.device.table();
         let path = saved.map(c_path).transpose()?;
         let (description, native_options) = (convert::description(product), convert::options(options));
-        let constants = convert::constants(weights, options.packages.is_some());
+        let scales = convert::NativeScales::new(product, options)?;
+        let constants = convert::constants(weights, &scales, options.packages.is_some());
         let step = if saved.is_some() { "product_load" } else { "compile" };
         let mut raw = std::ptr::null_mut();
         let device = self.device.raw.as_ptr();
         let (desc, consts, opts) = (&raw const description, &raw const constants, &raw const native_options);
         table.call_with_log(step, |error| match &path {
             // SAFETY: the device is open; the other pointers are valid for the call, those in
-            // `constants` because `weights` is borrowed until it returns.
+            // `constants` because `weights` and `scales` are borrowed until it returns.
             None => unsafe { (table.slots.compile)(device, desc, consts, opts, &raw mut raw, error) },
             // SAFETY: as above; the path ends in NUL.
             Some(path) => unsafe {
@@ -346,13 +347,14 @@ impl ShimBackend {
             |weights| blake3::Hash::from_bytes(*weights.content_hash()).to_hex().to_string(),
         );
         format!(
-            "ane-matmul package 1\nshim {} {}\nchip {}\nos {}\nproduct {:?}\noptions {:?}\nweights {hash}",
+            "ane-matmul package 1\nshim {} {}\nchip {}\nos {}\nproduct {:?}\noptions {:?}\nscales {:?}\nweights {hash}",
             table.name,
             table.version,
             self.chip,
             self.os_build,
             convert::description(product),
             convert::options(&options),
+            [options.scale_a, options.scale_b, options.scale_c],
         )
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ane_matmul::{Activation, ElementType, ElementTypes, MatMul, Operand, Result};
+use ane_matmul::{Activation, ElementType, ElementTypes, MatMul, Operand, Quantization, Result};
 
 /// How much to run: emulators and interpreters are slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,10 @@ pub enum Contents {
     Tiny,
     /// The identity times ones.
     IdentityTimesOnes,
+    /// The largest integers of A's type, the lowest of B's; of floats, 4 and -4.
+    Extremes,
+    /// The lowest integers of both types; of floats, -4.
+    Lowest,
 }
 
 /// The strides of an operand.
@@ -69,6 +73,8 @@ pub struct Case {
     pub contents: Contents,
     /// The element types.
     pub types: ElementTypes,
+    /// The quantisation scheme.
+    pub quantization: Quantization,
 }
 
 impl Case {
@@ -86,6 +92,7 @@ impl Case {
             rows: None,
             contents: Contents::Normal,
             types: ElementTypes::F32,
+            quantization: Quantization::default(),
         }
     }
 
@@ -108,7 +115,8 @@ impl Case {
             .bias(self.bias)
             .residual(self.residual)
             .activation(self.activation)
-            .types(self.types);
+            .types(self.types)
+            .quantization(self.quantization);
         let shapes = [
             if transpose_a { (k, m) } else { (m, k) },
             if transpose_b { (n, k) } else { (k, n) },
@@ -142,6 +150,9 @@ impl fmt::Display for Case {
             Err(error) => write!(f, "{error}")?,
         }
         write!(f, ", {:?}, strides {:?}", self.contents, self.strides)?;
+        if self.quantization != Quantization::default() {
+            write!(f, ", {:?}, scales {}", self.quantization, self.types.scales)?;
+        }
         if let Some(rows) = self.rows {
             write!(f, ", {rows} rows")?;
         }
@@ -165,10 +176,13 @@ pub fn cases_of_type(types: ElementTypes, scale: Scale) -> Vec<Case> {
     for case in &mut cases {
         case.types = types;
     }
-    // Half precision holds integers up to 2048 only: longer sums are not exact in the output.
-    if types.output == ElementType::F16 {
-        cases.retain(|case| case.contents != Contents::SmallIntegers || case.dims[3] <= 100);
-    }
+    // f16 holds integers up to 2048 only, bf16 up to 256: longer sums are not exact in the output.
+    let exact = match types.output {
+        ElementType::F16 => 100,
+        ElementType::Bf16 => 16,
+        _ => usize::MAX,
+    };
+    cases.retain(|case| case.contents != Contents::SmallIntegers || case.dims[3] <= exact);
     match scale {
         Scale::Full => {}
         Scale::Small => cases.retain(|case| case.multiplications() <= 50_000),

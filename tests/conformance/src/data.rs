@@ -1,6 +1,8 @@
 //! Operands inside guarded memory.
 
-use ane_matmul::{AnyView, AnyViewMut, ElementType, Layout, Random, TensorView, TensorViewMut};
+use ane_matmul::{
+    AnyView, AnyViewMut, ElementType, Int4View, Layout, NibbleOrder, Random, TensorView, TensorViewMut,
+};
 use half::{bf16, f16};
 
 use crate::cases::Contents;
@@ -12,12 +14,21 @@ const GUARD: usize = 37;
 const GUARD_F32: u32 = 0x7FD5_A5A5;
 const GUARD_16: u16 = 0x7FE5;
 
-/// An operand of any floating-point type, with its guards.
+/// What guards of integers hold; an element may hold it too.
+const GUARD_I32: i32 = 0x5A5A_5A5A;
+const GUARD_8: u8 = 0x5A;
+
+/// An operand, with its guards.
 #[derive(Debug, Clone)]
 pub enum Guarded {
     F32(Vec<f32>, Layout),
     F16(Vec<f16>, Layout),
     Bf16(Vec<bf16>, Layout),
+    I32(Vec<i32>, Layout),
+    I8(Vec<i8>, Layout),
+    U8(Vec<u8>, Layout),
+    /// Read only: signed or not, and the guards' bytes before and after.
+    Int4(Vec<u8>, Layout, bool, NibbleOrder),
 }
 
 /// Calls `body` with the vector and the layout of any variant.
@@ -27,6 +38,10 @@ macro_rules! with {
             Guarded::F32($data, $layout) => $body,
             Guarded::F16($data, $layout) => $body,
             Guarded::Bf16($data, $layout) => $body,
+            Guarded::I32($data, $layout) => $body,
+            Guarded::I8($data, $layout) => $body,
+            Guarded::U8($data, $layout) => $body,
+            Guarded::Int4(..) => unreachable!("4-bit integers are read only"),
         }
     };
 }
@@ -38,6 +53,9 @@ impl Guarded {
         match element {
             ElementType::F16 => Self::F16(vec![f16::from_bits(GUARD_16); count], layout),
             ElementType::Bf16 => Self::Bf16(vec![bf16::from_bits(GUARD_16); count], layout),
+            ElementType::I32 => Self::I32(vec![GUARD_I32; count], layout),
+            ElementType::I8 => Self::I8(vec![GUARD_8.cast_signed(); count], layout),
+            ElementType::U8 => Self::U8(vec![GUARD_8; count], layout),
             _ => Self::F32(vec![f32::from_bits(GUARD_F32); count], layout),
         }
     }
@@ -46,9 +64,16 @@ impl Guarded {
     pub fn input(
         element: ElementType,
         layout: Layout,
+        order: NibbleOrder,
         mut f: impl FnMut(usize, usize, usize) -> f64,
     ) -> Self {
-        let mut guarded = Self::output(element, layout);
+        let mut guarded = match element {
+            ElementType::I4 | ElementType::U4 => {
+                let bytes = vec![GUARD_8; layout.span().div_ceil(2) + 2 * GUARD];
+                Self::Int4(bytes, layout, element == ElementType::I4, order)
+            }
+            _ => Self::output(element, layout),
+        };
         for_each_element(&layout, |index, item, row, col| guarded.set(index, f(item, row, col)));
         guarded
     }
@@ -59,10 +84,24 @@ impl Guarded {
             Self::F32(data, _) => data[GUARD + index] = value as f32,
             Self::F16(data, _) => data[GUARD + index] = f16::from_f64(value),
             Self::Bf16(data, _) => data[GUARD + index] = bf16::from_f64(value),
+            Self::I32(data, _) => data[GUARD + index] = value as i32,
+            Self::I8(data, _) => data[GUARD + index] = value as i8,
+            Self::U8(data, _) => data[GUARD + index] = value as u8,
+            Self::Int4(data, _, _, order) => {
+                let byte = &mut data[GUARD + index / 2];
+                let nibble = (value as i8).cast_unsigned() & 0xF;
+                let low = index.is_multiple_of(2) == (*order == NibbleOrder::LowFirst);
+                *byte = if low { *byte & 0xF0 | nibble } else { *byte & 0x0F | nibble << 4 };
+            }
         }
     }
 
     pub fn view(&self) -> AnyView<'_> {
+        if let Self::Int4(data, layout, signed, order) = self {
+            let bytes = &data[GUARD..data.len() - GUARD];
+            let view = if *signed { Int4View::signed } else { Int4View::unsigned };
+            return view(bytes, *layout, *order).expect("the data fit").into();
+        }
         with!(self, |data, layout| {
             TensorView::with_layout(&data[GUARD..data.len() - GUARD], *layout).expect("the data fit").into()
         })
@@ -81,12 +120,20 @@ impl Guarded {
             Self::F32(data, _) => data.iter().map(|x| x.to_bits()).collect(),
             Self::F16(data, _) => data.iter().map(|x| u32::from(x.to_bits())).collect(),
             Self::Bf16(data, _) => data.iter().map(|x| u32::from(x.to_bits())).collect(),
+            Self::I32(data, _) => data.iter().map(|x| x.cast_unsigned()).collect(),
+            Self::I8(data, _) => data.iter().map(|x| u32::from(x.cast_unsigned())).collect(),
+            Self::U8(data, _) | Self::Int4(data, ..) => data.iter().copied().map(u32::from).collect(),
         }
     }
 
     /// The index of the first guard, before, between or after the elements, that was written to.
     pub fn damaged_guard(&self) -> Option<isize> {
-        let guard = if matches!(self, Self::F32(..)) { GUARD_F32 } else { u32::from(GUARD_16) };
+        let guard = match self {
+            Self::F32(..) => GUARD_F32,
+            Self::F16(..) | Self::Bf16(..) => u32::from(GUARD_16),
+            Self::I32(..) => GUARD_I32.cast_unsigned(),
+            Self::I8(..) | Self::U8(..) | Self::Int4(..) => u32::from(GUARD_8),
+        };
         let mut bits = self.bits();
         with!(self, |_data, layout| for_each_element(layout, |index, _, _, _| bits[GUARD + index] = guard));
         bits.iter().position(|&bits| bits != guard).map(|index| index.cast_signed() - GUARD.cast_signed())
@@ -110,10 +157,60 @@ fn for_each_element(layout: &Layout, mut f: impl FnMut(usize, usize, usize, usiz
     }
 }
 
-/// A number for an operand: `left` is true for A.
-#[allow(clippy::cast_precision_loss)]
-pub fn number(contents: Contents, random: &mut Random, left: bool, row: usize, col: usize) -> f64 {
+/// The smallest and the largest number of an integer type.
+fn range(element: ElementType) -> Option<(i32, i32)> {
+    match element {
+        ElementType::I8 => Some((-128, 127)),
+        ElementType::U8 => Some((0, 255)),
+        ElementType::I4 => Some((-8, 7)),
+        ElementType::U4 => Some((0, 15)),
+        _ => None,
+    }
+}
+
+/// An integer of a type: any, often one at an end.
+fn integer(contents: Contents, random: &mut Random, left: bool, (low, high): (i32, i32)) -> i32 {
+    let below = |random: &mut Random, count: i32| random.below(count.cast_unsigned() as usize) as i32;
     match contents {
+        Contents::Extremes => {
+            if left {
+                high
+            } else {
+                low
+            }
+        }
+        Contents::Lowest => low,
+        Contents::SmallIntegers => below(random, 9) + low.max(-4),
+        _ => match random.below(8) {
+            0 => low,
+            1 => high,
+            _ => low + below(random, high - low + 1),
+        },
+    }
+}
+
+/// A number for an operand of some type: `left` is true for A.
+#[allow(clippy::cast_precision_loss)]
+pub fn number(
+    element: ElementType,
+    contents: Contents,
+    random: &mut Random,
+    left: bool,
+    row: usize,
+    col: usize,
+) -> f64 {
+    if let Some(range) = range(element) {
+        return f64::from(integer(contents, random, left, range));
+    }
+    match contents {
+        Contents::Extremes => {
+            if left {
+                4.0
+            } else {
+                -4.0
+            }
+        }
+        Contents::Lowest => -4.0,
         Contents::Normal => random.normal(),
         Contents::Origin => 0.02 * random.normal(),
         Contents::SmallIntegers => random.below(9) as f64 - 4.0,

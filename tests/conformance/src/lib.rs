@@ -2,11 +2,14 @@
 //!
 //! Operands lie inside larger allocations: before, between and after their elements stands NaN, so
 //! that a backend that reads outside its operands spoils its result. Outputs are filled with a NaN
-//! of a certain bit pattern, and whatever is no element of C must still hold it afterwards.
+//! of a certain bit pattern, and whatever is no element of C must still hold it afterwards. Integer
+//! operands have guards of a large number instead.
 
 mod cases;
 mod data;
+mod quantized;
 mod run;
 
 pub use cases::{Case, Contents, Scale, Stride, cases, cases_of_type};
+pub use quantized::{integer_cases, weight_only_cases};
 pub use run::{Summary, run_case, run_suite};

@@ -2,8 +2,8 @@
 
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
-    BackendId, Backends, CompileOptions, ElementType, Error, Inputs, Layout, MatMul, Random, RefusalReason,
-    TensorView, Weights,
+    AnyView, BackendId, Backends, CompileOptions, Compiled, ElementType, Error, Inputs, Layout, MatMul,
+    NibbleOrder, QuantA, QuantB, QuantOutput, Quantization, Random, RefusalReason, TensorView, Weights,
 };
 
 use crate::cases::{Case, Contents};
@@ -96,20 +96,17 @@ impl Operands {
         let full = *product.a();
         let (r, c) = if product.transpose_a() { (full.rows(), rows) } else { (rows, full.cols()) };
         let a_layout = Layout::strided(full.batch(), r, c, full.leading_dimension(), full.batch_stride())?;
+        let mut input = |element, layout, left| {
+            Guarded::input(element, layout, case.quantization.nibble_order, |_, row, col| {
+                number(element, contents, &mut random, left, row, col)
+            })
+        };
         // The identity must stay one when A is stored transposed, and it does.
-        let a =
-            Guarded::input(types.a, a_layout, |_, row, col| number(contents, &mut random, true, row, col));
-        let b = Guarded::input(types.b, *product.b(), |_, row, col| {
-            number(contents, &mut random, false, row, col)
-        });
-        let bias = case.bias.then(|| {
-            let layout = Layout::packed(1, 1, product.n()).expect("a row");
-            Guarded::input(types.bias, layout, |_, row, col| number(contents, &mut random, false, row, col))
-        });
-        let residual = product.residual().map(|full| {
-            let layout = with_rows(full, rows);
-            Guarded::input(types.output, layout, |_, row, col| number(contents, &mut random, false, row, col))
-        });
+        let a = input(types.a, a_layout, true);
+        let b = input(types.b, *product.b(), false);
+        let bias =
+            case.bias.then(|| input(types.bias, Layout::packed(1, 1, product.n()).expect("a row"), false));
+        let residual = product.residual().map(|full| input(types.output, with_rows(full, rows), false));
         Ok(Self { a, b, bias, residual })
     }
 
@@ -136,6 +133,40 @@ impl Operands {
     }
 }
 
+/// B with scales of the described type, each item's its own where the items are.
+fn weights(product: &MatMul, b: AnyView<'_>, seed: u64) -> Result<Weights, Error> {
+    let weights = Weights::new(b)?;
+    let (rows, cols) = match product.quantization().b {
+        QuantB::PerTensor { .. } => (1, 1),
+        QuantB::PerColumn { .. } => (1, product.n()),
+        QuantB::PerGroup { group_size, .. } => (product.k().div_ceil(group_size as usize), product.n()),
+        _ => return Ok(weights),
+    };
+    let mut random = Random::new(!seed);
+    let items = if product.b().batch_stride() == 0 { 1 } else { product.b().batch() };
+    let layout = Layout::packed(items, rows, cols)?;
+    let scales = Guarded::input(product.types().scales, layout, NibbleOrder::LowFirst, |_, _, _| {
+        0.002 + 0.02 * random.normal().abs()
+    });
+    weights.with_scales(scales.view())
+}
+
+/// The options with the scales that the case asks for; C's fits the sums of random integers.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+fn with_scales(case: &Case, options: &CompileOptions) -> CompileOptions {
+    let mut options = options.clone();
+    if case.quantization.a != QuantA::None && case.quantization.a != QuantA::DynamicPerRow {
+        options = options.scale_a(0.03);
+    }
+    if case.quantization.b != QuantB::None && !case.constant_b {
+        options = options.scale_b(0.02);
+    }
+    if case.quantization.output != QuantOutput::None {
+        options = options.scale_c(0.04 * (case.dims[3] as f32 + 1.0).sqrt());
+    }
+    options
+}
+
 fn with_rows(layout: &Layout, rows: usize) -> Layout {
     Layout::strided(layout.batch(), rows, layout.cols(), layout.leading_dimension(), layout.batch_stride())
         .expect("fewer rows than a valid layout")
@@ -153,15 +184,16 @@ pub fn run_case(
     let product = case.describe()?;
     let rows = case.rows.unwrap_or(product.m());
     let operands = Operands::new(case, &product, rows, seed)?;
-    let weights = case.constant_b.then(|| Weights::new(operands.b.view())).transpose()?;
-    let compiled = backends.compile(id, &product, weights.as_ref(), options)?;
+    let weights = if case.constant_b { Some(weights(&product, operands.b.view(), seed)?) } else { None };
+    let options = with_scales(case, options);
+    let compiled = backends.compile(id, &product, weights.as_ref(), &options)?;
     let mut executor = compiled.executor()?;
     let mut other = compiled.executor()?;
     let mut c = Guarded::output(case.types.output, with_rows(product.c(), rows));
     let before = operands.bits();
 
     executor.run(&operands.inputs(case.constant_b), c.view_mut())?;
-    let verdict = judge(case, &product, &operands, &c)?;
+    let verdict = judge(case, &compiled, &operands, &c)?;
     let first = c.bits();
     for (executor, what) in [(&mut executor, "the second run"), (&mut other, "another executor")] {
         c.clear();
@@ -179,8 +211,9 @@ pub fn run_case(
         fresh.b = operands.b;
     }
     executor.run(&fresh.inputs(case.constant_b), c.view_mut())?;
-    judge(case, &product, &fresh, &c)?;
-    if case.types.a == ElementType::F32 && case.types.output == ElementType::F32 {
+    judge(case, &compiled, &fresh, &c)?;
+    let f32_only = [case.types.a, case.types.b, case.types.output] == [ElementType::F32; 3];
+    if f32_only && (!case.bias || case.types.bias == ElementType::F32) {
         run_f64(case, &product, &fresh, &mut other, &c)?;
     }
     Ok(verdict)
@@ -188,14 +221,14 @@ pub fn run_case(
 
 fn judge(
     case: &Case,
-    product: &MatMul,
+    compiled: &Compiled,
     operands: &Operands,
     c: &Guarded,
 ) -> Result<(f64, f64, f64), Failure> {
     if let Some(index) = c.damaged_guard() {
         return Err(Failure::Wrong(format!("element {index}, which is not part of C, was written to")));
     }
-    let reference = Reference::new(product, &operands.inputs(false), None)?;
+    let reference = Reference::of(compiled, &operands.inputs(case.constant_b))?;
     let deviation = reference.compare(c.view())?;
     if !deviation.is_within_bound() {
         let (item, row, col) = deviation.worst;
@@ -210,7 +243,8 @@ fn judge(
     }
     let exact = matches!(case.contents, Contents::SmallIntegers | Contents::IdentityTimesOnes)
         && case.activation == ane_matmul::Activation::None
-        && case.alpha == 1.0;
+        && case.alpha == 1.0
+        && case.quantization == Quantization::default();
     if exact && deviation.max_abs_error != 0.0 {
         return Err(Failure::Wrong(format!("integers are off by {}", deviation.max_abs_error)));
     }

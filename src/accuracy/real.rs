@@ -1,0 +1,179 @@
+//! The real numbers that operands stand for, in float64: what `docs/quantization.md` defines.
+
+use crate::alloc;
+use crate::element::ElementType;
+use crate::error::{Error, Operand, Result};
+use crate::matmul::MatMul;
+use crate::quantization::{QuantA, QuantB, QuantOutput, Quantization};
+use crate::scales::Scales;
+use crate::view::AnyView;
+
+/// What an operand is made from.
+pub(super) struct Source<'a> {
+    pub view: AnyView<'a>,
+    pub item: usize,
+    pub transpose: bool,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl Source<'_> {
+    /// op(X) of one item, packed, each element through `f(row, col, element)`.
+    fn packed(&self, mut f: impl FnMut(usize, usize, f64) -> f64) -> Result<Vec<f64>> {
+        let mut out = alloc::with_capacity(self.rows * self.cols, "a float64 copy of an operand")?;
+        for row in 0..self.rows {
+            for col in 0..self.cols {
+                let (r, c) = if self.transpose { (col, row) } else { (row, col) };
+                out.push(f(row, col, self.view.get(self.item, r, c).unwrap_or(f64::NAN)));
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Whether sums are taken over integers, exactly, and scaled afterwards.
+pub(super) fn sums_integers(product: &MatMul) -> bool {
+    !product.types().accumulator.is_float()
+}
+
+/// op(A), and the scale of each row; empty where all are 1.
+pub(super) fn real_a(product: &MatMul, source: &Source<'_>, scales: Scales) -> Result<(Vec<f64>, Vec<f64>)> {
+    match product.quantization().a {
+        QuantA::None => Ok((source.packed(|_, _, x| x)?, Vec::new())),
+        QuantA::Static { zero_point } => {
+            let rows = alloc::filled(source.rows, f64::from(scales.a), "the scales of A")?;
+            Ok((source.packed(|_, _, x| x - f64::from(zero_point))?, rows))
+        }
+        QuantA::DynamicPerRow => {
+            let mut a = source.packed(|_, _, x| x)?;
+            let mut rows = alloc::with_capacity(source.rows, "the scales of A")?;
+            for row in a.chunks_mut(source.cols.max(1)).take(source.rows) {
+                rows.push(quantize_row(row));
+            }
+            rows.resize(source.rows, 1.0);
+            Ok((a, rows))
+        }
+    }
+}
+
+/// Turns a row into the integers that stand for it, by arithmetic in f32; returns their scale, which is
+/// NaN where an element is NaN or infinite.
+#[allow(clippy::cast_possible_truncation, reason = "the elements were f32 or narrower")]
+fn quantize_row(row: &mut [f64]) -> f64 {
+    if row.iter().any(|x| !x.is_finite()) {
+        row.fill(0.0);
+        return f64::NAN;
+    }
+    let largest = row.iter().fold(0f64, |largest, x| largest.max(x.abs()));
+    let scale = (largest as f32 / 127.0).max(f32::MIN_POSITIVE);
+    for x in row.iter_mut() {
+        *x = f64::from((*x as f32 / scale).round_ties_even());
+    }
+    f64::from(scale)
+}
+
+/// op(B) with its scales where sums are of floating-point numbers, without where they are of integers;
+/// the magnitudes that may occur on the way to it, where they are larger; the scale of each column,
+/// where op(B) is without.
+pub(super) struct RealB {
+    pub values: Vec<f64>,
+    pub magnitudes: Option<Vec<f64>>,
+    pub columns: Vec<f64>,
+}
+
+pub(super) fn real_b(
+    product: &MatMul,
+    source: &Source<'_>,
+    scales_b: Option<AnyView<'_>>,
+    scales: Scales,
+) -> Result<RealB> {
+    let scheme = product.quantization().b;
+    if scheme == QuantB::None {
+        return Ok(RealB { values: source.packed(|_, _, x| x)?, magnitudes: None, columns: Vec::new() });
+    }
+    let group = match scheme {
+        QuantB::PerGroup { group_size, .. } => group_size as usize,
+        _ => usize::MAX,
+    };
+    let scale = |p: usize, col: usize| match scales_b {
+        None => f64::from(scales.b),
+        Some(view) => {
+            let item = if view.layout().batch() == 1 { 0 } else { source.item };
+            let col = if matches!(scheme, QuantB::PerTensor { .. }) { 0 } else { col };
+            view.get(item, p / group, col).unwrap_or(f64::NAN)
+        }
+    };
+    let zero = f64::from(scheme.zero_point());
+    if sums_integers(product) {
+        let mut columns = alloc::with_capacity(source.cols, "the scales of B")?;
+        columns.extend((0..source.cols).map(|col| scale(0, col)));
+        return Ok(RealB { values: source.packed(|_, _, x| x - zero)?, magnitudes: None, columns });
+    }
+    let values = source.packed(|p, col, x| scale(p, col) * (x - zero))?;
+    let magnitudes = (zero != 0.0)
+        .then(|| source.packed(|p, col, x| scale(p, col) * (x.abs() + zero.abs())))
+        .transpose()?;
+    Ok(RealB { values, magnitudes, columns: Vec::new() })
+}
+
+/// How an integer output stands for a real number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IntegerOutput {
+    low: f64,
+    high: f64,
+    scale: f64,
+    zero: f64,
+}
+
+impl IntegerOutput {
+    /// `None` where the output is floating-point.
+    pub(super) fn new(product: &MatMul, scales: Scales) -> Option<Self> {
+        let (low, high) = match product.types().output {
+            ElementType::I32 => (f64::from(i32::MIN), f64::from(i32::MAX)),
+            ElementType::I8 => (-128.0, 127.0),
+            ElementType::U8 => (0.0, 255.0),
+            _ => return None,
+        };
+        let zero = match product.quantization().output {
+            QuantOutput::None => 0.0,
+            QuantOutput::Static { zero_point } => f64::from(zero_point),
+        };
+        Some(Self { low, high, scale: f64::from(scales.c), zero })
+    }
+
+    /// The integer for a real number: NaN is given the zero point.
+    fn integer(&self, quotient: f64) -> f64 {
+        if quotient.is_nan() {
+            return self.zero;
+        }
+        (quotient.round_ties_even() + self.zero).clamp(self.low, self.high)
+    }
+
+    /// The integer for `x`, and how far the integers for numbers within `bound` of it may lie from it.
+    pub(super) fn round(&self, x: f64, bound: f64) -> (f64, f64) {
+        let quotient = x / self.scale;
+        // The reciprocal of the scale and the product with it are rounded to f32 each.
+        let error = bound / self.scale + if bound == 0.0 { 0.0 } else { 2f64.powi(-22) * quotient.abs() };
+        let value = self.integer(quotient);
+        let away = |to: f64| (self.integer(to) - value).abs();
+        (value, away(quotient + error).max(away(quotient - error)))
+    }
+
+    /// The real number that an element of the residual stands for.
+    pub(super) fn real(&self, integer: f64) -> f64 {
+        self.scale * (integer - self.zero)
+    }
+}
+
+/// An error for a quantised product whose scales are not known.
+pub(super) fn check_unquantized(product: &MatMul) -> Result<()> {
+    if (Quantization { nibble_order: product.quantization().nibble_order, ..Quantization::default() })
+        == *product.quantization()
+    {
+        return Ok(());
+    }
+    Err(Error::Missing {
+        operand: Operand::Scales,
+        help: "pass the compiled product, which knows them, to Reference::of",
+    })
+}

@@ -1,0 +1,156 @@
+//! What follows the sums of any product: bias, residual and activation in f32, and the store.
+
+use crate::activation::Activation;
+use crate::element::ElementType;
+use crate::layout::Layout;
+use crate::matmul::MatMul;
+use crate::quantization::QuantOutput;
+use crate::scales::Scales;
+use crate::view::{AnyView, AnyViewMut};
+
+use super::load::{Part, floats};
+
+/// The epilogue and the output of one run.
+pub(in super::super) struct Output<'a> {
+    bias: Option<AnyView<'a>>,
+    residual: Option<AnyView<'a>>,
+    activation: Activation,
+    scale: f32,
+    inverse: f32,
+    zero_point: f32,
+    start: *mut u8,
+    element: ElementType,
+    layout: Layout,
+}
+
+// SAFETY: C comes from an exclusive borrow that outlives the run, and each task writes rows and columns
+// of its own alone.
+unsafe impl Sync for Output<'_> {}
+
+impl<'a> Output<'a> {
+    pub(in super::super) fn new(
+        product: &MatMul,
+        scales: Scales,
+        bias: Option<AnyView<'a>>,
+        residual: Option<AnyView<'a>>,
+        c: &mut AnyViewMut<'a>,
+    ) -> Self {
+        let zero_point = match product.quantization().output {
+            QuantOutput::None => 0,
+            QuantOutput::Static { zero_point } => zero_point,
+        };
+        Self {
+            bias,
+            residual,
+            activation: product.activation(),
+            scale: scales.c,
+            inverse: 1.0 / scales.c,
+            #[allow(clippy::cast_precision_loss, reason = "of at most 8 bits")]
+            zero_point: zero_point as f32,
+            layout: *c.layout(),
+            element: c.element_type(),
+            start: c.memory().0,
+        }
+    }
+
+    pub(in super::super) const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Adds bias and residual to a part of a row of scaled sums, applies the activation and stores it.
+    /// `scratch` is as long as `row`.
+    ///
+    /// # Safety
+    /// The part lies inside C, and nothing else accesses it during the call.
+    pub(in super::super) unsafe fn row(
+        &self,
+        item: usize,
+        row: usize,
+        col: usize,
+        x: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let cols = col..col + x.len();
+        let mut add = |view: Option<&AnyView<'_>>, item: usize, row: usize, f: &dyn Fn(f32) -> f32| {
+            if let Some(view) = view {
+                let part = Part { item, transpose: false, rows: row..row + 1, cols: cols.clone() };
+                floats(view, &part, scratch, |_, _, x| f(x));
+                for (x, y) in x.iter_mut().zip(&*scratch) {
+                    *x += *y;
+                }
+            }
+        };
+        add(self.bias.as_ref(), 0, 0, &|y| y);
+        let quantized = !self.element.is_float();
+        let real = |y: f32| if quantized { self.scale * (y - self.zero_point) } else { y };
+        add(self.residual.as_ref(), item, row, &real);
+        if self.activation != Activation::None {
+            for x in x.iter_mut() {
+                *x = self.activation.apply(*x);
+            }
+        }
+        // SAFETY: by this function's own contract.
+        unsafe { self.store(item, row, col, x) }
+    }
+
+    /// Stores results: rounded to nearest, ties to even; integers saturate, NaN becomes the zero point.
+    ///
+    /// # Safety
+    /// As [`Output::row`].
+    unsafe fn store(&self, item: usize, row: usize, col: usize, x: &[f32]) {
+        match self.element {
+            // SAFETY: as above, with C of this type.
+            ElementType::F32 => unsafe { self.put(item, row, col, x, |x: f32| x) },
+            #[cfg(feature = "half")]
+            // SAFETY: as above, with C of this type.
+            ElementType::F16 => unsafe { self.put(item, row, col, x, half::f16::from_f32) },
+            #[cfg(feature = "half")]
+            // SAFETY: as above, with C of this type.
+            ElementType::Bf16 => unsafe { self.put(item, row, col, x, half::bf16::from_f32) },
+            #[allow(clippy::cast_possible_truncation, reason = "within the range of the type")]
+            // SAFETY: as above, with C of this type.
+            ElementType::I8 => unsafe {
+                self.put(item, row, col, x, |x| self.integer(x, -128.0, 127.0) as i8);
+            },
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "within the range of the type"
+            )]
+            // SAFETY: as above, with C of this type.
+            ElementType::U8 => unsafe {
+                self.put(item, row, col, x, |x| self.integer(x, 0.0, 255.0) as u8);
+            },
+            _ => {}
+        }
+    }
+
+    fn integer(&self, x: f32, low: f32, high: f32) -> f32 {
+        if x.is_nan() {
+            return self.zero_point;
+        }
+        // Clamped before the rounding, so that the sum with the zero point is exact.
+        (x * self.inverse).clamp(low - self.zero_point, high - self.zero_point).round_ties_even()
+            + self.zero_point
+    }
+
+    /// Stores a part of a row as elements of type `T`.
+    ///
+    /// # Safety
+    /// As [`Output::row`], and C is of type `T`.
+    pub(in super::super) unsafe fn put<X: Copy, T>(
+        &self,
+        item: usize,
+        row: usize,
+        col: usize,
+        x: &[X],
+        f: impl Fn(X) -> T,
+    ) {
+        let index = self.layout.item_offset(item) + row * self.layout.leading_dimension() + col;
+        let to = self.start.cast::<T>().wrapping_add(index);
+        for (i, &x) in x.iter().enumerate() {
+            // SAFETY: by this function's own contract.
+            unsafe { to.add(i).write(f(x)) }
+        }
+    }
+}
