@@ -6,7 +6,7 @@
 //!   [`product`]: one thread's share, block by block; [`split`]: the shares; [`pool`]: the threads.
 //! - [`plan`]: what is decided when a product is compiled; [`run`]: one run; [`steps`]: small products as
 //!   lists of tiles.
-//! - [`typed`]: every other type, in plain Rust.
+//! - [`weight_only`]: a float A by 8 and 4-bit weights; [`typed`]: every other type, in plain Rust.
 
 #![allow(
     clippy::inline_always,
@@ -33,6 +33,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod typed;
+mod weight_only;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -128,7 +129,12 @@ impl Backend for Cpu {
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
         if f32_only::supports(product, options).is_err() {
-            return typed::compile(self, product, weights, options);
+            return match weights {
+                Some(weights) if weight_only::applies(product) => {
+                    weight_only::compile(self, product, weights, options)
+                }
+                _ => typed::compile(self, product, weights, options),
+            };
         }
         let threads = worthwhile_threads(product, options.threads.number());
         Ok(Box::new(self.compile_for(product, weights, options, threads)?))
