@@ -110,7 +110,6 @@ impl<'a> From<Int4View<'a>> for AnyView<'a> {
 }
 
 /// Packs 4-bit integers, of which the low four bits count, two to a byte.
-#[cfg_attr(not(test), allow(dead_code, reason = "for the helpers that quantise"))]
 pub(crate) fn pack(elements: impl IntoIterator<Item = i8>, order: NibbleOrder, bytes: &mut Vec<u8>) {
     let mut half = None;
     let mut pair = |first: u8, second: u8| {

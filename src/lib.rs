@@ -77,6 +77,7 @@ mod private_dir;
 pub mod probe;
 mod profile;
 mod quantization;
+pub mod quantize;
 mod random;
 mod refusal;
 #[cfg(feature = "safetensors")]
@@ -90,7 +91,7 @@ mod sys;
 mod tensor;
 mod view;
 mod weights;
-#[cfg(any(feature = "npy", feature = "profile"))]
+#[cfg(any(feature = "npy", feature = "profile", feature = "safetensors"))]
 mod whole_file;
 
 pub use activation::{Activation, UnknownActivation};
@@ -125,7 +126,7 @@ pub use shared_buffer::SharedBuffer;
 pub use tensor::Tensor;
 pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 pub use weights::Weights;
-#[cfg(any(feature = "npy", feature = "profile"))]
+#[cfg(any(feature = "npy", feature = "profile", feature = "safetensors"))]
 pub use whole_file::WholeFile;
 
 #[cfg(doctest)]

@@ -18,6 +18,10 @@ use crate::tensor::Tensor;
 use crate::view::TensorView;
 use crate::weights::{Data, Source, Weights};
 
+mod quantized;
+
+pub use quantized::{Outcome, QuantizedWeights};
+
 /// An open safetensors file.
 ///
 /// ```no_run

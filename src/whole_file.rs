@@ -1,4 +1,4 @@
-//! Files that are written whole or not at all (features `npy` and `profile`).
+//! Files that are written whole or not at all (features `npy`, `profile` and `safetensors`).
 
 use std::fs;
 use std::io::{self, BufWriter, Write};

@@ -1,11 +1,14 @@
 //! What the command line accepts.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ane_matmul::{Activation, BackendId, CompileOptions, Device, ElementType, ElementTypes, Threads};
+use ane_matmul::{
+    Activation, BackendId, CompileOptions, Device, ElementType, ElementTypes, QuantA, QuantB, Quantization,
+    Threads,
+};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -40,6 +43,8 @@ pub(crate) enum Command {
     ProbeHelper,
     /// Run a product for some seconds and say which device did the work, with the evidence.
     Verify(VerifyArgs),
+    /// Quantise the weights of a safetensors file to 8 or 4-bit integers.
+    Quantize(QuantizeArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -72,7 +77,9 @@ pub(crate) struct MultiplyArgs {
     /// The backend to use; `ane-matmul devices` lists them. `auto` is the fastest for one run, see `explain`.
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(crate) backend: String,
-    /// The type that the product is computed in; sums are in f32 (int8: in int32).
+    /// The type that the product is computed in; sums are in f32 (int8: in int32, with a scale for each
+    /// row of A and each column of B). With any but f32 the error against float64 is printed, measured
+    /// on all rows, or on 64 random ones beyond 2^31 multiplications.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub(crate) precision: Precision,
     /// The type of the result; by default the widest type of the inputs.
@@ -96,6 +103,50 @@ pub(crate) struct MultiplyArgs {
     /// bias or an activation random rows against a float64 recomputation.
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+/// Quantise the weights of a safetensors file to 8 or 4-bit integers.
+///
+/// Every tensor of 2 dimensions and of f32, f16 or bf16 becomes integers with an f16 scale for each
+/// group of its elements along k; the others are copied unchanged, with a note. Prints the error of
+/// each tensor. The file is read into memory, and the result is written whole or not at all;
+/// docs/quantization.md describes it.
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// The file to read (.safetensors).
+    pub(crate) input: PathBuf,
+    /// The file to write (.safetensors).
+    pub(crate) output: PathBuf,
+    /// The type of the integers.
+    #[arg(long = "type", value_enum, value_name = "TYPE")]
+    pub(crate) element: QuantizedType,
+    /// The elements along k that share a scale.
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub(crate) group_size: NonZeroU32,
+    /// Tensors are stored k x n, in x out; by default n x k, as PyTorch stores a linear layer.
+    #[arg(long)]
+    pub(crate) in_out: bool,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Types to quantise to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QuantizedType {
+    /// 8-bit integers.
+    Int8,
+    /// 4-bit integers.
+    Int4,
+}
+
+impl QuantizedType {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
 }
 
 /// Time every backend of this machine on the same f32 products, side by side.
@@ -301,7 +352,19 @@ impl Precision {
             Self::F32 => ElementTypes::F32,
             Self::F16 => ElementTypes::F16,
             Self::Bf16 => ElementTypes::BF16,
-            Self::Int8 => ElementTypes::INT8,
+            Self::Int8 => ElementTypes { a: ElementType::F32, ..ElementTypes::INT8 },
+        }
+    }
+
+    /// The scheme of the operands.
+    pub(crate) fn quantization(self) -> Quantization {
+        match self {
+            Self::Int8 => Quantization {
+                a: QuantA::DynamicPerRow,
+                b: QuantB::PerColumn { zero_point: 0 },
+                ..Quantization::default()
+            },
+            Self::F32 | Self::F16 | Self::Bf16 => Quantization::default(),
         }
     }
 }

@@ -10,7 +10,9 @@ mod failure;
 mod machine;
 mod multiply;
 mod output;
+mod precision;
 mod probe;
+mod quantize;
 mod verify;
 
 use std::process::ExitCode;
@@ -48,6 +50,7 @@ fn run(command: Command) -> Output {
         Command::Verify(args) => verify::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::ProbeHelper => Ok(()),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ane-matmul", &mut script);

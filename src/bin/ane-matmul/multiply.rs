@@ -5,10 +5,11 @@ use std::path::Path;
 use ane_matmul::npy::{self, NpyTensor};
 use ane_matmul::{Activation, BackendId, Inputs, Layout, MatMul, Operand, Tensor, TensorView, WholeFile};
 
-use crate::args::{MultiplyArgs, OutputType, backend_id};
+use crate::args::{MultiplyArgs, OutputType, Precision, backend_id};
 use crate::check;
 use crate::failure::{Failure, Output};
 use crate::output::print;
+use crate::precision::{self, Given};
 
 /// The f32 operands of a product.
 pub(crate) struct Operands {
@@ -65,6 +66,13 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     }
     backends.supports(&id, &product, &options)?;
 
+    if args.precision != Precision::F32 {
+        let bias = args.bias.as_ref().zip(bias).map(|(path, bias)| narrow(path, bias)).transpose()?;
+        let given = Given { product: &product, a: &a, b: &b, bias: bias.as_ref() };
+        let mut c = output(&product, batched)?;
+        print(precision::multiply(&given, &backends, &id, &options, &mut c, args.check)?)?;
+        return write(args, output_type, &c);
+    }
     let operands = Operands {
         a: narrow(&args.a, a)?,
         b: narrow(&args.b, b)?,
@@ -76,14 +84,22 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     if let Some(note) = compiled.report().note {
         eprintln!("note: {note}");
     }
-    let (batch, m, n) = (operands.product.batch(), operands.product.m(), operands.product.n());
-    let mut c = if batched { Tensor::<f32>::zeros_batched(batch, m, n)? } else { Tensor::zeros(m, n)? };
+    let mut c = output(&operands.product, batched)?;
     compiled.executor()?.run(&operands.inputs()?, &mut c)?;
     if args.check {
         print(check::verify(&backends, &id, &options, &operands, &c)?)?;
     }
+    write(args, output_type, &c)
+}
+
+fn output(product: &MatMul, batched: bool) -> Output<Tensor<f32>> {
+    let (batch, m, n) = (product.batch(), product.m(), product.n());
+    Ok(if batched { Tensor::zeros_batched(batch, m, n)? } else { Tensor::zeros(m, n)? })
+}
+
+fn write(args: &MultiplyArgs, output_type: OutputType, c: &Tensor<f32>) -> Output {
     match output_type {
-        OutputType::F32 => npy::write(&args.output, &c)?,
+        OutputType::F32 => npy::write(&args.output, c)?,
         OutputType::F64 => npy::write(&args.output, &c.to_f64()?)?,
     }
     Ok(())
@@ -131,11 +147,14 @@ fn describe(args: &MultiplyArgs, a: &NpyTensor, b: &NpyTensor, bias: Option<&Npy
         .transpose_b(args.transpose_b)
         .bias(bias.is_some())
         .activation(args.activation.parse::<Activation>().map_err(Failure::new)?)
-        .types(args.precision.types());
+        .types(args.precision.types())
+        .quantization(args.precision.quantization())
+        .constant_b(args.precision == Precision::Int8);
     if !a.is_batched() {
         builder = builder.batch_stride(Operand::A, 0);
     }
-    if !b.is_batched() {
+    // Quantised weights are a copy, of every item.
+    if !b.is_batched() && args.precision != Precision::Int8 {
         builder = builder.batch_stride(Operand::B, 0);
     }
     Ok(builder.build()?)

@@ -1,0 +1,101 @@
+//! `ane-matmul quantize`.
+
+use std::path::Path;
+
+use ane_matmul::safetensors::{Outcome, SafetensorsFile};
+use ane_matmul::{ElementType, WholeFile};
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::args::{QuantizeArgs, QuantizedType};
+use crate::failure::Output;
+use crate::output::print;
+
+pub(crate) fn run(args: &QuantizeArgs) -> Output {
+    // Fail before the work, not after it.
+    drop(WholeFile::create(&args.output)?);
+    let file = SafetensorsFile::read(&args.input)?;
+    let element = match args.element {
+        QuantizedType::Int8 => ElementType::I8,
+        QuantizedType::Int4 => ElementType::I4,
+    };
+    let names = file.names().len() as u64;
+    let progress = ProgressBar::with_draw_target(Some(names), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{spinner} {wide_msg} [{pos}/{len} tensors, {elapsed}]");
+    if let Ok(style) = style {
+        progress.set_style(style);
+    }
+    let mut outcomes = Vec::new();
+    let group_size = args.group_size.get();
+    file.quantize(element, group_size, !args.in_out, &args.output, |name, outcome| {
+        progress.set_message(name.to_owned());
+        progress.inc(1);
+        outcomes.push((name.to_owned(), outcome.clone()));
+    })?;
+    progress.finish_and_clear();
+    for (name, outcome) in &outcomes {
+        if let Outcome::Copied { reason } = outcome {
+            eprintln!("note: `{name}` is copied unchanged: {reason}");
+        }
+    }
+    if args.json {
+        return print(format!("{:#}", to_json(args, &outcomes)));
+    }
+    print(to_text(&args.output, &outcomes))
+}
+
+fn to_json(args: &QuantizeArgs, outcomes: &[(String, Outcome)]) -> Value {
+    let tensors: Vec<Value> = outcomes
+        .iter()
+        .map(|(name, outcome)| match outcome {
+            Outcome::Quantized { error, bytes_before, bytes_after } => json!({
+                "name": name,
+                "quantized": true,
+                "max_abs_error": error.max_abs_error,
+                "rms_error": error.rms_error,
+                "rms": error.rms,
+                "bytes_before": bytes_before,
+                "bytes_after": bytes_after,
+            }),
+            Outcome::Copied { reason } => json!({ "name": name, "quantized": false, "reason": reason }),
+            _ => json!({ "name": name }),
+        })
+        .collect();
+    json!({
+        "input": args.input.display().to_string(),
+        "output": args.output.display().to_string(),
+        "type": args.element.name(),
+        "group_size": args.group_size,
+        "tensors": tensors,
+    })
+}
+
+fn to_text(output: &Path, outcomes: &[(String, Outcome)]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["tensor", "largest error", "RMS error", "RMS of the tensor", "bytes before", "after"]);
+    let (mut quantized, mut before, mut after) = (0, 0, 0);
+    for (name, outcome) in outcomes {
+        if let Outcome::Quantized { error, bytes_before, bytes_after } = outcome {
+            table.add_row([
+                name.clone(),
+                format!("{:.3e}", error.max_abs_error),
+                format!("{:.3e}", error.rms_error),
+                format!("{:.3e}", error.rms),
+                bytes_before.to_string(),
+                bytes_after.to_string(),
+            ]);
+            (quantized, before, after) = (quantized + 1, before + bytes_before, after + bytes_after);
+        }
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let copied = outcomes.len() - quantized;
+    let sum = format!(
+        "{}: {quantized} tensors quantised, {before} bytes to {after}; {copied} copied unchanged",
+        output.display()
+    );
+    if quantized == 0 { sum } else { format!("{}\n{sum}", table.trim_fmt()) }
+}
