@@ -258,7 +258,9 @@ fn bad_input_is_an_error_and_leaves_the_output_alone() {
     failed(&multiply(&a, &wide, &c, &[]), "shapes do not fit");
     failed(&multiply(&a, &b, &c, &["--bias", bias.to_str().unwrap()]), "expected 4 elements");
     failed(&multiply(&a, &b, &c, &["--backend", "cuda"]), "known backends: cpu");
-    failed(&multiply(&a, &b, &c, &["--precision", "int8"]), "runs f32 only");
+    if cfg!(all(feature = "blas", unix, not(target_vendor = "apple"))) {
+        failed(&multiply(&a, &b, &c, &["--backend", "blas", "--precision", "int8"]), "runs f32 only");
+    }
     failed(&multiply(&a, &b, &c, &["--threads", "1000000"]), "expected at most 4096 threads");
     if !cfg!(target_vendor = "apple") {
         failed(&multiply(&a, &b, &c, &["--backend", "metal"]), "Metal exists on macOS and iOS only");
@@ -434,12 +436,106 @@ fn verify_says_what_was_seen_and_what_was_not() {
     for witness in json["witnesses"].as_array().unwrap() {
         assert!(witness["witness"].is_string() && witness.get("says").is_some(), "{witness}");
     }
-    failed(&verify(&["--backend", "cpu", "--precision", "f16"]), "backend `cpu` refuses this product");
+    failed(
+        &verify(&["--backend", "reference", "--precision", "bf16"]),
+        "backend `reference` refuses this product",
+    );
     failed(&verify(&["--backend", "none"]), "unknown backend `none`");
     failed(&run(&[&"verify", &"8x8x8", &"--seconds", &"0"]), "--seconds: expected more than 0");
     failed(&run(&[&"verify", &"8x8x8", &"--seconds", &"nan"]), "--seconds: expected more than 0");
     usage(&run(&[&"verify", &"8x8"]), "MxNxK");
     usage(&run(&[&"verify", &"8x8x8", &"--require", &"mixed"]), "possible values");
+}
+
+/// The figure after `what` in a text.
+fn figure(text: &str, what: &str) -> f64 {
+    let rest = text.split_once(what).unwrap_or_else(|| panic!("no {what} in {text}")).1;
+    let number = rest.trim_start().split([',', ';', '\n', ' ']).next().unwrap_or_default();
+    number.parse().unwrap_or_else(|error| panic!("{number}: {error} in {text}"))
+}
+
+#[test]
+fn multiply_in_narrow_types_says_what_that_costs() {
+    let place = Workplace::new();
+    let a = Tensor::random_normal_f32(20, 64, 1.0, 1).unwrap();
+    let b = Tensor::random_normal_f32(64, 30, 1.0, 2).unwrap();
+    let bias = place.save("bias.npy", &Tensor::filled(1, 30, 0.5f32).unwrap());
+    let (pc, bias) = (place.path("c.npy"), bias.to_str().unwrap());
+    let expected: Vec<f64> = product(&a, &b).iter().map(|&x| f64::from(x) + 0.5).collect();
+    for transposed in [false, true] {
+        let stored = |t: &Tensor<f32>| if transposed { t.transposed().unwrap() } else { t.clone() };
+        let (pa, pb) = (place.save("a.npy", &stored(&a)), place.save("b.npy", &stored(&b)));
+        // Half a unit of bf16 is 2^-9, of f16 2^-12, of int8 a 254th of the largest magnitude.
+        for (precision, largest) in [("bf16", 0.2), ("f16", 0.03), ("int8", 0.8)] {
+            let mut arguments = vec!["--precision", precision, "--bias", bias, "--check"];
+            if transposed {
+                arguments.extend(["--transpose-a", "--transpose-b"]);
+            }
+            let text = succeeded(&multiply(&pa, &pb, &pc, &arguments));
+            assert!(text.contains("check passed") && text.contains("on all 20 rows"), "{text}");
+            let c = read_f32(&pc);
+            let off = |(x, y): (&f32, &f64)| (f64::from(*x) - y).abs();
+            let measured = c.data().iter().zip(&expected).map(off).fold(0f64, f64::max);
+            let said = figure(&text, "largest");
+            assert!((said - measured).abs() < 0.01 * measured + 1e-5, "{precision}: {said}, {measured}");
+            assert!(measured > 0.0 && measured < largest, "{precision}: {measured}");
+        }
+    }
+    // A matrix for every item of a batch.
+    let batch = Tensor::from_vec_batched(a.data().to_vec(), 4, 5, 64).unwrap();
+    let (pa, pb) = (place.save("batch.npy", &batch), place.save("b.npy", &b));
+    for precision in ["bf16", "int8"] {
+        let text = succeeded(&multiply(&pa, &pb, &pc, &["--precision", precision, "--check"]));
+        assert!(text.contains("on all 20 rows"), "{text}");
+        assert_eq!((read_f32(&pc).batch(), read_f32(&pc).rows()), (4, 5));
+    }
+    let nan = place.save("nan.npy", &Tensor::filled(64, 30, f32::NAN).unwrap());
+    failed(&multiply(&place.path("a.npy"), &nan, &pc, &["--precision", "int8", "--transpose-a"]), "NaN");
+}
+
+#[test]
+fn quantize_writes_a_file_that_loads_back() {
+    use ane_matmul::quantize::dequantize;
+    use ane_matmul::safetensors::SafetensorsFile;
+
+    let place = Workplace::new();
+    let w = Tensor::random_normal_f32(8, 256, 0.02, 1).unwrap();
+    let data: Vec<u8> = w.data().iter().flat_map(|x| x.to_le_bytes()).collect();
+    let header = format!(
+        r#"{{"w":{{"dtype":"F32","shape":[8,256],"data_offsets":[0,{0}]}},"bias":{{"dtype":"F32","shape":[2],"data_offsets":[{0},{1}]}}}}"#,
+        data.len(),
+        data.len() + 8
+    );
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes.extend([1; 8]);
+    let (input, output) = (place.bytes("in.safetensors", &bytes), place.path("out.safetensors"));
+    let quantize = |more: &[&str]| {
+        let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"quantize", &input, &output];
+        args.extend(more.iter().map(|arg| arg as &dyn AsRef<std::ffi::OsStr>));
+        run(&args)
+    };
+    let done = quantize(&["--type", "int4", "--json"]);
+    assert!(String::from_utf8_lossy(&done.stderr).contains("note: `bias` is copied unchanged: 1 dimensions"));
+    let json: serde_json::Value = serde_json::from_str(&succeeded(&done)).unwrap();
+    let quantized = SafetensorsFile::read(&output).unwrap().quantized("w").unwrap();
+    let back = dequantize(&quantized.weights, true, quantized.quantization.b).unwrap();
+    let off = w.data().iter().zip(back.data()).fold(0f32, |off, (x, y)| off.max((x - y).abs()));
+    let said = json["tensors"][1]["max_abs_error"].as_f64().unwrap();
+    assert!((said - f64::from(off)).abs() < 1e-6 && off > 0.0, "{json}");
+    assert_eq!(json["tensors"][1]["bytes_after"], 8 * 256 / 2 + 8 * 2 * 2);
+
+    let text = succeeded(&quantize(&["--type", "int8", "--group-size", "32"]));
+    assert!(text.contains("1 tensors quantised") && text.contains("largest error"), "{text}");
+    let before = fs::read(&output).unwrap();
+    failed(&run(&[&"quantize", &output, &output, &"--type", &"int4"]), "quantised already");
+    failed(&run(&[&"quantize", &place.path("no"), &output, &"--type", &"int4"]), "No such file");
+    assert_eq!(fs::read(&output).unwrap(), before, "a failure leaves the file as it was");
+    usage(&quantize(&["--type", "int3"]), "int4");
+    usage(&quantize(&["--type", "int4", "--group-size", "0"]), "--group-size");
+    usage(&quantize(&[]), "--type");
+    assert!(!place.names().iter().any(|name| name.contains(".part")), "{:?}", place.names());
 }
 
 #[test]
@@ -461,7 +557,7 @@ fn a_closed_pipe_is_no_error() {
 #[test]
 fn help_and_completions_name_everything() {
     let help = succeeded(&run(&[&"--help"]));
-    for command in ["devices", "multiply", "compare", "verify", "completions"] {
+    for command in ["devices", "multiply", "compare", "quantize", "verify", "completions"] {
         assert!(help.contains(command), "{help}");
     }
     let help = succeeded(&run(&[&"multiply", &"--help"]));

@@ -4,7 +4,7 @@
 mod support;
 
 use ane_matmul::{BackendId, Backends, CompileOptions, Threads};
-use ane_matmul_conformance::{Scale, cases, run_suite};
+use ane_matmul_conformance::{Scale, cases, integer_cases, run_suite, weight_only_cases};
 use support::{FORCE, emulated, on_every_kernel, report};
 
 fn suite() {
@@ -19,6 +19,25 @@ fn suite() {
             summary.passed, summary.worst_ratio
         ));
     }
+}
+
+/// 8 and 4-bit weights and integers; the emulator has time for a part.
+fn quantized_suite() {
+    let backends = Backends::new();
+    let scale = if emulated() { Scale::Tiny } else { Scale::Small };
+    for (name, cases) in [("weight-only", weight_only_cases(scale)), ("integers", integer_cases(scale))] {
+        for threads in [1, 3] {
+            let options = CompileOptions::default().threads(Threads::count(threads).expect("not 0"));
+            let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
+            assert_eq!(summary.passed, cases.len());
+            report(&format!("{name}, threads: {threads}: {} cases passed", summary.passed));
+        }
+    }
+}
+
+#[test]
+fn every_kernel_conforms_on_quantised_products() {
+    on_every_kernel("every_kernel_conforms_on_quantised_products", quantized_suite);
 }
 
 #[test]

@@ -355,7 +355,8 @@ fn constant_weights_and_refusals() {
     let constant = MatMul::builder(8, 8, 8).constant_b(true).build().unwrap();
     let receipt = verify(&Backends::new(), &BackendId::CPU, &constant, &options, &load).unwrap();
     assert_eq!(receipt.witnesses.iter().filter(|witness| witness.kind() == "engine").count(), 1);
-    let half = MatMul::builder(8, 8, 8).types(crate::ElementTypes::F16).build().unwrap();
+    let f16_sums = crate::ElementTypes::uniform(crate::ElementType::F16);
+    let half = MatMul::builder(8, 8, 8).types(f16_sums).build().unwrap();
     let error = verify(&Backends::new(), &BackendId::CPU, &half, &options, &load).unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error}");
     let asked = options.device(NeuralEngine);

@@ -352,19 +352,22 @@ impl Precision {
             Self::F32 => ElementTypes::F32,
             Self::F16 => ElementTypes::F16,
             Self::Bf16 => ElementTypes::BF16,
-            Self::Int8 => ElementTypes { a: ElementType::F32, ..ElementTypes::INT8 },
+            Self::Int8 => ElementTypes::INT8,
         }
     }
 
-    /// The scheme of the operands.
-    pub(crate) fn quantization(self) -> Quantization {
+    /// Types and scheme of a product of floats, which int8 quantises: A when it runs.
+    pub(crate) fn of_floats(self) -> (ElementTypes, Quantization) {
         match self {
-            Self::Int8 => Quantization {
-                a: QuantA::DynamicPerRow,
-                b: QuantB::PerColumn { zero_point: 0 },
-                ..Quantization::default()
-            },
-            Self::F32 | Self::F16 | Self::Bf16 => Quantization::default(),
+            Self::Int8 => (
+                ElementTypes { a: ElementType::F32, ..ElementTypes::INT8 },
+                Quantization {
+                    a: QuantA::DynamicPerRow,
+                    b: QuantB::PerColumn { zero_point: 0 },
+                    ..Quantization::default()
+                },
+            ),
+            Self::F32 | Self::F16 | Self::Bf16 => (self.types(), Quantization::default()),
         }
     }
 }

@@ -141,14 +141,15 @@ fn describe(args: &MultiplyArgs, a: &NpyTensor, b: &NpyTensor, bias: Option<&Npy
             )));
         }
     }
+    let (types, quantization) = args.precision.of_floats();
     let mut builder = MatMul::builder(m, n, k)
         .batch(batch)
         .transpose_a(args.transpose_a)
         .transpose_b(args.transpose_b)
         .bias(bias.is_some())
         .activation(args.activation.parse::<Activation>().map_err(Failure::new)?)
-        .types(args.precision.types())
-        .quantization(args.precision.quantization())
+        .types(types)
+        .quantization(quantization)
         .constant_b(args.precision == Precision::Int8);
     if !a.is_batched() {
         builder = builder.batch_stride(Operand::A, 0);

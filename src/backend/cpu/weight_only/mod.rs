@@ -99,12 +99,13 @@ impl CompiledProduct for WeightOnly {
     }
 
     fn facts(&self) -> Facts {
+        let packed = &self.0.packed;
         Facts {
-            bytes_held: size_of::<Plan>() + self.0.packed.bytes(),
+            bytes_held: size_of::<Plan>() + packed.bytes(),
+            shared: Some((Arc::as_ptr(packed).addr(), packed.bytes())),
             observed: Device::Cpu,
             threads: Some(self.0.threads),
-            note: None,
-            from_package: false,
+            ..Facts::default()
         }
     }
 }
