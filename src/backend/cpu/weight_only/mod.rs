@@ -44,7 +44,7 @@ pub(super) fn applies(product: &MatMul) -> bool {
         && types.a.is_float()
         && types.accumulator == ElementType::F32
         && product.quantization().b != QuantB::None
-        && k > 0
+        && !product.b().is_empty()
         && (group >= SHORTEST_GROUP || group == k)
 }
 
