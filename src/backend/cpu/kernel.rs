@@ -1,7 +1,4 @@
-//! The micro-kernel, written once over [`Simd`], and the functions of each instruction set.
-//!
-//! Every element of C is one chain of fused multiply-adds over k, in order, whatever tile it falls
-//! into: results do not depend on tile sizes, on the blocking of k, on the number of threads or on m.
+//! The functions of each instruction set, and the choice among them.
 
 use std::sync::LazyLock;
 
@@ -9,146 +6,7 @@ use super::finish::{Finish, finish};
 use super::gemv::{Gemv, gemv_columns, gemv_rows};
 use super::project::{Projection, project_columns, project_rows};
 use super::simd::Simd;
-
-/// One call of the micro-kernel: a tile of C from a strip of A and a strip of B.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tile {
-    pub k: usize,
-    pub a: *const f32,
-    /// From row to row where k is contiguous, from k to k where rows are.
-    pub a_stride: usize,
-    pub b: *const f32,
-    /// From k to k.
-    pub b_stride: usize,
-    /// From a panel's columns to the next panel's.
-    pub b_panel_stride: usize,
-    pub c: *mut f32,
-    pub c_stride: usize,
-    /// What is asked for ahead of its use, a cache line for each k: any address will do.
-    pub ahead: *const f32,
-    pub ahead_stride: usize,
-    /// Where B is packed to while it is used, for the strips of A that follow; else unused.
-    pub packed: *mut f32,
-    pub packed_stride: usize,
-    /// The columns in the last vector, where not all are there.
-    pub tail: usize,
-    /// Whether the sums go on from what C holds; else C is not read.
-    pub accumulate: bool,
-}
-
-/// How A lies under a tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AForm {
-    /// Rows of contiguous k: A as given.
-    ByK = 0,
-    /// Contiguous rows for each k: A transposed, or packed.
-    ByRow = 1,
-}
-
-/// Computes `MR` rows by `NV` vectors of C.
-///
-/// # Safety
-/// As [`Simd`]; the tile's pointers and strides stay inside A, B and C: of the last vector of B and C
-/// only `tail` numbers with `TAIL`. With `PACK`, `packed` has room for `k` rows of whole vectors. Nothing
-/// else accesses the tile of C meanwhile.
-#[inline(always)]
-unsafe fn tile<
-    V: Simd,
-    const PANEL: usize,
-    const MR: usize,
-    const NV: usize,
-    const TAIL: bool,
-    const BY_K: bool,
-    const PACK: bool,
->(
-    t: &Tile,
-) {
-    // SAFETY: by the function's own contract.
-    unsafe {
-        let mask = V::mask(t.tail);
-        let last = |v: usize| TAIL && v == NV - 1;
-        let column = |v: usize| v * V::LANES;
-        let mut sums = [[V::splat(0.0); NV]; MR];
-        if t.accumulate {
-            for (i, row) in sums.iter_mut().enumerate() {
-                for (v, sum) in row.iter_mut().enumerate() {
-                    let c = t.c.add(i * t.c_stride + column(v));
-                    *sum = if last(v) { V::load_masked(c, mask) } else { V::load(c) };
-                }
-            }
-        }
-        let (row_stride, k_stride) = if BY_K { (t.a_stride, 1) } else { (1, t.a_stride) };
-        let (mut a, mut b, mut ahead, mut packed) = (t.a, t.b, t.ahead, t.packed);
-        for _ in 0..t.k {
-            V::prefetch(ahead);
-            if NV > PANEL {
-                // Few rows: B is all that is waited for.
-                for v in 1..NV {
-                    V::prefetch(ahead.wrapping_add(v / PANEL * t.b_panel_stride + v % PANEL * V::LANES));
-                }
-            }
-            if PACK && NV > 1 {
-                V::prefetch(ahead.wrapping_add((NV - 1) * V::LANES));
-                V::prefetch(ahead.wrapping_add(NV * V::LANES - 1));
-            }
-            ahead = ahead.wrapping_add(t.ahead_stride);
-            let mut b_row = [V::splat(0.0); NV];
-            for (v, x) in b_row.iter_mut().enumerate() {
-                let b = b.add(v / PANEL * t.b_panel_stride + v % PANEL * V::LANES);
-                *x = if last(v) { V::load_masked(b, mask) } else { V::load(b) };
-                if PACK {
-                    x.store(packed.add(v * V::LANES));
-                }
-            }
-            packed = packed.wrapping_add(t.packed_stride);
-            for (i, row) in sums.iter_mut().enumerate() {
-                let a = V::splat(*a.add(i * row_stride));
-                for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = a.mul_add(b_row[v], *sum);
-                }
-            }
-            // One step past the end at last, never read from.
-            a = a.wrapping_add(k_stride);
-            b = b.wrapping_add(t.b_stride);
-        }
-        // By reference: an array that is moved goes through memory.
-        for (i, row) in sums.iter().enumerate() {
-            for (v, sum) in row.iter().enumerate() {
-                let c = t.c.add(i * t.c_stride + column(v));
-                if last(v) { sum.store_masked(c, mask) } else { sum.store(c) }
-            }
-        }
-    }
-}
-
-/// Copies `rows` rows of `cols` numbers in whole vectors: what is missing of a row's last vector is 0.
-///
-/// # Safety
-/// As [`Simd`]; the rows can be read, and at `to` there is room for their whole vectors.
-#[inline(always)]
-unsafe fn copy_rows<V: Simd>(
-    from: *const f32,
-    from_stride: usize,
-    rows: usize,
-    cols: usize,
-    to: *mut f32,
-    to_stride: usize,
-) {
-    // SAFETY: by the function's own contract.
-    unsafe {
-        let whole = cols / V::LANES * V::LANES;
-        let mask = V::mask(cols - whole);
-        for row in 0..rows {
-            let (from, to) = (from.add(row * from_stride), to.add(row * to_stride));
-            for col in (0..whole).step_by(V::LANES) {
-                V::load(from.add(col)).store(to.add(col));
-            }
-            if whole < cols {
-                V::load_masked(from.add(whole), mask).store(to.add(whole));
-            }
-        }
-    }
-}
+use super::tile::{AForm, Fma, Tile, copy_rows, tile};
 
 pub(super) type TileFn = unsafe fn(&Tile);
 
@@ -284,7 +142,7 @@ macro_rules! instruction_set {
                 t: &Tile,
             ) {
                 // SAFETY: this function's contract is the same, and it enables the instruction set.
-                unsafe { super::tile::<V, PANEL, MR, NV, TAIL, BY_K, PACK>(t) }
+                unsafe { super::tile::<V, Fma, PANEL, MR, NV, TAIL, BY_K, PACK>(t) }
             }
 
             $(#[target_feature(enable = $feature)])?
@@ -333,7 +191,7 @@ macro_rules! instruction_set {
                 unsafe { project_columns::<V, SIZES>(p) }
             }
 
-            pub(super) static KERNELS: Kernels = Kernels {
+            pub(super) const TABLE: Kernels = Kernels {
                 name: $name,
                 lanes: <V as Simd>::LANES,
                 panel_vectors: PANEL,
@@ -359,6 +217,8 @@ macro_rules! instruction_set {
                 project_rows: [projected_rows::<false>, projected_rows::<true>],
                 project_columns: [projected_columns::<false>, projected_columns::<true>],
             };
+
+            pub(super) static KERNELS: Kernels = TABLE;
         }
     };
 }
@@ -388,6 +248,87 @@ instruction_set! {
 instruction_set! {
     portable, super::super::simd::portable::Portable, "portable",
     panel_vectors: 1, rows: [1 2 3 4], two: [1 2], four: [1], project: 1
+}
+
+/// A module with the tiles of another [`Dot`] over the vectors of `$base`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! dot_products {
+    ($module:ident, $base:ident, $vector:ty, $dot:ty, $name:literal, $feature:literal,
+     panel_vectors: $panel:literal, rows: [$($one:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]) => {
+        pub(super) mod $module {
+            use super::*;
+
+            const PANEL: usize = $panel;
+
+            #[target_feature(enable = $feature)]
+            unsafe fn tile<
+                const MR: usize,
+                const NV: usize,
+                const TAIL: bool,
+                const BY_K: bool,
+                const PACK: bool,
+            >(
+                t: &Tile,
+            ) {
+                // SAFETY: this function's contract is the same, and it enables the instruction set.
+                unsafe { super::tile::<$vector, $dot, PANEL, MR, NV, TAIL, BY_K, PACK>(t) }
+            }
+
+            // B is constant here, and packed: nothing is packed on the way.
+            const TILES: PanelTiles = PanelTiles {
+                single: by_rows!(1, true, false; $($one)*),
+                tail: by_rows!(PANEL, true, false; $($one)*),
+                whole: by_rows!(PANEL, false, false; $($one)*),
+            };
+
+            pub(super) static KERNELS: Kernels = Kernels {
+                name: $name,
+                reading: TILES,
+                packing: TILES,
+                wide: [
+                    by_rows!(2 * PANEL, false, false; $($two)*),
+                    by_rows!(4 * PANEL, false, false; $($four)*),
+                ],
+                ..$base::TABLE
+            };
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+dot_products! {
+    bf16_pairs, avx512, super::super::simd::avx512::Avx512, super::super::simd::avx512_dot::Bf16Pairs,
+    "avx512-bf16", "avx512f,avx512dq,avx512bf16,avx2,fma",
+    panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
+}
+
+#[cfg(target_arch = "x86_64")]
+dot_products! {
+    int8_quads, avx512, super::super::simd::avx512::Avx512, super::super::simd::avx512_dot::Int8Quads,
+    "avx512-vnni", "avx512f,avx512dq,avx512vnni,avx2,fma",
+    panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
+}
+
+/// What lies in the 32 bits of a lane where products are summed by a dot-product instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Two bf16, summed in f32.
+    Bf16Pair,
+    /// Four 8-bit integers, unsigned in A and signed in B, summed in i32 modulo 2^32.
+    Int8Quad,
+}
+
+/// The dot-product functions that go with `kernels`, where this machine has them.
+pub(super) fn dot(kernels: &Kernels, lane: Lane) -> Option<&'static Kernels> {
+    #[cfg(target_arch = "x86_64")]
+    if kernels.name == avx512::KERNELS.name {
+        return match lane {
+            Lane::Bf16Pair => is_x86_feature_detected!("avx512bf16").then_some(&bf16_pairs::KERNELS),
+            Lane::Int8Quad => is_x86_feature_detected!("avx512vnni").then_some(&int8_quads::KERNELS),
+        };
+    }
+    let _ = (kernels, lane);
+    None
 }
 
 /// Every instruction set that this machine has, the fastest first; the portable one is always there.

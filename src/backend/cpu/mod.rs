@@ -6,7 +6,8 @@
 //!   [`product`]: one thread's share, block by block; [`split`]: the shares; [`pool`]: the threads.
 //! - [`plan`]: what is decided when a product is compiled; [`run`]: one run; [`steps`]: small products as
 //!   lists of tiles.
-//! - [`weight_only`]: a float A by 8 and 4-bit weights; [`typed`]: every other type, in plain Rust.
+//! - [`weight_only`]: a float A by 8 and 4-bit weights; [`dot`]: bf16 and 8-bit products of constant
+//!   weights; [`typed`]: every other type, in plain Rust.
 
 #![allow(
     clippy::inline_always,
@@ -15,6 +16,7 @@
 
 mod blocking;
 mod buffer;
+mod dot;
 mod finish;
 mod gemv;
 mod kernel;
@@ -32,6 +34,7 @@ mod steps;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod typed;
 mod weight_only;
 
@@ -129,12 +132,16 @@ impl Backend for Cpu {
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
         if f32_only::supports(product, options).is_err() {
-            return match weights {
-                Some(weights) if weight_only::applies(product) => {
-                    weight_only::compile(self, product, weights, options)
-                }
-                _ => typed::compile(self, product, weights, options),
+            let Some(weights) = weights else {
+                return typed::compile(self, product, None, options);
             };
+            if weight_only::applies(product) {
+                return weight_only::compile(self, product, weights, options);
+            }
+            if let Some(compiled) = dot::compile(self, product, weights, options)? {
+                return Ok(compiled);
+            }
+            return typed::compile(self, product, Some(weights), options);
         }
         let threads = worthwhile_threads(product, options.threads.number());
         Ok(Box::new(self.compile_for(product, weights, options, threads)?))

@@ -2,8 +2,9 @@
 
 use super::blocking::{Blocking, K_MULTIPLE};
 use super::finish::Finish;
-use super::kernel::{AForm, Kernels, Tile, TileFn};
+use super::kernel::{Kernels, TileFn};
 use super::pack::{Matrix, Panels, pack_a, pack_b, packed_a_len, strip_stride};
+use super::tile::{AForm, Tile};
 
 /// How many rows of B are asked for before their use where nothing else hides the latency of the
 /// last-level cache (of 4 to 24, 24 was fastest on a Zen 5 core, 2026-11-24).

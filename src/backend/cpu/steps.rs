@@ -2,10 +2,11 @@
 
 use super::ConstantB;
 use super::finish::Finish;
-use super::kernel::{Kernels, Tile, TileFn};
+use super::kernel::{Kernels, TileFn};
 use super::pack::{Matrix, Panels};
 use super::plan::{Method, Plan};
 use super::product::{Area, B, Part, Visitor, visit};
+use super::tile::Tile;
 use crate::activation::Activation;
 
 /// Products of more tiles are not listed: deciding takes little of their time.

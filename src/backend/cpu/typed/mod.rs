@@ -21,27 +21,33 @@ use crate::quantization::QuantB;
 use crate::scales::Scales;
 use crate::weights::Weights;
 
-use run::TypedRun;
+pub(super) use run::TypedRun;
 pub(super) use support::supports;
 
 /// A compiled product: nothing is packed.
-struct Plan {
-    product: MatMul,
+pub(super) struct Plan {
+    pub product: MatMul,
     weights: Option<Weights>,
-    scales: Scales,
+    pub scales: Scales,
     /// alpha times the scale of each column of a constant B, item by item where items differ, where
     /// sums are of integers; empty where all columns have one scale.
     columns: Vec<f32>,
-    pool: Option<Arc<dyn ThreadPool>>,
-    threads: usize,
+    pub pool: Option<Arc<dyn ThreadPool>>,
+    pub threads: usize,
 }
 
 impl Plan {
     /// The rest of `columns` belongs to column `col` of item `item` and those after it.
-    fn column_scales(&self, item: usize, col: usize) -> Option<&[f32]> {
+    pub(super) fn column_scales(&self, item: usize, col: usize) -> Option<&[f32]> {
         let n = self.product.n();
         let item = if self.columns.len() == n { 0 } else { item };
         self.columns.get(item * n + col..(item + 1) * n)
+    }
+
+    /// The one scale of B, where there is one.
+    pub(super) fn shared_scale(&self, item: usize) -> f32 {
+        let scales = self.weights.as_ref().and_then(Weights::scales);
+        scales.map_or(self.scales.b, |scales| load::scale(&scales, item, 0, 0))
     }
 }
 
@@ -51,16 +57,24 @@ pub(super) fn compile(
     weights: Option<&Weights>,
     options: &CompileOptions,
 ) -> Result<Box<dyn CompiledProduct>> {
+    Ok(Box::new(TypedProduct(Arc::new(plan(cpu, product, weights, options)?))))
+}
+
+pub(super) fn plan(
+    cpu: &Cpu,
+    product: &MatMul,
+    weights: Option<&Weights>,
+    options: &CompileOptions,
+) -> Result<Plan> {
     let threads = worthwhile_threads(product, options.threads.number());
-    let plan = Plan {
+    Ok(Plan {
         product: product.clone(),
         weights: weights.cloned(),
         scales: Scales::resolve(product, options)?,
         columns: columns(product, weights)?,
         pool: cpu.pool_for(options, threads)?,
         threads,
-    };
-    Ok(Box::new(TypedProduct(Arc::new(plan))))
+    })
 }
 
 /// [`Plan::columns`].

@@ -69,13 +69,13 @@ struct Scratch {
     integers: Option<Blocks<i32>>,
 }
 
-pub(super) struct TypedRun {
+pub(in super::super) struct TypedRun {
     plan: Arc<Plan>,
     scratch: Vec<Scratch>,
 }
 
 impl TypedRun {
-    pub(super) fn new(plan: Arc<Plan>) -> Result<Self> {
+    pub(in super::super) fn new(plan: Arc<Plan>) -> Result<Self> {
         let mut scratch = Vec::new();
         for _ in 0..plan.threads {
             let whole = plan.product.types().accumulator == ElementType::I32;
@@ -223,7 +223,7 @@ impl Call<'_> {
             blocks.multiply(rows.len(), cols.len(), depth.len());
         }
         let columns = self.plan.column_scales(item, cols.start);
-        let shared = product.alpha() * self.shared_scale(item);
+        let shared = product.alpha() * self.plan.shared_scale(item);
         for ((row, sums), row_scale) in rows.zip(blocks.sums.chunks(cols.len())).zip(row_scales) {
             if product.types().output == ElementType::I32 {
                 // SAFETY: this block of C is this call's alone, and C is of type i32.
@@ -240,11 +240,6 @@ impl Call<'_> {
             // SAFETY: this block of C is this call's alone.
             unsafe { self.output.row(item, row, cols.start, scaled, &mut floats.b[..cols.len()]) };
         }
-    }
-
-    /// The one scale of B, where there is one.
-    fn shared_scale(&self, item: usize) -> f32 {
-        self.scales_b.as_ref().map_or(self.plan.scales.b, |scales| scale(scales, item, 0, 0))
     }
 
     /// Loads integers of A, quantised where it is float, less their zero point.

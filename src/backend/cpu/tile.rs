@@ -1,0 +1,167 @@
+//! The micro-kernel: written once over vectors, instantiated for each instruction set.
+//!
+//! Every element of C is one chain of fused multiply-adds over k, in order, whatever tile it falls
+//! into: results do not depend on tile sizes, on the blocking of k, on the number of threads or on m.
+
+use super::simd::Simd;
+
+/// One call of the micro-kernel: a tile of C from a strip of A and a strip of B.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile {
+    pub k: usize,
+    pub a: *const f32,
+    /// From row to row where k is contiguous, from k to k where rows are.
+    pub a_stride: usize,
+    pub b: *const f32,
+    /// From k to k.
+    pub b_stride: usize,
+    /// From a panel's columns to the next panel's.
+    pub b_panel_stride: usize,
+    pub c: *mut f32,
+    pub c_stride: usize,
+    /// What is asked for ahead of its use, a cache line for each k: any address will do.
+    pub ahead: *const f32,
+    pub ahead_stride: usize,
+    /// Where B is packed to while it is used, for the strips of A that follow; else unused.
+    pub packed: *mut f32,
+    pub packed_stride: usize,
+    /// The columns in the last vector, where not all are there.
+    pub tail: usize,
+    /// Whether the sums go on from what C holds; else C is not read.
+    pub accumulate: bool,
+}
+
+/// How A lies under a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AForm {
+    /// Rows of contiguous k: A as given.
+    ByK = 0,
+    /// Contiguous rows for each k: A transposed, or packed.
+    ByRow = 1,
+}
+
+/// What a lane of a vector holds, and how products of it are summed.
+pub(super) trait Dot<V> {
+    /// `sum + a * b`, in each lane.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn add_product(a: V, b: V, sum: V) -> V;
+}
+
+/// One f32 in a lane.
+pub(super) struct Fma;
+
+impl<V: Simd> Dot<V> for Fma {
+    #[inline(always)]
+    unsafe fn add_product(a: V, b: V, sum: V) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { a.mul_add(b, sum) }
+    }
+}
+
+/// Computes `MR` rows by `NV` vectors of C.
+///
+/// # Safety
+/// As [`Simd`]; the tile's pointers and strides stay inside A, B and C: of the last vector of B and C
+/// only `tail` numbers with `TAIL`. With `PACK`, `packed` has room for `k` rows of whole vectors. Nothing
+/// else accesses the tile of C meanwhile.
+#[inline(always)]
+pub(super) unsafe fn tile<
+    V: Simd,
+    D: Dot<V>,
+    const PANEL: usize,
+    const MR: usize,
+    const NV: usize,
+    const TAIL: bool,
+    const BY_K: bool,
+    const PACK: bool,
+>(
+    t: &Tile,
+) {
+    // SAFETY: by the function's own contract.
+    unsafe {
+        let mask = V::mask(t.tail);
+        let last = |v: usize| TAIL && v == NV - 1;
+        let column = |v: usize| v * V::LANES;
+        let mut sums = [[V::splat(0.0); NV]; MR];
+        if t.accumulate {
+            for (i, row) in sums.iter_mut().enumerate() {
+                for (v, sum) in row.iter_mut().enumerate() {
+                    let c = t.c.add(i * t.c_stride + column(v));
+                    *sum = if last(v) { V::load_masked(c, mask) } else { V::load(c) };
+                }
+            }
+        }
+        let (row_stride, k_stride) = if BY_K { (t.a_stride, 1) } else { (1, t.a_stride) };
+        let (mut a, mut b, mut ahead, mut packed) = (t.a, t.b, t.ahead, t.packed);
+        for _ in 0..t.k {
+            V::prefetch(ahead);
+            if NV > PANEL {
+                // Few rows: B is all that is waited for.
+                for v in 1..NV {
+                    V::prefetch(ahead.wrapping_add(v / PANEL * t.b_panel_stride + v % PANEL * V::LANES));
+                }
+            }
+            if PACK && NV > 1 {
+                V::prefetch(ahead.wrapping_add((NV - 1) * V::LANES));
+                V::prefetch(ahead.wrapping_add(NV * V::LANES - 1));
+            }
+            ahead = ahead.wrapping_add(t.ahead_stride);
+            let mut b_row = [V::splat(0.0); NV];
+            for (v, x) in b_row.iter_mut().enumerate() {
+                let b = b.add(v / PANEL * t.b_panel_stride + v % PANEL * V::LANES);
+                *x = if last(v) { V::load_masked(b, mask) } else { V::load(b) };
+                if PACK {
+                    x.store(packed.add(v * V::LANES));
+                }
+            }
+            packed = packed.wrapping_add(t.packed_stride);
+            for (i, row) in sums.iter_mut().enumerate() {
+                let a = V::splat(*a.add(i * row_stride));
+                for (v, sum) in row.iter_mut().enumerate() {
+                    *sum = D::add_product(a, b_row[v], *sum);
+                }
+            }
+            // One step past the end at last, never read from.
+            a = a.wrapping_add(k_stride);
+            b = b.wrapping_add(t.b_stride);
+        }
+        // By reference: an array that is moved goes through memory.
+        for (i, row) in sums.iter().enumerate() {
+            for (v, sum) in row.iter().enumerate() {
+                let c = t.c.add(i * t.c_stride + column(v));
+                if last(v) { sum.store_masked(c, mask) } else { sum.store(c) }
+            }
+        }
+    }
+}
+
+/// Copies `rows` rows of `cols` numbers in whole vectors: what is missing of a row's last vector is 0.
+///
+/// # Safety
+/// As [`Simd`]; the rows can be read, and at `to` there is room for their whole vectors.
+#[inline(always)]
+pub(super) unsafe fn copy_rows<V: Simd>(
+    from: *const f32,
+    from_stride: usize,
+    rows: usize,
+    cols: usize,
+    to: *mut f32,
+    to_stride: usize,
+) {
+    // SAFETY: by the function's own contract.
+    unsafe {
+        let whole = cols / V::LANES * V::LANES;
+        let mask = V::mask(cols - whole);
+        for row in 0..rows {
+            let (from, to) = (from.add(row * from_stride), to.add(row * to_stride));
+            for col in (0..whole).step_by(V::LANES) {
+                V::load(from.add(col)).store(to.add(col));
+            }
+            if whole < cols {
+                V::load_masked(from.add(whole), mask).store(to.add(whole));
+            }
+        }
+    }
+}
