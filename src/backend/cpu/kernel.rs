@@ -321,7 +321,10 @@ pub(super) enum Lane {
 /// The dot-product functions that go with `kernels`, where this machine has them.
 pub(super) fn dot(kernels: &Kernels, lane: Lane) -> Option<&'static Kernels> {
     #[cfg(target_arch = "x86_64")]
-    if kernels.name == avx512::KERNELS.name {
+    if kernels.name == avx512::KERNELS.name
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+    {
         return match lane {
             Lane::Bf16Pair => is_x86_feature_detected!("avx512bf16").then_some(&bf16_pairs::KERNELS),
             Lane::Int8Quad => is_x86_feature_detected!("avx512vnni").then_some(&int8_quads::KERNELS),

@@ -8,6 +8,8 @@
 
 mod rows;
 mod run;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::sync::Arc;

@@ -37,7 +37,11 @@ pub(super) fn has_subnormals(view: &AnyView<'_>) -> bool {
 /// Writes row `row` of op(A) as words, 0 past its end, and says what follows its sums.
 ///
 /// `floats_scratch` has room for k numbers where A is quantised on the way.
-pub(super) fn write(
+///
+/// # Safety
+/// AVX-512 is there.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
+pub(super) unsafe fn write(
     plan: &Plan,
     lane: Lane,
     a: &AnyView<'_>,
@@ -101,6 +105,7 @@ pub(super) fn write(
     }
 }
 
+#[inline(always)]
 fn copy<T: Copy>(data: &[T], first: usize, step: usize, out: &mut [u8], f: impl Fn(T) -> u8) {
     if step == 1 {
         for (out, &x) in out.iter_mut().zip(&data[first..]) {
@@ -114,6 +119,7 @@ fn copy<T: Copy>(data: &[T], first: usize, step: usize, out: &mut [u8], f: impl 
 }
 
 /// Quantises a row; returns its scale, NaN where an element is not finite.
+#[inline(always)]
 fn quantize(
     transpose: bool,
     a: &AnyView<'_>,
@@ -122,9 +128,17 @@ fn quantize(
     out: &mut [u8],
     floats_scratch: &mut [f32],
 ) -> f32 {
-    let part = Part { item, transpose, rows: row..row + 1, cols: 0..floats_scratch.len() };
-    floats(a, &part, floats_scratch, |_, _, x| x);
-    let all_finite = floats_scratch.iter().fold(true, |all, x| all & x.is_finite());
+    match a {
+        AnyView::F32(view) if !transpose => {
+            let first = view.layout().item_offset(item) + row * view.layout().leading_dimension();
+            floats_scratch.copy_from_slice(&view.data()[first..first + floats_scratch.len()]);
+        }
+        _ => {
+            let part = Part { item, transpose, rows: row..row + 1, cols: 0..floats_scratch.len() };
+            floats(a, &part, floats_scratch, |_, _, x| x);
+        }
+    }
+    let all_finite = floats_scratch.iter().all(|x| x.is_finite());
     if !all_finite {
         out.fill(0x80);
         return f32::NAN;

@@ -173,7 +173,9 @@ impl Call<'_> {
         for (i, row) in share.rows.clone().enumerate() {
             // SAFETY: the buffer has room for a block's rows.
             let out = unsafe { std::slice::from_raw_parts_mut(a.add(i * stride).cast::<u32>(), k) };
-            scratch.terms[i] = write(&plan.typed, plan.lane, &self.a, item, row, out, &mut scratch.row);
+            // SAFETY: the kernels of a plan are of AVX-512.
+            scratch.terms[i] =
+                unsafe { write(&plan.typed, plan.lane, &self.a, item, row, out, &mut scratch.row) };
         }
         let layout = self.output.layout();
         let in_place = plan.in_place();
@@ -210,6 +212,7 @@ impl Call<'_> {
         if in_place {
             return;
         }
+        // The scales of integers have it.
         let alpha = if plan.lane == Lane::Bf16Pair { product.alpha() } else { 1.0 };
         for (i, row) in share.rows.clone().enumerate() {
             // SAFETY: the sums of a block lie in scratch memory; this share of C is this call's alone.
