@@ -80,6 +80,10 @@ impl Backend for WithInstantStart<'_> {
         self.asked_for.device()
     }
 
+    fn is_foreign(&self) -> bool {
+        self.asked_for.is_foreign()
+    }
+
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
         self.asked_for.supports(product, options)
     }

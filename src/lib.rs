@@ -24,7 +24,8 @@
 //! - [`Backends`] and [`available`] say which engines are here and why others are not.
 //! - [`BackendId::AUTO`] stands for the fastest of them, by measurement ([`calibrate`]); [`explain`] says
 //!   why.
-//! - [`Compiled`] is shared by threads; an [`Executor`] belongs to one at a time.
+//! - [`Compiled`] is shared by threads; an [`Executor`] belongs to one at a time. [`ProductCache`] keeps
+//!   products of many shapes within bounds.
 //! - [`accuracy`] computes float64 references and error bounds.
 //!
 //! # Features

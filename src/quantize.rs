@@ -306,6 +306,7 @@ fn scales(
 /// none.
 fn round_up(x: f64, element: ElementType) -> Result<f32> {
     /// The next number above a positive one has the next bits.
+    #[cfg(feature = "half")]
     macro_rules! up {
         ($type:ty) => {{
             let nearest = <$type>::from_f64(x);

@@ -138,7 +138,12 @@ impl Backends {
                     return Ok(compiled.chosen_for(BackendId::AUTO, basis));
                 }
                 // Another backend may do where an engine fails; what the caller got wrong it does not mend.
-                Err(error @ (Error::Native(_) | Error::Refused { .. } | Error::OutOfMemory { .. })) => {
+                Err(
+                    error @ (Error::Native(_)
+                    | Error::Refused { .. }
+                    | Error::OutOfMemory { .. }
+                    | Error::Probed { .. }),
+                ) => {
                     log::warn!("{product}: {id} was chosen and failed: {error}");
                     failed.push((id, error.to_string()));
                     first.get_or_insert(error);

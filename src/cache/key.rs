@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::backend::BackendId;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, ThreadPool, Threads};
-use crate::self_check::{CheckSchedule, OnMismatch, SelfCheck};
+use crate::self_check::SelfCheckKey;
 use crate::weights::Weights;
 
 /// All that what is compiled depends on.
@@ -65,26 +65,6 @@ impl Hash for ThreadsKey {
     }
 }
 
-/// A policy, its probabilities by their bits.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct SelfCheckKey {
-    schedule: CheckSchedule,
-    on_mismatch: OnMismatch,
-    failure_probability_bits: u64,
-    wrong_share_bits: u64,
-}
-
-impl SelfCheckKey {
-    const fn new(policy: &SelfCheck) -> Self {
-        Self {
-            schedule: policy.schedule,
-            on_mismatch: policy.on_mismatch,
-            failure_probability_bits: policy.failure_probability.to_bits(),
-            wrong_share_bits: policy.wrong_share.to_bits(),
-        }
-    }
-}
-
 impl Key {
     pub(super) fn new(
         backend: &BackendId,
@@ -125,7 +105,7 @@ impl Key {
             reduced_precision: *reduced_precision,
             scales: [scale_a, scale_b, scale_c].map(|scale| scale.map(f32::to_bits)),
             instant_start: *instant_start,
-            self_check: SelfCheckKey::new(self_check),
+            self_check: self_check.key(),
             allow_known_faults: *allow_known_faults,
             #[cfg(feature = "profile")]
             quarantine: quarantine.clone(),

@@ -216,11 +216,16 @@ fn refusals_and_wrong_operands_are_errors_at_once() {
 fn a_product_that_the_cpu_refuses_is_waited_for() {
     let Fixture { backends, id, began, ends } = fixture(false);
     // The engine behind the test's backend cannot compile it either: that it was asked is the point.
-    let half = MatMul::builder(2, 2, 2).types(crate::ElementTypes::F16).build().unwrap();
+    let wide = MatMul::builder(2, 2, 2)
+        .types(crate::ElementTypes::uniform(crate::ElementType::F64))
+        .build()
+        .unwrap();
     ends.send(End::CannotBeOpened).unwrap();
-    let compiled = backends.compile(&id, &half, None, &options()).unwrap();
+    let compiled = backends.compile(&id, &wide, None, &options()).unwrap();
     began.recv().unwrap();
-    assert!(matches!(state(&compiled), InstantStart::Waited { reason } if reason.contains("f32 only")));
+    assert!(
+        matches!(state(&compiled), InstantStart::Waited { reason } if reason.contains("does not run f64"))
+    );
 }
 
 #[test]

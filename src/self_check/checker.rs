@@ -133,7 +133,7 @@ impl Prepared {
         } else {
             Method::Rows(check.rows())
         };
-        Ok(Self { product: product.clone(), weights: weights.cloned(), bounds, method })
+        Ok(Self { product: product.clone(), weights: weights.map(Weights::for_product), bounds, method })
     }
 }
 

@@ -48,6 +48,9 @@ pub struct SelfCheck {
     pub wrong_share: f64,
 }
 
+/// [`SelfCheck`] as a part of a key.
+pub(crate) type SelfCheckKey = (CheckSchedule, OnMismatch, [u64; 2]);
+
 /// Which runs of an executor are verified.
 ///
 /// After a wrong result every run of that executor is.
@@ -138,6 +141,12 @@ impl SelfCheck {
     pub const fn wrong_share(mut self, share: f64) -> Self {
         self.wrong_share = share;
         self
+    }
+
+    /// What is equal where the check is.
+    pub(crate) fn key(&self) -> SelfCheckKey {
+        let bits = [self.failure_probability, self.wrong_share].map(f64::to_bits);
+        (self.schedule, self.on_mismatch, bits)
     }
 
     /// An error for figures out of range.

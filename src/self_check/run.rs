@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::backend::{BackendId, RunArgs};
 use crate::error::{Error, Result};
 use crate::executor::{Compiled, Executor, Inputs, RunObservation};
+use crate::instant_start::InstantStart;
 use crate::options::{CompileOptions, Device};
 use crate::self_check::{
     CheckCounts, CheckSchedule, Mismatch, OnMismatch, Prepared, ResultChecker, SelfCheck,
@@ -71,11 +72,8 @@ impl RunCheck {
         let Some(element) = self.checker.check_fitting(&inputs, args.c.as_view())? else {
             return Ok(observation);
         };
-        let mismatch = Mismatch {
-            backend: compiled.backend().clone(),
-            product: compiled.product().to_string(),
-            element,
-        };
+        let mismatch =
+            Mismatch { backend: answered(compiled), product: compiled.product().to_string(), element };
         log::error!("{mismatch}");
         self.counts.mismatches += 1;
         #[cfg(feature = "profile")]
@@ -117,14 +115,22 @@ impl RunCheck {
     }
 }
 
+/// The backend whose result it was: with an instant start the CPU, until the one asked for has compiled.
+fn answered(compiled: &Compiled) -> BackendId {
+    match compiled.report().instant_start {
+        Some(InstantStart::Compiling { .. } | InstantStart::Failed { .. }) => BackendId::CPU,
+        _ => compiled.backend().clone(),
+    }
+}
+
 /// Notes a wrong result in the profile, where one was named; a failure is not the run's.
 #[cfg(feature = "profile")]
 fn quarantine(compiled: &Compiled, mismatch: &Mismatch) {
     use crate::profile::{Profile, Quarantine};
     let Some(path) = compiled.quarantine() else { return };
     let reason = format!("gave a wrong result: {}", mismatch.element);
-    let entry = Quarantine::here(compiled.backend().clone(), Some(compiled.product()), reason);
+    let entry = Quarantine::here(mismatch.backend.clone(), Some(compiled.product()), reason);
     if let Err(error) = Profile::update(path, |profile| profile.add_quarantine(entry)) {
-        log::error!("backend `{}` is not quarantined: {error}", compiled.backend());
+        log::error!("backend `{}` is not quarantined: {error}", mismatch.backend);
     }
 }

@@ -3,6 +3,7 @@
 use super::super::kernel::Lane;
 use super::super::typed::Plan;
 use super::super::typed::load::{Part, floats, quantized, scale_for};
+#[cfg(feature = "half")]
 use super::words::is_subnormal;
 use crate::element::ElementType;
 use crate::quantization::QuantA;

@@ -119,6 +119,7 @@ impl PackedWords {
 }
 
 /// Whether bf16 bits stand for a subnormal number.
+#[cfg(feature = "half")]
 pub(super) const fn is_subnormal(bits: u16) -> bool {
     bits & 0x7f80 == 0 && bits & 0x007f != 0
 }
