@@ -3,8 +3,8 @@
 use std::sync::Barrier;
 
 use ane_matmul::{
-    BackendId, Backends, CacheLimits, CompileOptions, Device, ElementTypes, Error, Inputs, MatMul,
-    ProductCache, ShimLibrary, Tensor, Threads, Weights,
+    BackendId, Backends, CacheLimits, CompileOptions, Device, ElementType, ElementTypes, Error, Inputs,
+    MatMul, ProductCache, ShimLibrary, Tensor, Threads, Weights,
 };
 use ane_matmul_shims::linked_reference;
 
@@ -114,9 +114,9 @@ fn ten_threads_compile_one_product_once() {
 #[test]
 fn failures_reach_the_caller_and_are_not_kept() {
     let cache = cache(CacheLimits::default());
-    let half = MatMul::builder(2, 2, 2).types(ElementTypes::F16).build().unwrap();
+    let wide = MatMul::builder(2, 2, 2).types(ElementTypes::uniform(ElementType::F64)).build().unwrap();
     for failures in 1..3 {
-        let refused = cache.compile(&BackendId::CPU, &half, None, &one_thread());
+        let refused = cache.compile(&BackendId::CPU, &wide, None, &one_thread());
         assert!(matches!(refused, Err(Error::Refused { .. })));
         let unknown = cache.compile(&BackendId::new("nothing"), &plain(2), None, &one_thread());
         assert!(matches!(unknown, Err(Error::UnknownBackend { .. })));
