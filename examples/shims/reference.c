@@ -118,6 +118,7 @@ static ANEStatus device_info(ANEDevice *device, ANEDeviceInfo *info, ANEError *e
 }
 
 static void device_close(ANEDevice *device) {
+    if (device == NULL) return;
     (void)misbehave(device, "close", NULL);
     free(device);
 }
