@@ -2,8 +2,8 @@
 
 use ane_matmul::{
     BackendId, Backends, Basis, CompileOptions, Device, ElementType, ElementTypes, Error, Inputs, MachineKey,
-    MatMul, ObstacleKind, Profile, ProfileState, Quarantine, RefusalReason, Sample, Series, ShimLibrary,
-    Tensor, Threads, Verdict, Weights, explain,
+    MatMul, Profile, ProfileState, Quarantine, RefusalReason, Sample, Series, ShimLibrary, Tensor, Threads,
+    Verdict, Weights, explain,
 };
 use ane_matmul_shims::{REFERENCE, TEST_DOUBLE};
 
@@ -158,7 +158,7 @@ fn every_known_backend_has_a_verdict() {
     {
         let metal = explanation.candidates.iter().find(|c| c.backend == BackendId::METAL).unwrap();
         assert!(matches!(&metal.verdict, Verdict::Unavailable(_)));
-        assert_eq!(explanation.neural_engine.last().unwrap().kind, ObstacleKind::OsVersion);
+        assert_eq!(explanation.neural_engine.last().unwrap().kind, ane_matmul::ObstacleKind::OsVersion);
     }
     // The free function knows the built-in ones.
     assert!(explain(&MatMul::new(1, 1, 1).unwrap(), &options()).choice.is_some());

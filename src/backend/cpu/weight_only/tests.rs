@@ -17,7 +17,7 @@ const CACHES: Caches = Caches { l1_bytes: 1 << 15, l2_bytes: 1 << 19 };
 #[test]
 fn every_kernel_agrees_with_the_plain_path_on_any_number_of_threads() {
     let shapes = if cfg!(miri) {
-        vec![(1, 9, 33, 16), (3, 5, 17, 16)]
+        vec![(3, 5, 17, 16)]
     } else {
         vec![
             (1, 1, 1, 128),
@@ -92,7 +92,9 @@ fn check(cpu: &Cpu, (m, n, k): (usize, usize, usize), b: ElementType, scheme: Qu
             cpu.kernels.name
         );
     }
-    for threads in [2, 3] {
+    // Pools of threads take an interpreter long.
+    let counts: &[usize] = if cfg!(miri) { &[] } else { &[2, 3] };
+    for &threads in counts {
         let options = CompileOptions::default().threads(Threads::count(threads).unwrap());
         let shared = run(&*compile_for(cpu, &product, &weights, &options, threads).unwrap());
         assert_eq!(got, shared, "{}: {product} on {threads} threads", cpu.kernels.name);
