@@ -20,7 +20,7 @@ use crate::alloc;
 use crate::backend::{Run, RunArgs};
 use crate::element::ElementType;
 use crate::error::Result;
-use crate::view::{AnyView, AnyViewMut};
+use crate::view::AnyView;
 
 /// Rows whose sums lie in scratch memory, where C cannot hold them: four strips of tiles.
 const ROWS_APART: usize = 56;
@@ -89,7 +89,6 @@ impl Run for DotRun {
         }
         let plan = &*self.plan;
         let typed = &*plan.typed;
-        let start = words_start(&mut args.c);
         let layout = *args.c.layout();
         let output = Output::new(&typed.product, typed.scales, args.bias, args.residual, &mut args.c);
         if layout.is_empty() {
@@ -101,7 +100,6 @@ impl Run for DotRun {
             bias: args.bias,
             residual: args.residual,
             output,
-            start,
             scratch: self.scratch.as_mut_ptr(),
         };
         let (items, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
@@ -124,22 +122,12 @@ struct Call<'a> {
     bias: Option<AnyView<'a>>,
     residual: Option<AnyView<'a>>,
     output: Output<'a>,
-    /// Of a C of 4-byte elements.
-    start: *mut f32,
     scratch: *mut Scratch,
 }
 
 // SAFETY: C and the scratch memory come from exclusive borrows that outlive the run; each share accesses
 // its own part of them alone.
 unsafe impl Sync for Call<'_> {}
-
-fn words_start(view: &mut AnyViewMut<'_>) -> *mut f32 {
-    match view {
-        AnyViewMut::F32(view) => view.data().as_mut_ptr(),
-        AnyViewMut::I32(view) => view.data().as_mut_ptr().cast(),
-        _ => std::ptr::null_mut(),
-    }
-}
 
 fn f32_start(view: &AnyView<'_>) -> *const f32 {
     match view {
@@ -182,7 +170,7 @@ impl Call<'_> {
         let (c, c_stride) = if in_place {
             let index =
                 layout.item_offset(item) + share.rows.start * layout.leading_dimension() + share.cols.start;
-            (self.start.wrapping_add(index), layout.leading_dimension())
+            (self.output.words().wrapping_add(index), layout.leading_dimension())
         } else {
             (scratch.c.start_mut(), cols)
         };

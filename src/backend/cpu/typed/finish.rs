@@ -57,6 +57,12 @@ impl<'a> Output<'a> {
         &self.layout
     }
 
+    /// Where a C of 4-byte elements starts: for all its writers one pointer, of one borrow.
+    #[allow(clippy::cast_ptr_alignment, reason = "C is aligned for its elements")]
+    pub(in super::super) const fn words(&self) -> *mut f32 {
+        self.start.cast()
+    }
+
     /// Adds bias and residual to a part of a row of scaled sums, applies the activation and stores it.
     /// `scratch` is as long as `row`.
     ///

@@ -14,7 +14,7 @@ use crate::backend::f32_only::f32_view;
 use crate::backend::{Run, RunArgs};
 use crate::element::ElementType;
 use crate::error::Result;
-use crate::view::{AnyView, AnyViewMut, TensorView};
+use crate::view::{AnyView, TensorView};
 
 /// The rows of A that are kept at a time: in a second-level cache up to a k of some thousand.
 const ROWS: usize = 64;
@@ -59,7 +59,7 @@ impl Plan {
 impl Run for WeightOnlyRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
         let plan = &*self.plan;
-        let floats = Floats::new(&mut args);
+        let floats = Floats::new(&args);
         let output = Output::new(&plan.product, plan.scales, args.bias, args.residual, &mut args.c);
         if output.layout().is_empty() {
             return Ok(());
@@ -77,23 +77,23 @@ impl Run for WeightOnlyRun {
     }
 }
 
-/// C and what follows its sums, where all of it is f32.
+/// What follows the sums, where all of it is f32, and C too.
 struct Floats<'a> {
-    c: *mut f32,
     bias: Option<&'a [f32]>,
     residual: Option<TensorView<'a, f32>>,
 }
 
 impl<'a> Floats<'a> {
-    fn new(args: &mut RunArgs<'a>) -> Option<Self> {
+    fn new(args: &RunArgs<'a>) -> Option<Self> {
         let f32_or_none =
             |view: &Option<AnyView<'a>>| view.is_none_or(|view| view.element_type() == ElementType::F32);
-        if !f32_or_none(&args.bias) || !f32_or_none(&args.residual) {
+        if args.c.element_type() != ElementType::F32
+            || !f32_or_none(&args.bias)
+            || !f32_or_none(&args.residual)
+        {
             return None;
         }
-        let AnyViewMut::F32(c) = &mut args.c else { return None };
         Some(Self {
-            c: c.data().as_mut_ptr(),
             bias: args.bias.and_then(f32_view).map(|view| view.data()),
             residual: args.residual.and_then(f32_view),
         })
@@ -240,7 +240,7 @@ impl Call<'_> {
             return;
         };
         let stride = layout.leading_dimension();
-        let c = floats.c.wrapping_add(layout.item_offset(item) + rows.start * stride + col);
+        let c = self.output.words().wrapping_add(layout.item_offset(item) + rows.start * stride + col);
         for (index, sums) in sums.chunks(lanes).enumerate() {
             // SAFETY: these columns of C are this thread's alone, and do not overlap its scratch memory.
             unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), c.add(index * stride), cols) };
