@@ -164,7 +164,8 @@ impl Call<'_> {
         for (tile, there) in self.tiles(rows.len()) {
             let (a, others) = rest.split_at_mut(tile * padded_k);
             rest = others;
-            if there < tile || group != padded_group {
+            // What lies there from other rows would be multiplied by the offset.
+            if there < tile || k != padded_k {
                 a.fill(0.0);
             }
             for i in 0..there {
