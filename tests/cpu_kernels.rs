@@ -3,9 +3,9 @@
 
 mod support;
 
-use ane_matmul::{BackendId, Backends, CompileOptions, Threads};
-use ane_matmul_conformance::{Scale, cases, integer_cases, run_suite, weight_only_cases};
-use support::{FORCE, emulated, on_every_kernel, report};
+use ane_matmul::{BackendId, Backends, CompileOptions, ElementType, ElementTypes, Threads};
+use ane_matmul_conformance::{Scale, cases, cases_of_type, integer_cases, run_suite, weight_only_cases};
+use support::{FORCE, emulated, on_every_kernel, on_every_kernel_of_narrow_types, report};
 
 fn suite() {
     let backends = Backends::new();
@@ -21,11 +21,19 @@ fn suite() {
     }
 }
 
-/// 8 and 4-bit weights and integers; the emulator has time for a part.
-fn quantized_suite() {
+/// 16-bit floats, 8 and 4-bit weights, integers; the emulator has time for a part.
+fn narrow_suite() {
     let backends = Backends::new();
     let scale = if emulated() { Scale::Tiny } else { Scale::Small };
-    for (name, cases) in [("weight-only", weight_only_cases(scale)), ("integers", integer_cases(scale))] {
+    let bf16_stored =
+        ElementTypes { output: ElementType::Bf16, bias: ElementType::Bf16, ..ElementTypes::BF16 };
+    for (name, cases) in [
+        ("f16", cases_of_type(ElementTypes::F16, scale)),
+        ("bf16", cases_of_type(ElementTypes::BF16, scale)),
+        ("bf16 stored", cases_of_type(bf16_stored, scale)),
+        ("weight-only", weight_only_cases(scale)),
+        ("integers", integer_cases(scale)),
+    ] {
         for threads in [1, 3] {
             let options = CompileOptions::default().threads(Threads::count(threads).expect("not 0"));
             let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
@@ -36,8 +44,8 @@ fn quantized_suite() {
 }
 
 #[test]
-fn every_kernel_conforms_on_quantised_products() {
-    on_every_kernel("every_kernel_conforms_on_quantised_products", quantized_suite);
+fn every_kernel_conforms_on_narrow_types() {
+    on_every_kernel_of_narrow_types("every_kernel_conforms_on_narrow_types", narrow_suite);
 }
 
 #[test]

@@ -6,9 +6,10 @@ use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ane_matmul::{
-    Activation, BackendId, Backends, CompileOptions, Inputs, InstantStart, MatMul, SelfCheck, ShimLibrary,
-    Tensor, Threads, Weights,
+    Activation, BackendId, Backends, CompileOptions, ElementType, ElementTypes, Inputs, InstantStart, MatMul,
+    QuantB, Quantization, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
 };
+use ane_matmul_conformance::{Case, with_run};
 use ane_matmul_shims::REFERENCE;
 
 struct Counting;
@@ -75,6 +76,45 @@ fn instant_start() {
     }
 }
 
+/// Every narrow type and scheme, with B constant and not, small and on two threads.
+fn narrow_types() {
+    let options = CompileOptions::default().threads(Threads::count(2).unwrap());
+    let mut products = 0;
+    for ((types, quantization), constant_b) in narrow_types_of_the_suite() {
+        for (m, n, k) in [(3, 33, 65), (70, 150, 129)] {
+            let whole = types.output == ElementType::I32;
+            let case = Case {
+                types,
+                quantization,
+                constant_b,
+                bias: !whole,
+                residual: !whole,
+                activation: if whole { Activation::None } else { Activation::Gelu },
+                ..Case::new(m, n, k)
+            };
+            with_run(&case, &options, |run| {
+                run();
+                let before = ALLOCATIONS.load(Ordering::Relaxed);
+                (0..20).for_each(|_| run());
+                assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "allocations of {case}");
+            });
+            products += 1;
+        }
+    }
+    println!("{products} products of narrow types: 0 allocations in 20 runs each");
+}
+
+/// A B that comes with every run has no scales of columns or groups.
+fn narrow_types_of_the_suite() -> impl Iterator<Item = ((ElementTypes, Quantization), bool)> {
+    ane_matmul_conformance::narrow_types().flat_map(|(types, quantization)| {
+        let constant = matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. });
+        [constant, true]
+            .into_iter()
+            .take(if constant { 1 } else { 2 })
+            .map(move |b| ((types, quantization), b))
+    })
+}
+
 fn main() {
     let weights = Weights::from_tensor(Tensor::random_normal_f32(24, 40, 1.0, 1).unwrap());
     let layer = MatMul::builder(8, 40, 24)
@@ -135,6 +175,9 @@ fn main() {
     }
     let total = ALLOCATIONS.load(Ordering::Relaxed) - before;
     assert_eq!(total, 0, "allocations of run_f64");
+
+    // On the threads of `large`, which have started.
+    narrow_types();
 
     // With every run verified, by Freivalds' method and by rows, with B constant and not.
     for constant in [false, true] {

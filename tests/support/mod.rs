@@ -7,7 +7,10 @@ use std::process::Command;
 use ane_matmul::{BackendId, Backends};
 
 /// The kernels that the engine has for some machine.
-pub(crate) const KERNELS: [&str; 4] = ["avx512", "avx2", "neon", "portable"];
+const KERNELS: [&str; 4] = ["avx512", "avx2", "neon", "portable"];
+
+/// Those of dot products, which go with one of [`KERNELS`].
+const DOT_KERNELS: [&str; 2] = ["avx512-bf16", "avx512-vnni"];
 
 /// The environment variable that names the kernels of a process.
 pub(crate) const FORCE: &str = "ANE_MATMUL_CPU";
@@ -43,16 +46,34 @@ pub(crate) fn this_executable() -> Command {
     }
 }
 
-/// Runs `body` on all kernels of this machine; `test` is the test that calls this.
+/// Runs `body` on all kernels of this machine for f32; `test` is the test that calls this.
 ///
 /// # Panics
 /// With what a child printed last, where one fails or crashes, or where none ran.
+#[allow(dead_code, reason = "some tests look at narrow types alone")]
 pub(crate) fn on_every_kernel(test: &str, body: fn()) {
+    on_kernels(&KERNELS, test, body);
+}
+
+/// The same on those of dot products too, each without the others.
+///
+/// # Panics
+/// As [`on_every_kernel`].
+#[allow(dead_code, reason = "some tests look at f32 alone")]
+pub(crate) fn on_every_kernel_of_narrow_types(test: &str, body: fn()) {
+    on_kernels(&[&KERNELS[..], &DOT_KERNELS].concat(), test, body);
+}
+
+fn on_kernels(names: &[&str], test: &str, body: fn()) {
     if std::env::var_os(CHILD).is_some() {
         match Backends::new().info(&BackendId::CPU) {
             Ok(info) => {
                 let name = std::env::var(FORCE).expect("the parent names the kernels");
-                assert!(info.description.contains(&format!("{name} kernels")), "{}", info.description);
+                let described = |name: &str| info.description.contains(&format!("{name} kernels"));
+                assert!(described(&name), "{name}: {}", info.description);
+                for other in DOT_KERNELS.into_iter().filter(|other| *other != name) {
+                    assert!(!described(other), "{name}: {}", info.description);
+                }
                 body();
             }
             Err(reason) => println!("{NOT_HERE}{reason}"),
@@ -60,7 +81,7 @@ pub(crate) fn on_every_kernel(test: &str, body: fn()) {
         return;
     }
     let mut ran = 0;
-    for name in KERNELS {
+    for name in names {
         let output = this_executable()
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env(FORCE, name)

@@ -318,8 +318,17 @@ pub(super) enum Lane {
     Int8Quad,
 }
 
-/// The dot-product functions that go with `kernels`, where this machine has them.
+impl Lane {
+    pub(super) const ALL: [Self; 2] = [Self::Bf16Pair, Self::Int8Quad];
+}
+
+/// The dot-product functions that go with `kernels`, where this machine has them and no other kernels
+/// are forced.
 pub(super) fn dot(kernels: &Kernels, lane: Lane) -> Option<&'static Kernels> {
+    dot_here(kernels, lane).filter(|dot| FORCED.as_ref().is_none_or(|wanted| wanted == dot.name))
+}
+
+fn dot_here(kernels: &Kernels, lane: Lane) -> Option<&'static Kernels> {
     #[cfg(target_arch = "x86_64")]
     if kernels.name == avx512::KERNELS.name
         && is_x86_feature_detected!("avx512bw")
@@ -357,14 +366,20 @@ static HERE: LazyLock<Vec<&'static Kernels>> = LazyLock::new(|| {
 /// The environment variable that forces an instruction set by name, for tests.
 const FORCE: &str = "ANE_MATMUL_CPU";
 
-/// The fastest instruction set of this machine, or the one that `ANE_MATMUL_CPU` names.
+/// What [`FORCE`] says.
+static FORCED: LazyLock<Option<String>> =
+    LazyLock::new(|| std::env::var_os(FORCE).map(|name| name.to_string_lossy().into_owned()));
+
+/// The fastest instruction set of this machine, or the one that `ANE_MATMUL_CPU` names, itself or by its
+/// dot products.
 pub(super) fn detect() -> Result<&'static Kernels, String> {
-    let Some(wanted) = std::env::var_os(FORCE) else {
+    let Some(wanted) = FORCED.as_ref() else {
         return Ok(HERE[0]);
     };
-    let wanted = wanted.to_string_lossy();
-    HERE.iter().copied().find(|kernels| kernels.name == wanted).ok_or_else(|| {
-        let here = HERE.iter().map(|kernels| kernels.name).collect::<Vec<_>>().join(", ");
+    let dots = |kernels| Lane::ALL.into_iter().filter_map(move |lane| dot_here(kernels, lane));
+    let names = |kernels: &'static Kernels| std::iter::once(kernels).chain(dots(kernels)).map(|k| k.name);
+    HERE.iter().copied().find(|&kernels| names(kernels).any(|name| name == wanted)).ok_or_else(|| {
+        let here = HERE.iter().copied().flat_map(names).collect::<Vec<_>>().join(", ");
         format!("{FORCE}={wanted} names no kernels that this machine has; here: {here}")
     })
 }

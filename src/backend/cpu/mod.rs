@@ -52,7 +52,7 @@ use crate::weights::Weights;
 
 use blocking::{Blocking, Caches};
 use buffer::Buffer;
-use kernel::Kernels;
+use kernel::{Kernels, Lane};
 use pack::{Matrix, pack_b, packed_b_len};
 use plan::Plan;
 use pool::Pool;
@@ -114,7 +114,16 @@ fn worthwhile_threads(product: &MatMul, threads: usize) -> usize {
 
 impl Backend for Cpu {
     fn describe(&self) -> String {
-        format!("built-in engine: {} kernels for f32; 16-bit floats and integers", self.kernels.name)
+        let dot = |lane, of: &str| {
+            kernel::dot(self.kernels, lane)
+                .map_or_else(String::new, |dot| format!(", {} kernels for {of}", dot.name))
+        };
+        format!(
+            "built-in engine: {} kernels{}{}",
+            self.kernels.name,
+            dot(Lane::Bf16Pair, "bf16"),
+            dot(Lane::Int8Quad, "8-bit integers")
+        )
     }
 
     fn device(&self) -> (Device, String) {

@@ -75,6 +75,10 @@ pub struct Case {
     pub types: ElementTypes,
     /// The quantisation scheme.
     pub quantization: Quantization,
+    /// Whether items of a batch have scales of B of their own; `None`: those that share no B.
+    pub scales_of_items: Option<bool>,
+    /// Whether operands are without guards, in memory that ends where they do.
+    pub bare: bool,
 }
 
 impl Case {
@@ -93,6 +97,8 @@ impl Case {
             contents: Contents::Normal,
             types: ElementTypes::F32,
             quantization: Quantization::default(),
+            scales_of_items: None,
+            bare: false,
         }
     }
 
@@ -138,6 +144,17 @@ impl Case {
         builder.build()
     }
 
+    /// Whether small integers come out exactly: f16 holds integers up to 2048 only, bf16 up to 256.
+    pub(crate) fn is_exact(&self) -> bool {
+        let largest_k = match self.types.output {
+            ElementType::F16 => 100,
+            ElementType::Bf16 => 16,
+            ElementType::I8 | ElementType::U8 => 0,
+            _ => usize::MAX,
+        };
+        self.dims[3] <= largest_k
+    }
+
     fn multiplications(&self) -> usize {
         self.dims.iter().product()
     }
@@ -152,6 +169,9 @@ impl fmt::Display for Case {
         write!(f, ", {:?}, strides {:?}", self.contents, self.strides)?;
         if self.quantization != Quantization::default() {
             write!(f, ", {:?}, scales {}", self.quantization, self.types.scales)?;
+        }
+        if let Some(of_items) = self.scales_of_items {
+            write!(f, ", of each item: {of_items}")?;
         }
         if let Some(rows) = self.rows {
             write!(f, ", {rows} rows")?;
@@ -176,13 +196,7 @@ pub fn cases_of_type(types: ElementTypes, scale: Scale) -> Vec<Case> {
     for case in &mut cases {
         case.types = types;
     }
-    // f16 holds integers up to 2048 only, bf16 up to 256: longer sums are not exact in the output.
-    let exact = match types.output {
-        ElementType::F16 => 100,
-        ElementType::Bf16 => 16,
-        _ => usize::MAX,
-    };
-    cases.retain(|case| case.contents != Contents::SmallIntegers || case.dims[3] <= exact);
+    cases.retain(|case| case.contents != Contents::SmallIntegers || case.is_exact());
     match scale {
         Scale::Full => {}
         Scale::Small => cases.retain(|case| case.multiplications() <= 50_000),

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 
 use crate::cases::Contents;
 
-/// Elements before and after an operand.
-const GUARD: usize = 37;
+/// Elements before and after an operand that has guards.
+pub const GUARD: usize = 37;
 
 /// The bits of the NaN that guards hold; no arithmetic makes it.
 const GUARD_F32: u32 = 0x7FD5_A5A5;
@@ -47,9 +47,9 @@ macro_rules! with {
 }
 
 impl Guarded {
-    /// Nothing but guards, for an output.
-    pub fn output(element: ElementType, layout: Layout) -> Self {
-        let count = layout.span() + 2 * GUARD;
+    /// Nothing but guards, for an output, `guard` of them before and after it.
+    pub fn output(element: ElementType, layout: Layout, guard: usize) -> Self {
+        let count = layout.span() + 2 * guard;
         match element {
             ElementType::F16 => Self::F16(vec![f16::from_bits(GUARD_16); count], layout),
             ElementType::Bf16 => Self::Bf16(vec![bf16::from_bits(GUARD_16); count], layout),
@@ -65,30 +65,40 @@ impl Guarded {
         element: ElementType,
         layout: Layout,
         order: NibbleOrder,
+        guard: usize,
         mut f: impl FnMut(usize, usize, usize) -> f64,
     ) -> Self {
         let mut guarded = match element {
             ElementType::I4 | ElementType::U4 => {
-                let bytes = vec![GUARD_8; layout.span().div_ceil(2) + 2 * GUARD];
+                let bytes = vec![GUARD_8; layout.span().div_ceil(2) + 2 * guard];
                 Self::Int4(bytes, layout, element == ElementType::I4, order)
             }
-            _ => Self::output(element, layout),
+            _ => Self::output(element, layout, guard),
         };
         for_each_element(&layout, |index, item, row, col| guarded.set(index, f(item, row, col)));
         guarded
     }
 
+    /// Elements before the operand, and after it.
+    fn guard(&self) -> usize {
+        if let Self::Int4(data, layout, ..) = self {
+            return (data.len() - layout.span().div_ceil(2)) / 2;
+        }
+        with!(self, |data, layout| (data.len() - layout.span()) / 2)
+    }
+
     #[allow(clippy::cast_possible_truncation)]
     fn set(&mut self, index: usize, value: f64) {
+        let guard = self.guard();
         match self {
-            Self::F32(data, _) => data[GUARD + index] = value as f32,
-            Self::F16(data, _) => data[GUARD + index] = f16::from_f64(value),
-            Self::Bf16(data, _) => data[GUARD + index] = bf16::from_f64(value),
-            Self::I32(data, _) => data[GUARD + index] = value as i32,
-            Self::I8(data, _) => data[GUARD + index] = value as i8,
-            Self::U8(data, _) => data[GUARD + index] = value as u8,
+            Self::F32(data, _) => data[guard + index] = value as f32,
+            Self::F16(data, _) => data[guard + index] = f16::from_f64(value),
+            Self::Bf16(data, _) => data[guard + index] = bf16::from_f64(value),
+            Self::I32(data, _) => data[guard + index] = value as i32,
+            Self::I8(data, _) => data[guard + index] = value as i8,
+            Self::U8(data, _) => data[guard + index] = value as u8,
             Self::Int4(data, _, _, order) => {
-                let byte = &mut data[GUARD + index / 2];
+                let byte = &mut data[guard + index / 2];
                 let nibble = (value as i8).cast_unsigned() & 0xF;
                 let low = index.is_multiple_of(2) == (*order == NibbleOrder::LowFirst);
                 *byte = if low { *byte & 0xF0 | nibble } else { *byte & 0x0F | nibble << 4 };
@@ -97,20 +107,22 @@ impl Guarded {
     }
 
     pub fn view(&self) -> AnyView<'_> {
+        let guard = self.guard();
         if let Self::Int4(data, layout, signed, order) = self {
-            let bytes = &data[GUARD..data.len() - GUARD];
+            let bytes = &data[guard..data.len() - guard];
             let view = if *signed { Int4View::signed } else { Int4View::unsigned };
             return view(bytes, *layout, *order).expect("the data fit").into();
         }
         with!(self, |data, layout| {
-            TensorView::with_layout(&data[GUARD..data.len() - GUARD], *layout).expect("the data fit").into()
+            TensorView::with_layout(&data[guard..data.len() - guard], *layout).expect("the data fit").into()
         })
     }
 
     pub fn view_mut(&mut self) -> AnyViewMut<'_> {
+        let guard = self.guard();
         with!(self, |data, layout| {
-            let end = data.len() - GUARD;
-            TensorViewMut::with_layout(&mut data[GUARD..end], *layout).expect("the data fit").into()
+            let end = data.len() - guard;
+            TensorViewMut::with_layout(&mut data[guard..end], *layout).expect("the data fit").into()
         })
     }
 
@@ -128,6 +140,7 @@ impl Guarded {
 
     /// The index of the first guard, before, between or after the elements, that was written to.
     pub fn damaged_guard(&self) -> Option<isize> {
+        let own = self.guard();
         let guard = match self {
             Self::F32(..) => GUARD_F32,
             Self::F16(..) | Self::Bf16(..) => u32::from(GUARD_16),
@@ -135,15 +148,15 @@ impl Guarded {
             Self::I8(..) | Self::U8(..) | Self::Int4(..) => u32::from(GUARD_8),
         };
         let mut bits = self.bits();
-        with!(self, |_data, layout| for_each_element(layout, |index, _, _, _| bits[GUARD + index] = guard));
-        bits.iter().position(|&bits| bits != guard).map(|index| index.cast_signed() - GUARD.cast_signed())
+        with!(self, |_data, layout| for_each_element(layout, |index, _, _, _| bits[own + index] = guard));
+        bits.iter().position(|&bits| bits != guard).map(|index| index.cast_signed() - own.cast_signed())
     }
 
     /// Fills the elements with the guards' NaN again.
     pub fn clear(&mut self) {
         let layout = with!(self, |_data, layout| *layout);
         let element = self.view().element_type();
-        *self = Self::output(element, layout);
+        *self = Self::output(element, layout, self.guard());
     }
 }
 

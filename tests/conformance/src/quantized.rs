@@ -75,6 +75,17 @@ const WEIGHT_ONLY: [Scheme; 11] = [
     (types(F32, I4, F32, F32), NONE),
 ];
 
+/// Every scheme, and 16-bit floats.
+pub fn narrow_types() -> impl Iterator<Item = (ElementTypes, Quantization)> {
+    let floats = [
+        ElementTypes::F16,
+        ElementTypes::BF16,
+        ElementTypes { output: Bf16, bias: Bf16, ..ElementTypes::BF16 },
+        ElementTypes { b: F16, ..ElementTypes::BF16 },
+    ];
+    floats.into_iter().map(|types| (types, NONE)).chain(INTEGER).chain(WEIGHT_ONLY)
+}
+
 /// Integer products: of i8, u8 and float A, with every kind of scale and output.
 pub fn integer_cases(scale: Scale) -> Vec<Case> {
     let mut quantized = with_schemes(scale, &INTEGER);

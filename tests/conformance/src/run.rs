@@ -7,7 +7,7 @@ use ane_matmul::{
 };
 
 use crate::cases::{Case, Contents};
-use crate::data::{Guarded, number};
+use crate::data::{GUARD, Guarded, number};
 
 /// What a run of the suite covered.
 #[derive(Debug, Clone, Default)]
@@ -38,11 +38,11 @@ pub fn run_suite(
     let mut failures = Vec::new();
     for (seed, case) in (1..).zip(cases) {
         match run_case(backends, id, options, case, seed) {
-            Ok((error, bound, ratio)) => {
+            Ok(Passed { max_abs_error, bound, worst_ratio, .. }) => {
                 summary.passed += 1;
-                summary.worst_ratio = summary.worst_ratio.max(ratio);
+                summary.worst_ratio = summary.worst_ratio.max(worst_ratio);
                 if case.contents == Contents::Origin && case.dims == [1, 16, 16, 16] {
-                    summary.origin = Some((error, bound));
+                    summary.origin = Some((max_abs_error, bound));
                 }
             }
             Err(Failure::Refused(reason, message)) if allowed.contains(&reason) => {
@@ -63,6 +63,19 @@ pub fn run_suite(
     summary
 }
 
+/// What came of a case.
+#[derive(Debug, Clone)]
+pub struct Passed {
+    /// The largest absolute difference from the reference.
+    pub max_abs_error: f64,
+    /// The bound of the element that comes closest to it.
+    pub bound: f64,
+    /// The largest ratio of error to bound.
+    pub worst_ratio: f64,
+    /// The bits of C and of what lies around it.
+    pub bits: Vec<u32>,
+}
+
 /// Why a case did not pass.
 #[derive(Debug)]
 pub enum Failure {
@@ -78,6 +91,12 @@ impl From<Error> for Failure {
             Error::Refused { refusal, .. } => Self::Refused(refusal.reason, refusal.message),
             error => Self::Wrong(error.to_string()),
         }
+    }
+}
+
+impl Case {
+    const fn guard(&self) -> usize {
+        if self.bare { 0 } else { GUARD }
     }
 }
 
@@ -97,7 +116,7 @@ impl Operands {
         let (r, c) = if product.transpose_a() { (full.rows(), rows) } else { (rows, full.cols()) };
         let a_layout = Layout::strided(full.batch(), r, c, full.leading_dimension(), full.batch_stride())?;
         let mut input = |element, layout, left| {
-            Guarded::input(element, layout, case.quantization.nibble_order, |_, row, col| {
+            Guarded::input(element, layout, case.quantization.nibble_order, case.guard(), |_, row, col| {
                 number(element, contents, &mut random, left, row, col)
             })
         };
@@ -133,8 +152,8 @@ impl Operands {
     }
 }
 
-/// B with scales of the described type, each item's its own where the items are.
-fn weights(product: &MatMul, b: AnyView<'_>, seed: u64) -> Result<Weights, Error> {
+/// B with scales of the described type.
+fn weights(case: &Case, product: &MatMul, b: AnyView<'_>, seed: u64) -> Result<Weights, Error> {
     let weights = Weights::new(b)?;
     let (rows, cols) = match product.quantization().b {
         QuantB::PerTensor { .. } => (1, 1),
@@ -143,26 +162,30 @@ fn weights(product: &MatMul, b: AnyView<'_>, seed: u64) -> Result<Weights, Error
         _ => return Ok(weights),
     };
     let mut random = Random::new(!seed);
-    let items = if product.b().batch_stride() == 0 { 1 } else { product.b().batch() };
+    let own = case.scales_of_items.unwrap_or(product.b().batch_stride() != 0);
+    let items = if own { product.b().batch() } else { 1 };
     let layout = Layout::packed(items, rows, cols)?;
-    let scales = Guarded::input(product.types().scales, layout, NibbleOrder::LowFirst, |_, _, _| {
-        0.002 + 0.02 * random.normal().abs()
-    });
+    let scales =
+        Guarded::input(product.types().scales, layout, NibbleOrder::LowFirst, case.guard(), |_, _, _| {
+            0.002 + 0.02 * random.normal().abs()
+        });
     weights.with_scales(scales.view())
 }
 
 /// The options with the scales that the case asks for; C's fits the sums of random integers.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
-fn with_scales(case: &Case, options: &CompileOptions) -> CompileOptions {
+fn with_scales(case: &Case, options: &CompileOptions, seed: u64) -> CompileOptions {
+    let mut random = Random::new(seed ^ 0x5CA1E5);
+    let mut around = |scale: f64| (scale * (0.5 + random.uniform())) as f32;
     let mut options = options.clone();
     if case.quantization.a != QuantA::None && case.quantization.a != QuantA::DynamicPerRow {
-        options = options.scale_a(0.03);
+        options = options.scale_a(around(0.03));
     }
     if case.quantization.b != QuantB::None && !case.constant_b {
-        options = options.scale_b(0.02);
+        options = options.scale_b(around(0.02));
     }
     if case.quantization.output != QuantOutput::None {
-        options = options.scale_c(0.04 * (case.dims[3] as f32 + 1.0).sqrt());
+        options = options.scale_c(around(0.04 * (case.dims[3] as f64 + 1.0).sqrt()));
     }
     options
 }
@@ -172,24 +195,41 @@ fn with_rows(layout: &Layout, rows: usize) -> Layout {
         .expect("fewer rows than a valid layout")
 }
 
-/// Runs one case: two executors, each twice, on two sets of data. Returns the largest error, a
-/// bound and the worst ratio of error to bound.
+/// Compiles a case and gives `body` what runs it once.
+///
+/// # Panics
+/// Where it does not compile or run.
+pub fn with_run(case: &Case, options: &CompileOptions, body: impl FnOnce(&mut dyn FnMut())) {
+    const SEED: u64 = 1;
+    let product = case.describe().expect("a valid description");
+    let operands = Operands::new(case, &product, product.m(), SEED).expect("operands");
+    let weights = case.constant_b.then(|| weights(case, &product, operands.b.view(), SEED).expect("weights"));
+    let options = with_scales(case, options, SEED);
+    let compiled = product.compile(&BackendId::CPU, weights.as_ref(), &options).expect("it compiles");
+    let mut executor = compiled.executor().expect("an executor");
+    let mut c = Guarded::output(case.types.output, *product.c(), case.guard());
+    let inputs = operands.inputs(case.constant_b);
+    body(&mut || executor.run(&inputs, c.view_mut()).expect("it runs"));
+}
+
+/// Runs one case: two executors, each twice, on two sets of data.
 pub fn run_case(
     backends: &Backends,
     id: &BackendId,
     options: &CompileOptions,
     case: &Case,
     seed: u64,
-) -> Result<(f64, f64, f64), Failure> {
+) -> Result<Passed, Failure> {
     let product = case.describe()?;
     let rows = case.rows.unwrap_or(product.m());
     let operands = Operands::new(case, &product, rows, seed)?;
-    let weights = if case.constant_b { Some(weights(&product, operands.b.view(), seed)?) } else { None };
-    let options = with_scales(case, options);
+    let weights =
+        if case.constant_b { Some(weights(case, &product, operands.b.view(), seed)?) } else { None };
+    let options = with_scales(case, options, seed);
     let compiled = backends.compile(id, &product, weights.as_ref(), &options)?;
     let mut executor = compiled.executor()?;
     let mut other = compiled.executor()?;
-    let mut c = Guarded::output(case.types.output, with_rows(product.c(), rows));
+    let mut c = Guarded::output(case.types.output, with_rows(product.c(), rows), case.guard());
     let before = operands.bits();
 
     executor.run(&operands.inputs(case.constant_b), c.view_mut())?;
@@ -212,11 +252,13 @@ pub fn run_case(
     }
     executor.run(&fresh.inputs(case.constant_b), c.view_mut())?;
     judge(case, &compiled, &fresh, &c)?;
+    let (max_abs_error, bound, worst_ratio) = verdict;
+    let passed = Passed { max_abs_error, bound, worst_ratio, bits: first };
     let f32_only = [case.types.a, case.types.b, case.types.output] == [ElementType::F32; 3];
     if f32_only && (!case.bias || case.types.bias == ElementType::F32) {
         run_f64(case, &product, &fresh, &mut other, &c)?;
     }
-    Ok(verdict)
+    Ok(passed)
 }
 
 fn judge(
@@ -244,6 +286,7 @@ fn judge(
     let exact = matches!(case.contents, Contents::SmallIntegers | Contents::IdentityTimesOnes)
         && case.activation == ane_matmul::Activation::None
         && case.alpha == 1.0
+        && case.is_exact()
         && case.quantization == Quantization::default();
     if exact && deviation.max_abs_error != 0.0 {
         return Err(Failure::Wrong(format!("integers are off by {}", deviation.max_abs_error)));
