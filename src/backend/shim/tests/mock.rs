@@ -30,6 +30,8 @@ pub(super) struct Mock {
     /// Bytes by which contents lie off their alignment.
     pub(super) shift: usize,
     pub(super) saves_nothing: bool,
+    /// The scales of the last compilation, of A, B and C: their bytes, `None` for a null pointer.
+    pub(super) scales: [Option<Vec<u8>>; 3],
     /// The operands of the last run: A, B and C.
     pub(super) operands: Vec<sys::ANEOperand>,
     /// What a run that is asked observes: device, start and end.
@@ -155,6 +157,17 @@ extern "C" fn compile(
     let (desc, constants) = unsafe { (&*desc, &*constants) };
     let constant = desc.flags & sys::ANE_MATMUL_CONSTANT_B.cast_unsigned() != 0;
     assert_eq!(constant, !constants.b.is_null());
+    let scales = [
+        (constants.scale_a, constants.scale_a_bytes),
+        (constants.scales_b, constants.scales_b_bytes),
+        (constants.scale_c, constants.scale_c_bytes),
+    ]
+    .map(|(start, bytes)| {
+        assert_eq!(start.is_null(), bytes == 0);
+        // SAFETY: by the ABI there are so many bytes, for the call.
+        (bytes > 0).then(|| unsafe { std::slice::from_raw_parts(start.cast(), bytes as usize) }.to_vec())
+    });
+    mock(|mock| mock.scales = scales);
     create("compile", out, err)
 }
 

@@ -4,6 +4,7 @@
 mod buffers;
 mod mock;
 mod packages;
+mod scales;
 
 use std::ffi::CStr;
 use std::time::Duration;
