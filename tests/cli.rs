@@ -493,6 +493,42 @@ fn multiply_in_narrow_types_says_what_that_costs() {
     failed(&multiply(&place.path("a.npy"), &nan, &pc, &["--precision", "int8", "--transpose-a"]), "NaN");
 }
 
+/// A matrix that needs more multiplications than all its rows are compared with: two items whose rows
+/// differ in size, so that the wrong row would show.
+#[test]
+fn a_large_product_in_narrow_types_is_compared_by_random_rows() {
+    let place = Workplace::new();
+    let (items, m, n, k) = (2, 4100, 512, 513);
+    let a = Tensor::from_fn_batched(items, m, k, |item, row, p| {
+        #[allow(clippy::cast_precision_loss)]
+        let x = (1.0 + (item * m + row) as f32) * if p % 3 == 0 { 1.0 } else { -0.25 };
+        x
+    })
+    .unwrap();
+    let b = Tensor::random_normal_f32(k, n, 1.0, 2).unwrap();
+    let (pa, pb, pc) = (place.save("a.npy", &a), place.save("b.npy", &b), place.path("c.npy"));
+    let text = succeeded(&multiply(&pa, &pb, &pc, &["--precision", "int8"]));
+    assert!(text.contains("on 64 random rows of 8200"), "{text}");
+    let (largest, rms, size) =
+        (figure(&text, "largest"), figure(&text, ", RMS"), figure(&text, "of the result"));
+    assert!(0.0 < rms && rms < largest && rms < 0.01 * size && largest < 0.1 * size, "{text}");
+    // The root of the mean of (1 + i)^2 over all rows i, times that of a row of A by B; within what 64
+    // rows tell of it.
+    let expected = 8200f64 / 3f64.sqrt() * (171.0 + 342.0 / 16.0f64).sqrt();
+    assert!((0.6..1.5).contains(&(size / expected)), "{size}, {expected}");
+}
+
+/// A number beyond f16 becomes infinity: its row counts neither as error nor as size.
+#[test]
+fn elements_that_are_not_compared_do_not_count() {
+    let place = Workplace::new();
+    let a = Tensor::from_fn(2, 64, |row, _| if row == 0 { 1e6f32 } else { 1.0 }).unwrap();
+    let (pa, pb) = (place.save("a.npy", &a), place.save("b.npy", &Tensor::filled(64, 5, 1f32).unwrap()));
+    let text = succeeded(&multiply(&pa, &pb, &place.path("c.npy"), &["--precision", "f16"]));
+    assert!(text.contains("; 5 elements NaN or infinite in one alone, not counted"), "{text}");
+    assert_eq!((figure(&text, "RMS of the result"), figure(&text, "largest")), (64.0, 0.0), "{text}");
+}
+
 #[test]
 fn quantize_writes_a_file_that_loads_back() {
     use ane_matmul::quantize::dequantize;

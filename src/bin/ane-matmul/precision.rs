@@ -142,7 +142,7 @@ fn error(given: &Given<'_>, c: &Tensor<f32>) -> String {
     let mut random = Random::new(all as u64);
     let rows: Vec<usize> =
         if every { (0..all).collect() } else { (0..ROWS.min(all)).map(|_| random.below(all)).collect() };
-    let (mut max, mut sum, mut size, mut skipped) = (0f64, 0f64, 0f64, 0usize);
+    let (mut max, mut sum, mut size, mut count, mut skipped) = (0f64, 0f64, 0f64, 0usize, 0usize);
     for &index in &rows {
         let (item, row) = (index / m, index % m);
         let result = c.view().row(item, row).unwrap_or_default();
@@ -156,10 +156,11 @@ fn error(given: &Given<'_>, c: &Tensor<f32>) -> String {
             max = max.max(off);
             sum += off * off;
             size += expected * expected;
+            count += 1;
         }
     }
     #[allow(clippy::cast_precision_loss, reason = "a mean")]
-    let count = (rows.len() * n) as f64;
+    let count = count.max(1) as f64;
     let which =
         if every { format!("all {all} rows") } else { format!("{} random rows of {all}", rows.len()) };
     let mut text = format!(
