@@ -302,6 +302,31 @@ fn scales(
     Ok(scales)
 }
 
+/// Whether [`quantize`] can represent packed weights: known from their extremes alone, which one look at
+/// each finds.
+#[cfg(feature = "safetensors")]
+pub(crate) fn representable(b: &AnyView<'_>, scheme: &WeightScheme) -> Result<bool> {
+    fn extremes(elements: impl Iterator<Item = f32>) -> Option<(f32, f32)> {
+        let (mut low, mut high, mut finite) = (0f32, 0f32, true);
+        for x in elements {
+            (low, high, finite) = (low.min(x), high.max(x), finite & x.is_finite());
+        }
+        finite.then_some((low, high))
+    }
+    let extremes = match b {
+        AnyView::F32(view) => extremes(view.data().iter().copied()),
+        AnyView::F16(view) => extremes(view.data().iter().map(|x| x.to_f32())),
+        AnyView::Bf16(view) => extremes(view.data().iter().map(|x| x.to_f32())),
+        _ => None,
+    };
+    let Some((low, high)) = extremes else { return Ok(false) };
+    let (first, last) = scheme.range()?;
+    let zero = f64::from(scheme.scheme.zero_point());
+    // Where there is no room for a sign, the quotient is no positive number, or 0 is divided by 0.
+    let needed = (-f64::from(low) / (zero - first)).max(f64::from(high) / (last - zero));
+    Ok(needed == 0.0 || is_scale(round_up(needed, scheme.scales)?))
+}
+
 /// The smallest number of a type that is no smaller than `x`, which is positive; infinite where there is
 /// none.
 fn round_up(x: f64, element: ElementType) -> Result<f32> {
@@ -472,6 +497,37 @@ mod tests {
         let none = QuantB::PerGroup { group_size: 0, zero_point: 0 };
         assert!(quantize(&negative, false, &WeightScheme::INT8.with_scheme(none)).is_err());
         assert!(quantize(&Tensor::<f32>::zeros(0, 0).unwrap(), false, &WeightScheme::INT8).is_ok());
+    }
+
+    #[cfg(feature = "safetensors")]
+    #[test]
+    fn what_is_representable_is_what_can_be_quantised() {
+        let limit = f32::from(half::f16::MAX);
+        for scheme in
+            [WeightScheme::INT8, WeightScheme::INT4, WeightScheme::INT4.with_scales(ElementType::F32)]
+        {
+            let (first, last) = scheme.range().unwrap();
+            let mut both = [false; 2];
+            #[allow(clippy::cast_possible_truncation, reason = "small numbers")]
+            let ends = [limit * last as f32, limit * first as f32];
+            for x in ends.into_iter().flat_map(|x| [x, x.next_up(), x.next_down(), x / 2.0]).chain([
+                0.0,
+                -0.0,
+                1e-40,
+                -1e-9,
+                f32::MAX,
+                f32::MIN,
+                f32::NAN,
+                f32::INFINITY,
+                f32::NEG_INFINITY,
+            ]) {
+                let b = Tensor::from_fn(3, 4, |row, col| if (row, col) == (1, 2) { x } else { 0.5 }).unwrap();
+                let can = quantize(&b, true, &scheme).is_ok();
+                assert_eq!(representable(&(&b).into(), &scheme).unwrap(), can, "{scheme:?}: {x}");
+                both[usize::from(can)] = true;
+            }
+            assert_eq!(both, [true; 2]);
+        }
     }
 
     #[cfg(feature = "half")]

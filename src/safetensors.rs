@@ -19,8 +19,10 @@ use crate::view::TensorView;
 use crate::weights::{Data, Source, Weights};
 
 mod quantized;
+mod quantizing;
 
-pub use quantized::{Outcome, QuantizedWeights};
+pub use quantized::QuantizedWeights;
+pub use quantizing::Outcome;
 
 /// An open safetensors file.
 ///

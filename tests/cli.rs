@@ -574,6 +574,53 @@ fn quantize_writes_a_file_that_loads_back() {
     assert!(!place.names().iter().any(|name| name.contains(".part")), "{:?}", place.names());
 }
 
+/// A file that is larger than the memory that its process may have, of which OpenBLAS takes 32 MiB.
+#[cfg(target_os = "linux")]
+#[test]
+fn quantize_keeps_one_tensor_at_a_time_in_memory() {
+    use ane_matmul::safetensors::SafetensorsFile;
+    use std::io::Write as _;
+
+    let place = Workplace::new();
+    let input = place.path("in.safetensors");
+    let (tensors, rows, cols) = (12, 1024, 2048);
+    let bytes = rows * cols * 4;
+    let entry = |i: usize| {
+        format!(
+            r#""t{i}":{{"dtype":"F32","shape":[{rows},{cols}],"data_offsets":[{},{}]}}"#,
+            i * bytes,
+            (i + 1) * bytes
+        )
+    };
+    let header = format!("{{{}}}", (0..tensors).map(entry).collect::<Vec<_>>().join(","));
+    let mut file = fs::File::create(&input).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    let row: Vec<u8> = (0..cols).flat_map(|i| ((i % 255) as f32 - 127.0).to_le_bytes()).collect();
+    for _ in 0..tensors * rows {
+        file.write_all(&row).unwrap();
+    }
+    drop(file);
+    let output = place.path("out.safetensors");
+    let done = Command::new("sh")
+        .args(["-c", r#"ulimit -d 73728 && exec "$@""#, "sh", env!("CARGO_BIN_EXE_ane-matmul"), "quantize"])
+        .args([&input, &output])
+        .args(["--type", "int8"])
+        .env("OPENBLAS_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    assert!(succeeded(&done).contains("12 tensors quantised"));
+    assert_eq!(SafetensorsFile::read(&output).unwrap().quantized_names().len(), tensors);
+
+    // A pipe has no length to map.
+    let pipe = Command::new("sh")
+        .args(["-c", r#"cat "$2" | "$1" quantize /dev/stdin "$3" --type int4"#, "sh"])
+        .args([Path::new(env!("CARGO_BIN_EXE_ane-matmul")), &input, &output])
+        .output()
+        .unwrap();
+    assert!(succeeded(&pipe).contains("12 tensors quantised"));
+}
+
 #[test]
 fn a_closed_pipe_is_no_error() {
     for arguments in [&["devices"][..], &["completions", "bash"], &["--help"]] {

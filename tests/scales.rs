@@ -1,8 +1,8 @@
 //! Scales that are wrong, missing or not asked for are errors that say what to do, and right ones arrive.
 
 use ane_matmul::{
-    BackendId, CompileOptions, ElementType, ElementTypes, Error, Layout, MatMul, Operand, QuantA, QuantB,
-    QuantOutput, Quantization, Tensor, TensorView, Weights,
+    BackendId, CompileOptions, ElementType, ElementTypes, Error, Inputs, Layout, MatMul, Operand, QuantA,
+    QuantB, QuantOutput, Quantization, Tensor, TensorView, Weights,
 };
 use half::f16;
 
@@ -213,5 +213,32 @@ fn a_b_of_every_run_has_one_scale() {
                 .unwrap_err()
                 .to_string();
         assert!(error.contains("PerTensor"), "{error}");
+    }
+}
+
+/// The reciprocal of a subnormal scale is infinite: a sum of 0 still becomes the zero point, any other an end.
+#[test]
+fn the_smallest_scale_of_c_saturates() {
+    for (output, zero_point, ends) in [(ElementType::I8, -7, [-128, 127]), (ElementType::U8, 9, [0, 255])] {
+        let scheme = QuantOutput::Static { zero_point };
+        let product = MatMul::builder(1, 3, 1)
+            .types(ElementTypes { output, ..ElementTypes::INT8 })
+            .quantization(Quantization { output: scheme, ..Quantization::default() })
+            .build()
+            .unwrap();
+        let options = CompileOptions::default().scale_c(1e-40);
+        let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
+        let (a, b) = (Tensor::filled(1, 1, 3i8).unwrap(), Tensor::from_vec(vec![-1i8, 0, 1], 1, 3).unwrap());
+        let inputs = Inputs::new(&a).b(&b);
+        let c = if output == ElementType::I8 {
+            let mut c = Tensor::filled(1, 3, 77i8).unwrap();
+            compiled.executor().unwrap().run(&inputs, &mut c).unwrap();
+            c.data().iter().copied().map(i32::from).collect::<Vec<_>>()
+        } else {
+            let mut c = Tensor::filled(1, 3, 77u8).unwrap();
+            compiled.executor().unwrap().run(&inputs, &mut c).unwrap();
+            c.data().iter().copied().map(i32::from).collect::<Vec<_>>()
+        };
+        assert_eq!(c, [ends[0], zero_point, ends[1]], "{output}");
     }
 }

@@ -8,29 +8,21 @@
 //! scale per column), the order of 4-bit integers, and `out-in` for n x k or `in-out` for k x n. Zero
 //! points are 0. Every other tensor is copied unchanged.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::io::Write as _;
-use std::path::Path;
-
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::Dtype;
 
 use super::SafetensorsFile;
 use crate::element::ElementType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::int4::Int4View;
 use crate::layout::Layout;
 use crate::quantization::{NibbleOrder, QuantB, Quantization};
-use crate::quantize::{QuantizationError, WeightScheme, quantize};
-use crate::view::AnyView;
 use crate::weights::Weights;
-use crate::whole_file::WholeFile;
 
 /// Before the name of a tensor, in the metadata.
-const KEY: &str = "ane_matmul.quantized.";
+pub(super) const KEY: &str = "ane_matmul.quantized.";
 
 /// After the name of a tensor, for its scales.
-const SCALES: &str = ".scales";
+pub(super) const SCALES: &str = ".scales";
 
 /// A constant B from a file, and how to describe its product.
 #[derive(Debug, Clone)]
@@ -48,39 +40,19 @@ pub struct QuantizedWeights {
     pub transpose_b: bool,
 }
 
-/// What became of one tensor of a file.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// It was quantised.
-    Quantized {
-        /// What that changed.
-        error: QuantizationError,
-        /// Its bytes before.
-        bytes_before: usize,
-        /// Its bytes after, scales included.
-        bytes_after: usize,
-    },
-    /// It was copied as it is.
-    Copied {
-        /// Why.
-        reason: String,
-    },
-}
-
 /// The words of a metadata entry.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
-    element: ElementType,
-    rows: usize,
-    cols: usize,
-    group_size: u32,
-    order: NibbleOrder,
-    transpose_b: bool,
+pub(super) struct Entry {
+    pub element: ElementType,
+    pub rows: usize,
+    pub cols: usize,
+    pub group_size: u32,
+    pub order: NibbleOrder,
+    pub transpose_b: bool,
 }
 
 impl Entry {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let order = if self.order == NibbleOrder::LowFirst { "low-first" } else { "high-first" };
         let side = if self.transpose_b { "out-in" } else { "in-out" };
         format!("{} {} {} group {} {order} {side}", self.element, self.rows, self.cols, self.group_size)
@@ -111,18 +83,18 @@ impl Entry {
         })
     }
 
-    fn shape_of_scales(&self) -> [usize; 2] {
+    pub(super) fn shape_of_scales(&self) -> [usize; 2] {
         let (n, k) = if self.transpose_b { (self.rows, self.cols) } else { (self.cols, self.rows) };
         [k.div_ceil(self.group_size as usize), n]
     }
-}
 
-/// A tensor of the new file.
-struct Part<'a> {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Cow<'a, [u8]>,
+    /// Type and shape of the integers in a file.
+    pub(super) fn stored(&self) -> (Dtype, Vec<usize>) {
+        match self.element {
+            ElementType::I8 => (Dtype::I8, vec![self.rows, self.cols]),
+            _ => (Dtype::U8, vec![(self.rows * self.cols).div_ceil(2)]),
+        }
+    }
 }
 
 impl SafetensorsFile {
@@ -139,8 +111,8 @@ impl SafetensorsFile {
     /// A tensor that [`SafetensorsFile::quantize`] quantised.
     ///
     /// # Errors
-    /// [`Error::Format`] when there is no such tensor, or it or its metadata are not as documented;
-    /// [`Error::Scale`]; [`Error::OutOfMemory`].
+    /// [`crate::Error::Format`] when there is no such tensor, or it or its metadata are not as documented;
+    /// [`crate::Error::Scale`]; [`crate::Error::OutOfMemory`].
     pub fn quantized(&self, name: &str) -> Result<QuantizedWeights> {
         let metadata = self.metadata.metadata().as_ref();
         let text = metadata.and_then(|metadata| metadata.get(&format!("{KEY}{name}"))).ok_or_else(|| {
@@ -184,167 +156,31 @@ impl SafetensorsFile {
             transpose_b: entry.transpose_b,
         })
     }
-
-    /// Writes a file with every 2-D tensor of f32, f16 or bf16 quantised to `element`, i8 or i4, with an
-    /// f16 scale for each `group_size` elements along k; every other tensor is copied, and so is a tensor
-    /// that cannot be quantised.
-    ///
-    /// `transpose_b` says that tensors are stored n x k, as PyTorch stores a linear layer's weights.
-    /// `report` is told of each tensor, in the order of their names, when it is done. The file is written
-    /// whole or not at all; until then the quantised tensors are kept in memory.
-    ///
-    /// # Errors
-    /// [`Error::Description`] for another type or a group size of 0; [`Error::Io`];
-    /// [`Error::OutOfMemory`]; [`Error::Format`] when the file has quantised tensors already.
-    pub fn quantize(
-        &self,
-        element: ElementType,
-        group_size: u32,
-        transpose_b: bool,
-        output: impl AsRef<Path>,
-        mut report: impl FnMut(&str, &Outcome),
-    ) -> Result<()> {
-        if !matches!(element, ElementType::I8 | ElementType::I4) || group_size == 0 {
-            return Err(Error::Description {
-                problem: format!("tensors cannot be quantised to {element} in groups of {group_size}"),
-                help: "use i8 or i4, and groups of at least one element, such as 128",
-            });
-        }
-        if let Some(name) = self.quantized_names().first() {
-            return Err(self.problem(format!("`{name}` is quantised already; start from the original file")));
-        }
-        let scheme = WeightScheme { element, ..WeightScheme::INT8 }
-            .with_scheme(QuantB::PerGroup { group_size, zero_point: 0 });
-        let mut metadata = self.metadata.metadata().clone().unwrap_or_default();
-        let mut parts = Vec::new();
-        for name in self.names() {
-            let outcome = match self.quantize_tensor(&name, &scheme, group_size, transpose_b, &mut metadata) {
-                Ok((error, [integers, scales])) => {
-                    let bytes_after = integers.bytes.len() + scales.bytes.len();
-                    let bytes_before = self.range(self.info(&name)?).len();
-                    parts.extend([integers, scales]);
-                    Outcome::Quantized { error, bytes_before, bytes_after }
-                }
-                Err(Unquantized::Because(reason)) => {
-                    let info = self.info(&name)?;
-                    let bytes = Cow::Borrowed(&self.bytes.get()[self.range(info)]);
-                    parts.push(Part {
-                        name: name.clone(),
-                        dtype: info.dtype,
-                        shape: info.shape.clone(),
-                        bytes,
-                    });
-                    Outcome::Copied { reason }
-                }
-                Err(Unquantized::Failed(error)) => return Err(error),
-            };
-            report(&name, &outcome);
-        }
-        write(output.as_ref(), parts, metadata)
-    }
-
-    fn quantize_tensor(
-        &self,
-        name: &str,
-        scheme: &WeightScheme,
-        group_size: u32,
-        transpose_b: bool,
-        metadata: &mut HashMap<String, String>,
-    ) -> Result<(QuantizationError, [Part<'static>; 2]), Unquantized> {
-        let info = self.info(name)?;
-        let because = |reason: String| Err(Unquantized::Because(reason));
-        let [rows, cols] = info.shape[..] else {
-            return because(format!("{} dimensions, not 2", info.shape.len()));
-        };
-        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return because(format!("elements of type {:?}", info.dtype));
-        }
-        let scales = format!("{name}{SCALES}");
-        if self.metadata.info(&scales).is_some() {
-            return because(format!("there is a tensor named `{scales}`"));
-        }
-        let (weights, error) = match quantize(self.weights(name)?.view(), transpose_b, scheme) {
-            Ok(quantized) => quantized,
-            Err(error @ (Error::Description { .. } | Error::Scale { .. })) => {
-                return because(error.to_string());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let entry = Entry {
-            element: scheme.element,
-            rows,
-            cols,
-            group_size,
-            order: scheme.nibble_order,
-            transpose_b,
-        };
-        metadata.insert(format!("{KEY}{name}"), entry.text());
-        let (dtype, shape, bytes) = match weights.view() {
-            AnyView::I8(view) => (Dtype::I8, vec![rows, cols], bytemuck::cast_slice(view.data()).to_vec()),
-            AnyView::Int4(view) => (Dtype::U8, vec![view.bytes().len()], view.bytes().to_vec()),
-            _ => return because("it has no integers".into()),
-        };
-        let integers = Part { name: name.into(), dtype, shape, bytes: bytes.into() };
-        let Some(AnyView::F16(view)) = weights.scales() else {
-            return because("it has no scales".into());
-        };
-        let bytes = bytemuck::cast_slice::<half::f16, u8>(view.data()).to_vec();
-        let shape = entry.shape_of_scales().to_vec();
-        Ok((error, [integers, Part { name: scales, dtype: Dtype::F16, shape, bytes: bytes.into() }]))
-    }
-}
-
-/// Why a tensor was not quantised.
-enum Unquantized {
-    /// It is copied instead.
-    Because(String),
-    Failed(Error),
-}
-
-impl From<Error> for Unquantized {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// Writes a safetensors file: the length of the header, the header, the tensors.
-fn write(path: &Path, mut parts: Vec<Part<'_>>, metadata: HashMap<String, String>) -> Result<()> {
-    let format = |problem: String| Error::Format { path: path.into(), problem };
-    // Larger elements first, so that all are aligned.
-    parts.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
-    let mut end = 0;
-    let infos = parts
-        .iter()
-        .map(|part| {
-            let start = end;
-            end += part.bytes.len();
-            let info =
-                TensorInfo { dtype: part.dtype, shape: part.shape.clone(), data_offsets: (start, end) };
-            (part.name.clone(), info)
-        })
-        .collect();
-    let header = Metadata::new(Some(metadata).filter(|metadata| !metadata.is_empty()), infos)
-        .map_err(|error| format(error.to_string()))?;
-    let mut header = serde_json::to_vec(&header).map_err(|error| format(error.to_string()))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = WholeFile::create(path)?;
-    let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(|source| Error::io(path, "write", source));
-    put(&(header.len() as u64).to_le_bytes())?;
-    put(&header)?;
-    for part in &parts {
-        put(&part.bytes)?;
-    }
-    file.commit()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+
+    use super::super::quantizing::{Outcome, Output};
     use super::*;
     use crate::quantize::dequantize;
     use crate::tensor::Tensor;
 
-    fn part<'a>(name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Part<'a> {
-        Part { name: name.into(), dtype, shape: shape.into(), bytes: bytes.into() }
+    type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+    fn part(name: &'static str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Part {
+        (name, dtype, shape.into(), bytes)
+    }
+
+    fn write(path: &Path, parts: Vec<Part>, metadata: HashMap<String, String>) -> Result<()> {
+        let places = parts.iter().map(|(name, dtype, shape, _)| ((*name).into(), *dtype, shape.clone()));
+        let mut file = Output::create(path, places.collect(), metadata)?;
+        for (name, _, _, bytes) in parts {
+            file.put(name, &bytes)?;
+        }
+        file.commit()
     }
 
     fn f32s(tensor: &Tensor<f32>) -> Vec<u8> {
@@ -399,6 +235,12 @@ mod tests {
                     |file: &SafetensorsFile| file.bytes.get()[file.range(file.info(name).unwrap())].to_vec();
                 assert_eq!(bytes(&file), bytes(&loaded), "{name}");
             }
+            // Nothing is left between tensors or after them.
+            let mut places: Vec<_> =
+                loaded.metadata.tensors().into_values().map(|t| t.data_offsets).collect();
+            places.sort_unstable();
+            assert!(places[0].0 == 0 && places.windows(2).all(|pair| pair[0].1 == pair[1].0));
+            assert_eq!(loaded.data_start + places[places.len() - 1].1, loaded.bytes.get().len());
             assert_eq!(loaded.metadata.metadata().as_ref().unwrap()["format"], "pt");
             assert!(loaded.quantize(element, 128, true, &from, |_, _| ()).is_err(), "quantised twice");
             assert!(loaded.quantized("bias").unwrap_err().to_string().contains("odd, w"));

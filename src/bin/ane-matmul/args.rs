@@ -109,8 +109,8 @@ pub(crate) struct MultiplyArgs {
 ///
 /// Every tensor of 2 dimensions and of f32, f16 or bf16 becomes integers with an f16 scale for each
 /// group of its elements along k; the others are copied unchanged, with a note. Prints the error of
-/// each tensor. The file is read into memory, and the result is written whole or not at all;
-/// docs/quantization.md describes it.
+/// each tensor. One tensor at a time is kept in memory; the file is mapped and must not be changed
+/// meanwhile. The result is written whole or not at all; docs/quantization.md describes it.
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
     /// The file to read (.safetensors).

@@ -1,6 +1,7 @@
 //! `ane-matmul quantize`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use ane_matmul::safetensors::{Outcome, SafetensorsFile};
 use ane_matmul::{ElementType, WholeFile};
@@ -15,7 +16,7 @@ use crate::output::print;
 pub(crate) fn run(args: &QuantizeArgs) -> Output {
     // Fail before the work, not after it.
     drop(WholeFile::create(&args.output)?);
-    let file = SafetensorsFile::read(&args.input)?;
+    let file = open(&args.input)?;
     let element = match args.element {
         QuantizedType::Int8 => ElementType::I8,
         QuantizedType::Int4 => ElementType::I4,
@@ -26,6 +27,8 @@ pub(crate) fn run(args: &QuantizeArgs) -> Output {
     if let Ok(style) = style {
         progress.set_style(style);
     }
+    progress.set_message("looking at all tensors");
+    progress.enable_steady_tick(Duration::from_millis(100));
     let mut outcomes = Vec::new();
     let group_size = args.group_size.get();
     file.quantize(element, group_size, !args.in_out, &args.output, |name, outcome| {
@@ -43,6 +46,17 @@ pub(crate) fn run(args: &QuantizeArgs) -> Output {
         return print(format!("{:#}", to_json(args, &outcomes)));
     }
     print(to_text(&args.output, &outcomes))
+}
+
+/// A map takes no memory for the file; what is no file, such as a pipe, can only be read.
+#[allow(unsafe_code, reason = "mapping a file is unsafe")]
+fn open(path: &Path) -> Output<SafetensorsFile> {
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+        // SAFETY: the help says that the file must not be changed meanwhile. The output is another file,
+        // even where it takes this one's name at the end.
+        return Ok(unsafe { SafetensorsFile::map(path) }?);
+    }
+    Ok(SafetensorsFile::read(path)?)
 }
 
 fn to_json(args: &QuantizeArgs, outcomes: &[(String, Outcome)]) -> Value {

@@ -132,12 +132,13 @@ impl<'a> Output<'a> {
     }
 
     fn integer(&self, x: f32, low: f32, high: f32) -> f32 {
+        let x = x * self.inverse;
+        // Also where 0 meets the reciprocal of a subnormal scale.
         if x.is_nan() {
             return self.zero_point;
         }
         // Clamped before the rounding, so that the sum with the zero point is exact.
-        (x * self.inverse).clamp(low - self.zero_point, high - self.zero_point).round_ties_even()
-            + self.zero_point
+        x.clamp(low - self.zero_point, high - self.zero_point).round_ties_even() + self.zero_point
     }
 
     /// Stores a part of a row as elements of type `T`.

@@ -164,8 +164,9 @@ extern "C" fn compile(
     ]
     .map(|(start, bytes)| {
         assert_eq!(start.is_null(), bytes == 0);
+        let bytes = usize::try_from(bytes).unwrap();
         // SAFETY: by the ABI there are so many bytes, for the call.
-        (bytes > 0).then(|| unsafe { std::slice::from_raw_parts(start.cast(), bytes as usize) }.to_vec())
+        (bytes > 0).then(|| unsafe { std::slice::from_raw_parts(start.cast(), bytes) }.to_vec())
     });
     mock(|mock| mock.scales = scales);
     create("compile", out, err)
