@@ -29,6 +29,7 @@ fn runner() -> Option<Vec<String>> {
 }
 
 /// Whether an emulator runs this, which has no time for everything.
+#[allow(dead_code, reason = "some tests are short")]
 pub(crate) fn emulated() -> bool {
     runner().is_some()
 }
@@ -117,6 +118,7 @@ fn on_kernels(names: &[&str], test: &str, body: fn()) {
 const REPORT: &str = "report: ";
 
 /// Shows a line under the name of this process's kernels.
+#[allow(dead_code, reason = "some tests have nothing to show")]
 pub(crate) fn report(line: &str) {
     println!("{REPORT}{line}");
 }
