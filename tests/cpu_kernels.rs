@@ -27,8 +27,10 @@ fn narrow_suite() {
     let scale = if emulated() { Scale::Tiny } else { Scale::Small };
     let bf16_stored =
         ElementTypes { output: ElementType::Bf16, bias: ElementType::Bf16, ..ElementTypes::BF16 };
+    let f16_stored = ElementTypes { output: ElementType::F16, bias: ElementType::F16, ..ElementTypes::F16 };
     for (name, cases) in [
         ("f16", cases_of_type(ElementTypes::F16, scale)),
+        ("f16 stored", cases_of_type(f16_stored, scale)),
         ("bf16", cases_of_type(ElementTypes::BF16, scale)),
         ("bf16 stored", cases_of_type(bf16_stored, scale)),
         ("weight-only", weight_only_cases(scale)),
