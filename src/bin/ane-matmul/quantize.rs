@@ -31,12 +31,13 @@ pub(crate) fn run(args: &QuantizeArgs) -> Output {
     progress.enable_steady_tick(Duration::from_millis(100));
     let mut outcomes = Vec::new();
     let group_size = args.group_size.get();
-    file.quantize(element, group_size, !args.in_out, &args.output, |name, outcome| {
+    let result = file.quantize(element, group_size, !args.in_out, &args.output, |name, outcome| {
         progress.set_message(name.to_owned());
         progress.inc(1);
         outcomes.push((name.to_owned(), outcome.clone()));
-    })?;
+    });
     progress.finish_and_clear();
+    result?;
     for (name, outcome) in &outcomes {
         if let Outcome::Copied { reason } = outcome {
             eprintln!("note: `{name}` is copied unchanged: {reason}");
