@@ -192,7 +192,7 @@ fn check(backends: &Backends, case: &Case, seed: u64) -> Result<(), TestCaseErro
 
 fn properties() {
     let backends = Backends::new();
-    let cases = if emulated() { 60 } else { 400 };
+    let cases = if emulated() { 40 } else { 250 };
     let mut runner =
         TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() });
     match runner.run(&(case(), any::<u64>()), |(case, seed)| check(&backends, &case, seed)) {
