@@ -159,7 +159,7 @@ fn case() -> impl Strategy<Value = Case> {
             let plain = types.output == I32;
             let of_columns = matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. });
             Case {
-                dims: [if m * n * k > 300_000 { 1 } else { batch }, m, n, k],
+                dims: [if m * n * k > 1_200_000 { 1 } else { batch }, m, n, k],
                 transposes,
                 strides,
                 alpha: if plain { 1.0 } else { alpha },
