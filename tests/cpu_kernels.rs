@@ -4,7 +4,9 @@
 mod support;
 
 use ane_matmul::{BackendId, Backends, CompileOptions, ElementType, ElementTypes, Threads};
-use ane_matmul_conformance::{Scale, cases, cases_of_type, integer_cases, run_suite, weight_only_cases};
+use ane_matmul_conformance::{
+    Scale, cases, cases_of_type, integer_cases, run_suite, shared_cases, weight_only_cases,
+};
 use support::{FORCE, emulated, on_every_kernel, on_every_kernel_of_narrow_types, report};
 
 fn suite() {
@@ -41,6 +43,12 @@ fn narrow_suite() {
         let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
         assert_eq!(summary.passed, cases.len());
         report(&format!("{name}: {} cases passed", summary.passed));
+    }
+    let cases = shared_cases();
+    for threads in if emulated() { 2..3 } else { 2..4 } {
+        let options = CompileOptions::default().threads(Threads::count(threads).expect("not 0"));
+        let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
+        report(&format!("shared by {threads} threads: {} cases passed", summary.passed));
     }
 }
 

@@ -212,17 +212,19 @@ fn quantized_rows() {
     }
 }
 
-/// A k as long as the description allows, of the largest products, with zero points at the ends: the sum
-/// comes within one product of 2^31.
+/// A k as long as the description allows, of the largest products, with zero points at the ends: most sums
+/// come within one product of 2^31.
 fn the_longest_sums() {
     let ends = |a, b| Quantization {
         a: QuantA::Static { zero_point: a },
         b: QuantB::PerTensor { zero_point: b },
         ..Quantization::default()
     };
-    // Type of A, its zero point and B's, an element of each: their differences are the largest.
+    // Type of A, its zero point and B's, an element of each.
     for (a_type, zero, a, b) in [
         (I8, None, -128, -128),
+        // Sums of unsigned bytes, which kernels take on the way, pass 32 bits here.
+        (I8, None, 127, -128),
         (I8, Some((127, 127)), -128, -128),
         (I8, Some((-128, 127)), 127, -128),
         (I8, Some((-128, -128)), 127, 127),
@@ -232,7 +234,12 @@ fn the_longest_sums() {
     ] {
         let (zero_a, zero_b) = zero.unwrap_or_default();
         let term = i64::from(a - zero_a) * i64::from(b - zero_b);
-        let k = usize::try_from(i64::from(i32::MAX) / term.abs()).expect("positive");
+        let (low, high) = if a_type == I8 { (-128, 127) } else { (0, 255) };
+        let magnitude = |low: i32, high: i32, zero: i32| {
+            i64::from([low, high, low - zero, high - zero].into_iter().map(i32::abs).fold(0, i32::max))
+        };
+        let largest = magnitude(low, high, zero_a) * magnitude(-128, 127, zero_b);
+        let k = usize::try_from(i64::from(i32::MAX) / largest).expect("positive");
         let types =
             ElementTypes { a: a_type, output: if zero.is_some() { F32 } else { I32 }, ..ElementTypes::INT8 };
         let quantization = zero.map_or_else(Quantization::default, |(a, b)| ends(a, b));
@@ -280,7 +287,38 @@ fn the_longest_sums() {
     }
 }
 
+/// bf16 numbers below the smallest normal one count, in A and in B; dot-product instructions take them for 0.
+fn subnormals() {
+    let (large, small) = (bf16::from_f32(2f32.powi(100)), bf16::from_f32(2f32.powi(-130)));
+    assert!(small != bf16::ZERO);
+    for (a, b) in [(large, small), (small, large)] {
+        for constant_b in [true, false] {
+            let product = MatMul::builder(3, N, 5)
+                .types(ElementTypes::BF16)
+                .constant_b(constant_b)
+                .build()
+                .expect("a valid description");
+            // One element of each is not 0: in row 1 of A and column 20 of B.
+            let a =
+                Tensor::from_fn(3, 5, |row, p| if (row, p) == (1, 4) { a } else { bf16::ZERO }).expect("A");
+            let b =
+                Tensor::from_fn(5, N, |p, col| if (p, col) == (4, 20) { b } else { bf16::ZERO }).expect("B");
+            let weights = Weights::new(&b).expect("weights");
+            let compiled = product
+                .compile(&BackendId::CPU, constant_b.then_some(&weights), &CompileOptions::default())
+                .expect("it compiles");
+            let inputs = if constant_b { Inputs::new(&a) } else { Inputs::new(&a).b(&b) };
+            let mut c = Tensor::filled(3, N, f32::NAN).expect("C");
+            compiled.executor().expect("an executor").run(&inputs, &mut c).expect("it runs");
+            let expected =
+                Tensor::from_fn(3, N, |row, col| if (row, col) == (1, 20) { 2f32.powi(-30) } else { 0.0 });
+            assert_eq!(c, expected.expect("C"), "constant: {constant_b}");
+        }
+    }
+}
+
 fn all() {
+    subnormals();
     outputs();
     integer_outputs();
     quantized_rows();

@@ -3,7 +3,7 @@
 use ane_matmul::ElementType::{Bf16, F16, F32, I4, I8, I32, U4, U8};
 use ane_matmul::{ElementType, ElementTypes, NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
 
-use crate::cases::{Case, Contents, Scale, cases};
+use crate::cases::{Case, Contents, Scale, Stride, cases};
 
 /// Element types with a scheme that belongs to them.
 type Scheme = (ElementTypes, Quantization);
@@ -86,6 +86,21 @@ pub fn narrow_types() -> impl Iterator<Item = (ElementTypes, Quantization)> {
     floats.into_iter().map(|types| (types, NONE)).chain(INTEGER).chain(WEIGHT_ONLY)
 }
 
+/// Every narrow type and scheme on products that are worth two threads, of many columns and of many rows,
+/// with constant B and a whole epilogue.
+pub fn shared_cases() -> Vec<Case> {
+    let shapes = [(3, 611, 430), (150, 70, 129)];
+    let base = shapes.map(|(m, n, k)| Case {
+        constant_b: true,
+        alpha: 0.75,
+        bias: true,
+        residual: true,
+        strides: [Stride::Padded(1), Stride::Packed, Stride::Padded(3), Stride::Padded(2)],
+        ..Case::new(m, n, k)
+    });
+    narrow_types().flat_map(|scheme| base.clone().map(|case| apply(&case, &scheme))).collect()
+}
+
 /// Integer products: of i8, u8 and float A, with every kind of scale and output.
 pub fn integer_cases(scale: Scale) -> Vec<Case> {
     let mut quantized = with_schemes(scale, &INTEGER);
@@ -100,22 +115,24 @@ pub fn weight_only_cases(scale: Scale) -> Vec<Case> {
     with_schemes(scale, &WEIGHT_ONLY)
 }
 
+/// A case in other types, without what they do not take.
+fn apply(case: &Case, &(types, quantization): &Scheme) -> Case {
+    let mut case = case.clone();
+    (case.types, case.quantization) = (types, quantization);
+    if matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. }) {
+        case.constant_b = true;
+    }
+    if types.output == I32 {
+        (case.bias, case.residual, case.alpha) = (false, false, 1.0);
+        case.activation = ane_matmul::Activation::None;
+    }
+    case
+}
+
 /// Every scheme on some shapes, and on every float case one after the other.
 fn with_schemes(scale: Scale, schemes: &[Scheme]) -> Vec<Case> {
     let base = cases(scale);
     let mut quantized = Vec::new();
-    let apply = |case: &Case, &(types, quantization): &Scheme| {
-        let mut case = case.clone();
-        (case.types, case.quantization) = (types, quantization);
-        if matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. }) {
-            case.constant_b = true;
-        }
-        if types.output == I32 {
-            (case.bias, case.residual, case.alpha) = (false, false, 1.0);
-            case.activation = ane_matmul::Activation::None;
-        }
-        case
-    };
     for (case, scheme) in base.iter().zip(schemes.iter().cycle()) {
         if !matches!(case.contents, Contents::Tiny | Contents::Origin) {
             quantized.push(apply(case, scheme));
