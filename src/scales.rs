@@ -70,6 +70,18 @@ impl Scales {
     }
 }
 
+impl CompileOptions {
+    /// The same options with the scales that `product` asks for.
+    pub(crate) fn with_scales(mut self, product: &MatMul, scales: Scales) -> Self {
+        let quantization = product.quantization();
+        let wanted = |wanted: bool, scale| wanted.then_some(scale);
+        self.scale_a = wanted(matches!(quantization.a, QuantA::Static { .. }), scales.a);
+        self.scale_b = wanted(!product.constant_b() && quantization.b != QuantB::None, scales.b);
+        self.scale_c = wanted(matches!(quantization.output, QuantOutput::Static { .. }), scales.c);
+        self
+    }
+}
+
 fn one(
     wanted: bool,
     scale: Option<f32>,

@@ -13,7 +13,9 @@
 //! the activation ([`crate::Activation::lipschitz`]) and E its own error
 //! ([`crate::Activation::error_f32`]); underflow is one smallest normal number for each of the
 //! k + e + 1 operations, so that flushing subnormals to zero is allowed. The first term holds for
-//! any order of summation (section 3.5 there), with or without fused multiply-add.
+//! any order of summation (section 3.5 there), with or without fused multiply-add. Where k u is more than
+//! 1/33 (f16 from 63 terms on), 33/32 k u takes the place of gamma_k: it is smaller, and holds for any k
+//! (Jeannerod and Rump, SIAM J. Matrix Anal. Appl. 34, 2013).
 //!
 //! A quantised product is held to the same ([`Reference::of`]), by the arithmetic of
 //! `docs/quantization.md`: integers are summed exactly, so that the first term is 0 and the magnitudes of
@@ -25,5 +27,6 @@ mod real;
 mod reference;
 
 pub use freivalds::{Freivalds, freivalds};
+pub(crate) use real::{IntegerOutput, quantize_row, sums_integers};
 pub(crate) use reference::{Bounds, ratio};
 pub use reference::{Deviation, Reference};

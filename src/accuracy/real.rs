@@ -32,7 +32,7 @@ impl Source<'_> {
 }
 
 /// Whether sums are taken over integers, exactly, and scaled afterwards.
-pub(super) fn sums_integers(product: &MatMul) -> bool {
+pub(crate) fn sums_integers(product: &MatMul) -> bool {
     !product.types().accumulator.is_float()
 }
 
@@ -59,7 +59,7 @@ pub(super) fn real_a(product: &MatMul, source: &Source<'_>, scales: Scales) -> R
 /// Turns a row into the integers that stand for it, by arithmetic in f32; returns their scale, which is
 /// NaN where an element is NaN or infinite.
 #[allow(clippy::cast_possible_truncation, reason = "the elements were f32 or narrower")]
-fn quantize_row(row: &mut [f64]) -> f64 {
+pub(crate) fn quantize_row(row: &mut [f64]) -> f64 {
     if row.iter().any(|x| !x.is_finite()) {
         row.fill(0.0);
         return f64::NAN;
@@ -118,7 +118,7 @@ pub(super) fn real_b(
 
 /// How an integer output stands for a real number.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct IntegerOutput {
+pub(crate) struct IntegerOutput {
     low: f64,
     high: f64,
     scale: f64,
@@ -127,7 +127,7 @@ pub(super) struct IntegerOutput {
 
 impl IntegerOutput {
     /// `None` where the output is floating-point.
-    pub(super) fn new(product: &MatMul, scales: Scales) -> Option<Self> {
+    pub(crate) fn new(product: &MatMul, scales: Scales) -> Option<Self> {
         let (low, high) = match product.types().output {
             ElementType::I32 => (f64::from(i32::MIN), f64::from(i32::MAX)),
             ElementType::I8 => (-128.0, 127.0),
@@ -150,7 +150,7 @@ impl IntegerOutput {
     }
 
     /// The integer for `x`, and how far the integers for numbers within `bound` of it may lie from it.
-    pub(super) fn round(&self, x: f64, bound: f64) -> (f64, f64) {
+    pub(crate) fn round(&self, x: f64, bound: f64) -> (f64, f64) {
         let quotient = x / self.scale;
         // The reciprocal of the scale and the product with it are rounded to f32 each.
         let error = bound / self.scale + if bound == 0.0 { 0.0 } else { 2f64.powi(-22) * quotient.abs() };
@@ -160,7 +160,7 @@ impl IntegerOutput {
     }
 
     /// The real number that an element of the residual stands for.
-    pub(super) fn real(&self, integer: f64) -> f64 {
+    pub(crate) fn real(&self, integer: f64) -> f64 {
         self.scale * (integer - self.zero)
     }
 }

@@ -12,7 +12,10 @@ use crate::matmul::MatMul;
 use crate::options::CompileOptions;
 use crate::quantization::Quantization;
 use crate::random::Random;
+use crate::scales::Scales;
 use crate::self_check::linear::{Linear, Projections};
+use crate::self_check::quantized::{self, Quantized};
+use crate::self_check::reals::Reals;
 use crate::self_check::rows::Row;
 use crate::self_check::{SelfCheck, WrongElement};
 use crate::view::AnyView;
@@ -36,8 +39,12 @@ use crate::weights::Weights;
 /// larger than the mean bound (short sums, wide rows, f16 and bf16 results), an error must stand out
 /// of the largest of them to be found.
 ///
-/// A product **with an activation** is verified by recomputing random rows in float64, element by
-/// element: if a share f of the rows is wrong, s rows miss that with probability (1 - f)^s.
+/// A product of **integers**, or with integer weights, is verified by the same method in float64, where
+/// sums of integers are exact, if its output is floating-point or the sums themselves
+/// (`docs/quantization.md` has the arithmetic).
+///
+/// A product **with an activation**, or with a quantised output, is verified by recomputing random rows
+/// in float64, element by element: if a share f of the rows is wrong, s rows miss that with probability (1 - f)^s.
 ///
 /// NaN and infinity must be where they belong. A row of A or of the residual that holds one is
 /// outside Freivalds' method, and one such row, drawn at random, is recomputed; so are columns of B
@@ -60,7 +67,7 @@ use crate::weights::Weights;
 #[derive(Debug)]
 pub struct ResultChecker {
     prepared: Arc<Prepared>,
-    linear: Option<Linear>,
+    state: State,
     row: Row,
     random: Random,
 }
@@ -69,7 +76,7 @@ pub struct ResultChecker {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     product: MatMul,
-    weights: Option<Weights>,
+    reals: Reals,
     bounds: Bounds,
     method: Method,
 }
@@ -77,7 +84,17 @@ pub(crate) struct Prepared {
 #[derive(Debug)]
 enum Method {
     Freivalds(Arc<Projections>),
+    /// The same in float64, with what integers stand for.
+    Quantized(Arc<quantized::Projections>),
     /// As many random rows.
+    Rows(usize),
+}
+
+/// What a method needs for one executor.
+#[derive(Debug)]
+enum State {
+    Freivalds(Box<Linear>),
+    Quantized(Box<Quantized>),
     Rows(usize),
 }
 
@@ -88,8 +105,8 @@ fn seed() -> u64 {
 
 impl Prepared {
     /// # Errors
-    /// [`Error::Description`] where the product or the options have no error bound to be held to;
-    /// [`Error::OutOfMemory`].
+    /// [`Error::Description`] where the options have no error bound to be held to; those of
+    /// [`Scales::resolve`]; [`Error::OutOfMemory`].
     pub(crate) fn new(
         product: &MatMul,
         weights: Option<&Weights>,
@@ -98,14 +115,8 @@ impl Prepared {
     ) -> Result<Self> {
         check.validate()?;
         let problem = |problem: String, help| Err(Error::Description { problem, help });
-        let types = product.types();
-        let used = [types.a, types.b, types.accumulator, types.output];
-        if *product.quantization() != Quantization::default() || !used.iter().all(|t| t.is_float()) {
-            return problem(
-                format!("a self-check of {product}, which is not floating-point throughout"),
-                "turn the self-check off for this product",
-            );
-        }
+        let scales = Scales::resolve(product, options)?;
+        let reals = Reals::new(product, scales, weights);
         if options.fast_math {
             return problem(
                 "a self-check with fast math, which has no error bound".into(),
@@ -113,27 +124,32 @@ impl Prepared {
             );
         }
         let mut bounds = Bounds::new(product);
-        if options.reduced_precision {
+        // Integers of eight bits are not truncated.
+        if options.reduced_precision && !reals.sums_integers {
             bounds.allow_truncated_operands();
         }
-        if bounds.gamma_k.is_infinite() {
-            return problem(
-                format!(
-                    "a self-check of sums of {} terms in {}: no error bound holds",
-                    product.k(),
-                    types.accumulator
-                ),
-                "use f32 as the accumulator, or turn the self-check off",
-            );
-        }
-        let f64_is_used = used.contains(&ElementType::F64);
-        let method = if product.activation() == Activation::None && !f64_is_used {
-            let mut random = Random::new(seed());
+        let types = product.types();
+        let used = [types.a, types.b, types.accumulator, types.output];
+        let floats = used.iter().all(|t| t.is_float()) && *product.quantization() == Quantization::default();
+        let mut random = Random::new(seed());
+        let method = if used.contains(&ElementType::F64) {
+            Method::Rows(check.rows())
+        } else if floats && product.activation() == Activation::None {
             Method::Freivalds(Arc::new(Projections::new(product, weights, check.vectors(), &mut random)?))
+        } else if !floats && quantized::is_linear(product, &reals, &bounds) {
+            let b = weights.map(Weights::view);
+            let vectors = check.vectors();
+            Method::Quantized(Arc::new(quantized::Projections::new(
+                product,
+                &reals,
+                b,
+                vectors,
+                &mut random,
+            )?))
         } else {
             Method::Rows(check.rows())
         };
-        Ok(Self { product: product.clone(), weights: weights.map(Weights::for_product), bounds, method })
+        Ok(Self { product: product.clone(), reals, bounds, method })
     }
 }
 
@@ -142,16 +158,21 @@ impl ResultChecker {
     /// checks need is allocated here. Of `check` only the probabilities are used.
     ///
     /// # Errors
-    /// [`Error::Description`] for probabilities out of range and for products without an error bound:
-    /// integers, and f16 sums of 2048 terms and more. [`Error::Missing`] or [`Error::Unexpected`] when
-    /// weights and description disagree, [`Error::Shape`] and [`Error::Type`] when they do not fit;
+    /// [`Error::Description`] for probabilities out of range; [`Error::Missing`] or [`Error::Unexpected`]
+    /// when weights and description disagree, or when scales come with the options
+    /// ([`ResultChecker::with_options`]); [`Error::Shape`] and [`Error::Type`] when the weights do not fit;
     /// [`Error::OutOfMemory`].
     pub fn new(product: &MatMul, weights: Option<&Weights>, check: &SelfCheck) -> Result<Self> {
         Self::with_options(product, weights, check, &CompileOptions::default())
     }
 
-    /// [`ResultChecker::new`] for what was compiled with `options`, which may widen the error bound.
-    pub(crate) fn with_options(
+    /// [`ResultChecker::new`] for what was compiled with `options`: the scales of A, C and a B that comes
+    /// with every run are there, and `reduced_precision` widens the error bound.
+    ///
+    /// # Errors
+    /// As [`ResultChecker::new`]; [`Error::Description`] with `fast_math`, which has no error bound;
+    /// [`Error::Scale`], [`Error::Missing`] or [`Error::Unexpected`] for scales.
+    pub fn with_options(
         product: &MatMul,
         weights: Option<&Weights>,
         check: &SelfCheck,
@@ -162,11 +183,17 @@ impl ResultChecker {
     }
 
     pub(crate) fn from_prepared(prepared: Arc<Prepared>) -> Result<Self> {
-        let linear = match &prepared.method {
-            Method::Freivalds(projections) => Some(Linear::new(&prepared.product, Arc::clone(projections))?),
-            Method::Rows(_) => None,
+        let Prepared { product, method, .. } = &*prepared;
+        let state = match method {
+            Method::Freivalds(projections) => {
+                State::Freivalds(Box::new(Linear::new(product, Arc::clone(projections))?))
+            }
+            Method::Quantized(projections) => {
+                State::Quantized(Box::new(Quantized::new(product, Arc::clone(projections))?))
+            }
+            Method::Rows(count) => State::Rows(*count),
         };
-        Ok(Self { row: Row::new(prepared.product.n())?, linear, random: Random::new(seed()), prepared })
+        Ok(Self { row: Row::new(product)?, state, random: Random::new(seed()), prepared })
     }
 
     /// Verifies `c` as the result of a run with `inputs`: the wrong element that was found, if any.
@@ -192,42 +219,39 @@ impl ResultChecker {
         inputs: &Inputs<'_>,
         c: AnyView<'_>,
     ) -> Result<Option<WrongElement>> {
-        let Self { prepared, linear, row, random } = self;
-        let Prepared { product, weights, bounds, method } = &**prepared;
-        let b = inputs
-            .b_view()
-            .or(weights.as_ref().map(Weights::view))
-            .ok_or(Error::Missing { operand: Operand::B, help: "pass it with Inputs::b" })?;
+        let Self { prepared, state, row, random } = self;
+        let Prepared { product, reals, bounds, .. } = &**prepared;
+        let b =
+            reals.b(inputs).ok_or(Error::Missing { operand: Operand::B, help: "pass it with Inputs::b" })?;
         if c.layout().is_empty() {
             return Ok(None);
         }
         let mut recompute = |at| {
-            row.compute(product, bounds, inputs, b, at);
+            row.compute(product, reals, bounds, inputs, b, at);
             row.compare(bounds, c, at)
         };
-        match (method, linear) {
-            (Method::Freivalds(_), Some(linear)) => {
-                let suspects = linear.suspects(product, bounds, inputs, b, c, random);
-                let rows = [suspects.worst, suspects.unverifiable];
-                Ok(rows.into_iter().flatten().find_map(recompute))
-            }
-            (Method::Rows(count), _) => {
+        let suspects = match state {
+            State::Freivalds(linear) => linear.suspects(product, bounds, inputs, b, c, random),
+            State::Quantized(quantized) => quantized.suspects(product, reals, bounds, inputs, b, c, random),
+            State::Rows(count) => {
                 let all = c.layout().batch() * c.layout().rows();
                 let draw = |index: usize| if *count >= all { index } else { random.below(all) };
                 let mut rows = (0..(*count).min(all)).map(draw);
-                Ok(rows.find_map(|index| recompute((index / c.layout().rows(), index % c.layout().rows()))))
+                return Ok(
+                    rows.find_map(|index| recompute((index / c.layout().rows(), index % c.layout().rows())))
+                );
             }
-            (Method::Freivalds(_), None) => Ok(None),
-        }
+        };
+        Ok([suspects.worst, suspects.unverifiable].into_iter().flatten().find_map(recompute))
     }
 
     /// Writes the float64 result, rounded to C's type, into `c`.
     pub(crate) fn recompute_all(&mut self, inputs: &Inputs<'_>, c: &mut crate::AnyViewMut<'_>) {
-        let Prepared { product, weights, bounds, .. } = &*self.prepared;
-        let Some(b) = inputs.b_view().or(weights.as_ref().map(Weights::view)) else { return };
+        let Prepared { product, reals, bounds, .. } = &*self.prepared;
+        let Some(b) = reals.b(inputs) else { return };
         let layout = *c.layout();
         for (item, row, span) in layout.row_spans() {
-            c.write_row(span, self.row.compute(product, bounds, inputs, b, (item, row)));
+            c.write_row(span, self.row.compute(product, reals, bounds, inputs, b, (item, row)));
         }
     }
 }

@@ -97,7 +97,7 @@ impl Projections {
 /// A number from [0.5, 1) of either sign. Signs make each vector miss an error with probability 1/2 at
 /// most; sizes, which a fault does not know, keep equal errors from cancelling.
 #[allow(clippy::cast_precision_loss, reason = "23 bits fit f32")]
-fn sign_and_size(random: &mut Random) -> f32 {
+pub(super) fn sign_and_size(random: &mut Random) -> f32 {
     let bits = random.bits();
     let size = 0.5 + (bits >> 41) as f32 * 2f32.powi(-24);
     if bits & 1 == 0 { size } else { -size }
@@ -264,13 +264,13 @@ struct Item<'a> {
 
 /// One choice among those that count the same.
 #[derive(Debug, Default)]
-struct Choice {
-    chosen: Option<(usize, usize)>,
+pub(super) struct Choice {
+    pub chosen: Option<(usize, usize)>,
     seen: usize,
 }
 
 impl Choice {
-    fn offer(&mut self, row: (usize, usize), random: &mut Random) {
+    pub(super) fn offer(&mut self, row: (usize, usize), random: &mut Random) {
         self.seen += 1;
         if random.below(self.seen) == 0 {
             self.chosen = Some(row);

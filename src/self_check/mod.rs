@@ -2,6 +2,8 @@
 
 mod checker;
 mod linear;
+mod quantized;
+mod reals;
 mod rows;
 mod run;
 #[cfg(test)]
@@ -19,7 +21,7 @@ pub(crate) use run::RunCheck;
 
 /// Whether and how results are verified: a part of [`crate::CompileOptions`].
 ///
-/// Products without an activation are verified by Freivalds' method with
+/// Products without an activation or an 8-bit output are verified by Freivalds' method with
 /// [`SelfCheck::failure_probability`], the others by recomputing random rows in float64
 /// ([`SelfCheck::wrong_share`]). [`ResultChecker`] says what exactly is found.
 ///

@@ -2,30 +2,44 @@
 
 use crate::accuracy::{Bounds, ratio};
 use crate::alloc;
-use crate::element::Element;
 use crate::error::Result;
 use crate::executor::Inputs;
 use crate::matmul::MatMul;
 use crate::self_check::WrongElement;
-use crate::view::{AnyView, TensorView};
+use crate::self_check::reals::{Reals, read};
+use crate::view::AnyView;
 
 /// One row in float64, with its error bounds.
 #[derive(Debug)]
 pub(super) struct Row {
     values: Vec<f64>,
     bounds: Vec<f64>,
+    a: Vec<f64>,
+    /// A run of B as stored.
+    b: Vec<f64>,
+    /// The sums of one group, and those of their magnitudes.
+    group: [Vec<f64>; 2],
 }
 
 impl Row {
-    pub(super) fn new(n: usize) -> Result<Self> {
-        const WHAT: &str = "a row in float64";
-        Ok(Self { values: alloc::filled(n, 0.0, WHAT)?, bounds: alloc::filled(n, 0.0, WHAT)? })
+    pub(super) fn new(product: &MatMul) -> Result<Self> {
+        let room = |count| alloc::filled(count, 0.0, "a row in float64");
+        let (n, k) = (product.n(), product.k());
+        let per_group = if product.transpose_b() { 0 } else { n };
+        Ok(Self {
+            values: room(n)?,
+            bounds: room(n)?,
+            a: room(k)?,
+            b: room(if product.transpose_b() { k } else { n })?,
+            group: [room(per_group)?, room(per_group)?],
+        })
     }
 
     /// Computes row `row` of item `item`; `b` is B as stored.
     pub(super) fn compute(
         &mut self,
         product: &MatMul,
+        reals: &Reals,
         bounds: &Bounds,
         inputs: &Inputs<'_>,
         b: AnyView<'_>,
@@ -33,64 +47,60 @@ impl Row {
     ) -> &[f64] {
         self.values.fill(0.0);
         self.bounds.fill(0.0);
-        let (a, transpose_a) = (inputs.a_view(), product.transpose_a());
-        let a = |p| if transpose_a { a.get(item, p, row) } else { a.get(item, row, p) }.unwrap_or(f64::NAN);
-        macro_rules! add {
-            ($($(#[$meta:meta])* $variant:ident),*) => {
-                match b {
-                    $($(#[$meta])* AnyView::$variant(b) => self.add(product, a, b, item),)*
-                    // Quantised products are refused when a check is prepared.
-                    AnyView::Int4(_) => self.bounds.fill(f64::INFINITY),
-                }
-            };
+        let scale = reals.row_of_a(inputs.a_view(), item, row, &mut self.a);
+        if product.transpose_b() {
+            self.add_columns(reals, b, item);
+        } else {
+            self.add_rows(reals, b, item);
         }
-        add!(
-            F64,
-            F32,
-            #[cfg(feature = "half")]
-            F16,
-            #[cfg(feature = "half")]
-            Bf16,
-            I32,
-            I8,
-            U8
-        );
         for (col, (value, bound)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
             let addend = |view: Option<AnyView<'_>>, item, row| {
-                view.map_or(0.0, |view| view.get(item, row, col).unwrap_or(f64::NAN))
+                view.map(|view| view.get(item, row, col).unwrap_or(f64::NAN))
             };
-            let (bias, residual) =
-                (addend(inputs.bias_view(), 0, 0), addend(inputs.residual_view(), item, row));
-            (*value, *bound) = bounds.element(*value, *bound, bias, residual);
+            let bias = addend(inputs.bias_view(), 0, 0).unwrap_or(0.0);
+            let residual = addend(inputs.residual_view(), item, row).map_or(0.0, |x| reals.residual(x));
+            (*value, *bound) = bounds.element(*value * scale, *bound * scale, bias, residual);
+            if let Some(output) = &reals.output {
+                (*value, *bound) = output.round(*value, *bound);
+            }
         }
         &self.values
     }
 
-    /// The sums over k and those of the terms' magnitudes.
-    fn add<T: Element>(
-        &mut self,
-        product: &MatMul,
-        a: impl Fn(usize) -> f64,
-        b: TensorView<'_, T>,
-        item: usize,
-    ) {
-        if product.transpose_b() {
-            for (col, (sum, size)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
-                for (p, b) in b.row(item, col).unwrap_or_default().iter().enumerate() {
-                    let term = a(p) * b.to_f64();
-                    *sum += term;
-                    *size += term.abs();
+    /// The sums over k and those of the terms' magnitudes, of a B that is stored by rows.
+    fn add_rows(&mut self, reals: &Reals, b: AnyView<'_>, item: usize) {
+        let Self { values, bounds, a, b: run, group: [sums, sizes] } = self;
+        for (group, a) in a.chunks(reals.group).enumerate() {
+            sums.fill(0.0);
+            sizes.fill(0.0);
+            for (p, &a) in a.iter().enumerate() {
+                read(b, item, group * reals.group + p, run);
+                for ((sum, size), &b) in sums.iter_mut().zip(sizes.iter_mut()).zip(&*run) {
+                    *sum += a * (b - reals.zero);
+                    *size += (a * reals.magnitude(b)).abs();
                 }
             }
-        } else {
-            for p in 0..product.k() {
-                let a = a(p);
-                let b = b.row(item, p).unwrap_or_default();
-                for ((sum, size), b) in self.values.iter_mut().zip(&mut self.bounds).zip(b) {
-                    let term = a * b.to_f64();
-                    *sum += term;
-                    *size += term.abs();
+            for (col, (value, bound)) in values.iter_mut().zip(&mut *bounds).enumerate() {
+                let scale = reals.scale_of_b(item, group, col);
+                *value += scale * sums[col];
+                *bound += scale * sizes[col];
+            }
+        }
+    }
+
+    /// The same of a B that is stored by columns.
+    fn add_columns(&mut self, reals: &Reals, b: AnyView<'_>, item: usize) {
+        for (col, (value, bound)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
+            read(b, item, col, &mut self.b);
+            for (group, (a, b)) in self.a.chunks(reals.group).zip(self.b.chunks(reals.group)).enumerate() {
+                let (mut sum, mut size) = (0.0, 0.0);
+                for (a, &b) in a.iter().zip(b) {
+                    sum += a * (b - reals.zero);
+                    size += (a * reals.magnitude(b)).abs();
                 }
+                let scale = reals.scale_of_b(item, group, col);
+                *value += scale * sum;
+                *bound += scale * size;
             }
         }
     }

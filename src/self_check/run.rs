@@ -93,7 +93,9 @@ impl RunCheck {
 
     fn rerun(&mut self, compiled: &Compiled, inputs: &Inputs<'_>, mut args: RunArgs<'_>) -> Result<()> {
         if self.fallback.is_none() && *compiled.backend() != BackendId::CPU {
-            let options = CompileOptions::default().threads(compiled.threads().clone());
+            let options = CompileOptions::default()
+                .threads(compiled.threads().clone())
+                .with_scales(compiled.product(), compiled.scales());
             let executor = compiled
                 .product()
                 .compile(&BackendId::CPU, compiled.weights(), &options)

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use super::*;
-use crate::accuracy::Reference;
+use crate::accuracy::{Bounds, Reference};
 use crate::{
     Activation, ElementTypes, Inputs, Layout, MatMul, MatMulBuilder, Operand, Random, Tensor, TensorView,
     Weights,
@@ -263,14 +263,45 @@ fn narrow_types_have_their_own_bound() {
 }
 
 #[test]
+fn long_f16_sums_are_held_to_the_sum_of_their_magnitudes() {
+    let f16_sums = ElementTypes::uniform(crate::ElementType::F16);
+    let product = MatMul::builder(1, 1, 4096).types(f16_sums).build().unwrap();
+    let bounds = Bounds::new(&product);
+    assert!((bounds.gamma_k - 2.0 * 33.0 / 32.0).abs() < 1e-12, "{bounds:?}");
+    let (_, bound) = bounds.element(0.0, 1.0, 0.0, 0.0);
+    assert!(bound > 2.0 && bound < 2.5, "{bound}");
+    ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+}
+
+#[test]
+fn scales_that_come_with_the_options_are_asked_for() {
+    let quantization =
+        crate::Quantization { a: crate::QuantA::Static { zero_point: 0 }, ..Default::default() };
+    let types = ElementTypes { output: crate::ElementType::F32, ..ElementTypes::INT8 };
+    let product = MatMul::builder(2, 2, 2).types(types).quantization(quantization).build().unwrap();
+    let check = SelfCheck::every_run();
+    let result = ResultChecker::new(&product, None, &check);
+    assert!(matches!(result, Err(Error::Missing { operand: Operand::Scales, .. })), "{result:?}");
+    let options = crate::CompileOptions::default().scale_a(0.5);
+    let mut checker = ResultChecker::with_options(&product, None, &check, &options).unwrap();
+    let ones = [1i8; 4];
+    let view = TensorView::new(&ones, 2, 2).unwrap();
+    let inputs = Inputs::new(view).b(view);
+    assert_eq!(checker.check(&inputs, &Tensor::filled(2, 2, 1f32).unwrap()).unwrap(), None);
+    let found = checker.check(&inputs, &Tensor::filled(2, 2, 2f32).unwrap()).unwrap();
+    assert_eq!(found.map(|found| found.expected), Some(1.0));
+}
+
+#[test]
 fn what_has_no_error_bound_is_refused() {
     let refused = |builder: MatMulBuilder, check: &SelfCheck| {
         let result = ResultChecker::new(&builder.build().unwrap(), None, check);
         assert!(matches!(result, Err(Error::Description { .. })), "{result:?}");
     };
-    let f16_sums = ElementTypes::uniform(crate::ElementType::F16);
-    refused(MatMul::builder(2, 2, 2048).types(f16_sums), &SelfCheck::every_run());
-    refused(MatMul::builder(2, 2, 2).types(ElementTypes::INT8), &SelfCheck::every_run());
+    let options = crate::CompileOptions { fast_math: true, ..Default::default() };
+    let product = MatMul::new(2, 2, 2).unwrap();
+    let result = ResultChecker::with_options(&product, None, &SelfCheck::every_run(), &options);
+    assert!(matches!(result, Err(Error::Description { .. })), "{result:?}");
     for probability in [0.0, 1.0, -1.0, f64::NAN] {
         refused(MatMul::builder(2, 2, 2), &SelfCheck::every_run().failure_probability(probability));
     }

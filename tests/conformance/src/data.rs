@@ -88,7 +88,8 @@ impl Guarded {
     }
 
     #[allow(clippy::cast_possible_truncation)]
-    fn set(&mut self, index: usize, value: f64) {
+    /// Rounds `value` into the element at `index` of the layout.
+    pub fn set(&mut self, index: usize, value: f64) {
         let guard = self.guard();
         match self {
             Self::F32(data, _) => data[guard + index] = value as f32,

@@ -6,6 +6,7 @@
 //! operands have guards of a large number instead.
 
 mod cases;
+mod checked;
 mod data;
 mod quantized;
 mod run;

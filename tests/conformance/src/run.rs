@@ -7,6 +7,7 @@ use ane_matmul::{
 };
 
 use crate::cases::{Case, Contents};
+use crate::checked;
 use crate::data::{GUARD, Guarded, number};
 
 /// What a run of the suite covered.
@@ -233,7 +234,7 @@ pub fn run_case(
     let before = operands.bits();
 
     executor.run(&operands.inputs(case.constant_b), c.view_mut())?;
-    let verdict = judge(case, &compiled, &operands, &c)?;
+    let verdict = judge(case, &compiled, &options, &operands, &c, seed)?;
     let first = c.bits();
     for (executor, what) in [(&mut executor, "the second run"), (&mut other, "another executor")] {
         c.clear();
@@ -251,7 +252,7 @@ pub fn run_case(
         fresh.b = operands.b;
     }
     executor.run(&fresh.inputs(case.constant_b), c.view_mut())?;
-    judge(case, &compiled, &fresh, &c)?;
+    judge(case, &compiled, &options, &fresh, &c, !seed)?;
     let (max_abs_error, bound, worst_ratio) = verdict;
     let passed = Passed { max_abs_error, bound, worst_ratio, bits: first };
     let f32_only = [case.types.a, case.types.b, case.types.output] == [ElementType::F32; 3];
@@ -264,8 +265,10 @@ pub fn run_case(
 fn judge(
     case: &Case,
     compiled: &Compiled,
+    options: &CompileOptions,
     operands: &Operands,
     c: &Guarded,
+    seed: u64,
 ) -> Result<(f64, f64, f64), Failure> {
     if let Some(index) = c.damaged_guard() {
         return Err(Failure::Wrong(format!("element {index}, which is not part of C, was written to")));
@@ -291,6 +294,7 @@ fn judge(
     if exact && deviation.max_abs_error != 0.0 {
         return Err(Failure::Wrong(format!("integers are off by {}", deviation.max_abs_error)));
     }
+    checked::check(case, compiled, options, &operands.inputs(case.constant_b), c, &reference, seed)?;
     Ok((deviation.max_abs_error, deviation.bound, deviation.worst_ratio))
 }
 

@@ -1,0 +1,313 @@
+//! Freivalds' method on a product of integers, or with integer weights, without an activation: in float64,
+//! which is exact for the sums of integers.
+
+use std::sync::Arc;
+
+use crate::accuracy::Bounds;
+use crate::activation::Activation;
+use crate::alloc;
+use crate::element::ElementType;
+use crate::error::{Error, Result};
+use crate::executor::Inputs;
+use crate::matmul::MatMul;
+use crate::random::Random;
+use crate::self_check::linear::{Choice, Suspects, sign_and_size};
+use crate::self_check::reals::{Reals, read};
+use crate::view::AnyView;
+
+const WHAT: &str = "a self-check's vectors";
+
+/// The random vectors r, and B r where B is constant.
+#[derive(Debug)]
+pub(super) struct Projections {
+    /// One after the other, n numbers each.
+    random: Vec<f64>,
+    vectors: usize,
+    /// For each item of a constant B; a single one where all share it.
+    constant: Option<Vec<Side>>,
+}
+
+/// B r of one item, with B's scales, and the sums of B's rows of magnitudes.
+#[derive(Debug)]
+struct Side {
+    /// One after the other, k numbers each.
+    projected: Vec<f64>,
+    sizes: Vec<f64>,
+}
+
+/// A run of B, and the products of one group's scales with a vector.
+#[derive(Debug)]
+struct Scratch {
+    run: Vec<f64>,
+    scales: Vec<f64>,
+    scaled: Vec<f64>,
+}
+
+impl Scratch {
+    fn new(product: &MatMul) -> Result<Self> {
+        let (n, k) = (product.n(), product.k());
+        let by_rows = if product.transpose_b() { 0 } else { n };
+        Ok(Self {
+            run: alloc::filled(if product.transpose_b() { k } else { n }, 0.0, WHAT)?,
+            scales: alloc::filled(by_rows, 0.0, WHAT)?,
+            scaled: alloc::filled(by_rows, 0.0, WHAT)?,
+        })
+    }
+}
+
+impl Projections {
+    pub(super) fn new(
+        product: &MatMul,
+        reals: &Reals,
+        b: Option<AnyView<'_>>,
+        vectors: usize,
+        random: &mut Random,
+    ) -> Result<Self> {
+        let count = product.n().checked_mul(vectors).ok_or(Error::SizeOverflow { what: "n x vectors" })?;
+        let mut numbers = alloc::filled(count, 0.0, WHAT)?;
+        numbers.fill_with(|| f64::from(sign_and_size(random)));
+        let mut projections = Self { random: numbers, vectors, constant: None };
+        if let Some(b) = b {
+            let shared = product.b().batch_stride() == 0 && reals.shares_scales();
+            let items = if shared { product.batch().min(1) } else { product.batch() };
+            let mut scratch = Scratch::new(product)?;
+            let mut sides = alloc::with_capacity(items, WHAT)?;
+            for item in 0..items {
+                let mut side = Side::new(product, vectors)?;
+                side.fill(&projections, product, reals, b, item, &mut scratch);
+                sides.push(side);
+            }
+            projections.constant = Some(sides);
+        }
+        Ok(projections)
+    }
+
+    fn vector(&self, index: usize, n: usize) -> &[f64] {
+        &self.random[index * n..][..n]
+    }
+}
+
+impl Side {
+    fn new(product: &MatMul, vectors: usize) -> Result<Self> {
+        let k = product.k();
+        let count = k.checked_mul(vectors).ok_or(Error::SizeOverflow { what: "k x vectors" })?;
+        Ok(Self { projected: alloc::filled(count, 0.0, WHAT)?, sizes: alloc::filled(k, 0.0, WHAT)? })
+    }
+
+    fn fill(
+        &mut self,
+        projections: &Projections,
+        product: &MatMul,
+        reals: &Reals,
+        b: AnyView<'_>,
+        item: usize,
+        scratch: &mut Scratch,
+    ) {
+        self.projected.fill(0.0);
+        self.sizes.fill(0.0);
+        if product.transpose_b() {
+            self.add_columns(projections, product, reals, b, item, &mut scratch.run);
+        } else {
+            self.add_rows(projections, product, reals, b, item, scratch);
+        }
+    }
+
+    fn add_rows(
+        &mut self,
+        projections: &Projections,
+        product: &MatMul,
+        reals: &Reals,
+        b: AnyView<'_>,
+        item: usize,
+        Scratch { run, scales, scaled }: &mut Scratch,
+    ) {
+        let (n, k) = (product.n(), product.k());
+        for (group, first) in (0..k).step_by(reals.group).enumerate() {
+            for (col, scale) in scales.iter_mut().enumerate() {
+                *scale = reals.scale_of_b(item, group, col);
+            }
+            let rows = first..k.min(first + reals.group);
+            for index in 0..projections.vectors {
+                for ((x, scale), r) in scaled.iter_mut().zip(&*scales).zip(projections.vector(index, n)) {
+                    *x = scale * r;
+                }
+                for p in rows.clone() {
+                    read(b, item, p, run);
+                    for x in run.iter_mut() {
+                        *x -= reals.zero;
+                    }
+                    self.projected[index * k + p] = dot(run, scaled);
+                }
+            }
+            for p in rows {
+                read(b, item, p, run);
+                for x in run.iter_mut() {
+                    *x = reals.magnitude(*x);
+                }
+                self.sizes[p] = dot(run, scales);
+            }
+        }
+    }
+
+    fn add_columns(
+        &mut self,
+        projections: &Projections,
+        product: &MatMul,
+        reals: &Reals,
+        b: AnyView<'_>,
+        item: usize,
+        run: &mut [f64],
+    ) {
+        let (n, k) = (product.n(), product.k());
+        for col in 0..n {
+            read(b, item, col, run);
+            for (group, run) in run.chunks(reals.group).enumerate() {
+                let (first, scale) = (group * reals.group, reals.scale_of_b(item, group, col));
+                for index in 0..projections.vectors {
+                    let factor = scale * projections.vector(index, n)[col];
+                    let projected = &mut self.projected[index * k + first..][..run.len()];
+                    for (sum, b) in projected.iter_mut().zip(run) {
+                        *sum += (b - reals.zero) * factor;
+                    }
+                }
+                for (size, &b) in self.sizes[first..].iter_mut().zip(run) {
+                    *size += scale * reals.magnitude(b);
+                }
+            }
+        }
+    }
+}
+
+/// The state of one executor.
+#[derive(Debug)]
+pub(super) struct Quantized {
+    projections: Arc<Projections>,
+    /// B r of this run, where B is not constant.
+    side: Option<Side>,
+    scratch: Scratch,
+    a: Vec<f64>,
+    c: Vec<f64>,
+    residual: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+impl Quantized {
+    pub(super) fn new(product: &MatMul, projections: Arc<Projections>) -> Result<Self> {
+        let room = |count| alloc::filled(count, 0.0, WHAT);
+        let n = product.n();
+        let side = match projections.constant {
+            Some(_) => None,
+            None => Some(Side::new(product, projections.vectors)?),
+        };
+        Ok(Self {
+            scratch: Scratch::new(product)?,
+            a: room(product.k())?,
+            c: room(n)?,
+            residual: room(if product.residual().is_some() { n } else { 0 })?,
+            bias: room(if product.has_bias() { n } else { 0 })?,
+            side,
+            projections,
+        })
+    }
+
+    /// Compares C r with alpha A (B r) + bias r + residual r, for all rows and vectors.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a run and of its check")]
+    pub(super) fn suspects(
+        &mut self,
+        product: &MatMul,
+        reals: &Reals,
+        bounds: &Bounds,
+        inputs: &Inputs<'_>,
+        b: AnyView<'_>,
+        c: AnyView<'_>,
+        random: &mut Random,
+    ) -> Suspects {
+        let Self { projections, side, scratch, a: a_row, c: c_row, residual, bias } = self;
+        let (n, k) = (product.n(), product.k());
+        let mut worst_ratio = 1.0;
+        let (mut worst, mut infinite, mut unverifiable) = (None, Choice::default(), Choice::default());
+        if let Some(view) = inputs.bias_view() {
+            read(view, 0, 0, bias);
+        }
+        for item in 0..product.batch() {
+            let side = match (&projections.constant, &mut *side) {
+                (Some(sides), _) => &sides[item.min(sides.len() - 1)],
+                (None, Some(side)) => {
+                    if item == 0 || product.b().batch_stride() != 0 {
+                        side.fill(projections, product, reals, b, item, scratch);
+                    }
+                    &*side
+                }
+                (None, None) => continue,
+            };
+            for row in 0..c.layout().rows() {
+                let scale = bounds.alpha * reals.row_of_a(inputs.a_view(), item, row, a_row);
+                read(c, item, row, c_row);
+                if let Some(view) = inputs.residual_view() {
+                    read(view, item, row, residual);
+                }
+                let tolerance = tolerance(reals, bounds, scale, [a_row, &side.sizes, c_row, residual, bias]);
+                for index in 0..projections.vectors {
+                    let r = projections.vector(index, n);
+                    let expected = scale * dot(a_row, &side.projected[index * k..][..k])
+                        + dot(residual, r)
+                        + dot(bias, r);
+                    if !expected.is_finite() {
+                        if index == 0 {
+                            unverifiable.offer((item, row), random);
+                        }
+                        break;
+                    }
+                    let residue = (dot(c_row, r) - expected).abs();
+                    let ratio = residue / tolerance;
+                    if !residue.is_finite() || ratio.is_nan() {
+                        infinite.offer((item, row), random);
+                        break;
+                    }
+                    if ratio > worst_ratio {
+                        (worst_ratio, worst) = (ratio, Some((item, row)));
+                    }
+                }
+            }
+        }
+        Suspects { worst: infinite.chosen.or(worst), unverifiable: unverifiable.chosen }
+    }
+}
+
+/// Half the mean error bound of a row, which is what an error of that size shows at least; a quarter where
+/// the results are integers, which are off by one at least.
+#[allow(clippy::cast_precision_loss, reason = "a share of a bound")]
+fn tolerance(reals: &Reals, bounds: &Bounds, scale: f64, [a, sizes, c, residual, bias]: [&[f64]; 5]) -> f64 {
+    let total = |row: &[f64]| row.iter().map(|x| x.abs()).sum::<f64>();
+    let (result, addends) = (total(c), total(residual) + total(bias));
+    let sums = scale.abs() * a.iter().zip(sizes).map(|(a, size)| a.abs() * size).sum::<f64>();
+    // Of integers only the size of their exact sum counts, which the results tell.
+    let size = if reals.sums_integers { result + addends } else { sums };
+    let bound = bounds.gamma_k * size + bounds.gamma_e * (size + addends) + bounds.u_out * result;
+    // The residue is rounded too, which shows where exact sums come to nothing.
+    let own = (a.len() + c.len()) as f64 * f64::EPSILON * (sums + result + addends);
+    let tolerance = 0.5 * ((bound + own) / c.len() as f64 + bounds.underflow);
+    if reals.output.is_some() { tolerance.max(0.25) } else { tolerance }
+}
+
+/// Whether Freivalds' method sees the whole of an integer product: sums that are scaled to
+/// floating-point numbers, or the sums themselves.
+pub(super) fn is_linear(product: &MatMul, reals: &Reals, bounds: &Bounds) -> bool {
+    // The sums themselves are not rounded.
+    let is_sum = product.types().output == ElementType::I32 && reals.sums_integers && bounds.gamma_e == 0.0;
+    product.activation() == Activation::None && (product.types().output.is_float() || is_sum)
+}
+
+/// The sum of products, in eight sums side by side.
+fn dot(x: &[f64], y: &[f64]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.0; LANES];
+    let (x_chunks, y_chunks) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest: f64 = x_chunks.remainder().iter().zip(y_chunks.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in x_chunks.zip(y_chunks) {
+        for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
+            *sum += x * y;
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}

@@ -1,0 +1,128 @@
+//! The real numbers that the operands of one product stand for, a row at a time, without an allocation:
+//! the arithmetic of `docs/quantization.md`, as `accuracy::Reference` has it.
+
+use crate::accuracy::{IntegerOutput, quantize_row, sums_integers};
+use crate::element::Element;
+use crate::executor::Inputs;
+use crate::matmul::MatMul;
+use crate::quantization::{QuantA, QuantB};
+use crate::scales::Scales;
+use crate::view::{AnyView, TensorView};
+use crate::weights::Weights;
+
+/// What the elements of a product stand for.
+#[derive(Debug)]
+pub(super) struct Reals {
+    product: MatMul,
+    scales: Scales,
+    /// Holds the scales of a constant B.
+    weights: Option<Weights>,
+    /// How an integer output is rounded.
+    pub(super) output: Option<IntegerOutput>,
+    /// Whether sums are taken over integers, exactly, and scaled afterwards.
+    pub(super) sums_integers: bool,
+    /// The terms along k with one scale; at least 1.
+    pub(super) group: usize,
+    /// B's zero point.
+    pub(super) zero: f64,
+}
+
+impl Reals {
+    pub(super) fn new(product: &MatMul, scales: Scales, weights: Option<&Weights>) -> Self {
+        let group = match product.quantization().b {
+            QuantB::PerGroup { group_size, .. } => group_size as usize,
+            _ => usize::MAX,
+        };
+        Self {
+            scales,
+            weights: weights.map(Weights::for_product),
+            output: IntegerOutput::new(product, scales),
+            sums_integers: sums_integers(product),
+            group: group.clamp(1, product.k().max(1)),
+            zero: f64::from(product.quantization().b.zero_point()),
+            product: product.clone(),
+        }
+    }
+
+    /// B as stored: that of the run, or the constant one.
+    pub(super) fn b<'a>(&'a self, inputs: &Inputs<'a>) -> Option<AnyView<'a>> {
+        inputs.b_view().or(self.weights.as_ref().map(Weights::view))
+    }
+
+    /// Row `row` of op(A), without its scale, which is returned: NaN for a row that cannot be quantised.
+    pub(super) fn row_of_a(&self, a: AnyView<'_>, item: usize, row: usize, out: &mut [f64]) -> f64 {
+        if self.product.transpose_a() {
+            for (p, x) in out.iter_mut().enumerate() {
+                *x = a.get(item, p, row).unwrap_or(f64::NAN);
+            }
+        } else {
+            read(a, item, row, out);
+        }
+        match self.product.quantization().a {
+            QuantA::None => 1.0,
+            QuantA::Static { zero_point } => {
+                for x in out.iter_mut() {
+                    *x -= f64::from(zero_point);
+                }
+                self.scales.a.into()
+            }
+            QuantA::DynamicPerRow => quantize_row(out),
+        }
+    }
+
+    /// The scale of B's elements in column `col` and group `group` of op(B).
+    pub(super) fn scale_of_b(&self, item: usize, group: usize, col: usize) -> f64 {
+        let scheme = self.product.quantization().b;
+        match self.weights.as_ref().and_then(Weights::scales) {
+            _ if scheme == QuantB::None => 1.0,
+            None => self.scales.b.into(),
+            Some(scales) => {
+                let item = if scales.layout().batch() == 1 { 0 } else { item };
+                let col = if matches!(scheme, QuantB::PerTensor { .. }) { 0 } else { col };
+                scales.get(item, group, col).unwrap_or(f64::NAN)
+            }
+        }
+    }
+
+    /// Whether all items of a batch have the same scales of B.
+    pub(super) fn shares_scales(&self) -> bool {
+        self.weights.as_ref().and_then(Weights::scales).is_none_or(|scales| scales.layout().batch() == 1)
+    }
+
+    /// What a term of B counts in the error bound: where a zero point is taken off a sum of floating-point
+    /// numbers, both parts of it.
+    pub(super) fn magnitude(&self, b: f64) -> f64 {
+        if self.sums_integers { (b - self.zero).abs() } else { b.abs() + self.zero.abs() }
+    }
+
+    /// What an element of the residual stands for.
+    pub(super) fn residual(&self, x: f64) -> f64 {
+        self.output.map_or(x, |output| output.real(x))
+    }
+}
+
+/// A row of a matrix as stored.
+pub(super) fn read(view: AnyView<'_>, item: usize, row: usize, out: &mut [f64]) {
+    fn copy<T: Element>(view: TensorView<'_, T>, item: usize, row: usize, out: &mut [f64]) {
+        for (x, &element) in out.iter_mut().zip(view.row(item, row).unwrap_or_default()) {
+            *x = element.to_f64();
+        }
+    }
+    match view {
+        AnyView::F64(view) => copy(view, item, row, out),
+        AnyView::F32(view) => copy(view, item, row, out),
+        #[cfg(feature = "half")]
+        AnyView::F16(view) => copy(view, item, row, out),
+        #[cfg(feature = "half")]
+        AnyView::Bf16(view) => copy(view, item, row, out),
+        AnyView::I32(view) => copy(view, item, row, out),
+        AnyView::I8(view) => copy(view, item, row, out),
+        AnyView::U8(view) => copy(view, item, row, out),
+        AnyView::Int4(view) => {
+            let start = view.layout().item_offset(item) + row * view.layout().leading_dimension();
+            for (index, x) in out.iter_mut().enumerate() {
+                *x = view.at(start + index).into();
+            }
+        }
+    }
+}
