@@ -209,3 +209,28 @@ fn products_of_weights_that_are_gone_go_too() {
     assert_eq!((cache.statistics().products, cache.statistics().evictions), (2, 1));
     assert!(compiled.executor().is_ok());
 }
+
+#[cfg(feature = "profile")]
+#[test]
+fn a_product_that_is_quarantined_later_is_not_handed_out() {
+    use ane_matmul::{Profile, Quarantine, RefusalReason};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("profile.json");
+    let cache = cache(CacheLimits::default());
+    let options = one_thread().quarantine(&path);
+    let compile = |m| cache.compile(&BackendId::CPU, &plain(m), None, &options);
+    compile(8).unwrap();
+    compile(16).unwrap();
+    let entry = Quarantine::here(BackendId::CPU, Some(&plain(8)), "wrong");
+    Profile::update(&path, |profile| profile.add_quarantine(entry)).unwrap();
+    match compile(8) {
+        Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::Quarantined),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(cache.statistics().products, 1);
+    let hits = cache.statistics().hits;
+    compile(16).unwrap();
+    assert_eq!(cache.statistics().hits, hits + 1);
+    Profile::update(&path, |profile| profile.retain_quarantine(|_| false)).unwrap();
+    compile(8).unwrap();
+}

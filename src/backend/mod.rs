@@ -391,7 +391,7 @@ pub(crate) fn supports(
 
 /// The refusal of a product that the profile of [`CompileOptions::quarantine`] keeps from a backend.
 #[cfg(feature = "profile")]
-fn quarantined(id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
+pub(crate) fn quarantined(id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
     use crate::refusal::RefusalReason;
     let Some(path) = &options.quarantine else { return Ok(()) };
     let profile = match crate::profile::Profile::load(path) {
@@ -416,7 +416,7 @@ fn quarantined(id: &BackendId, product: &MatMul, options: &CompileOptions) -> Re
 
 #[cfg(not(feature = "profile"))]
 #[allow(clippy::unnecessary_wraps, reason = "as with the feature `profile`")]
-fn quarantined(_: &BackendId, _: &MatMul, _: &CompileOptions) -> Result<(), Refusal> {
+pub(crate) fn quarantined(_: &BackendId, _: &MatMul, _: &CompileOptions) -> Result<(), Refusal> {
     Ok(())
 }
 

@@ -6,7 +6,7 @@ mod sync;
 
 use std::fmt;
 
-use crate::backend::{BackendId, Backends};
+use crate::backend::{self, BackendId, Backends};
 use crate::error::{Error, Result};
 use crate::executor::Compiled;
 use crate::matmul::MatMul;
@@ -101,6 +101,10 @@ pub struct CacheStatistics {
 /// **A product beyond the limits** by itself is handed out and not kept, so that it displaces nothing;
 /// it is compiled again at the next request.
 ///
+/// **Quarantine**: with `CompileOptions::quarantine` the profile is read at every request, and a product
+/// whose backend it keeps from products of this class is let go of and refused, or, with `auto`, compiled
+/// for another backend.
+///
 /// **Weights** whose last handle outside of products is gone cannot be asked for again: their products
 /// go at the next compilation, trim or look at the statistics.
 ///
@@ -147,6 +151,23 @@ impl ProductCache {
     /// # Panics
     /// Where the compilation in this thread does; other threads that wait for it then compile.
     pub fn compile(
+        &self,
+        id: &BackendId,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Result<Compiled> {
+        let compiled = self.get(id, product, weights, options)?;
+        if backend::quarantined(compiled.backend(), product, options).is_ok() {
+            return Ok(compiled);
+        }
+        self.store.retain(|held| {
+            held.product() != product || backend::quarantined(held.backend(), product, options).is_ok()
+        });
+        self.get(id, product, weights, options)
+    }
+
+    fn get(
         &self,
         id: &BackendId,
         product: &MatMul,
