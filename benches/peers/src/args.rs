@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::shapes::Shape;
+use crate::shapes::{Precision, Shape};
 
 pub(crate) const USAGE: &str = "\
 usage: ane-matmul-peers [OPTIONS]
@@ -15,6 +15,7 @@ Measures ane-matmul beside its peers. Progress goes to standard error, the repor
   --plots DIR         where the plots go (target/peers/plots)
   --runs N            repetitions of the whole (5)
   --threads LIST      numbers of threads (1,2)
+  --precisions LIST   of f32, bf16, int8 and weights (all)
   --shapes LIST       only these, such as 64^3,32x3072x768
   --candidates LIST   only these, such as ane-matmul,faer
   --patience SECONDS  how long to wait for busy cores, all waits together (60)
@@ -29,6 +30,7 @@ pub(crate) struct Args {
     pub(crate) plots: Option<PathBuf>,
     pub(crate) runs: usize,
     pub(crate) threads: Vec<usize>,
+    pub(crate) precisions: Vec<Precision>,
     pub(crate) shapes: Vec<Shape>,
     pub(crate) candidates: Vec<String>,
     pub(crate) patience: Duration,
@@ -46,6 +48,7 @@ impl Args {
             plots: None,
             runs: 5,
             threads: vec![1, 2],
+            precisions: Precision::ALL.to_vec(),
             shapes: Vec::new(),
             candidates: Vec::new(),
             patience: Duration::from_secs(60),
@@ -62,6 +65,7 @@ impl Args {
                 "--plots" => args.plots = Some(value()?.into()),
                 "--runs" => args.runs = positive(&value()?)?,
                 "--threads" => args.threads = list(&value()?, positive)?,
+                "--precisions" => args.precisions = list(&value()?, str::parse)?,
                 "--shapes" => args.shapes = list(&value()?, str::parse)?,
                 "--candidates" => args.candidates = list(&value()?, |name| Ok(name.to_owned()))?,
                 "--patience" => args.patience = Duration::from_secs(positive(&value()?)? as u64),
@@ -73,6 +77,8 @@ impl Args {
         }
         args.threads.sort_unstable();
         args.threads.dedup();
+        args.precisions.sort_unstable();
+        args.precisions.dedup();
         Ok(args)
     }
 }
@@ -106,18 +112,25 @@ mod tests {
 
     #[test]
     fn lists_parse() {
-        let args = parse("--shapes 64^3,1x2x3 --threads 2,1,2 --candidates a,b --runs 7").unwrap();
+        let args =
+            parse("--shapes 64^3,1x2x3 --threads 2,1,2 --candidates a,b --runs 7 --precisions int8,bf16")
+                .unwrap();
         assert_eq!(args.shapes, [Shape::square(64), Shape::new(1, 2, 3)]);
         assert_eq!(args.threads, [1, 2]);
         assert_eq!(args.candidates, ["a", "b"]);
+        assert_eq!(args.precisions, [Precision::Bf16, Precision::Int8]);
         assert_eq!(args.runs, 7);
     }
 
     #[test]
     fn mistakes_are_named() {
-        for (line, part) in
-            [("--slow", "--slow"), ("--json", "value"), ("--runs 0", "positive"), ("--shapes 3", "3")]
-        {
+        for (line, part) in [
+            ("--slow", "--slow"),
+            ("--json", "value"),
+            ("--runs 0", "positive"),
+            ("--precisions f8", "bf16"),
+            ("--shapes 3", "3"),
+        ] {
             assert!(parse(line).is_err_and(|message| message.contains(part)), "{line}");
         }
     }

@@ -75,11 +75,12 @@ fn read_of_b(result: &CaseResult) -> Vec<Value> {
     ceilings
         .map(|entry| {
             json!({
+                "precision": case.precision.name(),
                 "m": case.shape.m, "n": case.shape.n, "k": case.shape.k,
                 "threads": case.threads,
                 "cold": case.cold,
                 "median_ns": entry.median_ns(),
-                "gbytes_per_s": case.shape.b_bytes() as f64 / entry.median_ns(),
+                "gbytes_per_s": case.b_bytes() as f64 / entry.median_ns(),
             })
         })
         .collect()
@@ -94,7 +95,7 @@ fn product(result: &CaseResult, entry: &Entry) -> Value {
     let case = &result.case;
     json!({
         "candidate": entry.candidate,
-        "precision": "f32",
+        "precision": case.precision.name(),
         "m": case.shape.m,
         "n": case.shape.n,
         "k": case.shape.k,
@@ -129,11 +130,11 @@ fn verdict(verdict: &Verdict) -> Value {
 mod tests {
     use super::*;
     use crate::results::tests::{case_result, results};
-    use crate::shapes::{Case, Shape};
+    use crate::shapes::{Case, Precision, Shape};
 
     #[test]
     fn the_contract_holds() {
-        let case = Case { shape: Shape::new(1, 30, 20), threads: 2, cold: true };
+        let case = Case { precision: Precision::F32, shape: Shape::new(1, 30, 20), threads: 2, cold: true };
         let result = case_result(
             case,
             &[

@@ -95,7 +95,7 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
     } else {
         Effort { sample: Duration::from_millis(2), case: Duration::from_millis(800) }
     };
-    let cases = shapes::cases(args.quick, &args.shapes, &args.threads);
+    let cases = shapes::cases(args.quick, &args.precisions, &args.shapes, &args.threads);
     let mut results = Results {
         cases: cases.iter().copied().map(CaseResult::new).collect(),
         peers: candidates.peers,
@@ -127,7 +127,7 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
                 result.case
             );
             let case_run =
-                measure::run_case(result, &candidates.all, last_level_bytes, effort, &mut patience);
+                measure::run_case(result, &candidates.all, last_level_bytes, effort, &mut patience)?;
             result.add(case_run);
         }
         let others = cpu.zip(CpuTime::now()).map(|(start, end)| end.others_since(&start));

@@ -72,20 +72,26 @@ struct Contestant<'a> {
 
 /// Runs a case once more than `so_far`; the first run compares the numbers with the reference before
 /// anything is timed, and whose numbers were wrong is not timed.
+///
+/// # Errors
+/// Says why there are no operands.
 pub(crate) fn run_case(
     so_far: &CaseResult,
     candidates: &[Box<dyn Candidate>],
     last_level_bytes: usize,
     effort: Effort,
     patience: &mut Patience,
-) -> CaseRun {
+) -> Result<CaseRun, String> {
     let case = &so_far.case;
-    let copies = if case.cold { copies_for_cold(case.shape.b_bytes(), last_level_bytes) } else { 1 };
-    let mut operands = Operands::new(case.shape, copies);
+    let copies = if case.cold { copies_for_cold(case.b_bytes(), last_level_bytes) } else { 1 };
+    let mut operands = Operands::new(case, copies)?;
     let reference = so_far.entries.is_empty().then(|| Reference::new(&operands));
     let mut not_run = Vec::new();
     let mut contestants = Vec::new();
-    for candidate in candidates.iter().filter(|candidate| !so_far.is_wrong(candidate.name())) {
+    let takes_part = |candidate: &&Box<dyn Candidate>| {
+        candidate.does(case.precision) && !so_far.is_wrong(candidate.name())
+    };
+    for candidate in candidates.iter().filter(takes_part) {
         let mut refuse = |reason, wrong| {
             not_run.push(NotRun { candidate: candidate.name().to_owned(), reason, wrong });
         };
@@ -132,7 +138,7 @@ pub(crate) fn run_case(
             max_rel_error: contestant.max_rel_error,
         })
         .collect();
-    CaseRun { sampled, not_run }
+    Ok(CaseRun { sampled, not_run })
 }
 
 fn take_turns(

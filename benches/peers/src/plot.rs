@@ -12,6 +12,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, IntoFont, ShapeStyle, TextStyle};
 
 use crate::results::{CaseResult, Results};
+use crate::shapes::Precision;
 use crate::stats::Interval;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -38,38 +39,47 @@ pub(crate) fn write(results: &Results, directory: &Path) -> Result<Vec<PathBuf>,
     let wrong = |error: Box<dyn Error>| format!("{}: {error}", directory.display());
     std::fs::create_dir_all(directory).map_err(|error| wrong(error.into()))?;
     let mut files = Vec::new();
-    let mut threads: Vec<usize> = results.cases.iter().map(|result| result.case.threads).collect();
-    threads.sort_unstable();
-    threads.dedup();
-    for threads in threads {
-        let squares: Vec<&CaseResult> = squares(results, threads);
+    let mut groups: Vec<Group> = results.cases.iter().map(group_of).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    for group in groups {
+        let (precision, threads) = (group.0.name(), group.1);
+        let squares: Vec<&CaseResult> = squares(results, group);
         if squares.len() >= 2 {
-            let file = directory.join(format!("rate-by-size-{threads}.svg"));
-            rate_by_size(results, threads, &squares, &file).map_err(wrong)?;
+            let file = directory.join(format!("rate-by-size-{precision}-{threads}.svg"));
+            rate_by_size(results, group, &squares, &file).map_err(wrong)?;
             files.push(file);
         }
-        let compared = compared(results, threads);
+        let compared = compared(results, group);
         if !compared.is_empty() {
-            let file = directory.join(format!("ratio-by-shape-{threads}.svg"));
-            ratio_by_shape(results, threads, &compared, &file).map_err(wrong)?;
+            let file = directory.join(format!("ratio-by-shape-{precision}-{threads}.svg"));
+            ratio_by_shape(results, group, &compared, &file).map_err(wrong)?;
             files.push(file);
         }
     }
     Ok(files)
 }
 
-fn squares(results: &Results, threads: usize) -> Vec<&CaseResult> {
+/// What shares a plot: a precision and a number of threads.
+type Group = (Precision, usize);
+
+fn group_of(result: &CaseResult) -> Group {
+    (result.case.precision, result.case.threads)
+}
+
+fn squares(results: &Results, group: Group) -> Vec<&CaseResult> {
     let fits = |result: &&CaseResult| {
-        result.case.threads == threads && !result.case.cold && result.case.shape.is_square()
+        group_of(result) == group && !result.case.cold && result.case.shape.is_square()
     };
     let mut squares: Vec<&CaseResult> = results.cases.iter().filter(fits).collect();
     squares.sort_by_key(|result| result.case.shape.m);
     squares
 }
 
-fn subtitle(results: &Results, threads: usize) -> String {
+fn subtitle(results: &Results, (precision, threads): Group) -> String {
+    let precision = precision.name();
     let plural = if threads == 1 { "" } else { "s" };
-    format!("f32, {threads} thread{plural}, {}, {}", results.machine.cpu, results.machine.date)
+    format!("{precision}, {threads} thread{plural}, {}, {}", results.machine.cpu, results.machine.date)
 }
 
 fn text(size: u32) -> TextStyle<'static> {
@@ -88,11 +98,11 @@ fn titled<'a>(
     Ok(root.margin(66, 10, 10, 20))
 }
 
-fn rate_by_size(results: &Results, threads: usize, squares: &[&CaseResult], file: &Path) -> Outcome {
+fn rate_by_size(results: &Results, group: Group, squares: &[&CaseResult], file: &Path) -> Outcome {
     let root = SVGBackend::new(file, (1000, 600)).into_drawing_area();
-    let area = titled(&root, "m = n = k: GFLOP/s by size", &subtitle(results, threads))?;
+    let area = titled(&root, "m = n = k: GFLOP/s by size", &subtitle(results, group))?;
     let (plot, legend) = area.split_horizontally(800);
-    let peak = results.peak_gflops(threads);
+    let peak = results.peak_gflops(group.0, group.1);
     let rate = |result: &CaseResult, name: &str| {
         result.entry(name).map(|entry| result.case.shape.flops() / entry.median_ns())
     };
@@ -160,12 +170,12 @@ struct Row {
 }
 
 /// The shapes that have targets or lie beside them; a sweep over sizes has its own plot.
-fn compared(results: &Results, threads: usize) -> Vec<Row> {
+fn compared(results: &Results, group: Group) -> Vec<Row> {
     let wanted = crate::shapes::TARGET_SHAPES.into_iter().chain(crate::shapes::OTHER_SHAPES);
     let wanted: Vec<_> = wanted.collect();
-    let few = results.cases.len() < 40;
+    let few = results.cases.iter().filter(|result| group_of(result) == group).count() < 40;
     let shown =
-        |result: &&CaseResult| result.case.threads == threads && (few || wanted.contains(&result.case.shape));
+        |result: &&CaseResult| group_of(result) == group && (few || wanted.contains(&result.case.shape));
     let row = |result: &CaseResult| {
         let best = result.best_peer()?;
         let ratio = |name: &str, best: &crate::results::Entry| {
@@ -186,11 +196,11 @@ const ROW_HEIGHT: usize = 30;
 /// Ratios beyond this are drawn at the edge.
 const HIGHEST_RATIO: f64 = 3.0;
 
-fn ratio_by_shape(results: &Results, threads: usize, rows: &[Row], file: &Path) -> Outcome {
+fn ratio_by_shape(results: &Results, group: Group, rows: &[Row], file: &Path) -> Outcome {
     let height = u32::try_from(rows.len() * ROW_HEIGHT + 190)?;
     let root = SVGBackend::new(file, (1000, height)).into_drawing_area();
     let title = "Speed as a multiple of the best peer's, by shape m x n x k";
-    let area = titled(&root, title, &subtitle(results, threads))?;
+    let area = titled(&root, title, &subtitle(results, group))?;
     let (plot, legend) = area.split_vertically(height - 126);
     let ratios = || rows.iter().flat_map(|row| [row.constant, row.dynamic]).flatten();
     let low = ratios().map(|ratio| ratio.low).fold(0.9, f64::min);
@@ -257,12 +267,13 @@ mod tests {
     use super::*;
     use crate::candidates::{Kind, Origin};
     use crate::results::tests::{case_result, results};
-    use crate::shapes::{Case, Shape};
+    use crate::shapes::{Case, Precision, Shape};
 
     #[test]
     fn both_plots_are_written() {
         let cases = [8, 64, 512].map(|size| {
-            let case = Case { shape: Shape::square(size), threads: 1, cold: false };
+            let case =
+                Case { precision: Precision::F32, shape: Shape::square(size), threads: 1, cold: false };
             case_result(
                 case,
                 &[

@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::candidates::{BlasLibrary, BlasName, Product as _};
 use crate::operands::Operands;
 use crate::reference::Reference;
-use crate::shapes::Shape;
+use crate::shapes::{Case, Precision, Shape};
 use crate::stats::{geometric_mean, median};
 
 /// The environment variables by which a BLAS is told its kernels, and what to try on x86-64 besides
@@ -37,7 +37,8 @@ pub(crate) fn child(name: &str) -> Result<(), String> {
 }
 
 fn gflops(library: &Arc<BlasLibrary>, shape: Shape) -> Result<f64, String> {
-    let mut operands = Operands::new(shape, 1);
+    let case = Case { precision: Precision::F32, shape, threads: 1, cold: false };
+    let mut operands = Operands::new(&case, 1)?;
     let mut product = library.product(false, 1);
     product.run(&mut operands, 1);
     Reference::new(&operands).check(operands.c.as_slice(), false)?;

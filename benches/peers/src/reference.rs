@@ -136,6 +136,12 @@ fn exact_row(index: usize, a: &[f32], b: &[f32], n: usize, k: usize) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shapes::{Case, Precision};
+
+    fn operands(shape: Shape) -> Operands {
+        let case = Case { precision: Precision::F32, shape, threads: 1, cold: false };
+        Operands::new(&case, 1).unwrap()
+    }
 
     fn product(operands: &Operands) -> Vec<f32> {
         let Shape { m, n, k } = operands.shape;
@@ -149,7 +155,7 @@ mod tests {
 
     #[test]
     fn right_results_pass_and_wrong_ones_do_not() {
-        let operands = Operands::new(Shape::new(5, 7, 9), 1);
+        let operands = operands(Shape::new(5, 7, 9));
         let reference = Reference::new(&operands);
         let mut c = product(&operands);
         assert!(reference.check(&c, false).is_ok_and(|error| error < 1e-6));
@@ -161,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_wrong_row_between_the_checked_ones_shows() {
-        let operands = Operands::new(Shape::new(4000, 128, 128), 1);
+        let operands = operands(Shape::new(4000, 128, 128));
         let reference = Reference::new(&operands);
         assert!(reference.rows.len() < 4000);
         let mut c = product(&operands);
@@ -173,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_epilogue_is_checked() {
-        let operands = Operands::new(Shape::new(3, 4, 5), 1);
+        let operands = operands(Shape::new(3, 4, 5));
         let reference = Reference::new(&operands);
         let plain = product(&operands);
         let fused: Vec<f32> = plain

@@ -4,7 +4,7 @@ use crate::candidates::{Kind, Missing, Origin, Peer};
 use crate::machine::Machine;
 use crate::measure::{CaseRun, NotRun};
 use crate::peaks::{Bandwidth, Rate};
-use crate::shapes::Case;
+use crate::shapes::{Case, Precision};
 use crate::stats::median;
 
 /// One candidate in one case.
@@ -135,12 +135,11 @@ impl Results {
         }
     }
 
-    /// The rate that no f32 product exceeds.
-    pub(crate) fn peak_gflops(&self, threads: usize) -> Option<f64> {
-        self.rates
-            .iter()
-            .find(|rate| rate.precision == "f32" && rate.threads == threads)
-            .map(|rate| rate.gflops)
+    /// The rate that no product exceeds; weight-only ones multiply in f32.
+    pub(crate) fn peak_gflops(&self, precision: Precision, threads: usize) -> Option<f64> {
+        let name = if precision == Precision::Weights { Precision::F32 } else { precision }.name();
+        let rate = self.rates.iter().find(|rate| rate.precision == name && rate.threads == threads);
+        rate.map(|rate| rate.gflops)
     }
 }
 
@@ -184,7 +183,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_best_is_the_fastest_that_may_be_compared() {
-        let case = Case { shape: Shape::square(64), threads: 1, cold: false };
+        let case = Case { precision: Precision::F32, shape: Shape::square(64), threads: 1, cold: false };
         let result = case_result(
             case,
             &[

@@ -28,10 +28,6 @@ impl Shape {
     pub(crate) fn flops(&self) -> f64 {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
-
-    pub(crate) const fn b_bytes(&self) -> usize {
-        self.n * self.k * size_of::<f32>()
-    }
 }
 
 impl fmt::Display for Shape {
@@ -65,20 +61,71 @@ impl FromStr for Shape {
     }
 }
 
+/// The types of A and B; C and bias are f32 in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Precision {
+    F32,
+    /// Summed in f32.
+    Bf16,
+    /// i8, summed in i32.
+    Int8,
+    /// An f32 A, and a B of 8-bit or 4-bit integers with a scale for every group.
+    Weights,
+}
+
+impl Precision {
+    pub(crate) const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Weights];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Weights => "weights",
+        }
+    }
+
+    /// The bits of an element of B, the narrowest where there are several.
+    const fn b_bits(self) -> usize {
+        match self {
+            Self::F32 => 32,
+            Self::Bf16 => 16,
+            Self::Int8 => 8,
+            Self::Weights => 4,
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|precision| precision.name() == text);
+        known.ok_or_else(|| format!("{text:?} is no precision: f32, bf16, int8 and weights are"))
+    }
+}
+
 /// A shape under one set of conditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Case {
+    pub(crate) precision: Precision,
     pub(crate) shape: Shape,
     pub(crate) threads: usize,
     /// Whether every call finds its B in memory rather than in a cache.
     pub(crate) cold: bool,
 }
 
+impl Case {
+    pub(crate) const fn b_bytes(&self) -> usize {
+        self.shape.n * self.shape.k * self.precision.b_bits() / 8
+    }
+}
+
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.threads == 1 { "" } else { "s" };
         let cold = if self.cold { ", cold B" } else { "" };
-        write!(f, "{}, {} thread{plural}{cold}", self.shape, self.threads)
+        write!(f, "{} {}, {} thread{plural}{cold}", self.precision.name(), self.shape, self.threads)
     }
 }
 
@@ -120,22 +167,37 @@ pub(crate) fn sweep_sizes() -> Vec<usize> {
     sizes.into_iter().filter(|&size| size >= 8).collect()
 }
 
+/// The shapes that quantised weights are for: few rows.
+pub(crate) const WEIGHTS_SHAPES: [Shape; 3] =
+    [Shape::new(1, 3072, 768), Shape::new(4, 3072, 768), Shape::new(16, 3072, 768)];
+
 /// Every case of a run: one shape's cases follow each other, since they are compared.
-pub(crate) fn cases(quick: bool, only: &[Shape], threads: &[usize]) -> Vec<Case> {
-    let mut shapes: Vec<Shape> =
-        if only.is_empty() { TARGET_SHAPES.into_iter().chain(OTHER_SHAPES).collect() } else { only.to_vec() };
-    if only.is_empty() && !quick {
-        let sweep = sweep_sizes().into_iter().map(Shape::square).filter(|shape| !shapes.contains(shape));
-        shapes.extend(sweep.collect::<Vec<_>>());
-    }
+pub(crate) fn cases(quick: bool, precisions: &[Precision], only: &[Shape], threads: &[usize]) -> Vec<Case> {
     let mut cases = Vec::new();
-    for shape in shapes {
-        cases.extend(threads.iter().map(|&threads| Case { shape, threads, cold: false }));
-        if COLD_SHAPES.contains(&shape) {
-            cases.extend(threads.iter().map(|&threads| Case { shape, threads, cold: true }));
+    for &precision in precisions {
+        for shape in shapes(quick, precision, only) {
+            let cold = COLD_SHAPES.contains(&shape) || precision == Precision::Weights;
+            for cold in [false, true].into_iter().take(1 + usize::from(cold)) {
+                cases.extend(threads.iter().map(|&threads| Case { precision, shape, threads, cold }));
+            }
         }
     }
     cases
+}
+
+fn shapes(quick: bool, precision: Precision, only: &[Shape]) -> Vec<Shape> {
+    if !only.is_empty() {
+        return only.to_vec();
+    }
+    if precision == Precision::Weights {
+        return WEIGHTS_SHAPES.to_vec();
+    }
+    let mut shapes: Vec<Shape> = TARGET_SHAPES.into_iter().chain(OTHER_SHAPES).collect();
+    if !quick {
+        let sweep = sweep_sizes().into_iter().map(Shape::square).filter(|shape| !shapes.contains(shape));
+        shapes.extend(sweep.collect::<Vec<_>>());
+    }
+    shapes
 }
 
 #[cfg(test)]
@@ -155,13 +217,15 @@ mod tests {
 
     #[test]
     fn quick_cases_cover_the_targets_warm_cold_and_threaded() {
-        let cases = cases(true, &[], &[1, 2]);
+        let cases = cases(true, &[Precision::F32, Precision::Int8], &[], &[1, 2]);
         for shape in TARGET_SHAPES {
             for threads in [1, 2] {
-                assert!(cases.contains(&Case { shape, threads, cold: false }));
+                for precision in [Precision::F32, Precision::Int8] {
+                    assert!(cases.contains(&Case { precision, shape, threads, cold: false }));
+                }
             }
         }
-        assert_eq!(cases.iter().filter(|case| case.cold).count(), 4);
+        assert_eq!(cases.iter().filter(|case| case.cold).count(), 8);
         assert_eq!(cases.iter().collect::<BTreeSet<_>>().len(), cases.len());
     }
 
@@ -173,13 +237,14 @@ mod tests {
         for size in [15, 16, 17, 511, 512, 513, 2048, 333] {
             assert!(sizes.contains(&size), "{size}");
         }
-        let all = cases(false, &[], &[1]);
+        let all = cases(false, &Precision::ALL, &[], &[1]);
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
 
     #[test]
     fn cases_print_their_conditions() {
-        let case = Case { shape: Shape::new(1, 2, 3), threads: 2, cold: true };
-        assert_eq!(case.to_string(), "1x2x3, 2 threads, cold B");
+        let case = Case { precision: Precision::Bf16, shape: Shape::new(1, 2, 3), threads: 2, cold: true };
+        assert_eq!(case.to_string(), "bf16 1x2x3, 2 threads, cold B");
+        assert_eq!(case.b_bytes(), 12);
     }
 }

@@ -11,7 +11,7 @@ use crate::targets::{Outcome, Verdict};
 pub(crate) fn cases(results: &Results) -> String {
     let mut text = String::new();
     for result in &results.cases {
-        case(&mut text, result, results.peak_gflops(result.case.threads));
+        case(&mut text, result, results.peak_gflops(result.case.precision, result.case.threads));
     }
     text
 }
@@ -24,7 +24,7 @@ fn case(text: &mut String, result: &CaseResult, peak_gflops: Option<f64>) {
     for entry in entries {
         let gflops = result.case.shape.flops() / entry.median_ns();
         let rate = if entry.origin == Origin::Ceiling {
-            format!("{:9.1} GB/s   ", result.case.shape.b_bytes() as f64 / entry.median_ns())
+            format!("{:9.1} GB/s   ", result.case.b_bytes() as f64 / entry.median_ns())
         } else {
             let share =
                 peak_gflops.map_or_else(String::new, |peak| format!("{:3.0} %", 100.0 * gflops / peak));
@@ -135,7 +135,7 @@ pub(crate) fn warnings(results: &Results) -> String {
 mod tests {
     use super::*;
     use crate::results::tests::{case_result, results};
-    use crate::shapes::{Case, Shape};
+    use crate::shapes::{Case, Precision, Shape};
 
     #[test]
     fn durations_have_fitting_units() {
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_table_has_ratios_for_the_own_candidates() {
-        let case = Case { shape: Shape::square(100), threads: 1, cold: false };
+        let case = Case { precision: Precision::F32, shape: Shape::square(100), threads: 1, cold: false };
         let result = case_result(
             case,
             &[

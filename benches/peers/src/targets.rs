@@ -1,7 +1,7 @@
 //! What the engine must reach, and whether it does.
 
 use crate::results::{CaseResult, Entry, Results};
-use crate::shapes::{Case, Shape, TARGET_SHAPES};
+use crate::shapes::{Case, Precision, Shape, TARGET_SHAPES};
 use crate::stats::{Interval, geometric_mean};
 
 /// A target, and what was measured.
@@ -62,6 +62,8 @@ impl Outcome {
 const OWN: &str = "ane-matmul";
 const OWN_DYNAMIC: &str = "ane-matmul/dynamic";
 const OWN_FUSED: &str = "ane-matmul/fused";
+const OWN_INT8: &str = "ane-matmul/int8-weights";
+const OWN_INT4: &str = "ane-matmul/int4-weights";
 const READ: &str = "read of B";
 
 /// The shapes of a layer, where packing ahead must pay.
@@ -88,18 +90,54 @@ fn compare(own: Option<&Entry>, other: Option<&Entry>) -> Option<(Interval, Stri
 }
 
 fn one_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
+    match result.case.precision {
+        Precision::F32 => one_f32_case(verdicts, result),
+        Precision::Bf16 | Precision::Int8 => one_narrow_case(verdicts, result),
+        Precision::Weights => one_weights_case(verdicts, result),
+    }
+}
+
+/// bf16 and int8, where oneDNN alone has kernels.
+fn one_narrow_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
+    let Case { precision, shape, cold, .. } = result.case;
+    let own = result.entry(OWN);
+    if shape.m == 1 {
+        add(verdicts, result, "m = 1: 1.0 of the best peer", 1.0, compare(own, result.best_peer()));
+        return;
+    }
+    if !TARGET_SHAPES.contains(&shape) {
+        return;
+    }
+    let best = compare(own, result.best_peer());
+    add(verdicts, result, "constant B, bf16 and int8: 0.95 of the best peer", 0.95, best);
+    if precision == Precision::Bf16 && !cold && shape.m >= 32 {
+        let fused = compare(result.entry(OWN_FUSED), own);
+        add(verdicts, result, "bias and GELU, bf16: at most 10 % of the product", 1.0 / 1.1, fused);
+    }
+}
+
+fn one_weights_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
+    if result.case.cold && result.case.shape.m == 1 {
+        let ratio = compare(result.entry(OWN_INT4), result.entry(OWN_INT8));
+        add(verdicts, result, "4-bit weights: 1.7 times 8-bit ones, B cold", 1.7, ratio);
+    }
+}
+
+fn add(
+    verdicts: &mut Vec<Verdict>,
+    result: &CaseResult,
+    target: &'static str,
+    required: f64,
+    compared: Option<(Interval, String)>,
+) {
+    let subject = result.case.to_string();
+    verdicts.extend(compared.map(|(ratio, against)| Verdict { target, subject, against, required, ratio }));
+}
+
+fn one_f32_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
     let Case { shape, cold, .. } = result.case;
     let own = result.entry(OWN);
-    let mut add = |target, required, compared: Option<(Interval, String)>| {
-        let subject = result.case.to_string();
-        verdicts.extend(compared.map(|(ratio, against)| Verdict {
-            target,
-            subject,
-            against,
-            required,
-            ratio,
-        }));
-    };
+    let mut add = |target, required, compared| add(verdicts, result, target, required, compared);
     if shape.m == 1 {
         add("m = 1: 1.0 of the best peer", 1.0, compare(own, result.best_peer()));
         add("m = 1: 0.85 of the read bandwidth", 0.85, compare(own, result.entry(READ)));
@@ -125,16 +163,17 @@ fn one_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
     }
 }
 
-/// The geometric mean over the shapes with targets, for each number of threads.
+/// The geometric mean over the shapes with targets, for each precision and number of threads.
 fn means(verdicts: &mut Vec<Verdict>, results: &Results) {
-    let mut threads: Vec<usize> = results.cases.iter().map(|result| result.case.threads).collect();
-    threads.sort_unstable();
-    threads.dedup();
-    for threads in threads {
+    let of_case = |result: &CaseResult| (result.case.precision, result.case.threads);
+    let mut groups: Vec<(Precision, usize)> = results.cases.iter().map(of_case).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    for (precision, threads) in groups {
         let compared: Vec<(&Entry, &Entry)> = results
             .cases
             .iter()
-            .filter(|result| result.case.threads == threads && !result.case.cold)
+            .filter(|result| of_case(result) == (precision, threads) && !result.case.cold)
             .filter(|result| TARGET_SHAPES.contains(&result.case.shape))
             .filter_map(|result| Some((result.entry(OWN)?, result.best_peer()?)))
             .collect();
@@ -151,7 +190,7 @@ fn means(verdicts: &mut Vec<Verdict>, results: &Results) {
             .collect();
         verdicts.push(Verdict {
             target: "constant B: geometric mean above 1.00",
-            subject: format!("{} shapes, {threads} thread(s)", compared.len()),
+            subject: format!("{}, {} shapes, {threads} thread(s)", precision.name(), compared.len()),
             against: "the best peer of each".to_owned(),
             required: 1.0,
             ratio: Interval::of(&means),
@@ -196,7 +235,7 @@ mod tests {
     }
 
     fn case(shape: Shape, threads: usize) -> Case {
-        Case { shape, threads, cold: false }
+        Case { precision: Precision::F32, shape, threads, cold: false }
     }
 
     #[test]
@@ -262,6 +301,29 @@ mod tests {
         assert_eq!((doubled.ratio.low, doubled.ratio.high), (1.8, 1.9));
         assert!(doubled.is_met());
         assert!(verdict(&verdicts, "threads: never slower").is_met());
+    }
+
+    #[test]
+    fn narrow_types_have_targets_of_their_own() {
+        let bf16 = Case { precision: Precision::Bf16, ..case(LAYER_SHAPES[0], 1) };
+        let of_bf16 = case_result(
+            bf16,
+            &[
+                (OWN, Kind::Packed, Origin::Own, &[10.0, 10.0]),
+                (OWN_FUSED, Kind::Fused, Origin::Own, &[11.5, 11.5]),
+                ("onednn-pypi", Kind::Packed, Origin::NativeLibrary, &[9.6, 9.6]),
+            ],
+        );
+        let cold = Case { precision: Precision::Weights, cold: true, ..case(Shape::new(1, 3072, 768), 1) };
+        let of_weights = case_result(
+            cold,
+            &[(OWN_INT4, Kind::Packed, Origin::Own, &[10.0]), (OWN_INT8, Kind::Packed, Origin::Own, &[17.5])],
+        );
+        let verdicts = verdicts(&results(vec![of_bf16, of_weights]));
+        assert_eq!(verdicts.len(), 3);
+        assert!(verdict(&verdicts, "constant B, bf16").is_met());
+        assert!(!verdict(&verdicts, "bias and GELU, bf16").is_met());
+        assert!(verdict(&verdicts, "4-bit weights").is_met());
     }
 
     #[test]

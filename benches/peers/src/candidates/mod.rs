@@ -6,7 +6,7 @@ mod own;
 mod rust_crates;
 
 use crate::operands::Operands;
-use crate::shapes::Case;
+use crate::shapes::{Case, Precision};
 
 pub(crate) use blas::{BlasLibrary, BlasName};
 
@@ -30,6 +30,11 @@ pub(crate) trait Candidate {
 
     /// Whose it is: the ratios compare the project's with the best of the others.
     fn origin(&self) -> Origin;
+
+    /// What it computes.
+    fn does(&self, precision: Precision) -> bool {
+        precision == Precision::F32
+    }
 
     /// Everything that does not belong to a run: packing, compiling. An error says why this
     /// candidate does not do this case.

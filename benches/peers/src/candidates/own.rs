@@ -1,24 +1,30 @@
 //! This crate.
 
 use ane_matmul::{
-    Activation, BackendId, CompileOptions, Executor, Inputs, MatMul, Tensor, TensorView, TensorViewMut,
-    Threads, Weights,
+    Activation, AnyView, BackendId, CompileOptions, ElementType, ElementTypes, Executor, Inputs, MatMul,
+    Quantization, TensorView, TensorViewMut, Threads, Weights, quantize::WeightScheme,
 };
 
 use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
-use crate::operands::Operands;
-use crate::shapes::{Case, Shape};
+use crate::operands::{Narrow, Operands};
+use crate::shapes::{Case, Precision, Shape};
 
 struct Own {
     name: &'static str,
     kind: Kind,
+    /// The type of a weight-only B.
+    weights: Option<ElementType>,
 }
 
 pub(super) fn add(candidates: &mut Candidates) {
     candidates.add_peer("ane-matmul", crate::machine::own_version());
-    candidates.add(Own { name: "ane-matmul", kind: Kind::Packed });
-    candidates.add(Own { name: "ane-matmul/dynamic", kind: Kind::Plain });
-    candidates.add(Own { name: "ane-matmul/fused", kind: Kind::Fused });
+    let own = |name, kind| Own { name, kind, weights: None };
+    candidates.add(own("ane-matmul", Kind::Packed));
+    candidates.add(own("ane-matmul/dynamic", Kind::Plain));
+    candidates.add(own("ane-matmul/fused", Kind::Fused));
+    let of_weights = |name, element| Own { name, kind: Kind::Packed, weights: Some(element) };
+    candidates.add(of_weights("ane-matmul/int8-weights", ElementType::I8));
+    candidates.add(of_weights("ane-matmul/int4-weights", ElementType::I4));
 }
 
 impl Candidate for Own {
@@ -34,32 +40,81 @@ impl Candidate for Own {
         Origin::Own
     }
 
+    fn does(&self, precision: Precision) -> bool {
+        self.weights.is_some() == (precision == Precision::Weights)
+    }
+
     fn prepare(&self, case: &Case, operands: &Operands) -> Result<Box<dyn Product>, String> {
-        let executors = executors(self.kind, case, operands).map_err(|error| error.to_string())?;
+        let executors = self.executors(case, operands).map_err(|error| error.to_string())?;
         Ok(Box::new(OwnProduct { executors, kind: self.kind, rotation: Rotation::default() }))
     }
 }
 
-/// One for each copy of a constant B; a B that comes with the run needs one alone.
-fn executors(kind: Kind, case: &Case, operands: &Operands) -> ane_matmul::Result<Vec<Executor>> {
-    let Shape { m, n, k } = case.shape;
-    let options = CompileOptions::default().threads(Threads::count(case.threads)?);
-    let fused = kind == Kind::Fused;
-    let activation = if fused { Activation::Gelu } else { Activation::None };
-    let product = MatMul::builder(m, n, k)
-        .constant_b(kind != Kind::Plain)
-        .bias(fused)
-        .activation(activation)
-        .build()?;
-    if kind == Kind::Plain {
-        return Ok(vec![product.compile(&BackendId::CPU, None, &options)?.executor()?]);
+impl Own {
+    /// One for each copy of a constant B; a B that comes with the run needs one alone.
+    fn executors(&self, case: &Case, operands: &Operands) -> ane_matmul::Result<Vec<Executor>> {
+        let Shape { m, n, k } = case.shape;
+        let options = CompileOptions::default().threads(Threads::count(case.threads)?);
+        let fused = self.kind == Kind::Fused;
+        let activation = if fused { Activation::Gelu } else { Activation::None };
+        let (types, quantization) = match (case.precision, self.weights) {
+            (_, Some(b)) => {
+                let quantization = Quantization { b: WeightScheme::INT4.scheme, ..Quantization::default() };
+                (ElementTypes { b, scales: ElementType::F16, ..ElementTypes::F32 }, quantization)
+            }
+            (Precision::Bf16, _) => (ElementTypes::BF16, Quantization::default()),
+            (Precision::Int8, _) => {
+                let types = ElementTypes { output: ElementType::F32, ..ElementTypes::INT8 };
+                (types, Quantization::default())
+            }
+            _ => (ElementTypes::F32, Quantization::default()),
+        };
+        let product = MatMul::builder(m, n, k)
+            .types(types)
+            .quantization(quantization)
+            .constant_b(self.kind != Kind::Plain)
+            .bias(fused)
+            .activation(activation)
+            .build()?;
+        if self.kind == Kind::Plain {
+            return Ok(vec![product.compile(&BackendId::CPU, None, &options)?.executor()?]);
+        }
+        let compile =
+            |weights: &Weights| product.compile(&BackendId::CPU, Some(weights), &options)?.executor();
+        if let (Narrow::Weights(quantized), Some(element)) = (&operands.narrow, self.weights) {
+            let of_element = if element == ElementType::I8 { &quantized.int8 } else { &quantized.int4 };
+            return of_element.iter().map(compile).collect();
+        }
+        (0..operands.copies_of_b()).map(|copy| compile(&Weights::new(b(operands, copy))?)).collect()
     }
-    let compile = |b: &crate::operands::Buffer| {
-        let weights = Weights::from_tensor(Tensor::from_vec(b.as_slice().to_vec(), k, n)?);
-        product.compile(&BackendId::CPU, Some(&weights), &options)?.executor()
-    };
-    operands.b.iter().map(compile).collect()
 }
+
+fn a(operands: &Operands) -> AnyView<'_> {
+    let Shape { m, k, .. } = operands.shape;
+    match &operands.narrow {
+        Narrow::Nothing | Narrow::Weights(_) => view(operands.a.as_slice(), m, k),
+        Narrow::Bf16(pair) => view(pair.a.as_slice(), m, k),
+        Narrow::Int8(pair) => view(pair.a.as_slice(), m, k),
+    }
+}
+
+fn b(operands: &Operands, copy: usize) -> AnyView<'_> {
+    let Shape { n, k, .. } = operands.shape;
+    match &operands.narrow {
+        Narrow::Nothing | Narrow::Weights(_) => view(operands.b[copy].as_slice(), k, n),
+        Narrow::Bf16(pair) => view(pair.b[copy].as_slice(), k, n),
+        Narrow::Int8(pair) => view(pair.b[copy].as_slice(), k, n),
+    }
+}
+
+fn view<'a, T: ane_matmul::Element>(data: &'a [T], rows: usize, cols: usize) -> AnyView<'a>
+where
+    TensorView<'a, T>: Into<AnyView<'a>>,
+{
+    TensorView::new(data, rows, cols).expect(VALID).into()
+}
+
+const VALID: &str = "buffers have the shape's sizes";
 
 struct OwnProduct {
     executors: Vec<Executor>,
@@ -69,23 +124,21 @@ struct OwnProduct {
 
 impl Product for OwnProduct {
     fn run(&mut self, operands: &mut Operands, calls: usize) {
-        let Operands { shape: Shape { m, n, k }, a, b, bias, c } = operands;
-        let view = "buffers have the shape's sizes";
-        let a = TensorView::new(a.as_slice(), *m, *k).expect(view);
-        let bias = bias.as_slice();
+        let Shape { m, n, .. } = operands.shape;
+        let mut c = std::mem::take(&mut operands.c);
+        let a = a(operands);
+        let bias = operands.bias.as_slice();
         for _ in 0..calls {
-            let copy = self.rotation.next(b.len());
+            let copy = self.rotation.next(operands.copies_of_b());
             let inputs = Inputs::new(a);
             let (executor, inputs) = match self.kind {
-                Kind::Plain => {
-                    let b = TensorView::new(b[copy].as_slice(), *k, *n).expect(view);
-                    (&mut self.executors[0], inputs.b(b))
-                }
+                Kind::Plain => (&mut self.executors[0], inputs.b(b(operands, copy))),
                 Kind::Packed => (&mut self.executors[copy], inputs),
                 Kind::Fused => (&mut self.executors[copy], inputs.bias(bias)),
             };
-            let c = TensorViewMut::new(c.as_mut_slice(), *m, *n).expect(view);
+            let c = TensorViewMut::new(c.as_mut_slice(), m, n).expect(VALID);
             executor.run(&inputs, c).expect("a valid run");
         }
+        operands.c = c;
     }
 }

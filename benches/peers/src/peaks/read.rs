@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::candidates::{Candidate, Kind, Origin, Product, Rotation};
-use crate::operands::Operands;
-use crate::shapes::Case;
+use crate::operands::{Narrow, Operands};
+use crate::shapes::{Case, Precision};
 
 /// Reads all of `data` once.
 pub(super) fn read(data: &[f32]) {
@@ -83,6 +83,10 @@ impl Candidate for ReadB {
         Origin::Ceiling
     }
 
+    fn does(&self, precision: Precision) -> bool {
+        precision != Precision::Weights
+    }
+
     fn prepare(&self, case: &Case, _: &Operands) -> Result<Box<dyn Product>, String> {
         if case.shape.m != 1 {
             return Err("for m = 1 alone".to_owned());
@@ -101,7 +105,12 @@ impl Product for ReadProduct {
     fn run(&mut self, operands: &mut Operands, calls: usize) {
         let Self { helpers, rotation } = self;
         for _ in 0..calls {
-            let b = operands.b[rotation.next(operands.b.len())].as_slice();
+            let copy = rotation.next(operands.copies_of_b());
+            let b = match &operands.narrow {
+                Narrow::Nothing | Narrow::Weights(_) => operands.b[copy].words(),
+                Narrow::Bf16(pair) => pair.b[copy].words(),
+                Narrow::Int8(pair) => pair.b[copy].words(),
+            };
             let mut parts = b.chunks(b.len().div_ceil(helpers.len() + 1));
             let own = parts.next().unwrap_or_default();
             for helper in helpers.iter_mut() {

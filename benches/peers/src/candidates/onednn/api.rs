@@ -12,8 +12,15 @@ type Status = c_int;
 
 const CPU: c_int = 1;
 const IN_ORDER: c_uint = 1;
-const F32: c_int = 3;
 const WEIGHTS_DESCRIPTOR: c_int = 131;
+
+/// `dnnl_data_type_t`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Type {
+    Bf16 = 2,
+    F32 = 3,
+    S8 = 5,
+}
 
 /// `dnnl_format_tag_t`.
 #[derive(Debug, Clone, Copy)]
@@ -210,21 +217,28 @@ impl Api {
         format!("{major}.{minor}.{patch}, instructions {instructions} ({instruction_set:#x})")
     }
 
-    pub(super) fn descriptor(&self, dimensions: [usize; 2], tag: Tag) -> Result<Descriptor<'_>, String> {
+    pub(super) fn descriptor(
+        &self,
+        dimensions: [usize; 2],
+        element: Type,
+        tag: Tag,
+    ) -> Result<Descriptor<'_>, String> {
         let dimensions = dimensions.map(|size| i64::try_from(size).expect("a matrix that fits memory"));
-        let (dimensions, tag) = (dimensions.as_ptr(), tag as c_int);
+        let (dimensions, element, tag) = (dimensions.as_ptr(), element as c_int, tag as c_int);
         match &self.major {
             Major::Two(two) => {
                 let mut words = Box::new([0u64; TWO_DESCRIPTOR_WORDS]);
                 let place = words.as_mut_ptr().cast();
                 // SAFETY: the place is larger than the struct that is written to it.
-                check("memory descriptor", unsafe { (two.descriptor_init)(place, 2, dimensions, F32, tag) })?;
+                check("memory descriptor", unsafe {
+                    (two.descriptor_init)(place, 2, dimensions, element, tag)
+                })?;
                 Ok(Descriptor::Two(words))
             }
             Major::Three(three) => {
                 // SAFETY: two dimensions are given.
                 let handle = created("memory descriptor", |handle| unsafe {
-                    (three.descriptor_create)(handle, 2, dimensions, F32, tag)
+                    (three.descriptor_create)(handle, 2, dimensions, element, tag)
                 })?;
                 Ok(Descriptor::Three(handle, three))
             }

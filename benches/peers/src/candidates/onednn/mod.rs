@@ -3,16 +3,16 @@
 mod api;
 
 use std::env;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use libloading::Library;
 
-use self::api::{Api, Argument, BIAS, DESTINATION, Handle, SOURCE, Tag, WEIGHTS};
+use self::api::{Api, Argument, BIAS, DESTINATION, Handle, SOURCE, Tag, Type, WEIGHTS};
 use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
-use crate::operands::Operands;
-use crate::shapes::{Case, Shape};
+use crate::operands::{Buffer, Narrow, Operands};
+use crate::shapes::{Case, Precision, Shape};
 
 /// Where the newer oneDNN is: `scripts/bench` sets it.
 const PATH_VARIABLE: &str = "ANE_MATMUL_PEERS_ONEDNN";
@@ -80,6 +80,10 @@ impl Candidate for OneDnnCandidate {
         Origin::NativeLibrary
     }
 
+    fn does(&self, precision: Precision) -> bool {
+        precision != Precision::Weights
+    }
+
     fn prepare(&self, case: &Case, operands: &Operands) -> Result<Box<dyn Product>, String> {
         // The kernels are chosen for the number of threads that is set when they are.
         self.library.set_threads(case.threads);
@@ -126,16 +130,33 @@ struct OneDnnProduct {
     rotation: Rotation,
 }
 
+/// The type of A and B, A, and the copies of B. oneDNN's memory is never const; these are only read.
+fn inputs(operands: &Operands) -> (Type, *mut c_void, Vec<*mut c_void>) {
+    fn starts<T: Copy + Default>(b: &[Buffer<T>]) -> Vec<*mut c_void> {
+        b.iter().map(start).collect()
+    }
+    match &operands.narrow {
+        Narrow::Nothing | Narrow::Weights(_) => (Type::F32, start(&operands.a), starts(&operands.b)),
+        Narrow::Bf16(pair) => (Type::Bf16, start(&pair.a), starts(&pair.b)),
+        Narrow::Int8(pair) => (Type::S8, start(&pair.a), starts(&pair.b)),
+    }
+}
+
+fn start<T: Copy + Default>(buffer: &Buffer<T>) -> *mut c_void {
+    buffer.as_slice().as_ptr().cast_mut().cast()
+}
+
 impl OneDnnProduct {
     fn build(&mut self, shape: Shape, fused: bool, operands: &Operands) -> Result<(), String> {
         let library = self.library.clone();
         let api = &library.api;
         let Shape { m, n, k } = shape;
-        let source = api.descriptor([m, k], Tag::RowMajor)?;
-        let plain = api.descriptor([k, n], Tag::RowMajor)?;
-        let wanted = api.descriptor([k, n], if self.packed { Tag::Any } else { Tag::RowMajor })?;
-        let destination = api.descriptor([m, n], Tag::RowMajor)?;
-        let bias = if fused { Some(api.descriptor([1, n], Tag::RowMajor)?) } else { None };
+        let (element, a, copies_of_b) = inputs(operands);
+        let source = api.descriptor([m, k], element, Tag::RowMajor)?;
+        let plain = api.descriptor([k, n], element, Tag::RowMajor)?;
+        let wanted = api.descriptor([k, n], element, if self.packed { Tag::Any } else { Tag::RowMajor })?;
+        let destination = api.descriptor([m, n], Type::F32, Tag::RowMajor)?;
+        let bias = if fused { Some(api.descriptor([1, n], Type::F32, Tag::RowMajor)?) } else { None };
         let attributes = if fused { api.gelu_attributes()? } else { std::ptr::null_mut() };
         let description = api.matmul([&source, &wanted, &destination], bias.as_ref(), attributes);
         if fused {
@@ -143,10 +164,8 @@ impl OneDnnProduct {
         }
         let description = description?;
         let packing = api.weights_descriptor(description);
-        for copy in &operands.b {
-            // oneDNN's memory is never const; these arguments are only read.
-            let data = copy.as_slice().as_ptr().cast_mut().cast();
-            let in_place = api.memory(plain.as_ptr(), data)?;
+        for copy in copies_of_b {
+            let in_place = api.memory(plain.as_ptr(), copy)?;
             if !self.packed {
                 self.copies.push(in_place);
                 continue;
@@ -165,15 +184,15 @@ impl OneDnnProduct {
         }
         // After the descriptor of the packed weights was used: it belongs to the description.
         self.primitive = api.primitive(description)?;
-        let mut add = |index, descriptor: &api::Descriptor<'_>, data: *const f32| {
-            let memory = api.memory(descriptor.as_ptr(), data.cast_mut().cast())?;
+        let mut add = |index, descriptor: &api::Descriptor<'_>, data: *mut c_void| {
+            let memory = api.memory(descriptor.as_ptr(), data)?;
             self.arguments.push(Argument { index, memory });
             Ok::<(), String>(())
         };
-        add(SOURCE, &source, operands.a.as_slice().as_ptr())?;
-        add(DESTINATION, &destination, operands.c.as_slice().as_ptr())?;
+        add(SOURCE, &source, a)?;
+        add(DESTINATION, &destination, start(&operands.c))?;
         if let Some(bias) = &bias {
-            add(BIAS, bias, operands.bias.as_slice().as_ptr())?;
+            add(BIAS, bias, start(&operands.bias))?;
         }
         self.arguments.push(Argument { index: WEIGHTS, memory: self.copies[0] });
         Ok(())
