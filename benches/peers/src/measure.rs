@@ -88,10 +88,9 @@ pub(crate) fn run_case(
     let reference = so_far.entries.is_empty().then(|| Reference::new(&operands));
     let mut not_run = Vec::new();
     let mut contestants = Vec::new();
-    let takes_part = |candidate: &&Box<dyn Candidate>| {
-        candidate.does(case.precision) && !so_far.is_wrong(candidate.name())
-    };
-    for candidate in candidates.iter().filter(takes_part) {
+    let takes_part =
+        |candidate: &dyn Candidate| candidate.does(case.precision) && !so_far.is_wrong(candidate.name());
+    for candidate in candidates.iter().filter(|candidate| takes_part(candidate.as_ref())) {
         let mut refuse = |reason, wrong| {
             not_run.push(NotRun { candidate: candidate.name().to_owned(), reason, wrong });
         };

@@ -26,8 +26,12 @@ use crate::options::{CompileOptions, Device};
 use crate::quantization::{QuantA, QuantB, Quantization};
 use crate::weights::Weights;
 
+pub(super) use rows::RowTerms;
 use run::DotRun;
 use words::PackedWords;
+
+/// Rows of words that are a multiple of so many apart meet in one set of a first-level cache of 64 sets.
+const SET_WORDS: usize = 1024;
 
 /// What a product's words hold; `None` for products that these instructions cannot compute.
 fn lane_of(product: &MatMul) -> Option<Lane> {

@@ -1,17 +1,22 @@
 //! Rows of A as words, with what follows their sums.
 
 use super::super::kernel::Lane;
+use super::super::pack::Matrix;
+#[cfg(all(target_arch = "x86_64", feature = "half"))]
+use super::super::simd::avx512_dot::any_subnormal;
+#[cfg(target_arch = "x86_64")]
+use super::super::simd::avx512_dot::copy_unsigned;
 use super::super::typed::Plan;
 use super::super::typed::load::{Part, floats, quantized, scale_for};
-#[cfg(feature = "half")]
-use super::words::is_subnormal;
+use super::SET_WORDS;
+use super::words::lane_elements;
 use crate::element::ElementType;
 use crate::quantization::QuantA;
 use crate::view::AnyView;
 
 /// What turns the sums of a row into those of the description.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct RowTerms {
+pub(in super::super) struct RowTerms {
     /// Added to each sum, modulo 2^32.
     pub add: i32,
     /// The scale of the row.
@@ -25,14 +30,54 @@ pub(super) fn offset(plan: &Plan) -> i32 {
 }
 
 /// Whether an element of a bf16 A is subnormal, which the instruction would take for 0.
-pub(super) fn has_subnormals(view: &AnyView<'_>) -> bool {
+///
+/// # Safety
+/// AVX-512 is there.
+pub(super) unsafe fn has_subnormals(view: &AnyView<'_>) -> bool {
     match view {
         #[cfg(feature = "half")]
         AnyView::Bf16(view) => view.layout().row_spans().any(|(_, _, span)| {
-            view.data()[span].iter().fold(false, |any, x| any | is_subnormal(x.to_bits()))
+            let row = &view.data()[span];
+            // SAFETY: a bf16 is its 16 bits; AVX-512 is there by the function's own contract.
+            #[cfg(target_arch = "x86_64")]
+            let any = unsafe { any_subnormal(std::slice::from_raw_parts(row.as_ptr().cast(), row.len())) };
+            #[cfg(not(target_arch = "x86_64"))]
+            let any = row.iter().any(|x| super::words::is_subnormal(x.to_bits()));
+            any
         }),
         _ => false,
     }
+}
+
+/// The rows of op(A) from `row` on where they are words as they lie; the terms of each are then
+/// [`direct_terms`].
+pub(super) fn direct(plan: &Plan, lane: Lane, a: &AnyView<'_>, item: usize, row: usize) -> Option<Matrix> {
+    let product = &plan.product;
+    if product.transpose_a() {
+        return None;
+    }
+    let elements = lane_elements(lane);
+    let layout = a.layout();
+    let stride = layout.leading_dimension();
+    let index = layout.item_offset(item) + row * stride;
+    let start: *const f32 = match (lane, a) {
+        #[cfg(feature = "half")]
+        (Lane::Bf16Pair, AnyView::Bf16(view)) => view.data()[index..].as_ptr().cast(),
+        (Lane::Int8Quad, AnyView::U8(view)) if product.quantization().b.zero_point() == 0 => {
+            view.data()[index..].as_ptr().cast()
+        }
+        _ => return None,
+    };
+    let whole = product.k().is_multiple_of(elements)
+        && stride.is_multiple_of(elements)
+        && !(stride / elements).is_multiple_of(SET_WORDS)
+        && start.is_aligned();
+    whole.then_some(Matrix { start, stride: stride / elements, transposed: false })
+}
+
+/// What follows the sums of rows that are read as they lie.
+pub(super) fn direct_terms(plan: &Plan) -> RowTerms {
+    RowTerms { add: 0, scale: plan.scales.a }
 }
 
 /// Writes row `row` of op(A) as words, 0 past its end, and says what follows its sums.
@@ -83,6 +128,12 @@ pub(super) unsafe fn write(
         Lane::Int8Quad => {
             let out = &mut bytes(words)[..k];
             match a {
+                #[cfg(target_arch = "x86_64")]
+                AnyView::I8(view) if step == 1 => {
+                    let from = &view.data()[first..first + k];
+                    // SAFETY: as many bytes are there as are written; AVX-512 is, by the function's contract.
+                    unsafe { copy_unsigned(from.as_ptr(), k, out.as_mut_ptr()) };
+                }
                 AnyView::I8(view) => copy(view.data(), first, step, out, |x| x.cast_unsigned() ^ 0x80),
                 AnyView::U8(view) => copy(view.data(), first, step, out, |x| x),
                 _ => {

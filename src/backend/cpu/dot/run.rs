@@ -7,14 +7,16 @@ use super::super::finish::Finish;
 use super::super::kernel::{Kernels, Lane, TileFn};
 use super::super::pack::{Matrix, Panels};
 use super::super::product::{Area, B, Part, Visitor, visit};
+#[cfg(target_arch = "x86_64")]
+use super::super::simd::avx512_dot::{Dequantize, dequantize};
 use super::super::split::{Share, Split};
 use super::super::tile::Tile;
 use super::super::typed::Plan;
 use super::super::typed::TypedRun;
 use super::super::typed::finish::Output;
-use super::DotPlan;
-use super::rows::{RowTerms, has_subnormals, offset, write};
+use super::rows::{RowTerms, direct, direct_terms, has_subnormals, offset, write};
 use super::words::words;
+use super::{DotPlan, SET_WORDS};
 use crate::activation::Activation;
 use crate::alloc;
 use crate::backend::{Run, RunArgs};
@@ -24,9 +26,6 @@ use crate::view::AnyView;
 
 /// Rows whose sums lie in scratch memory, where C cannot hold them: four strips of tiles.
 const ROWS_APART: usize = 56;
-
-/// Rows of words that are a multiple of so many apart meet in one set of a first-level cache of 64 sets.
-const SET_WORDS: usize = 1024;
 
 pub(super) struct DotRun {
     plan: Arc<DotPlan>,
@@ -84,7 +83,8 @@ impl DotRun {
 
 impl Run for DotRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
-        if let Some(exact) = self.exact.as_mut().filter(|_| has_subnormals(&args.a)) {
+        // SAFETY: the kernels of a plan are of AVX-512.
+        if let Some(exact) = self.exact.as_mut().filter(|_| unsafe { has_subnormals(&args.a) }) {
             return exact.run(args);
         }
         let plan = &*self.plan;
@@ -157,14 +157,21 @@ impl Call<'_> {
         let product = &plan.typed.product;
         let (rows, cols) = (share.rows.len(), share.cols.len());
         let (k, stride) = (words(plan.lane, product.k()), a_stride(plan));
-        let a = scratch.a.start_mut();
-        for (i, row) in share.rows.clone().enumerate() {
-            // SAFETY: the buffer has room for a block's rows.
-            let out = unsafe { std::slice::from_raw_parts_mut(a.add(i * stride).cast::<u32>(), k) };
-            // SAFETY: the kernels of a plan are of AVX-512.
-            scratch.terms[i] =
-                unsafe { write(&plan.typed, plan.lane, &self.a, item, row, out, &mut scratch.row) };
-        }
+        let direct = direct(&plan.typed, plan.lane, &self.a, item, share.rows.start);
+        let a = if let Some(a) = direct {
+            scratch.terms[..rows].fill(direct_terms(&plan.typed));
+            a
+        } else {
+            let a = scratch.a.start_mut();
+            for (i, row) in share.rows.clone().enumerate() {
+                // SAFETY: the buffer has room for a block's rows.
+                let out = unsafe { std::slice::from_raw_parts_mut(a.add(i * stride).cast::<u32>(), k) };
+                // SAFETY: the kernels of a plan are of AVX-512.
+                scratch.terms[i] =
+                    unsafe { write(&plan.typed, plan.lane, &self.a, item, row, out, &mut scratch.row) };
+            }
+            Matrix { start: a.cast_const(), stride, transposed: false }
+        };
         let layout = self.output.layout();
         let in_place = plan.in_place();
         let (c, c_stride) = if in_place {
@@ -181,7 +188,7 @@ impl Call<'_> {
             rows,
             cols,
             k,
-            a: Matrix { start: a.cast_const(), stride, transposed: false },
+            a,
             pack_a: false,
             b: B::Packed(Panels::packed(plan.kernels, start, k, product.n() - share.cols.start)),
             finish: Some(self.finish(item, share, c, c_stride)),
@@ -296,38 +303,24 @@ impl<'a> IntegerSums<'a> {
 
     /// # Safety
     /// The part's C holds its sums, and nothing else accesses it meanwhile; AVX-512 is there.
-    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512vl"))]
     unsafe fn scale(&self, part: &Finish, area: Area) {
-        let sums = &self.column_sums[area.col..area.col + area.cols];
-        for i in 0..area.rows {
-            let terms = self.terms[area.row + i];
-            // SAFETY: by the function's own contract; sums and results are of 4 bytes.
-            let row = unsafe { std::slice::from_raw_parts_mut(part.c.add(i * part.c_stride), area.cols) };
-            let exact = |bits: f32, sum: i32| {
-                bits.to_bits()
-                    .cast_signed()
-                    .wrapping_sub(self.offset.wrapping_mul(sum))
-                    .wrapping_add(terms.add)
+        #[cfg(target_arch = "x86_64")]
+        {
+            let cols = area.col..area.col + area.cols;
+            let sums = Dequantize {
+                c: part.c,
+                c_stride: part.c_stride,
+                rows: &self.terms[area.row..area.row + area.rows],
+                column_sums: &self.column_sums[cols.clone()],
+                offset: self.offset,
+                columns: self.columns.map(|columns| &columns[cols]),
+                shared: self.shared,
+                whole: self.whole,
             };
-            #[allow(clippy::cast_precision_loss, reason = "rounded, as documented")]
-            match self.columns {
-                _ if self.whole => {
-                    for (x, &sum) in row.iter_mut().zip(sums) {
-                        *x = f32::from_bits(exact(*x, sum).cast_unsigned());
-                    }
-                }
-                Some(columns) => {
-                    for ((x, &sum), &column) in row.iter_mut().zip(sums).zip(&columns[area.col..]) {
-                        *x = exact(*x, sum) as f32 * (terms.scale * column);
-                    }
-                }
-                None => {
-                    let factor = terms.scale * self.shared;
-                    for (x, &sum) in row.iter_mut().zip(sums) {
-                        *x = exact(*x, sum) as f32 * factor;
-                    }
-                }
-            }
+            // SAFETY: by the function's own contract.
+            unsafe { dequantize(&sums) };
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("kernels of AVX-512 at {part:?}, {area:?}")
     }
 }

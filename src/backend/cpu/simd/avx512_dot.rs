@@ -1,7 +1,10 @@
 //! Dot products of several narrow elements in a lane: AVX-512 BF16 and VNNI.
 
-use std::arch::x86_64::{_mm512_castps_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32};
+#![allow(clippy::wildcard_imports, reason = "instructions have long names")]
 
+use std::arch::x86_64::*;
+
+use super::super::dot::RowTerms;
 use super::super::tile::Dot;
 use super::avx512::Avx512;
 
@@ -36,6 +39,100 @@ impl Dot<Avx512> for Int8Quads {
         unsafe {
             let bits = |x: Avx512| _mm512_castps_si512(x.0);
             Avx512(_mm512_castsi512_ps(_mm512_dpbusd_epi32(bits(sum), bits(a), bits(b))))
+        }
+    }
+}
+
+/// The first `count` lanes of at most 64.
+const fn lanes(count: usize) -> __mmask64 {
+    if count >= 64 { !0 } else { (1 << count) - 1 }
+}
+
+/// Copies bytes with their highest bits turned over: i8 to u8, 128 more.
+///
+/// # Safety
+/// AVX-512 F and BW are there; `from` has `count` bytes, and at `to` there is room for them.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(in super::super) unsafe fn copy_unsigned(from: *const i8, count: usize, to: *mut u8) {
+    let highest = _mm512_set1_epi8(i8::MIN);
+    let mut first = 0;
+    while first < count {
+        let mask = lanes(count - first);
+        // SAFETY: masked-out bytes are not touched, others are there by the function's own contract.
+        unsafe {
+            let x = _mm512_maskz_loadu_epi8(mask, from.add(first));
+            _mm512_mask_storeu_epi8(to.add(first).cast(), mask, _mm512_xor_si512(x, highest));
+        }
+        first += 64;
+    }
+}
+
+/// Whether a bf16 is subnormal: neither 0 nor with a bit in its exponent.
+///
+/// # Safety
+/// AVX-512 F and BW are there.
+#[cfg(feature = "half")]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(in super::super) unsafe fn any_subnormal(elements: &[u16]) -> bool {
+    let (exponent, fraction) = (_mm512_set1_epi16(0x7f80), _mm512_set1_epi16(0x007f));
+    let mut any = 0;
+    for part in elements.chunks(32) {
+        #[allow(clippy::cast_possible_truncation, reason = "32 lanes")]
+        let mask = lanes(part.len()) as u32;
+        // SAFETY: masked-out elements are not touched.
+        let x = unsafe { _mm512_maskz_loadu_epi16(mask, part.as_ptr().cast()) };
+        any |= _mm512_testn_epi16_mask(x, exponent) & _mm512_test_epi16_mask(x, fraction);
+    }
+    any != 0
+}
+
+/// What turns sums over unsigned elements of A into those of the description, in place.
+pub(in super::super) struct Dequantize<'a> {
+    /// i32 sums; results.
+    pub c: *mut f32,
+    pub c_stride: usize,
+    pub rows: &'a [RowTerms],
+    /// The sums of B's columns.
+    pub column_sums: &'a [i32],
+    /// What column sums are multiplied by and taken off.
+    pub offset: i32,
+    /// The scale of each column, or else the one of all.
+    pub columns: Option<&'a [f32]>,
+    pub shared: f32,
+    /// Whether the results are the sums, as i32.
+    pub whole: bool,
+}
+
+/// # Safety
+/// AVX-512 F is there; C has the rows and, in each, as many columns as there are column sums and scales of
+/// columns; nothing else accesses it meanwhile.
+#[target_feature(enable = "avx512f")]
+pub(in super::super) unsafe fn dequantize(s: &Dequantize<'_>) {
+    let offset = _mm512_set1_epi32(s.offset);
+    for (part, sums) in s.column_sums.chunks(16).enumerate() {
+        #[allow(clippy::cast_possible_truncation, reason = "16 lanes")]
+        let mask = lanes(sums.len()) as u16;
+        let first = part * 16;
+        // SAFETY: masked-out lanes are not touched; the others are there by the function's own contract.
+        unsafe {
+            let taken_off = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(mask, sums.as_ptr()), offset);
+            let scales = match s.columns {
+                Some(columns) => _mm512_maskz_loadu_ps(mask, columns[first..].as_ptr()),
+                None => _mm512_set1_ps(s.shared),
+            };
+            let mut c = s.c.add(first);
+            for &RowTerms { add, scale } in s.rows {
+                let sums = _mm512_maskz_loadu_epi32(mask, c.cast());
+                let sums = _mm512_add_epi32(_mm512_sub_epi32(sums, taken_off), _mm512_set1_epi32(add));
+                let result = if s.whole {
+                    sums
+                } else {
+                    let factor = _mm512_mul_ps(_mm512_set1_ps(scale), scales);
+                    _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), factor))
+                };
+                _mm512_mask_storeu_epi32(c.cast(), mask, result);
+                c = c.wrapping_add(s.c_stride);
+            }
         }
     }
 }
