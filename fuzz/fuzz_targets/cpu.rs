@@ -1,0 +1,267 @@
+//! The CPU engine against the float64 reference: shapes, strides, types, schemes and numbers at random.
+#![no_main]
+
+use ane_matmul::accuracy::Reference;
+use ane_matmul::{
+    Activation, AnyView, BackendId, CompileOptions, ElementType, ElementTypes, Inputs, Layout, MatMul,
+    NibbleOrder, QuantA, QuantB, QuantOutput, Quantization, Random, Tensor, Threads, Weights,
+};
+use ane_matmul_fuzz::operands::{Contents, Operand};
+use ane_matmul_fuzz::products::{OPERANDS, Scheme, Size, Type};
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+
+use ElementType::{Bf16, F16, F32, I4, I8, I32, U4, U8};
+
+const FLOATS: [ElementType; 3] = [F32, F16, Bf16];
+
+#[derive(Debug, Arbitrary)]
+struct Case {
+    sizes: [Size; 3],
+    batch: u8,
+    flags: u8,
+    /// Of A, B, C and the residual: the gap after each row and each item, and whether items are one.
+    gaps: [(u8, u8, bool); 4],
+    kind: Kind,
+    types: [Type; 5],
+    scheme: Scheme,
+    alpha: Factor,
+    activation: u8,
+    rows: Option<u8>,
+    threads: bool,
+    contents: [Contents; 4],
+    scales: [i8; 3],
+    seed: u64,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Kind {
+    F32,
+    Floats,
+    WeightOnly,
+    Integers,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Factor {
+    One,
+    Zero,
+    Small(i8),
+    Bits(u32),
+}
+
+/// The largest product, in multiplications.
+const LARGEST: usize = 200_000;
+
+impl Case {
+    fn flag(&self, bit: u8) -> bool {
+        self.flags >> bit & 1 != 0
+    }
+
+    fn types(&self) -> (ElementTypes, Quantization) {
+        let [a, b, output, bias, scales] = self.types;
+        let floats = |accumulator| ElementTypes {
+            a: a.of(&FLOATS),
+            b: b.of(&FLOATS),
+            accumulator,
+            output: output.of(&FLOATS),
+            bias: bias.of(&FLOATS),
+            scales: scales.of(&FLOATS),
+        };
+        let any_output = output.of(&[F32, F16, Bf16, I8, U8]);
+        match self.kind {
+            Kind::F32 => (ElementTypes::F32, Quantization::default()),
+            Kind::Floats => (floats(F32), Quantization::default()),
+            Kind::WeightOnly => {
+                let b = b.of(&[I8, U8, I4, U4]);
+                let types = ElementTypes { b, output: any_output, ..floats(F32) };
+                (types, self.quantization(&types, false))
+            }
+            Kind::Integers => {
+                let a = a.of(&[I8, U8, F32, F16, Bf16]);
+                let output = if self.scheme.group_size % 4 == 0 { I32 } else { any_output };
+                let types = ElementTypes { a, b: I8, output, ..floats(I32) };
+                (types, self.quantization(&types, true))
+            }
+        }
+    }
+
+    /// A scheme that these types can have.
+    fn quantization(&self, types: &ElementTypes, integers: bool) -> Quantization {
+        let zero_point = |index: usize| {
+            let (element, byte) = ([types.a, types.b, types.output][index], self.scheme.zero_points[index]);
+            match element {
+                I8 => byte as i8 as i32,
+                U8 => byte as u8 as i32,
+                I4 => (byte & 15) - 8,
+                U4 => byte & 15,
+                _ => 0,
+            }
+        };
+        let mut scheme = self.scheme.quantization(zero_point);
+        if let QuantB::PerGroup { group_size, zero_point } = scheme.b {
+            scheme.b = if integers {
+                QuantB::PerTensor { zero_point }
+            } else {
+                QuantB::PerGroup { group_size: group_size % 70 + 1, zero_point }
+            };
+        }
+        scheme.a = match (integers, types.a.is_float(), scheme.a) {
+            (true, true, _) => QuantA::DynamicPerRow,
+            (true, false, QuantA::Static { zero_point }) => QuantA::Static { zero_point },
+            _ => QuantA::None,
+        };
+        if types.output == I32 {
+            scheme = Quantization { nibble_order: scheme.nibble_order, ..Quantization::default() };
+            scheme.a = if types.a.is_float() { QuantA::DynamicPerRow } else { QuantA::None };
+        } else if types.output.is_float() {
+            scheme.output = QuantOutput::None;
+        }
+        scheme
+    }
+
+    fn describe(&self) -> Option<MatMul> {
+        let [m, n, k] = self.sizes.map(Size::bounded);
+        let batch = if self.batch < 200 { 1 } else { usize::from(self.batch) % 4 };
+        if m.max(1) * n.max(1) * k.max(1) * batch.max(1) > LARGEST {
+            return None;
+        }
+        let (types, quantization) = self.types();
+        let constant_b = self.flag(2) || matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. });
+        let (ta, tb, residual) = (self.flag(0), self.flag(1), self.flag(5));
+        let mut builder = MatMul::builder(m, n, k)
+            .batch(batch)
+            .transpose_a(ta)
+            .transpose_b(tb)
+            .constant_b(constant_b)
+            .variable_m(self.rows.is_some())
+            .types(types)
+            .quantization(quantization);
+        if types.output != I32 {
+            builder = builder
+                .bias(self.flag(4))
+                .residual(residual)
+                .activation(Activation::ALL[usize::from(self.activation) % Activation::ALL.len()])
+                .alpha(match self.alpha {
+                    Factor::One => 1.0,
+                    Factor::Zero => 0.0,
+                    Factor::Small(x) => f32::from(x) / 16.0,
+                    Factor::Bits(bits) => f32::from_bits(bits),
+                });
+        }
+        let shapes = [if ta { (k, m) } else { (m, k) }, if tb { (n, k) } else { (k, n) }, (m, n), (m, n)];
+        for (index, (rows, cols)) in shapes.into_iter().enumerate() {
+            let (row, item, shared) = self.gaps[index];
+            let leading = cols + if row < 128 { 0 } else { usize::from(row) % 20 };
+            let stride = rows * leading + if item < 128 { 0 } else { usize::from(item) % 20 };
+            let stride = if shared && index != 2 { 0 } else { stride };
+            builder = builder.leading_dimension(OPERANDS[index], leading).batch_stride(OPERANDS[index], stride);
+        }
+        builder.build().ok()
+    }
+
+    fn scale(&self, index: usize) -> f32 {
+        2f32.powi(i32::from(self.scales[index]) / 8)
+    }
+
+    fn weights(&self, product: &MatMul, b: AnyView<'_>, random: &mut Random) -> Weights {
+        let weights = Weights::new(b).expect("a small copy");
+        let (rows, cols) = match product.quantization().b {
+            QuantB::None => return weights,
+            QuantB::PerTensor { .. } => (1, 1),
+            QuantB::PerColumn { .. } => (1, product.n()),
+            QuantB::PerGroup { group_size, .. } => (product.k().div_ceil(group_size as usize), product.n()),
+            _ => unreachable!("a scheme that is not made above"),
+        };
+        let scales = Tensor::from_fn(rows, cols, |_, _| self.scale(1) * (1.0 + random.below(8) as f32 / 8.0));
+        let scales = scales.expect("a small tensor");
+        let narrow = |x: &f32| half::f16::from_f32(*x).clamp(half::f16::MIN_POSITIVE, half::f16::MAX);
+        let result = match product.types().scales {
+            F16 => {
+                let data = scales.data().iter().map(narrow).collect();
+                weights.with_scales(&Tensor::from_vec(data, rows, cols).expect("as many"))
+            }
+            Bf16 => {
+                let data = scales.data().iter().map(|x| half::bf16::from_f32(*x)).collect();
+                weights.with_scales(&Tensor::from_vec(data, rows, cols).expect("as many"))
+            }
+            _ => weights.with_scales(&scales),
+        };
+        result.expect("positive scales")
+    }
+
+    fn options(&self, product: &MatMul, threads: usize) -> CompileOptions {
+        let quantization = product.quantization();
+        let mut options = CompileOptions::default().threads(Threads::count(threads).expect("1 or 2"));
+        if let QuantA::Static { .. } = quantization.a {
+            options = options.scale_a(self.scale(0));
+        }
+        if quantization.b != QuantB::None && !product.constant_b() {
+            options = options.scale_b(self.scale(1));
+        }
+        if let QuantOutput::Static { .. } = quantization.output {
+            options = options.scale_c(self.scale(2));
+        }
+        options
+    }
+
+    fn check(&self) {
+        let Some(product) = self.describe() else { return };
+        let rows = self.rows.map_or(product.m(), |rows| usize::from(rows) % (product.m() + 1));
+        let (types, order) = (*product.types(), product.quantization().nibble_order);
+        let mut random = Random::new(self.seed);
+        let mut input = |element, layout, contents| Operand::random(element, layout, order, contents, &mut random);
+        let a_layout = if product.transpose_a() { cols(product.a(), rows) } else { with_rows(product.a(), rows) };
+        let a = input(types.a, a_layout, self.contents[0]);
+        let b = input(types.b, *product.b(), self.contents[1]);
+        let row = Layout::packed(1, 1, product.n()).expect("a small row");
+        let bias = product.has_bias().then(|| input(types.bias, row, self.contents[2]));
+        let residual = product.residual().map(|layout| input(types.output, with_rows(layout, rows), self.contents[3]));
+        let weights = product.constant_b().then(|| self.weights(&product, b.view(), &mut random));
+
+        let mut inputs = Inputs::new(a.view());
+        if weights.is_none() {
+            inputs = inputs.b(b.view());
+        }
+        if let Some(bias) = &bias {
+            inputs = inputs.bias(bias.view());
+        }
+        if let Some(residual) = &residual {
+            inputs = inputs.residual(residual.view());
+        }
+        let options = self.options(&product, 1);
+        let compiled = match product.compile(&BackendId::CPU, weights.as_ref(), &options) {
+            Ok(compiled) => compiled,
+            Err(ane_matmul::Error::Refused { .. } | ane_matmul::Error::Scale { .. }) => return,
+            Err(error) => panic!("{product}: {error}"),
+        };
+        let run = |compiled: &ane_matmul::Compiled| {
+            let mut c = Operand::untouched(types.output, with_rows(product.c(), rows), NibbleOrder::LowFirst);
+            let mut executor = compiled.executor().expect("an executor");
+            executor.run(&inputs, c.view_mut()).expect("operands that fit");
+            c
+        };
+        let c = run(&compiled);
+        assert!(c.gaps_are_untouched(), "{product}: a gap of C was written to");
+        let reference = Reference::of(&compiled, &inputs).expect("a small reference");
+        let deviation = reference.compare(c.view()).expect("the same shape");
+        assert!(deviation.is_within_bound(), "{product}, {:?}: {deviation:?}", product.quantization());
+        if self.threads {
+            let options = self.options(&product, 2);
+            let compiled = product.compile(&BackendId::CPU, weights.as_ref(), &options).expect("as before");
+            assert_eq!(run(&compiled).bits(), c.bits(), "{product}: other bits on two threads");
+        }
+    }
+}
+
+fn with_rows(layout: &Layout, rows: usize) -> Layout {
+    Layout::strided(layout.batch(), rows, layout.cols(), layout.leading_dimension(), layout.batch_stride())
+        .expect("fewer rows than a valid layout")
+}
+
+fn cols(layout: &Layout, cols: usize) -> Layout {
+    Layout::strided(layout.batch(), layout.rows(), cols, layout.leading_dimension(), layout.batch_stride())
+        .expect("fewer columns than a valid layout")
+}
+
+fuzz_target!(|case: Case| case.check());

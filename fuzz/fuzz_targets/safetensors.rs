@@ -1,0 +1,37 @@
+//! Whatever a safetensors file holds is weights or errors; quantising it gives a file that is read again.
+#![no_main]
+
+use ane_matmul::ElementType;
+use ane_matmul::safetensors::SafetensorsFile;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let path = ane_matmul_fuzz::file("in.safetensors", bytes);
+    let Ok(file) = SafetensorsFile::read(&path) else { return };
+    let names = file.names();
+    for name in names.iter().chain(&file.quantized_names()) {
+        if let Ok(weights) = file.weights(name) {
+            assert!(weights.layout().span() <= bytes.len());
+            let _ = weights.content_hash();
+        }
+        let _ = file.weights_f32(name);
+        let _ = file.vector_f32(name);
+        if let Ok(quantized) = file.quantized(name) {
+            assert!(quantized.weights.scales().is_some());
+        }
+    }
+    let copy = ane_matmul_fuzz::place().join("out.safetensors");
+    for (element, transpose) in [(ElementType::I8, true), (ElementType::I4, false)] {
+        let mut told = 0;
+        match file.quantize(element, 3, transpose, &copy, |_, _| told += 1) {
+            Err(error) => assert!(!error.to_string().is_empty()),
+            Ok(()) => {
+                assert_eq!(told, names.len());
+                let again = SafetensorsFile::read(&copy).expect("what was written is read");
+                for name in again.quantized_names() {
+                    again.quantized(&name).expect("what was quantised is read");
+                }
+            }
+        }
+    }
+});
