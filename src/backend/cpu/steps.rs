@@ -12,6 +12,9 @@ use crate::activation::Activation;
 /// Products of more tiles are not listed: deciding takes little of their time.
 const MAX_STEPS: usize = 64;
 
+/// The most panels that a tile spans ([`Kernels::max_panels`]).
+const MAX_PANELS: usize = 4;
+
 /// An epilogue of which only the presence counts.
 const NO_OPERANDS: Finish = Finish {
     c: std::ptr::null_mut(),
@@ -51,6 +54,12 @@ impl Steps {
         let Plan { product, kernels, blocking, b, pool, .. } = plan;
         let (m, n, k) = (product.m(), product.n(), product.k());
         if pool.is_some() || product.batch() != 1 || m == 0 || n == 0 || k == 0 || plan.packs_a(m, n) {
+            return None;
+        }
+        // At least so many, before they are listed: a description may be of any size.
+        let (rows, cols) = (kernels.max_rows(), MAX_PANELS * kernels.panel());
+        let [down, across, deep] = [m.div_ceil(rows), n.div_ceil(cols), k.div_ceil(blocking.k_outer)];
+        if down.saturating_mul(across).saturating_mul(deep) > MAX_STEPS {
             return None;
         }
         let b = match b {
