@@ -2,7 +2,7 @@
 #![no_main]
 
 #[path = "../../src/bin/ane-matmul/args.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unexpected_cfgs)]
 mod args;
 
 use std::ffi::OsString;

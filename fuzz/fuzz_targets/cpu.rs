@@ -245,7 +245,17 @@ impl Case {
         assert!(c.gaps_are_untouched(), "{product}: a gap of C was written to");
         let reference = Reference::of(&compiled, &inputs).expect("a small reference");
         let deviation = reference.compare(c.view()).expect("the same shape");
-        assert!(deviation.is_within_bound(), "{product}, {:?}: {deviation:?}", product.quantization());
+        if !deviation.is_within_bound() {
+            let (item, row, col) = deviation.worst;
+            let index = (item * rows + row) * product.n() + col;
+            panic!(
+                "{product}, {types:?}, {:?}: {deviation:?}: {:?} instead of {} +- {}",
+                product.quantization(),
+                c.view().get(item, row, col),
+                reference.values()[index],
+                reference.bounds()[index],
+            );
+        }
         if self.threads {
             let options = self.options(&product, 2);
             let compiled = product.compile(&BackendId::CPU, weights.as_ref(), &options).expect("as before");
