@@ -27,6 +27,6 @@ mod real;
 mod reference;
 
 pub use freivalds::{Freivalds, freivalds};
-pub(crate) use real::{IntegerOutput, quantize_row, sums_integers};
+pub(crate) use real::{IntegerOutput, quantize_row, scale_of_b, sums_integers, terms_to_a_scale};
 pub(crate) use reference::{Bounds, ratio};
 pub use reference::{Deviation, Reference};

@@ -72,6 +72,37 @@ pub(crate) fn quantize_row(row: &mut [f64]) -> f64 {
     f64::from(scale)
 }
 
+/// The terms along k that share a scale of B; at least 1.
+pub(crate) fn terms_to_a_scale(product: &MatMul) -> usize {
+    let terms = match product.quantization().b {
+        QuantB::PerGroup { group_size, .. } => group_size as usize,
+        _ => usize::MAX,
+    };
+    terms.clamp(1, product.k().max(1))
+}
+
+/// The scale of op(B)'s elements in group `group` and column `col`: one of `scales_b`, which come with a
+/// constant B, or the one of the options.
+pub(crate) fn scale_of_b(
+    product: &MatMul,
+    scales_b: Option<AnyView<'_>>,
+    scales: Scales,
+    item: usize,
+    group: usize,
+    col: usize,
+) -> f64 {
+    let scheme = product.quantization().b;
+    match scales_b {
+        _ if scheme == QuantB::None => 1.0,
+        None => scales.b.into(),
+        Some(view) => {
+            let item = if view.layout().batch() == 1 { 0 } else { item };
+            let col = if matches!(scheme, QuantB::PerTensor { .. }) { 0 } else { col };
+            view.get(item, group, col).unwrap_or(f64::NAN)
+        }
+    }
+}
+
 /// op(B) with its scales where sums are of floating-point numbers, without where they are of integers;
 /// the magnitudes that may occur on the way to it, where they are larger; the scale of each column,
 /// where op(B) is without.
@@ -91,18 +122,8 @@ pub(super) fn real_b(
     if scheme == QuantB::None {
         return Ok(RealB { values: source.packed(|_, _, x| x)?, magnitudes: None, columns: Vec::new() });
     }
-    let group = match scheme {
-        QuantB::PerGroup { group_size, .. } => group_size as usize,
-        _ => usize::MAX,
-    };
-    let scale = |p: usize, col: usize| match scales_b {
-        None => f64::from(scales.b),
-        Some(view) => {
-            let item = if view.layout().batch() == 1 { 0 } else { source.item };
-            let col = if matches!(scheme, QuantB::PerTensor { .. }) { 0 } else { col };
-            view.get(item, p / group, col).unwrap_or(f64::NAN)
-        }
-    };
+    let group = terms_to_a_scale(product);
+    let scale = |p: usize, col| scale_of_b(product, scales_b, scales, source.item, p / group, col);
     let zero = f64::from(scheme.zero_point());
     if sums_integers(product) {
         let mut columns = alloc::with_capacity(source.cols, "the scales of B")?;

@@ -75,7 +75,6 @@ pub struct ResultChecker {
 /// What the checkers of a compiled product share.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    product: MatMul,
     reals: Reals,
     bounds: Bounds,
     method: Method,
@@ -136,20 +135,13 @@ impl Prepared {
             Method::Rows(check.rows())
         } else if floats && product.activation() == Activation::None {
             Method::Freivalds(Arc::new(Projections::new(product, weights, check.vectors(), &mut random)?))
-        } else if !floats && quantized::is_linear(product, &reals, &bounds) {
-            let b = weights.map(Weights::view);
-            let vectors = check.vectors();
-            Method::Quantized(Arc::new(quantized::Projections::new(
-                product,
-                &reals,
-                b,
-                vectors,
-                &mut random,
-            )?))
+        } else if !floats && quantized::is_linear(&reals, &bounds) {
+            let (b, vectors) = (weights.map(Weights::view), check.vectors());
+            Method::Quantized(Arc::new(quantized::Projections::new(&reals, b, vectors, &mut random)?))
         } else {
             Method::Rows(check.rows())
         };
-        Ok(Self { product: product.clone(), reals, bounds, method })
+        Ok(Self { reals, bounds, method })
     }
 }
 
@@ -183,7 +175,7 @@ impl ResultChecker {
     }
 
     pub(crate) fn from_prepared(prepared: Arc<Prepared>) -> Result<Self> {
-        let Prepared { product, method, .. } = &*prepared;
+        let Prepared { reals: Reals { product, .. }, method, .. } = &*prepared;
         let state = match method {
             Method::Freivalds(projections) => {
                 State::Freivalds(Box::new(Linear::new(product, Arc::clone(projections))?))
@@ -208,8 +200,9 @@ impl ResultChecker {
         c: impl Into<AnyView<'c>>,
     ) -> Result<Option<WrongElement>> {
         let c = c.into();
-        executor::check(&self.prepared.product, inputs, c.layout())?;
-        executor::check_types(&self.prepared.product, inputs, c.element_type())?;
+        let product = &self.prepared.reals.product;
+        executor::check(product, inputs, c.layout())?;
+        executor::check_types(product, inputs, c.element_type())?;
         self.check_fitting(inputs, c)
     }
 
@@ -220,19 +213,19 @@ impl ResultChecker {
         c: AnyView<'_>,
     ) -> Result<Option<WrongElement>> {
         let Self { prepared, state, row, random } = self;
-        let Prepared { product, reals, bounds, .. } = &**prepared;
+        let Prepared { reals, bounds, .. } = &**prepared;
         let b =
             reals.b(inputs).ok_or(Error::Missing { operand: Operand::B, help: "pass it with Inputs::b" })?;
         if c.layout().is_empty() {
             return Ok(None);
         }
         let mut recompute = |at| {
-            row.compute(product, reals, bounds, inputs, b, at);
+            row.compute(reals, bounds, inputs, b, at);
             row.compare(bounds, c, at)
         };
         let suspects = match state {
-            State::Freivalds(linear) => linear.suspects(product, bounds, inputs, b, c, random),
-            State::Quantized(quantized) => quantized.suspects(product, reals, bounds, inputs, b, c, random),
+            State::Freivalds(linear) => linear.suspects(&reals.product, bounds, inputs, b, c, random),
+            State::Quantized(quantized) => quantized.suspects(reals, bounds, inputs, b, c, random),
             State::Rows(count) => {
                 let all = c.layout().batch() * c.layout().rows();
                 let draw = |index: usize| if *count >= all { index } else { random.below(all) };
@@ -247,11 +240,11 @@ impl ResultChecker {
 
     /// Writes the float64 result, rounded to C's type, into `c`.
     pub(crate) fn recompute_all(&mut self, inputs: &Inputs<'_>, c: &mut crate::AnyViewMut<'_>) {
-        let Prepared { product, reals, bounds, .. } = &*self.prepared;
+        let Prepared { reals, bounds, .. } = &*self.prepared;
         let Some(b) = reals.b(inputs) else { return };
         let layout = *c.layout();
         for (item, row, span) in layout.row_spans() {
-            c.write_row(span, self.row.compute(product, reals, bounds, inputs, b, (item, row)));
+            c.write_row(span, self.row.compute(reals, bounds, inputs, b, (item, row)));
         }
     }
 }

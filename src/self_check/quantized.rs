@@ -35,6 +35,24 @@ struct Side {
     sizes: Vec<f64>,
 }
 
+/// B of one item, as it is stored.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    reals: &'a Reals,
+    b: AnyView<'a>,
+    item: usize,
+}
+
+impl Source<'_> {
+    fn read(&self, row: usize, out: &mut [f64]) {
+        read(self.b, self.item, row, out);
+    }
+
+    fn scale(&self, group: usize, col: usize) -> f64 {
+        self.reals.scale_of_b(self.item, group, col)
+    }
+}
+
 /// A run of B, and the products of one group's scales with a vector.
 #[derive(Debug)]
 struct Scratch {
@@ -57,12 +75,12 @@ impl Scratch {
 
 impl Projections {
     pub(super) fn new(
-        product: &MatMul,
         reals: &Reals,
         b: Option<AnyView<'_>>,
         vectors: usize,
         random: &mut Random,
     ) -> Result<Self> {
+        let product = &reals.product;
         let count = product.n().checked_mul(vectors).ok_or(Error::SizeOverflow { what: "n x vectors" })?;
         let mut numbers = alloc::filled(count, 0.0, WHAT)?;
         numbers.fill_with(|| f64::from(sign_and_size(random)));
@@ -74,7 +92,7 @@ impl Projections {
             let mut sides = alloc::with_capacity(items, WHAT)?;
             for item in 0..items {
                 let mut side = Side::new(product, vectors)?;
-                side.fill(&projections, product, reals, b, item, &mut scratch);
+                side.fill(&projections, Source { reals, b, item }, &mut scratch);
                 sides.push(side);
             }
             projections.constant = Some(sides);
@@ -94,37 +112,23 @@ impl Side {
         Ok(Self { projected: alloc::filled(count, 0.0, WHAT)?, sizes: alloc::filled(k, 0.0, WHAT)? })
     }
 
-    fn fill(
-        &mut self,
-        projections: &Projections,
-        product: &MatMul,
-        reals: &Reals,
-        b: AnyView<'_>,
-        item: usize,
-        scratch: &mut Scratch,
-    ) {
+    fn fill(&mut self, projections: &Projections, b: Source<'_>, scratch: &mut Scratch) {
         self.projected.fill(0.0);
         self.sizes.fill(0.0);
-        if product.transpose_b() {
-            self.add_columns(projections, product, reals, b, item, &mut scratch.run);
+        if b.reals.product.transpose_b() {
+            self.add_columns(projections, b, &mut scratch.run);
         } else {
-            self.add_rows(projections, product, reals, b, item, scratch);
+            self.add_rows(projections, b, scratch);
         }
     }
 
-    fn add_rows(
-        &mut self,
-        projections: &Projections,
-        product: &MatMul,
-        reals: &Reals,
-        b: AnyView<'_>,
-        item: usize,
-        Scratch { run, scales, scaled }: &mut Scratch,
-    ) {
-        let (n, k) = (product.n(), product.k());
+    fn add_rows(&mut self, projections: &Projections, b: Source<'_>, scratch: &mut Scratch) {
+        let Scratch { run, scales, scaled } = scratch;
+        let reals = b.reals;
+        let (n, k) = (reals.product.n(), reals.product.k());
         for (group, first) in (0..k).step_by(reals.group).enumerate() {
             for (col, scale) in scales.iter_mut().enumerate() {
-                *scale = reals.scale_of_b(item, group, col);
+                *scale = b.scale(group, col);
             }
             let rows = first..k.min(first + reals.group);
             for index in 0..projections.vectors {
@@ -132,7 +136,7 @@ impl Side {
                     *x = scale * r;
                 }
                 for p in rows.clone() {
-                    read(b, item, p, run);
+                    b.read(p, run);
                     for x in run.iter_mut() {
                         *x -= reals.zero;
                     }
@@ -140,7 +144,7 @@ impl Side {
                 }
             }
             for p in rows {
-                read(b, item, p, run);
+                b.read(p, run);
                 for x in run.iter_mut() {
                     *x = reals.magnitude(*x);
                 }
@@ -149,20 +153,13 @@ impl Side {
         }
     }
 
-    fn add_columns(
-        &mut self,
-        projections: &Projections,
-        product: &MatMul,
-        reals: &Reals,
-        b: AnyView<'_>,
-        item: usize,
-        run: &mut [f64],
-    ) {
-        let (n, k) = (product.n(), product.k());
+    fn add_columns(&mut self, projections: &Projections, b: Source<'_>, run: &mut [f64]) {
+        let reals = b.reals;
+        let (n, k) = (reals.product.n(), reals.product.k());
         for col in 0..n {
-            read(b, item, col, run);
+            b.read(col, run);
             for (group, run) in run.chunks(reals.group).enumerate() {
-                let (first, scale) = (group * reals.group, reals.scale_of_b(item, group, col));
+                let (first, scale) = (group * reals.group, b.scale(group, col));
                 for index in 0..projections.vectors {
                     let factor = scale * projections.vector(index, n)[col];
                     let projected = &mut self.projected[index * k + first..][..run.len()];
@@ -211,10 +208,8 @@ impl Quantized {
     }
 
     /// Compares C r with alpha A (B r) + bias r + residual r, for all rows and vectors.
-    #[allow(clippy::too_many_arguments, reason = "the parts of a run and of its check")]
     pub(super) fn suspects(
         &mut self,
-        product: &MatMul,
         reals: &Reals,
         bounds: &Bounds,
         inputs: &Inputs<'_>,
@@ -222,6 +217,7 @@ impl Quantized {
         c: AnyView<'_>,
         random: &mut Random,
     ) -> Suspects {
+        let product = &reals.product;
         let Self { projections, side, scratch, a: a_row, c: c_row, residual, bias } = self;
         let (n, k) = (product.n(), product.k());
         let mut worst_ratio = 1.0;
@@ -234,7 +230,7 @@ impl Quantized {
                 (Some(sides), _) => &sides[item.min(sides.len() - 1)],
                 (None, Some(side)) => {
                     if item == 0 || product.b().batch_stride() != 0 {
-                        side.fill(projections, product, reals, b, item, scratch);
+                        side.fill(projections, Source { reals, b, item }, scratch);
                     }
                     &*side
                 }
@@ -292,7 +288,8 @@ fn tolerance(reals: &Reals, bounds: &Bounds, scale: f64, [a, sizes, c, residual,
 
 /// Whether Freivalds' method sees the whole of an integer product: sums that are scaled to
 /// floating-point numbers, or the sums themselves.
-pub(super) fn is_linear(product: &MatMul, reals: &Reals, bounds: &Bounds) -> bool {
+pub(super) fn is_linear(reals: &Reals, bounds: &Bounds) -> bool {
+    let product = &reals.product;
     // The sums themselves are not rounded.
     let is_sum = product.types().output == ElementType::I32 && reals.sums_integers && bounds.gamma_e == 0.0;
     product.activation() == Activation::None && (product.types().output.is_float() || is_sum)

@@ -1,11 +1,11 @@
 //! The real numbers that the operands of one product stand for, a row at a time, without an allocation:
 //! the arithmetic of `docs/quantization.md`, as `accuracy::Reference` has it.
 
-use crate::accuracy::{IntegerOutput, quantize_row, sums_integers};
+use crate::accuracy::{IntegerOutput, quantize_row, scale_of_b, sums_integers, terms_to_a_scale};
 use crate::element::Element;
 use crate::executor::Inputs;
 use crate::matmul::MatMul;
-use crate::quantization::{QuantA, QuantB};
+use crate::quantization::QuantA;
 use crate::scales::Scales;
 use crate::view::{AnyView, TensorView};
 use crate::weights::Weights;
@@ -13,7 +13,7 @@ use crate::weights::Weights;
 /// What the elements of a product stand for.
 #[derive(Debug)]
 pub(super) struct Reals {
-    product: MatMul,
+    pub(super) product: MatMul,
     scales: Scales,
     /// Holds the scales of a constant B.
     weights: Option<Weights>,
@@ -29,16 +29,12 @@ pub(super) struct Reals {
 
 impl Reals {
     pub(super) fn new(product: &MatMul, scales: Scales, weights: Option<&Weights>) -> Self {
-        let group = match product.quantization().b {
-            QuantB::PerGroup { group_size, .. } => group_size as usize,
-            _ => usize::MAX,
-        };
         Self {
             scales,
             weights: weights.map(Weights::for_product),
             output: IntegerOutput::new(product, scales),
             sums_integers: sums_integers(product),
-            group: group.clamp(1, product.k().max(1)),
+            group: terms_to_a_scale(product),
             zero: f64::from(product.quantization().b.zero_point()),
             product: product.clone(),
         }
@@ -72,16 +68,8 @@ impl Reals {
 
     /// The scale of B's elements in column `col` and group `group` of op(B).
     pub(super) fn scale_of_b(&self, item: usize, group: usize, col: usize) -> f64 {
-        let scheme = self.product.quantization().b;
-        match self.weights.as_ref().and_then(Weights::scales) {
-            _ if scheme == QuantB::None => 1.0,
-            None => self.scales.b.into(),
-            Some(scales) => {
-                let item = if scales.layout().batch() == 1 { 0 } else { item };
-                let col = if matches!(scheme, QuantB::PerTensor { .. }) { 0 } else { col };
-                scales.get(item, group, col).unwrap_or(f64::NAN)
-            }
-        }
+        let scales_b = self.weights.as_ref().and_then(Weights::scales);
+        scale_of_b(&self.product, scales_b, self.scales, item, group, col)
     }
 
     /// Whether all items of a batch have the same scales of B.

@@ -38,7 +38,6 @@ impl Row {
     /// Computes row `row` of item `item`; `b` is B as stored.
     pub(super) fn compute(
         &mut self,
-        product: &MatMul,
         reals: &Reals,
         bounds: &Bounds,
         inputs: &Inputs<'_>,
@@ -48,7 +47,7 @@ impl Row {
         self.values.fill(0.0);
         self.bounds.fill(0.0);
         let scale = reals.row_of_a(inputs.a_view(), item, row, &mut self.a);
-        if product.transpose_b() {
+        if reals.product.transpose_b() {
             self.add_columns(reals, b, item);
         } else {
             self.add_rows(reals, b, item);
