@@ -12,9 +12,6 @@ use crate::activation::Activation;
 /// Products of more tiles are not listed: deciding takes little of their time.
 const MAX_STEPS: usize = 64;
 
-/// The most panels that a tile spans ([`Kernels::max_panels`]).
-const MAX_PANELS: usize = 4;
-
 /// An epilogue of which only the presence counts.
 const NO_OPERANDS: Finish = Finish {
     c: std::ptr::null_mut(),
@@ -57,7 +54,7 @@ impl Steps {
             return None;
         }
         // At least so many, before they are listed: a description may be of any size.
-        let (rows, cols) = (kernels.max_rows(), MAX_PANELS * kernels.panel());
+        let (rows, cols) = (kernels.max_rows(), kernels.max_panels(1) * kernels.panel());
         let [down, across, deep] = [m.div_ceil(rows), n.div_ceil(cols), k.div_ceil(blocking.k_outer)];
         if down.saturating_mul(across).saturating_mul(deep) > MAX_STEPS {
             return None;

@@ -28,6 +28,7 @@ use crate::weights::Weights;
 
 pub(super) use rows::RowTerms;
 use run::DotRun;
+pub(super) use run::IntegerSums;
 use words::PackedWords;
 
 /// Rows of words that are a multiple of so many apart meet in one set of a first-level cache of 64 sets.

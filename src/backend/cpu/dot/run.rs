@@ -8,7 +8,7 @@ use super::super::kernel::{Kernels, Lane, TileFn};
 use super::super::pack::{Matrix, Panels};
 use super::super::product::{Area, B, Part, Visitor, visit};
 #[cfg(target_arch = "x86_64")]
-use super::super::simd::avx512_dot::{Dequantize, dequantize};
+use super::super::simd::avx512_dot::dequantize;
 use super::super::split::{Share, Split};
 use super::super::tile::Tile;
 use super::super::typed::Plan;
@@ -260,10 +260,13 @@ impl Visitor for Finisher<'_> {
 
     unsafe fn finish(&mut self, kernels: &Kernels, finish: &Finish, area: Area) {
         let part = finish.part(area);
-        // SAFETY: by the trait's contract: the area's sums are complete.
+        // SAFETY: by the trait's contract: the area's sums are complete; a plan's kernels are of AVX-512.
         unsafe {
             if let Some(sums) = &self.sums {
-                sums.scale(&part, area);
+                #[cfg(target_arch = "x86_64")]
+                dequantize(sums, area, part.c, part.c_stride);
+                #[cfg(not(target_arch = "x86_64"))]
+                unreachable!("kernels of AVX-512 at {part:?}, {:?}", sums.terms);
             }
             let identity = part.alpha.is_none()
                 && part.bias.is_none()
@@ -276,15 +279,19 @@ impl Visitor for Finisher<'_> {
     }
 }
 
-/// What turns sums over unsigned elements into those of the description, for a part of C.
-struct IntegerSums<'a> {
-    terms: &'a [RowTerms],
-    column_sums: &'a [i32],
+/// What turns sums over unsigned elements of A into those of the description, for a share of C.
+pub(in super::super) struct IntegerSums<'a> {
+    /// For each row.
+    pub terms: &'a [RowTerms],
+    /// The sums of B's columns.
+    pub column_sums: &'a [i32],
     /// What column sums are multiplied by and taken off.
-    offset: i32,
-    columns: Option<&'a [f32]>,
-    shared: f32,
-    whole: bool,
+    pub offset: i32,
+    /// The scale of each column, or else `shared`.
+    pub columns: Option<&'a [f32]>,
+    pub shared: f32,
+    /// Whether the results are the sums, as i32.
+    pub whole: bool,
 }
 
 impl<'a> IntegerSums<'a> {
@@ -299,28 +306,5 @@ impl<'a> IntegerSums<'a> {
             shared: product.alpha() * typed.shared_scale(item),
             whole: product.types().output == ElementType::I32,
         }
-    }
-
-    /// # Safety
-    /// The part's C holds its sums, and nothing else accesses it meanwhile; AVX-512 is there.
-    unsafe fn scale(&self, part: &Finish, area: Area) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let cols = area.col..area.col + area.cols;
-            let sums = Dequantize {
-                c: part.c,
-                c_stride: part.c_stride,
-                rows: &self.terms[area.row..area.row + area.rows],
-                column_sums: &self.column_sums[cols.clone()],
-                offset: self.offset,
-                columns: self.columns.map(|columns| &columns[cols]),
-                shared: self.shared,
-                whole: self.whole,
-            };
-            // SAFETY: by the function's own contract.
-            unsafe { dequantize(&sums) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("kernels of AVX-512 at {part:?}, {area:?}")
     }
 }

@@ -4,7 +4,8 @@
 
 use std::arch::x86_64::*;
 
-use super::super::dot::RowTerms;
+use super::super::dot::{IntegerSums, RowTerms};
+use super::super::product::Area;
 use super::super::tile::Dot;
 use super::avx512::Avx512;
 
@@ -86,33 +87,19 @@ pub(in super::super) unsafe fn any_subnormal(elements: &[u16]) -> bool {
     any != 0
 }
 
-/// What turns sums over unsigned elements of A into those of the description, in place.
-pub(in super::super) struct Dequantize<'a> {
-    /// i32 sums; results.
-    pub c: *mut f32,
-    pub c_stride: usize,
-    pub rows: &'a [RowTerms],
-    /// The sums of B's columns.
-    pub column_sums: &'a [i32],
-    /// What column sums are multiplied by and taken off.
-    pub offset: i32,
-    /// The scale of each column, or else the one of all.
-    pub columns: Option<&'a [f32]>,
-    pub shared: f32,
-    /// Whether the results are the sums, as i32.
-    pub whole: bool,
-}
-
+/// Turns sums over unsigned elements of A, which lie in C as i32, into those of the description.
+///
 /// # Safety
-/// AVX-512 F is there; C has the rows and, in each, as many columns as there are column sums and scales of
-/// columns; nothing else accesses it meanwhile.
+/// AVX-512 F is there; `area` lies within what `s` is for, and `c` is where its C starts; nothing else
+/// accesses that meanwhile.
 #[target_feature(enable = "avx512f")]
-pub(in super::super) unsafe fn dequantize(s: &Dequantize<'_>) {
+pub(in super::super) unsafe fn dequantize(s: &IntegerSums<'_>, area: Area, c: *mut f32, c_stride: usize) {
     let offset = _mm512_set1_epi32(s.offset);
-    for (part, sums) in s.column_sums.chunks(16).enumerate() {
+    let cols = area.col..area.col + area.cols;
+    for first in cols.clone().step_by(16) {
+        let sums = &s.column_sums[first..cols.end.min(first + 16)];
         #[allow(clippy::cast_possible_truncation, reason = "16 lanes")]
         let mask = lanes(sums.len()) as u16;
-        let first = part * 16;
         // SAFETY: masked-out lanes are not touched; the others are there by the function's own contract.
         unsafe {
             let taken_off = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(mask, sums.as_ptr()), offset);
@@ -120,8 +107,8 @@ pub(in super::super) unsafe fn dequantize(s: &Dequantize<'_>) {
                 Some(columns) => _mm512_maskz_loadu_ps(mask, columns[first..].as_ptr()),
                 None => _mm512_set1_ps(s.shared),
             };
-            let mut c = s.c.add(first);
-            for &RowTerms { add, scale } in s.rows {
+            let mut c = c.add(first - area.col);
+            for &RowTerms { add, scale } in &s.terms[area.row..area.row + area.rows] {
                 let sums = _mm512_maskz_loadu_epi32(mask, c.cast());
                 let sums = _mm512_add_epi32(_mm512_sub_epi32(sums, taken_off), _mm512_set1_epi32(add));
                 let result = if s.whole {
@@ -131,7 +118,7 @@ pub(in super::super) unsafe fn dequantize(s: &Dequantize<'_>) {
                     _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), factor))
                 };
                 _mm512_mask_storeu_epi32(c.cast(), mask, result);
-                c = c.wrapping_add(s.c_stride);
+                c = c.wrapping_add(c_stride);
             }
         }
     }
