@@ -161,9 +161,7 @@ impl ProductCache {
         if backend::quarantined(compiled.backend(), product, options).is_ok() {
             return Ok(compiled);
         }
-        self.store.retain(|held| {
-            held.product() != product || backend::quarantined(held.backend(), product, options).is_ok()
-        });
+        self.store.retain(|held| held.product() != product || held.backend() != compiled.backend());
         self.get(id, product, weights, options)
     }
 
