@@ -1,7 +1,7 @@
 //! The memory that all candidates of a case share.
 
 use ane_matmul::quantize::{WeightScheme, dequantize, quantize};
-use ane_matmul::{TensorView, Weights};
+use ane_matmul::{AnyView, TensorView, Weights};
 use half::bf16;
 
 use crate::shapes::{Case, Precision, Shape};
@@ -172,12 +172,12 @@ fn quantized(b: &mut Buffer, k: usize, n: usize, copies: usize) -> ane_matmul::R
     let element = |index: usize| int4.view().get(0, index / n, index % n).map_or(0, |x| x as i8);
     let integers: Vec<i8> = (0..k * n).map(element).collect();
     let scales = int4.scales().expect("quantised weights have scales");
-    let int8 = || Weights::new(TensorView::new(&integers, k, n)?)?.with_scales(scales);
     // Each copy is packed to memory of its own.
-    let int8: Vec<Weights> = (0..copies).map(|_| int8()).collect::<ane_matmul::Result<_>>()?;
-    let int4 = (0..copies)
-        .map(|_| quantize(TensorView::new(b.as_slice(), k, n)?, false, &WeightScheme::INT4).map(|(w, _)| w))
-        .collect::<ane_matmul::Result<_>>()?;
+    let copies_of = |b: AnyView<'_>| -> ane_matmul::Result<Vec<Weights>> {
+        (0..copies).map(|_| Weights::new(b)?.with_scales(scales)).collect()
+    };
+    let int8 = copies_of(TensorView::new(&integers, k, n)?.into())?;
+    let int4 = copies_of(int4.view())?;
     Ok(QuantizedB { int8, int4 })
 }
 

@@ -12,7 +12,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, IntoFont, ShapeStyle, TextStyle};
 
 use crate::results::{CaseResult, Results};
-use crate::shapes::Precision;
+use crate::shapes::Group;
 use crate::stats::Interval;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -39,10 +39,7 @@ pub(crate) fn write(results: &Results, directory: &Path) -> Result<Vec<PathBuf>,
     let wrong = |error: Box<dyn Error>| format!("{}: {error}", directory.display());
     std::fs::create_dir_all(directory).map_err(|error| wrong(error.into()))?;
     let mut files = Vec::new();
-    let mut groups: Vec<Group> = results.cases.iter().map(group_of).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    for group in groups {
+    for group in results.groups() {
         let (precision, threads) = (group.0.name(), group.1);
         let squares: Vec<&CaseResult> = squares(results, group);
         if squares.len() >= 2 {
@@ -60,16 +57,9 @@ pub(crate) fn write(results: &Results, directory: &Path) -> Result<Vec<PathBuf>,
     Ok(files)
 }
 
-/// What shares a plot: a precision and a number of threads.
-type Group = (Precision, usize);
-
-fn group_of(result: &CaseResult) -> Group {
-    (result.case.precision, result.case.threads)
-}
-
 fn squares(results: &Results, group: Group) -> Vec<&CaseResult> {
     let fits = |result: &&CaseResult| {
-        group_of(result) == group && !result.case.cold && result.case.shape.is_square()
+        result.case.group() == group && !result.case.cold && result.case.shape.is_square()
     };
     let mut squares: Vec<&CaseResult> = results.cases.iter().filter(fits).collect();
     squares.sort_by_key(|result| result.case.shape.m);
@@ -173,9 +163,9 @@ struct Row {
 fn compared(results: &Results, group: Group) -> Vec<Row> {
     let wanted = crate::shapes::TARGET_SHAPES.into_iter().chain(crate::shapes::OTHER_SHAPES);
     let wanted: Vec<_> = wanted.collect();
-    let few = results.cases.iter().filter(|result| group_of(result) == group).count() < 40;
+    let few = results.cases.iter().filter(|result| result.case.group() == group).count() < 40;
     let shown =
-        |result: &&CaseResult| group_of(result) == group && (few || wanted.contains(&result.case.shape));
+        |result: &&CaseResult| result.case.group() == group && (few || wanted.contains(&result.case.shape));
     let row = |result: &CaseResult| {
         let best = result.best_peer()?;
         let ratio = |name: &str, best: &crate::results::Entry| {

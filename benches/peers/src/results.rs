@@ -1,10 +1,12 @@
 //! What the runs found, gathered by case and candidate.
 
+use std::collections::BTreeSet;
+
 use crate::candidates::{Kind, Missing, Origin, Peer};
 use crate::machine::Machine;
 use crate::measure::{CaseRun, NotRun};
 use crate::peaks::{Bandwidth, Rate};
-use crate::shapes::{Case, Precision};
+use crate::shapes::{Case, Group, Precision};
 use crate::stats::median;
 
 /// One candidate in one case.
@@ -119,6 +121,11 @@ pub(crate) struct Results {
 impl Results {
     pub(crate) fn case(&self, case: &Case) -> Option<&CaseResult> {
         self.cases.iter().find(|result| result.case == *case)
+    }
+
+    /// Every precision and number of threads that was measured.
+    pub(crate) fn groups(&self) -> BTreeSet<Group> {
+        self.cases.iter().map(|result| result.case.group()).collect()
     }
 
     /// Takes over what is faster than before: a peak is the best that was seen.

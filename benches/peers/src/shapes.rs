@@ -105,6 +105,9 @@ impl FromStr for Precision {
     }
 }
 
+/// A precision and a number of threads.
+pub(crate) type Group = (Precision, usize);
+
 /// A shape under one set of conditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Case {
@@ -116,6 +119,11 @@ pub(crate) struct Case {
 }
 
 impl Case {
+    /// What is plotted and averaged together: a precision and a number of threads.
+    pub(crate) const fn group(&self) -> Group {
+        (self.precision, self.threads)
+    }
+
     pub(crate) const fn b_bytes(&self) -> usize {
         self.shape.n * self.shape.k * self.precision.b_bits() / 8
     }

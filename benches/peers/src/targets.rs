@@ -165,15 +165,12 @@ fn one_f32_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
 
 /// The geometric mean over the shapes with targets, for each precision and number of threads.
 fn means(verdicts: &mut Vec<Verdict>, results: &Results) {
-    let of_case = |result: &CaseResult| (result.case.precision, result.case.threads);
-    let mut groups: Vec<(Precision, usize)> = results.cases.iter().map(of_case).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    for (precision, threads) in groups {
+    for group in results.groups() {
+        let (precision, threads) = group;
         let compared: Vec<(&Entry, &Entry)> = results
             .cases
             .iter()
-            .filter(|result| of_case(result) == (precision, threads) && !result.case.cold)
+            .filter(|result| result.case.group() == group && !result.case.cold)
             .filter(|result| TARGET_SHAPES.contains(&result.case.shape))
             .filter_map(|result| Some((result.entry(OWN)?, result.best_peer()?)))
             .collect();
