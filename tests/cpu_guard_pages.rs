@@ -249,14 +249,7 @@ fn an_access_beyond_kills_the_process() {
         Ok("start") => println!("{}", read(arena.slice(Place::AtTheirStart, 5), -1)),
         Ok(_) => println!("{}", read(arena.slice(Place::AtTheirEnd, 5), 4)),
         Err(_) => {
-            for (place, survives) in [("end", false), ("start", false), ("nowhere", true)] {
-                let output = support::this_executable()
-                    .args(["--exact", TEST, "--nocapture"])
-                    .env(BEYOND, place)
-                    .output()
-                    .expect("this executable runs");
-                assert_eq!(output.status.success(), survives, "{place}: {}", output.status);
-            }
+            support::expect_survival(TEST, BEYOND, &[("end", false), ("start", false), ("nowhere", true)])
         }
     }
 }

@@ -154,15 +154,10 @@ fn an_access_beyond_kills_the_process() {
         Ok("start") => read(Place::AtTheirStart, -1, false),
         Ok("freed") => read(Place::AtTheirEnd, 0, true),
         Ok(_) => read(Place::AtTheirEnd, 4, false),
-        Err(_) => {
-            for (place, survives) in [("end", false), ("start", false), ("freed", false), ("nowhere", true)] {
-                let output = support::this_executable()
-                    .args(["--exact", TEST, "--nocapture"])
-                    .env(BEYOND, place)
-                    .output()
-                    .expect("this executable runs");
-                assert_eq!(output.status.success(), survives, "{place}: {}", output.status);
-            }
-        }
+        Err(_) => support::expect_survival(
+            TEST,
+            BEYOND,
+            &[("end", false), ("start", false), ("freed", false), ("nowhere", true)],
+        ),
     }
 }

@@ -47,6 +47,23 @@ pub(crate) fn this_executable() -> Command {
     }
 }
 
+/// Starts `test` in processes of its own, each with `variable` at one of the values: whether it survives is
+/// what stands beside the value.
+///
+/// # Panics
+/// Where a process fares otherwise.
+#[allow(dead_code, reason = "most tests look at no memory beyond theirs")]
+pub(crate) fn expect_survival(test: &str, variable: &str, expected: &[(&str, bool)]) {
+    for (value, survives) in expected {
+        let output = this_executable()
+            .args(["--exact", test, "--nocapture"])
+            .env(variable, value)
+            .output()
+            .expect("this executable runs");
+        assert_eq!(output.status.success(), *survives, "{value}: {}", output.status);
+    }
+}
+
 /// Runs `body` on all kernels of this machine for f32; `test` is the test that calls this.
 ///
 /// # Panics
