@@ -4,9 +4,10 @@
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
     Activation, AnyView, BackendId, CompileOptions, ElementType, ElementTypes, Inputs, Layout, MatMul,
-    NibbleOrder, QuantA, QuantB, QuantOutput, Quantization, Random, Tensor, Threads, Weights,
+    QuantA, QuantB, QuantOutput, Quantization, Random, Tensor, Threads, Weights,
 };
-use ane_matmul_fuzz::operands::{Contents, Operand};
+use ane_matmul_conformance::Guarded;
+use ane_matmul_fuzz::operands::{self, Contents};
 use ane_matmul_fuzz::products::{OPERANDS, Scheme, Size, Type};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
@@ -127,7 +128,8 @@ impl Case {
             return None;
         }
         let (types, quantization) = self.types();
-        let constant_b = self.flag(2) || matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. });
+        let constant_b =
+            self.flag(2) || matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. });
         let (ta, tb, residual) = (self.flag(0), self.flag(1), self.flag(5));
         let mut builder = MatMul::builder(m, n, k)
             .batch(batch)
@@ -155,7 +157,8 @@ impl Case {
             let leading = cols + if row < 128 { 0 } else { usize::from(row) % 20 };
             let stride = rows * leading + if item < 128 { 0 } else { usize::from(item) % 20 };
             let stride = if shared && index != 2 { 0 } else { stride };
-            builder = builder.leading_dimension(OPERANDS[index], leading).batch_stride(OPERANDS[index], stride);
+            builder =
+                builder.leading_dimension(OPERANDS[index], leading).batch_stride(OPERANDS[index], stride);
         }
         builder.build().ok()
     }
@@ -210,13 +213,16 @@ impl Case {
         let rows = self.rows.map_or(product.m(), |rows| usize::from(rows) % (product.m() + 1));
         let (types, order) = (*product.types(), product.quantization().nibble_order);
         let mut random = Random::new(self.seed);
-        let mut input = |element, layout, contents| Operand::random(element, layout, order, contents, &mut random);
-        let a_layout = if product.transpose_a() { cols(product.a(), rows) } else { with_rows(product.a(), rows) };
+        let mut input =
+            |element, layout, contents| operands::random(element, layout, order, contents, &mut random);
+        let a_layout =
+            if product.transpose_a() { cols(product.a(), rows) } else { with_rows(product.a(), rows) };
         let a = input(types.a, a_layout, self.contents[0]);
         let b = input(types.b, *product.b(), self.contents[1]);
         let row = Layout::packed(1, 1, product.n()).expect("a small row");
         let bias = product.has_bias().then(|| input(types.bias, row, self.contents[2]));
-        let residual = product.residual().map(|layout| input(types.output, with_rows(layout, rows), self.contents[3]));
+        let residual =
+            product.residual().map(|layout| input(types.output, with_rows(layout, rows), self.contents[3]));
         let weights = product.constant_b().then(|| self.weights(&product, b.view(), &mut random));
 
         let mut inputs = Inputs::new(a.view());
@@ -236,13 +242,13 @@ impl Case {
             Err(error) => panic!("{product}: {error}"),
         };
         let run = |compiled: &ane_matmul::Compiled| {
-            let mut c = Operand::untouched(types.output, with_rows(product.c(), rows), NibbleOrder::LowFirst);
+            let mut c = Guarded::output(types.output, with_rows(product.c(), rows), 0);
             let mut executor = compiled.executor().expect("an executor");
             executor.run(&inputs, c.view_mut()).expect("operands that fit");
             c
         };
         let c = run(&compiled);
-        assert!(c.gaps_are_untouched(), "{product}: a gap of C was written to");
+        assert_eq!(c.damaged_guard(), None, "{product}: a gap of C was written to");
         let reference = Reference::of(&compiled, &inputs).expect("a small reference");
         let deviation = reference.compare(c.view()).expect("the same shape");
         if !deviation.is_within_bound() {

@@ -26,7 +26,8 @@ fuzz_target!(|bytes: &[u8]| {
         let batched = tensor.is_batched();
         let view = tensor.view();
         let layout = view.layout();
-        let mut bits = vec![u64::from(batched), layout.batch() as u64, layout.rows() as u64, layout.cols() as u64];
+        let mut bits =
+            vec![u64::from(batched), layout.batch() as u64, layout.rows() as u64, layout.cols() as u64];
         match &tensor {
             NpyTensor::F32(tensor) => bits.extend(tensor.data().iter().map(|x| u64::from(x.to_bits()))),
             NpyTensor::F64(tensor) => bits.extend(tensor.data().iter().map(|x| x.to_bits())),

@@ -16,11 +16,20 @@ enum Change {
     Manifest(Vec<u8>),
     Product(Vec<u8>),
     /// Bytes at an offset of the manifest or of the product.
-    Patch { manifest: bool, offset: u16, bytes: Vec<u8> },
+    Patch {
+        manifest: bool,
+        offset: u16,
+        bytes: Vec<u8>,
+    },
     /// A whole package as somebody might forge it: with a manifest that fits.
     Forge(Vec<u8>),
-    Cut { manifest: bool, length: u16 },
-    Remove { manifest: bool },
+    Cut {
+        manifest: bool,
+        length: u16,
+    },
+    Remove {
+        manifest: bool,
+    },
     MoreFile(u8),
     Directory,
     Nothing,
@@ -51,7 +60,12 @@ fn fixture() -> &'static Fixture {
         let weights = Weights::from_tensor(Tensor::filled(4, 3, 2f32).expect("a small tensor"));
         let options = CompileOptions::default().packages(&directory);
         backends.compile(&id, &product, Some(&weights), &options).expect("a product");
-        let place = fs::read_dir(&directory).expect("a directory").next().expect("a package").expect("an entry").path();
+        let place = fs::read_dir(&directory)
+            .expect("a directory")
+            .next()
+            .expect("a package")
+            .expect("an entry")
+            .path();
         let saved = FILES.map(|file| fs::read(place.join(file)).expect("a file of the package"));
         Fixture { backends, id, product, weights, options, place, saved }
     })
@@ -116,7 +130,8 @@ fuzz_target!(|changes: Vec<Change>| {
     let Fixture { backends, id, product, weights, options, .. } = fixture;
     let x = Tensor::filled(2, 4, 1f32).expect("a small tensor");
     for start in 0..2 {
-        let compiled = backends.compile(id, product, Some(weights), options).expect("loaded, or compiled again");
+        let compiled =
+            backends.compile(id, product, Some(weights), options).expect("loaded, or compiled again");
         let report = compiled.report();
         assert!(start == 0 || report.from_package, "what was made again is not found: {report:?}");
         let forged = changes.iter().any(|change| matches!(change, Change::Forge(_)));

@@ -133,7 +133,8 @@ impl Fields {
                 builder = builder.batch_stride(operand, size.any());
             }
         }
-        if let Some([a, b, accumulator, output, bias, scales]) = self.types.map(|types| types.map(Type::any)) {
+        if let Some([a, b, accumulator, output, bias, scales]) = self.types.map(|types| types.map(Type::any))
+        {
             builder = builder.types(ElementTypes { a, b, accumulator, output, bias, scales });
         }
         if let Some(scheme) = self.scheme {

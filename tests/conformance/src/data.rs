@@ -87,8 +87,8 @@ impl Guarded {
         with!(self, |data, layout| (data.len() - layout.span()) / 2)
     }
 
-    #[allow(clippy::cast_possible_truncation)]
     /// Rounds `value` into the element at `index` of the layout.
+    #[allow(clippy::cast_possible_truncation)]
     pub fn set(&mut self, index: usize, value: f64) {
         let guard = self.guard();
         match self {
