@@ -35,6 +35,8 @@ pub(super) struct Part<'a> {
     pub a: Matrix,
     pub pack_a: bool,
     pub b: B,
+    /// Whether the sums go on from what C holds; else C is not read.
+    pub accumulate: bool,
     /// The part's C and what follows its sums; `None` leaves the sums.
     pub finish: Option<Finish>,
     pub c: *mut f32,
@@ -303,7 +305,7 @@ impl Block {
             c: part.c.wrapping_add(first_row * part.c_stride + col),
             c_stride: part.c_stride,
             tail: kernels.lanes,
-            accumulate: self.first_k + inner > 0,
+            accumulate: part.accumulate || self.first_k + inner > 0,
         };
         let finish = part.finish.filter(|_| self.first_k + inner + k == part.k);
         let (next, next_stride) = self.next(span, inner + k);

@@ -245,6 +245,7 @@ impl Call<'_> {
             finish,
             c,
             c_stride,
+            accumulate: false,
             scratch_a: scratch.a.start_mut(),
             scratch_b: scratch.b.start_mut(),
         };

@@ -80,6 +80,7 @@ impl Steps {
             finish: plan.has_epilogue().then_some(NO_OPERANDS),
             c: std::ptr::null_mut(),
             c_stride: product.c().leading_dimension(),
+            accumulate: false,
             scratch_a: std::ptr::null_mut(),
             scratch_b: std::ptr::null_mut(),
         };

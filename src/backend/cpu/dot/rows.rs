@@ -7,7 +7,7 @@ use super::super::simd::avx512_dot::any_subnormal;
 #[cfg(target_arch = "x86_64")]
 use super::super::simd::avx512_dot::copy_unsigned;
 use super::super::typed::Plan;
-use super::super::typed::load::{Part, floats, quantized, scale_for};
+use super::super::typed::load::{load_row, quantized, scale_for};
 use super::SET_WORDS;
 use super::words::lane_elements;
 use crate::element::ElementType;
@@ -180,16 +180,7 @@ fn quantize(
     out: &mut [u8],
     floats_scratch: &mut [f32],
 ) -> f32 {
-    match a {
-        AnyView::F32(view) if !transpose => {
-            let first = view.layout().item_offset(item) + row * view.layout().leading_dimension();
-            floats_scratch.copy_from_slice(&view.data()[first..first + floats_scratch.len()]);
-        }
-        _ => {
-            let part = Part { item, transpose, rows: row..row + 1, cols: 0..floats_scratch.len() };
-            floats(a, &part, floats_scratch, |_, _, x| x);
-        }
-    }
+    load_row(a, item, transpose, row, floats_scratch);
     let all_finite = floats_scratch.iter().all(|x| x.is_finite());
     if !all_finite {
         out.fill(0x80);
@@ -198,7 +189,7 @@ fn quantize(
     let scale = scale_for(floats_scratch.iter().fold(0f32, |largest, x| largest.max(x.abs())));
     for (out, &x) in out.iter_mut().zip(&*floats_scratch) {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 255")]
-        let unsigned = (quantized(x, scale) + 128) as u8;
+        let unsigned = (quantized(x, scale) + 128.0) as u8;
         *out = unsigned;
     }
     scale

@@ -90,7 +90,8 @@ impl Run for DotRun {
         let plan = &*self.plan;
         let typed = &*plan.typed;
         let layout = *args.c.layout();
-        let output = Output::new(&typed.product, typed.scales, args.bias, args.residual, &mut args.c);
+        let output =
+            Output::new(typed.kernels, &typed.product, typed.scales, args.bias, args.residual, &mut args.c);
         if layout.is_empty() {
             return Ok(());
         }
@@ -194,6 +195,7 @@ impl Call<'_> {
             finish: Some(self.finish(item, share, c, c_stride)),
             c,
             c_stride,
+            accumulate: false,
             scratch_a: std::ptr::null_mut(),
             scratch_b: std::ptr::null_mut(),
         };

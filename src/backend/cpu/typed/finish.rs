@@ -1,5 +1,11 @@
 //! What follows the sums of any product: bias, residual and activation in f32, and the store.
 
+#[cfg(feature = "half")]
+use half::slice::HalfFloatSliceExt;
+
+use super::super::finish::Finish;
+use super::super::kernel::Kernels;
+use super::load::load_run;
 use crate::activation::Activation;
 use crate::element::ElementType;
 use crate::layout::Layout;
@@ -8,10 +14,9 @@ use crate::quantization::QuantOutput;
 use crate::scales::Scales;
 use crate::view::{AnyView, AnyViewMut};
 
-use super::load::{Part, floats};
-
 /// The epilogue and the output of one run.
 pub(in super::super) struct Output<'a> {
+    kernels: &'static Kernels,
     bias: Option<AnyView<'a>>,
     residual: Option<AnyView<'a>>,
     activation: Activation,
@@ -29,6 +34,7 @@ unsafe impl Sync for Output<'_> {}
 
 impl<'a> Output<'a> {
     pub(in super::super) fn new(
+        kernels: &'static Kernels,
         product: &MatMul,
         scales: Scales,
         bias: Option<AnyView<'a>>,
@@ -40,6 +46,7 @@ impl<'a> Output<'a> {
             QuantOutput::Static { zero_point } => zero_point,
         };
         Self {
+            kernels,
             bias,
             residual,
             activation: product.activation(),
@@ -77,23 +84,31 @@ impl<'a> Output<'a> {
         scratch: &mut [f32],
     ) {
         let cols = col..col + x.len();
-        let mut add = |view: Option<&AnyView<'_>>, item: usize, row: usize, f: &dyn Fn(f32) -> f32| {
-            if let Some(view) = view {
-                let part = Part { item, transpose: false, rows: row..row + 1, cols: cols.clone() };
-                floats(view, &part, scratch, |_, _, x| f(x));
-                for (x, y) in x.iter_mut().zip(&*scratch) {
-                    *x += *y;
-                }
+        if let Some(bias) = &self.bias {
+            load_run(bias, 0, 0, cols.clone(), scratch);
+            add(x, scratch, |y| y);
+        }
+        if let Some(residual) = &self.residual {
+            load_run(residual, item, row, cols, scratch);
+            if self.element.is_float() {
+                add(x, scratch, |y| y);
+            } else {
+                add(x, scratch, |y| self.scale * (y - self.zero_point));
             }
-        };
-        add(self.bias.as_ref(), 0, 0, &|y| y);
-        let quantized = !self.element.is_float();
-        let real = |y: f32| if quantized { self.scale * (y - self.zero_point) } else { y };
-        add(self.residual.as_ref(), item, row, &real);
+        }
         if self.activation != Activation::None {
-            for x in x.iter_mut() {
-                *x = self.activation.apply(*x);
-            }
+            let finish = Finish {
+                c: x.as_mut_ptr(),
+                c_stride: x.len(),
+                rows: 1,
+                cols: x.len(),
+                alpha: None,
+                bias: None,
+                residual: None,
+                activation: self.activation,
+            };
+            // SAFETY: the row is this call's alone; the instruction set of the kernels is here.
+            unsafe { (self.kernels.finish)(&finish) };
         }
         // SAFETY: by this function's own contract.
         unsafe { self.store(item, row, col, x) }
@@ -109,10 +124,14 @@ impl<'a> Output<'a> {
             ElementType::F32 => unsafe { self.put(item, row, col, x, |x: f32| x) },
             #[cfg(feature = "half")]
             // SAFETY: as above, with C of this type.
-            ElementType::F16 => unsafe { self.put(item, row, col, x, half::f16::from_f32) },
+            ElementType::F16 => unsafe {
+                self.place::<half::f16>(item, row, col, x.len()).convert_from_f32_slice(x);
+            },
             #[cfg(feature = "half")]
             // SAFETY: as above, with C of this type.
-            ElementType::Bf16 => unsafe { self.put(item, row, col, x, half::bf16::from_f32) },
+            ElementType::Bf16 => unsafe {
+                self.place::<half::bf16>(item, row, col, x.len()).convert_from_f32_slice(x);
+            },
             #[allow(clippy::cast_possible_truncation, reason = "within the range of the type")]
             // SAFETY: as above, with C of this type.
             ElementType::I8 => unsafe {
@@ -153,11 +172,25 @@ impl<'a> Output<'a> {
         x: &[X],
         f: impl Fn(X) -> T,
     ) {
-        let index = self.layout.item_offset(item) + row * self.layout.leading_dimension() + col;
-        let to = self.start.cast::<T>().wrapping_add(index);
-        for (i, &x) in x.iter().enumerate() {
-            // SAFETY: by this function's own contract.
-            unsafe { to.add(i).write(f(x)) }
+        // SAFETY: by this function's own contract.
+        for (to, &x) in unsafe { self.place(item, row, col, x.len()) }.iter_mut().zip(x) {
+            *to = f(x);
         }
+    }
+
+    /// A part of a row of C.
+    ///
+    /// # Safety
+    /// As [`Output::row`], and C is of type `T`.
+    unsafe fn place<'c, T>(&self, item: usize, row: usize, col: usize, len: usize) -> &'c mut [T] {
+        let index = self.layout.item_offset(item) + row * self.layout.leading_dimension() + col;
+        // SAFETY: by this function's own contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast::<T>().wrapping_add(index), len) }
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32], f: impl Fn(f32) -> f32) {
+    for (x, &y) in x.iter_mut().zip(y) {
+        *x += f(y);
     }
 }

@@ -1,8 +1,10 @@
-//! Elements as the numbers that are summed.
+//! Elements as f32, in whole runs.
 
 use std::ops::Range;
 
-use crate::layout::Layout;
+#[cfg(feature = "half")]
+use half::slice::HalfFloatSliceExt;
+
 use crate::view::AnyView;
 
 /// A part of op(X): rows and columns of one item.
@@ -14,59 +16,98 @@ pub(in super::super) struct Part {
     pub cols: Range<usize>,
 }
 
-/// Writes `f(row, col, element)` of a part into `out`, row by row, where `element(index)` is the element
-/// at an index of the layout.
-fn block<T, U>(
-    layout: &Layout,
-    part: &Part,
-    out: &mut [U],
-    element: impl Fn(usize) -> T,
-    f: impl Fn(usize, usize, T) -> U,
-) {
-    let (row_step, col_step) =
-        if part.transpose { (1, layout.leading_dimension()) } else { (layout.leading_dimension(), 1) };
-    let start = layout.item_offset(part.item);
-    for (row, out) in part.rows.clone().zip(out.chunks_mut(part.cols.len().max(1))) {
-        for (col, out) in part.cols.clone().zip(out) {
-            *out = f(row, col, element(start + row * row_step + col * col_step));
-        }
+impl Part {
+    /// The runs of adjacent elements that X has of the part, and the elements of each.
+    fn runs(&self) -> (&Range<usize>, &Range<usize>) {
+        if self.transpose { (&self.cols, &self.rows) } else { (&self.rows, &self.cols) }
+    }
+
+    /// From run to run of the part as [`load`] leaves it.
+    pub(in super::super) fn stride(&self) -> usize {
+        run_stride(self.runs().1.len())
+    }
+
+    /// The numbers of the part as [`load`] leaves it.
+    pub(in super::super) fn loaded_len(&self) -> usize {
+        self.runs().0.len() * self.stride()
     }
 }
 
-/// Loads `f(row, col, element)` with the elements, of any type but f64 and i32, as f32: exact.
-pub(in super::super) fn floats(
+/// From run to run of a loaded part: apart from powers of two, which meet in few sets of a cache.
+pub(in super::super) const fn run_stride(elements: usize) -> usize {
+    elements.next_multiple_of(16) + 16
+}
+
+/// Loads a part run by run as X has it, of any type but f64 and i32: exact.
+///
+/// The element `j` of run `i` is at `i * part.stride() + j`, and [`Part::loaded_len`] numbers are there.
+pub(in super::super) fn load(view: &AnyView<'_>, part: &Part, out: &mut [f32]) {
+    let (runs, elements) = part.runs();
+    for (run, out) in runs.clone().zip(out.chunks_mut(part.stride())) {
+        load_run(view, part.item, run, elements.clone(), &mut out[..elements.len()]);
+    }
+}
+
+/// Loads elements of one run of X, which is a row, or a column of its transpose.
+pub(in super::super) fn load_run(
     view: &AnyView<'_>,
-    part: &Part,
+    item: usize,
+    run: usize,
+    elements: Range<usize>,
     out: &mut [f32],
-    f: impl Fn(usize, usize, f32) -> f32,
 ) {
     let layout = view.layout();
+    let start = layout.item_offset(item) + run * layout.leading_dimension();
+    let range = start + elements.start..start + elements.end;
     match view {
-        AnyView::F32(view) => block(layout, part, out, |i| view.data()[i], f),
+        AnyView::F32(view) => out.copy_from_slice(&view.data()[range]),
         #[cfg(feature = "half")]
-        AnyView::F16(view) => block(layout, part, out, |i| view.data()[i].to_f32(), f),
+        AnyView::F16(view) => view.data()[range].convert_to_f32_slice(out),
         #[cfg(feature = "half")]
-        AnyView::Bf16(view) => block(layout, part, out, |i| view.data()[i].to_f32(), f),
-        AnyView::I8(view) => block(layout, part, out, |i| f32::from(view.data()[i]), f),
-        AnyView::U8(view) => block(layout, part, out, |i| f32::from(view.data()[i]), f),
-        AnyView::Int4(view) => block(layout, part, out, |i| f32::from(view.at(i)), f),
+        AnyView::Bf16(view) => view.data()[range].convert_to_f32_slice(out),
+        AnyView::I8(view) => each(out, &view.data()[range], f32::from),
+        AnyView::U8(view) => each(out, &view.data()[range], f32::from),
+        AnyView::Int4(view) => {
+            for (out, index) in out.iter_mut().zip(range) {
+                *out = f32::from(view.at(index));
+            }
+        }
         // Refused by `supports`.
         AnyView::F64(_) | AnyView::I32(_) => out.fill(f32::NAN),
     }
 }
 
-/// Loads i8 or u8 elements less a zero point.
-pub(in super::super) fn integers(view: &AnyView<'_>, part: &Part, zero_point: i32, out: &mut [i32]) {
-    let layout = view.layout();
-    match view {
-        AnyView::I8(view) => {
-            block(layout, part, out, |i| i32::from(view.data()[i]), |_, _, x| x - zero_point);
+fn each<T: Copy>(out: &mut [f32], elements: &[T], f: impl Fn(T) -> f32) {
+    for (out, &x) in out.iter_mut().zip(elements) {
+        *out = f(x);
+    }
+}
+
+/// Replaces the numbers of a loaded part by `f(row, col, number)`, with the row and column of op(X).
+pub(in super::super) fn map(part: &Part, numbers: &mut [f32], mut f: impl FnMut(usize, usize, f32) -> f32) {
+    let (runs, elements) = part.runs();
+    for (run, numbers) in runs.clone().zip(numbers.chunks_mut(part.stride())) {
+        for (element, x) in elements.clone().zip(numbers) {
+            let (row, col) = if part.transpose { (element, run) } else { (run, element) };
+            *x = f(row, col, *x);
         }
-        AnyView::U8(view) => {
-            block(layout, part, out, |i| i32::from(view.data()[i]), |_, _, x| x - zero_point);
+    }
+}
+
+/// Loads a row of op(X), of which `out` holds all.
+pub(in super::super) fn load_row(
+    view: &AnyView<'_>,
+    item: usize,
+    transpose: bool,
+    row: usize,
+    out: &mut [f32],
+) {
+    if transpose {
+        for (col, out) in out.iter_mut().enumerate() {
+            load_run(view, item, col, row..row + 1, std::slice::from_mut(out));
         }
-        // Refused by `supports`.
-        _ => out.fill(0),
+    } else {
+        load_run(view, item, row, 0..out.len(), out);
     }
 }
 
@@ -83,7 +124,6 @@ pub(in super::super) fn scale_for(largest: f32) -> f32 {
 }
 
 /// The integer that stands for `x`; `scale` is [`scale_for`] a magnitude no smaller than that of `x`.
-#[allow(clippy::cast_possible_truncation, reason = "within -127 and 127")]
-pub(in super::super) fn quantized(x: f32, scale: f32) -> i32 {
-    (x / scale).round_ties_even() as i32
+pub(in super::super) fn quantized(x: f32, scale: f32) -> f32 {
+    (x / scale).round_ties_even()
 }

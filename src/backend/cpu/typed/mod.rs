@@ -1,8 +1,8 @@
-//! Every type and scheme in plain Rust: what no kernel of its own runs, and what kernels are tested
+//! Every type and scheme by the kernels of f32: what has no kernel of its own, and what those are tested
 //! against. `docs/quantization.md` defines the arithmetic.
 //!
-//! - [`support`]: what can run at all; [`load`]: elements as the numbers that are summed;
-//!   [`finish`]: what follows the sums; [`run`]: one run.
+//! - [`support`]: what can run at all; [`load`]: elements as f32; [`finish`]: what follows the sums;
+//!   [`run`]: one run.
 
 pub(super) mod finish;
 pub(super) mod load;
@@ -11,8 +11,9 @@ mod support;
 
 use std::sync::Arc;
 
-use super::Cpu;
-use super::worthwhile_threads;
+use super::blocking::Blocking;
+use super::kernel::Kernels;
+use super::{Cpu, worthwhile_threads};
 use crate::backend::{CompiledProduct, Facts, Run};
 use crate::error::Result;
 use crate::matmul::MatMul;
@@ -27,6 +28,8 @@ pub(super) use support::supports;
 /// A compiled product: nothing is packed.
 pub(super) struct Plan {
     pub product: MatMul,
+    pub kernels: &'static Kernels,
+    blocking: Blocking,
     weights: Option<Weights>,
     pub scales: Scales,
     /// alpha times the scale of each column of a constant B, item by item where items differ, where
@@ -69,6 +72,8 @@ pub(super) fn plan(
     let threads = worthwhile_threads(product, options.threads.number());
     Ok(Plan {
         product: product.clone(),
+        kernels: cpu.kernels,
+        blocking: cpu.blocking,
         weights: weights.cloned(),
         scales: Scales::resolve(product, options)?,
         columns: columns(product, weights)?,

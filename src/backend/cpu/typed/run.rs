@@ -1,11 +1,16 @@
-//! One run: blocks of C, each summed in the order of k whatever the number of threads.
+//! One run: blocks of A and B as f32, multiplied by the kernels of f32, whatever the number of threads.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::Plan;
 use super::finish::Output;
-use super::load::{Part, floats, integers, quantized, scale, scale_for};
+use super::load::{Part, load, map, quantized, run_stride, scale, scale_for};
+use crate::alloc;
+use crate::backend::cpu::buffer::Buffer;
+use crate::backend::cpu::pack::Matrix;
+use crate::backend::cpu::product::{self, B, multiply, scratch_b_len};
+use crate::backend::cpu::split::{Share, Split};
 use crate::backend::f32_only::not_f32;
 use crate::backend::{BackendId, Run, RunArgs};
 use crate::element::ElementType;
@@ -14,59 +19,50 @@ use crate::quantization::{QuantA, QuantB};
 use crate::view::AnyView;
 use crate::weights::Weights;
 
-/// The rows and columns of a block of C, and the products that are summed from one load of A and B: all
-/// three blocks stay in a second-level cache.
-const ROWS: usize = 32;
-const COLS: usize = 64;
+/// The rows and columns of a block of C, and the products that are summed from one load of A and B: each
+/// number is used so often that its conversion costs little, and all three blocks stay in a second-level
+/// cache.
+const ROWS: usize = 168;
+const COLS: usize = 192;
+/// Integers less their zero points are at most 255: so many products of two have sums below 2^24, which
+/// are exact in f32.
 const DEPTH: usize = 256;
 
-/// A number that is summed.
-trait Number: Copy + Default {
-    fn multiply_add(self, a: Self, b: Self) -> Self;
-}
-
-impl Number for f32 {
-    fn multiply_add(self, a: Self, b: Self) -> Self {
-        self + a * b
-    }
-}
-
-impl Number for i32 {
-    // A description's k keeps every sum in range.
-    fn multiply_add(self, a: Self, b: Self) -> Self {
-        self.wrapping_add(a.wrapping_mul(b))
-    }
-}
-
-/// The blocks of one thread.
-struct Blocks<T> {
-    a: Vec<T>,
-    b: Vec<T>,
-    sums: Vec<T>,
-}
-
-impl<T: Number> Blocks<T> {
-    fn new() -> Result<Self> {
-        let block = |len| crate::alloc::filled(len, T::default(), "blocks of operands");
-        Ok(Self { a: block(ROWS * DEPTH)?, b: block(DEPTH * COLS)?, sums: block(ROWS * COLS)? })
-    }
-
-    /// Adds the product of the first `rows` rows and `depth` columns of A with B to the sums, all packed.
-    fn multiply(&mut self, rows: usize, cols: usize, depth: usize) {
-        for (a, sums) in self.a.chunks(depth).zip(self.sums.chunks_mut(cols)).take(rows) {
-            for (&a, b) in a.iter().zip(self.b.chunks(cols)) {
-                for (sum, &b) in sums.iter_mut().zip(b) {
-                    *sum = sum.multiply_add(a, b);
-                }
-            }
-        }
-    }
-}
-
+/// The memory of one thread.
 struct Scratch {
-    floats: Blocks<f32>,
-    /// Only where sums are of integers.
-    integers: Option<Blocks<i32>>,
+    a: Buffer,
+    b: Buffer,
+    /// For [`B::Pack`].
+    packed: Buffer,
+    /// Sums in f32, of one block of k where they are of integers.
+    sums: Buffer,
+    /// Sums of integers.
+    integers: Vec<i32>,
+    row_scales: Vec<f32>,
+    /// A row of a block of C.
+    row: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(plan: &Plan) -> Result<Self> {
+        const WHAT: &str = "blocks of operands";
+        let product = &plan.product;
+        let (rows, cols, depth) = (product.m().min(ROWS), product.n().min(COLS), product.k().min(DEPTH));
+        let block = |transposed: bool, rows: usize, cols: usize| {
+            let (runs, elements) = if transposed { (cols, rows) } else { (rows, cols) };
+            Buffer::zeroed(runs * run_stride(elements), WHAT)
+        };
+        let whole = product.types().accumulator == ElementType::I32;
+        Ok(Self {
+            a: block(product.transpose_a(), rows, depth)?,
+            b: block(product.transpose_b(), depth, cols)?,
+            packed: Buffer::zeroed(scratch_b_len(plan.kernels, &plan.blocking, cols, depth), WHAT)?,
+            sums: Buffer::zeroed(rows * cols, WHAT)?,
+            integers: alloc::filled(if whole { rows * cols } else { 0 }, 0, WHAT)?,
+            row_scales: alloc::filled(rows, 0.0, WHAT)?,
+            row: alloc::filled(cols, 0.0, WHAT)?,
+        })
+    }
 }
 
 pub(in super::super) struct TypedRun {
@@ -78,8 +74,7 @@ impl TypedRun {
     pub(in super::super) fn new(plan: Arc<Plan>) -> Result<Self> {
         let mut scratch = Vec::new();
         for _ in 0..plan.threads {
-            let whole = plan.product.types().accumulator == ElementType::I32;
-            scratch.push(Scratch { floats: Blocks::new()?, integers: whole.then(Blocks::new).transpose()? });
+            scratch.push(Scratch::new(&plan)?);
         }
         Ok(Self { plan, scratch })
     }
@@ -90,8 +85,10 @@ impl Run for TypedRun {
         let plan = &*self.plan;
         let b =
             args.b.or(plan.weights.as_ref().map(Weights::view)).ok_or_else(|| not_f32(&BackendId::CPU))?;
-        let output = Output::new(&plan.product, plan.scales, args.bias, args.residual, &mut args.c);
-        if output.layout().is_empty() {
+        let layout = *args.c.layout();
+        let output =
+            Output::new(plan.kernels, &plan.product, plan.scales, args.bias, args.residual, &mut args.c);
+        if layout.is_empty() {
             return Ok(());
         }
         let call = Call {
@@ -102,12 +99,15 @@ impl Run for TypedRun {
             output,
             scratch: self.scratch.as_mut_ptr(),
         };
-        let blocks = call.blocks();
-        let each = blocks.div_ceil(plan.threads);
-        let share = |thread: usize| (thread * each).min(blocks)..((thread + 1) * each).min(blocks);
+        let (items, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
         match &plan.pool {
-            None => call.compute(0, 0..blocks),
-            Some(pool) => pool.run(plan.threads, &|thread| call.compute(thread, share(thread))),
+            None => call.compute(0, &Share { items: 0..items, rows: 0..rows, cols: 0..cols }),
+            Some(pool) => {
+                let split = Split::new(plan.kernels, plan.threads, items, rows, cols, true);
+                pool.run(split.parts(), &|index| {
+                    call.compute(index, &split.share(plan.kernels, index, items, rows, cols));
+                });
+            }
         }
         Ok(())
     }
@@ -126,26 +126,34 @@ struct Call<'a> {
 // own part alone.
 unsafe impl Sync for Call<'_> {}
 
-impl Call<'_> {
-    /// Blocks of C over all items.
-    fn blocks(&self) -> usize {
-        let layout = self.output.layout();
-        layout.batch() * layout.rows().div_ceil(ROWS) * layout.cols().div_ceil(COLS)
-    }
+/// Rows and columns of one item.
+#[derive(Debug, Clone)]
+struct Block {
+    item: usize,
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
 
-    fn compute(&self, thread: usize, blocks: Range<usize>) {
+impl Call<'_> {
+    fn compute(&self, index: usize, share: &Share) {
         // SAFETY: there is scratch memory for every thread, and this one's is used here alone.
-        let scratch = unsafe { &mut *self.scratch.add(thread) };
-        let layout = self.output.layout();
-        let (down, across) = (layout.rows().div_ceil(ROWS), layout.cols().div_ceil(COLS));
-        for block in blocks {
-            let (item, row, col) =
-                (block / across / down, block / across % down * ROWS, block % across * COLS);
-            let rows = row..layout.rows().min(row + ROWS);
-            let cols = col..layout.cols().min(col + COLS);
-            match &mut scratch.integers {
-                None => self.float_block(item, rows, cols, &mut scratch.floats),
-                Some(blocks) => self.integer_block(item, rows, cols, blocks, &mut scratch.floats),
+        let scratch = unsafe { &mut *self.scratch.add(index) };
+        let whole = self.plan.product.types().accumulator == ElementType::I32;
+        for item in share.items.clone() {
+            for rows in blocks(&share.rows, ROWS) {
+                if self.plan.product.quantization().a == QuantA::DynamicPerRow {
+                    self.row_scales(item, &rows, scratch);
+                } else {
+                    scratch.row_scales.fill(self.plan.scales.a);
+                }
+                for cols in blocks(&share.cols, COLS) {
+                    let block = Block { item, rows: rows.clone(), cols };
+                    if whole {
+                        self.integer_block(&block, scratch);
+                    } else {
+                        self.float_block(&block, scratch);
+                    }
+                }
             }
         }
     }
@@ -158,34 +166,68 @@ impl Call<'_> {
         Part { item, transpose: self.plan.product.transpose_b(), rows: depth.clone(), cols: cols.clone() }
     }
 
-    fn float_block(&self, item: usize, rows: Range<usize>, cols: Range<usize>, blocks: &mut Blocks<f32>) {
-        blocks.sums.fill(0.0);
-        for depth in depths(self.plan.product.k()) {
-            floats(
-                &self.a,
-                &self.part_a(item, &rows, &depth),
-                &mut blocks.a[..rows.len() * depth.len()],
-                |_, _, x| x,
-            );
-            let b = &mut blocks.b[..depth.len() * cols.len()];
-            self.load_b(&self.part_b(item, &depth, &cols), b);
-            blocks.multiply(rows.len(), cols.len(), depth.len());
+    fn float_block(&self, block: &Block, scratch: &mut Scratch) {
+        let Block { item, rows, cols } = block;
+        let product = &self.plan.product;
+        for depth in blocks(&(0..product.k()), DEPTH) {
+            let a = loaded(&self.a, &self.part_a(*item, rows, &depth), &mut scratch.a, |_| {});
+            let part = self.part_b(*item, &depth, cols);
+            let b = loaded(&self.b, &part, &mut scratch.b, |b| self.dequantize(&part, b));
+            self.multiply(block, depth.len(), a, b, &mut scratch.packed, &mut scratch.sums, depth.start > 0);
         }
-        let alpha = self.plan.product.alpha();
-        for (row, sums) in rows.zip(blocks.sums.chunks_mut(cols.len())) {
+        let sums = numbers(&mut scratch.sums, rows.len() * cols.len());
+        if product.k() == 0 {
+            sums.fill(0.0);
+        }
+        let row_scratch = &mut scratch.row[..cols.len()];
+        for (row, sums) in rows.clone().zip(sums.chunks_mut(cols.len())) {
             for sum in sums.iter_mut() {
-                *sum *= alpha;
+                *sum *= product.alpha();
             }
             // SAFETY: this block of C is this call's alone.
-            unsafe { self.output.row(item, row, cols.start, sums, &mut blocks.a[..cols.len()]) };
+            unsafe { self.output.row(*item, row, cols.start, sums, row_scratch) };
         }
     }
 
-    /// Loads a part of op(B), dequantised.
-    fn load_b(&self, part: &Part, out: &mut [f32]) {
+    /// `sums = A B`, or added to them.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a thread's memory, borrowed apart")]
+    fn multiply(
+        &self,
+        block: &Block,
+        depth: usize,
+        a: Matrix,
+        b: Matrix,
+        packed: &mut Buffer,
+        sums: &mut Buffer,
+        accumulate: bool,
+    ) {
+        let Plan { kernels, blocking, .. } = self.plan;
+        let one_strip = block.rows.len() <= kernels.max_rows();
+        let part = product::Part {
+            kernels,
+            blocking,
+            rows: block.rows.len(),
+            cols: block.cols.len(),
+            k: depth,
+            a,
+            pack_a: false,
+            b: if one_strip && !b.transposed { B::Plain(b) } else { B::Pack(b) },
+            accumulate,
+            finish: None,
+            c: sums.start_mut(),
+            c_stride: block.cols.len(),
+            scratch_a: std::ptr::null_mut(),
+            scratch_b: packed.start_mut(),
+        };
+        // SAFETY: the loaded matrices cover the block, and the sums and the packed B have room for it.
+        unsafe { multiply(&part) };
+    }
+
+    /// Loaded elements of B as the numbers that they stand for.
+    fn dequantize(&self, part: &Part, b: &mut [f32]) {
         let scheme = self.plan.product.quantization().b;
         if scheme == QuantB::None {
-            return floats(&self.b, part, out, |_, _, x| x);
+            return;
         }
         #[allow(clippy::cast_precision_loss, reason = "of at most 8 bits")]
         let zero_point = scheme.zero_point() as f32;
@@ -197,40 +239,48 @@ impl Call<'_> {
             (Some(scales), QuantB::PerColumn { .. }) => scale(scales, part.item, 0, col),
             (Some(scales), _) => scale(scales, part.item, 0, 0),
         };
-        floats(&self.b, part, out, |p, col, x| scale_at(p, col) * (x - zero_point));
+        map(part, b, |p, col, x| scale_at(p, col) * (x - zero_point));
     }
 
-    fn integer_block(
-        &self,
-        item: usize,
-        rows: Range<usize>,
-        cols: Range<usize>,
-        blocks: &mut Blocks<i32>,
-        floats: &mut Blocks<f32>,
-    ) {
+    fn integer_block(&self, block: &Block, scratch: &mut Scratch) {
+        let Block { item, rows, cols } = block;
         let product = &self.plan.product;
         let quantization = product.quantization();
-        let mut row_scales = [self.plan.scales.a; ROWS];
-        if quantization.a == QuantA::DynamicPerRow {
-            self.row_scales(item, &rows, &mut row_scales, &mut floats.a);
+        let count = rows.len() * cols.len();
+        scratch.integers[..count].fill(0);
+        for depth in blocks(&(0..product.k()), DEPTH) {
+            let part = self.part_a(*item, rows, &depth);
+            let a = loaded(&self.a, &part, &mut scratch.a, |a| {
+                if quantization.a == QuantA::DynamicPerRow {
+                    map(&part, a, |row, _, x| {
+                        let scale = scratch.row_scales[row - rows.start];
+                        if scale.is_nan() { 0.0 } else { quantized(x, scale) }
+                    });
+                } else {
+                    take_off(a, quantization.a.zero_point());
+                }
+            });
+            let b = loaded(&self.b, &self.part_b(*item, &depth, cols), &mut scratch.b, |b| {
+                take_off(b, quantization.b.zero_point());
+            });
+            self.multiply(block, depth.len(), a, b, &mut scratch.packed, &mut scratch.sums, false);
+            for (sum, &x) in scratch.integers.iter_mut().zip(&*numbers(&mut scratch.sums, count)) {
+                #[allow(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
+                let x = x as i32;
+                // A description's k keeps every sum in range.
+                *sum = sum.wrapping_add(x);
+            }
         }
-        blocks.sums.fill(0);
-        for depth in depths(product.k()) {
-            let a = &mut blocks.a[..rows.len() * depth.len()];
-            self.load_a(&self.part_a(item, &rows, &depth), &row_scales, a, &mut floats.a);
-            let b = &mut blocks.b[..depth.len() * cols.len()];
-            integers(&self.b, &self.part_b(item, &depth, &cols), quantization.b.zero_point(), b);
-            blocks.multiply(rows.len(), cols.len(), depth.len());
-        }
-        let columns = self.plan.column_scales(item, cols.start);
-        let shared = product.alpha() * self.plan.shared_scale(item);
-        for ((row, sums), row_scale) in rows.zip(blocks.sums.chunks(cols.len())).zip(row_scales) {
+        let columns = self.plan.column_scales(*item, cols.start);
+        let shared = product.alpha() * self.plan.shared_scale(*item);
+        let sums = scratch.integers[..count].chunks(cols.len());
+        let scaled = numbers(&mut scratch.sums, cols.len());
+        for ((row, sums), row_scale) in rows.clone().zip(sums).zip(&scratch.row_scales) {
             if product.types().output == ElementType::I32 {
                 // SAFETY: this block of C is this call's alone, and C is of type i32.
-                unsafe { self.output.put(item, row, cols.start, sums, |sum: i32| sum) };
+                unsafe { self.output.put(*item, row, cols.start, sums, |sum: i32| sum) };
                 continue;
             }
-            let scaled = &mut floats.sums[..cols.len()];
             for (col, (x, &sum)) in scaled.iter_mut().zip(sums).enumerate() {
                 let column = columns.map_or(shared, |columns| columns[col]);
                 #[allow(clippy::cast_precision_loss, reason = "rounded, as documented")]
@@ -238,47 +288,59 @@ impl Call<'_> {
                 *x = sum * (row_scale * column);
             }
             // SAFETY: this block of C is this call's alone.
-            unsafe { self.output.row(item, row, cols.start, scaled, &mut floats.b[..cols.len()]) };
-        }
-    }
-
-    /// Loads integers of A, quantised where it is float, less their zero point.
-    fn load_a(&self, part: &Part, row_scales: &[f32; ROWS], out: &mut [i32], scratch: &mut [f32]) {
-        match self.plan.product.quantization().a {
-            QuantA::DynamicPerRow => {
-                let scratch = &mut scratch[..out.len()];
-                floats(&self.a, part, scratch, |_, _, x| x);
-                let depth = part.cols.len();
-                for ((out, x), &scale) in out.chunks_mut(depth).zip(scratch.chunks(depth)).zip(row_scales) {
-                    for (out, &x) in out.iter_mut().zip(x) {
-                        *out = if scale.is_nan() { 0 } else { quantized(x, scale) };
-                    }
-                }
-            }
-            scheme => integers(&self.a, part, scheme.zero_point(), out),
+            unsafe { self.output.row(*item, row, cols.start, scaled, &mut scratch.row[..cols.len()]) };
         }
     }
 
     /// The scale of each row of a float A; NaN where an element is not finite.
-    fn row_scales(&self, item: usize, rows: &Range<usize>, scales: &mut [f32; ROWS], scratch: &mut [f32]) {
-        let mut largest = [0f32; ROWS];
-        for depth in depths(self.plan.product.k()) {
-            let block = &mut scratch[..rows.len() * depth.len()];
-            floats(&self.a, &self.part_a(item, rows, &depth), block, |_, _, x| x);
-            for (largest, row) in largest.iter_mut().zip(block.chunks(depth.len())) {
-                for x in row {
+    fn row_scales(&self, item: usize, rows: &Range<usize>, scratch: &mut Scratch) {
+        let largest = &mut scratch.row_scales[..rows.len()];
+        largest.fill(0.0);
+        for depth in blocks(&(0..self.plan.product.k()), DEPTH) {
+            let part = self.part_a(item, rows, &depth);
+            loaded(&self.a, &part, &mut scratch.a, |a| {
+                map(&part, a, |row, _, x| {
+                    let largest = &mut largest[row - rows.start];
                     // NaN stays, which f32::max would drop.
                     *largest =
                         if x.is_finite() && !largest.is_nan() { largest.max(x.abs()) } else { f32::NAN };
-                }
-            }
+                    x
+                });
+            });
         }
-        for (scale, largest) in scales.iter_mut().zip(largest) {
-            *scale = if largest.is_nan() { f32::NAN } else { scale_for(largest) };
+        for scale in largest {
+            *scale = if scale.is_nan() { f32::NAN } else { scale_for(*scale) };
         }
     }
 }
 
-fn depths(k: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..k).step_by(DEPTH).map(move |start| start..k.min(start + DEPTH))
+/// The first numbers of a buffer.
+fn numbers(buffer: &mut Buffer, count: usize) -> &mut [f32] {
+    debug_assert!(count * size_of::<f32>() <= buffer.bytes());
+    // SAFETY: the buffer has as many, and is borrowed for as long.
+    unsafe { std::slice::from_raw_parts_mut(buffer.start_mut(), count) }
+}
+
+/// A part of op(X) in `buffer`, where `f` has changed its numbers.
+fn loaded(view: &AnyView<'_>, part: &Part, buffer: &mut Buffer, f: impl FnOnce(&mut [f32])) -> Matrix {
+    let out = numbers(buffer, part.loaded_len());
+    load(view, part, out);
+    f(out);
+    Matrix { start: out.as_ptr(), stride: part.stride(), transposed: part.transpose }
+}
+
+fn take_off(numbers: &mut [f32], zero_point: i32) {
+    if zero_point != 0 {
+        #[allow(clippy::cast_precision_loss, reason = "of at most 8 bits")]
+        let zero_point = zero_point as f32;
+        for x in numbers {
+            *x -= zero_point;
+        }
+    }
+}
+
+/// `range` in blocks.
+fn blocks(range: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = range.end;
+    range.clone().step_by(size).map(move |start| start..end.min(start + size))
 }

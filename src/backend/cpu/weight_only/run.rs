@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::buffer::Buffer;
 use super::super::finish::Finish;
 use super::super::typed::finish::Output;
-use super::super::typed::load::{Part, floats};
+use super::super::typed::load::load_row;
 use super::Plan;
 use super::kernel::Panel;
 use crate::activation::Activation;
@@ -60,7 +60,8 @@ impl Run for WeightOnlyRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
         let plan = &*self.plan;
         let floats = Floats::new(&args);
-        let output = Output::new(&plan.product, plan.scales, args.bias, args.residual, &mut args.c);
+        let output =
+            Output::new(plan.engine, &plan.product, plan.scales, args.bias, args.residual, &mut args.c);
         if output.layout().is_empty() {
             return Ok(());
         }
@@ -186,13 +187,7 @@ impl Call<'_> {
 
     /// A row of op(A) as f32.
     fn row(&self, item: usize, row: usize, out: &mut [f32]) {
-        let transpose = self.plan.product.transpose_a();
-        if let (AnyView::F32(view), false) = (&self.a, transpose) {
-            out.copy_from_slice(view.row(item, row).unwrap_or_default());
-            return;
-        }
-        let part = Part { item, transpose, rows: row..row + 1, cols: 0..out.len() };
-        floats(&self.a, &part, out, |_, _, x| x);
+        load_row(&self.a, item, self.plan.product.transpose_a(), row, out);
     }
 
     fn panel(&self, item: usize, rows: &Range<usize>, panel: usize, scratch: &mut Scratch) {
