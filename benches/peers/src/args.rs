@@ -15,7 +15,7 @@ Measures ane-matmul beside its peers. Progress goes to standard error, the repor
   --plots DIR         where the plots go (target/peers/plots)
   --runs N            repetitions of the whole (5)
   --threads LIST      numbers of threads (1,2)
-  --precisions LIST   of f32, bf16, int8 and weights (all)
+  --precisions LIST   of f32, bf16, f16, int8 and weights (all)
   --shapes LIST       only these, such as 64^3,32x3072x768
   --candidates LIST   only these, such as ane-matmul,faer
   --patience SECONDS  how long to wait for busy cores, all waits together (60)

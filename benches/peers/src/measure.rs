@@ -106,7 +106,8 @@ pub(crate) fn run_case(
             // What C held before must not be read.
             operands.c.as_mut_slice().fill(f32::NAN);
             product.run(&mut operands, 1);
-            match reference.check(operands.c.as_slice(), candidate.kind() == Kind::Fused) {
+            match reference.check(operands.c.as_slice(), candidate.kind() == Kind::Fused, candidate.c_unit())
+            {
                 Ok(error) => max_rel_error = Some(error),
                 Err(message) => {
                     refuse(message, true);

@@ -2,7 +2,7 @@
 
 use ane_matmul::quantize::{WeightScheme, dequantize, quantize};
 use ane_matmul::{AnyView, TensorView, Weights};
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::shapes::{Case, Precision, Shape};
 
@@ -87,6 +87,7 @@ pub(crate) struct QuantizedB {
 pub(crate) enum Narrow {
     Nothing,
     Bf16(Pair<bf16>),
+    F16(Pair<f16>),
     Int8(Pair<i8>),
     Weights(QuantizedB),
 }
@@ -119,6 +120,7 @@ impl Operands {
         let narrow = match case.precision {
             Precision::F32 => Narrow::Nothing,
             Precision::Bf16 => Narrow::Bf16(pair(&a, &b, copies_of_b, bf16::from_f32)),
+            Precision::F16 => Narrow::F16(pair(&a, &b, copies_of_b, f16::from_f32)),
             Precision::Int8 => Narrow::Int8(pair(&a, &b, copies_of_b, |x| x as i8)),
             Precision::Weights => {
                 let weights = quantized(&mut b, k, n, copies_of_b);
@@ -144,6 +146,7 @@ impl Operands {
         match &self.narrow {
             Narrow::Nothing => self.b.len(),
             Narrow::Bf16(pair) => pair.b.len(),
+            Narrow::F16(pair) => pair.b.len(),
             Narrow::Int8(pair) => pair.b.len(),
             Narrow::Weights(weights) => weights.int4.len(),
         }
@@ -155,6 +158,7 @@ fn rounded(precision: Precision, x: f32) -> f32 {
     match precision {
         Precision::F32 | Precision::Weights => x,
         Precision::Bf16 => bf16::from_f32(x).to_f32(),
+        Precision::F16 => f16::from_f32(x).to_f32(),
         Precision::Int8 => (x * 127.0).round(),
     }
 }
@@ -220,6 +224,9 @@ mod tests {
         let Narrow::Bf16(pair) = &of_bf16.narrow else { panic!("bf16 was asked for") };
         assert_eq!((of_bf16.b.len(), pair.b.len()), (1, 2));
         assert!(pair.b[1].as_slice().iter().zip(of_bf16.b[0].as_slice()).all(|(x, y)| x.to_f32() == *y));
+        let of_f16 = operands(Precision::F16, shape, 1);
+        let Narrow::F16(pair) = &of_f16.narrow else { panic!("f16 was asked for") };
+        assert!(pair.a.as_slice().iter().zip(of_f16.a.as_slice()).all(|(x, y)| x.to_f32() == *y));
         let of_int8 = operands(Precision::Int8, shape, 1);
         let Narrow::Int8(pair) = &of_int8.narrow else { panic!("int8 was asked for") };
         assert!(pair.a.as_slice().iter().zip(of_int8.a.as_slice()).all(|(&x, &y)| f32::from(x) == y));

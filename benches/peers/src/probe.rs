@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::candidates::{BlasLibrary, BlasName, Product as _};
 use crate::operands::Operands;
-use crate::reference::Reference;
+use crate::reference::{Reference, UNIT};
 use crate::shapes::{Case, Precision, Shape};
 use crate::stats::{geometric_mean, median};
 
@@ -41,7 +41,7 @@ fn gflops(library: &Arc<BlasLibrary>, shape: Shape) -> Result<f64, String> {
     let mut operands = Operands::new(&case, 1)?;
     let mut product = library.product(false, 1);
     product.run(&mut operands, 1);
-    Reference::new(&operands).check(operands.c.as_slice(), false)?;
+    Reference::new(&operands).check(operands.c.as_slice(), false, UNIT)?;
     let calls = (1e8 / shape.flops()).ceil() as usize;
     let samples_ns: Vec<f64> = (0..7)
         .map(|_| {

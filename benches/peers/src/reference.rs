@@ -6,7 +6,7 @@ use crate::operands::Operands;
 use crate::shapes::Shape;
 
 /// The unit roundoff of f32.
-const UNIT: f64 = 1.0 / (1u32 << 24) as f64;
+pub(crate) const UNIT: f64 = 1.0 / (1u32 << 24) as f64;
 
 /// What evaluating a GELU in f32 may add, relative to its argument.
 const GELU_ERROR: f64 = 2e-6;
@@ -57,15 +57,16 @@ impl Reference {
         Self { shape, rows, bias, signs, signed_sums, signed_magnitudes }
     }
 
-    /// The largest error of `c` relative to |A||B|, or what is wrong with `c`.
-    pub(crate) fn check(&self, c: &[f32], fused: bool) -> Result<f64, String> {
-        if fused { self.check_fused(c) } else { self.check_plain(c) }
+    /// The largest error of `c` relative to |A||B|, or what is wrong with `c`; `c_unit` is the unit
+    /// roundoff of the type in which it was stored.
+    pub(crate) fn check(&self, c: &[f32], fused: bool, c_unit: f64) -> Result<f64, String> {
+        if fused { self.check_fused(c) } else { self.check_plain(c, c_unit) }
     }
 
-    fn check_plain(&self, c: &[f32]) -> Result<f64, String> {
+    fn check_plain(&self, c: &[f32], c_unit: f64) -> Result<f64, String> {
         let Shape { n, k, .. } = self.shape;
         // Higham, Accuracy and Stability of Numerical Algorithms, 3.5, and the rounding of C.
-        let bound = (k + 1) as f64 * UNIT / (1.0 - k as f64 * UNIT);
+        let bound = k as f64 * UNIT / (1.0 - k as f64 * UNIT) + c_unit;
         let mut worst = 0f64;
         for row in &self.rows {
             let got = &c[row.index * n..][..n];
@@ -158,11 +159,11 @@ mod tests {
         let operands = operands(Shape::new(5, 7, 9));
         let reference = Reference::new(&operands);
         let mut c = product(&operands);
-        assert!(reference.check(&c, false).is_ok_and(|error| error < 1e-6));
+        assert!(reference.check(&c, false, UNIT).is_ok_and(|error| error < 1e-6));
         c[12] += 0.01;
-        assert!(reference.check(&c, false).is_err_and(|message| message.contains("C[1, 5]")));
+        assert!(reference.check(&c, false, UNIT).is_err_and(|message| message.contains("C[1, 5]")));
         c[12] = f32::NAN;
-        assert!(reference.check(&c, false).is_err());
+        assert!(reference.check(&c, false, UNIT).is_err());
     }
 
     #[test]
@@ -171,10 +172,10 @@ mod tests {
         let reference = Reference::new(&operands);
         assert!(reference.rows.len() < 4000);
         let mut c = product(&operands);
-        assert!(reference.check(&c, false).is_ok());
+        assert!(reference.check(&c, false, UNIT).is_ok());
         let unchecked = (0..4000).find(|i| reference.rows.iter().all(|row| row.index != *i)).unwrap();
         c[unchecked * 128..][..128].fill(0.0);
-        assert!(reference.check(&c, false).is_err());
+        assert!(reference.check(&c, false, UNIT).is_err());
     }
 
     #[test]
@@ -187,8 +188,8 @@ mod tests {
             .enumerate()
             .map(|(i, &x)| Activation::Gelu.apply_f64(f64::from(x + operands.bias.as_slice()[i % 4])) as f32)
             .collect();
-        assert!(reference.check(&fused, true).is_ok());
-        assert!(reference.check(&plain, true).is_err());
+        assert!(reference.check(&fused, true, UNIT).is_ok());
+        assert!(reference.check(&plain, true, UNIT).is_err());
     }
 
     #[test]

@@ -142,9 +142,10 @@ impl Results {
         }
     }
 
-    /// The rate that no product exceeds; weight-only ones multiply in f32.
+    /// The rate that no product exceeds; weight-only ones and those of f16 multiply in f32.
     pub(crate) fn peak_gflops(&self, precision: Precision, threads: usize) -> Option<f64> {
-        let name = if precision == Precision::Weights { Precision::F32 } else { precision }.name();
+        let in_f32 = matches!(precision, Precision::Weights | Precision::F16);
+        let name = if in_f32 { Precision::F32 } else { precision }.name();
         let rate = self.rates.iter().find(|rate| rate.precision == name && rate.threads == threads);
         rate.map(|rate| rate.gflops)
     }

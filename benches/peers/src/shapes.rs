@@ -67,6 +67,8 @@ pub(crate) enum Precision {
     F32,
     /// Summed in f32.
     Bf16,
+    /// Summed in f32.
+    F16,
     /// i8, summed in i32.
     Int8,
     /// An f32 A, and a B of 8-bit or 4-bit integers with a scale for every group.
@@ -74,12 +76,13 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
-    pub(crate) const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Weights];
+    pub(crate) const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Weights];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::F16 => "f16",
             Self::Int8 => "int8",
             Self::Weights => "weights",
         }
@@ -89,7 +92,7 @@ impl Precision {
     const fn b_bits(self) -> usize {
         match self {
             Self::F32 => 32,
-            Self::Bf16 => 16,
+            Self::Bf16 | Self::F16 => 16,
             Self::Int8 => 8,
             Self::Weights => 4,
         }
@@ -101,7 +104,7 @@ impl FromStr for Precision {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|precision| precision.name() == text);
-        known.ok_or_else(|| format!("{text:?} is no precision: f32, bf16, int8 and weights are"))
+        known.ok_or_else(|| format!("{text:?} is no precision: f32, bf16, f16, int8 and weights are"))
     }
 }
 

@@ -93,6 +93,7 @@ fn one_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
     match result.case.precision {
         Precision::F32 => one_f32_case(verdicts, result),
         Precision::Bf16 | Precision::Int8 => one_narrow_case(verdicts, result),
+        Precision::F16 => one_f16_case(verdicts, result),
         Precision::Weights => one_weights_case(verdicts, result),
     }
 }
@@ -113,6 +114,14 @@ fn one_narrow_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
     if precision == Precision::Bf16 && !cold && shape.m >= 32 {
         let fused = compare(result.entry(OWN_FUSED), own);
         add(verdicts, result, "bias and GELU, bf16: at most 10 % of the product", 1.0 / 1.1, fused);
+    }
+}
+
+/// f16, where no peer on this machine packs ahead: a Rust crate multiplies it.
+fn one_f16_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
+    if TARGET_SHAPES.contains(&result.case.shape) {
+        let best = compare(result.entry(OWN), result.best_rust_crate());
+        add(verdicts, result, "f16: 1.0 of the best Rust crate", 1.0, best);
     }
 }
 

@@ -7,6 +7,7 @@ use super::gemv::{Gemv, gemv_columns, gemv_rows};
 use super::project::{Projection, project_columns, project_rows};
 use super::simd::Simd;
 use super::tile::{AForm, Fma, Tile, copy_rows, tile};
+use super::widen::{self, Elements, Widening, widen_rows};
 
 pub(super) type TileFn = unsafe fn(&Tile);
 
@@ -38,6 +39,7 @@ pub(super) struct Kernels {
     pub transpose: unsafe fn(*const f32, usize, usize, usize, *mut f32, usize),
     /// [`copy_rows`].
     pub copy: unsafe fn(*const f32, usize, usize, usize, *mut f32, usize),
+    pub widening: Widening,
     pub gemv_rows: unsafe fn(&Gemv),
     pub gemv_columns: unsafe fn(&Gemv),
     pub finish: unsafe fn(&Finish),
@@ -162,6 +164,38 @@ macro_rules! instruction_set {
             }
 
             $(#[target_feature(enable = $feature)])?
+            unsafe fn widen_f32(r: &Elements) {
+                // SAFETY: as for `tile`.
+                unsafe { widen_rows::<V, widen::F32>(r) }
+            }
+
+            #[cfg(feature = "half")]
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn widen_f16(r: &Elements) {
+                // SAFETY: as for `tile`.
+                unsafe { widen_rows::<V, widen::F16>(r) }
+            }
+
+            #[cfg(feature = "half")]
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn widen_bf16(r: &Elements) {
+                // SAFETY: as for `tile`.
+                unsafe { widen_rows::<V, widen::Bf16>(r) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn widen_i8(r: &Elements) {
+                // SAFETY: as for `tile`.
+                unsafe { widen_rows::<V, widen::I8>(r) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn widen_u8(r: &Elements) {
+                // SAFETY: as for `tile`.
+                unsafe { widen_rows::<V, widen::U8>(r) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
             unsafe fn rows(g: &Gemv) {
                 // SAFETY: as for `tile`.
                 unsafe { gemv_rows::<V>(g) }
@@ -211,6 +245,15 @@ macro_rules! instruction_set {
                 ],
                 transpose,
                 copy,
+                widening: Widening {
+                    f32: widen_f32,
+                    #[cfg(feature = "half")]
+                    f16: widen_f16,
+                    #[cfg(feature = "half")]
+                    bf16: widen_bf16,
+                    i8: widen_i8,
+                    u8: widen_u8,
+                },
                 gemv_rows: rows,
                 gemv_columns: columns,
                 finish: epilogue,
@@ -233,7 +276,7 @@ instruction_set! {
 // 16 registers: 6 x 2 sums, 2 of B, 1 of A.
 instruction_set! {
     #[cfg(target_arch = "x86_64")]
-    avx2, super::super::simd::avx2::Avx2, "avx2", features: "avx2,fma",
+    avx2, super::super::simd::avx2::Avx2, "avx2", features: "avx2,f16c,fma",
     panel_vectors: 2, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1], project: 2
 }
 
@@ -349,7 +392,7 @@ static HERE: LazyLock<Vec<&'static Kernels>> = LazyLock::new(|| {
     let known = {
         let fma = is_x86_feature_detected!("fma");
         let avx512 = fma && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
-        let avx2 = fma && is_x86_feature_detected!("avx2");
+        let avx2 = fma && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
         [(avx512 && avx2, &avx512::KERNELS), (avx2, &avx2::KERNELS)]
     };
     #[cfg(target_arch = "aarch64")]

@@ -1,13 +1,14 @@
 //! The built-in CPU backend: products on micro-kernels and threads of our own.
 //!
 //! - [`simd`]: vectors of one instruction set; [`kernel`]: the micro-kernel over them, and the
-//!   choice at run time; [`math`] and [`finish`]: the epilogue; [`gemv`]: products with a vector.
+//!   choice at run time; [`math`] and [`finish`]: the epilogue; [`gemv`]: products with a vector;
+//!   [`widen`]: narrower elements as f32.
 //! - [`blocking`]: block sizes from the caches; [`pack`]: operands in the kernel's order;
 //!   [`product`]: one thread's share, block by block; [`split`]: the shares; [`pool`]: the threads.
 //! - [`plan`]: what is decided when a product is compiled; [`run`]: one run; [`steps`]: small products as
 //!   lists of tiles.
 //! - [`weight_only`]: a float A by 8 and 4-bit weights; [`dot`]: bf16 and 8-bit products of constant
-//!   weights; [`typed`]: every other type, in plain Rust.
+//!   weights; [`typed`]: every other type, as f32.
 
 #![allow(
     clippy::inline_always,
@@ -41,6 +42,7 @@ mod tests;
 mod tile;
 mod typed;
 mod weight_only;
+mod widen;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 

@@ -39,7 +39,7 @@ impl Panels {
 }
 
 /// The columns that `cols` take when packed: whole vectors.
-fn packed_cols(kernels: &Kernels, cols: usize) -> usize {
+pub(super) fn packed_cols(kernels: &Kernels, cols: usize) -> usize {
     kernels.vectors(cols) * kernels.lanes
 }
 
@@ -66,7 +66,7 @@ impl Matrix {
 }
 
 /// Rows of k copied side by side while the source's pages and the target's lines are at hand.
-const K_STEP: usize = 8;
+pub(super) const K_STEP: usize = 8;
 
 /// Packs `k` rows and `cols` columns of op(B) into panels; missing columns of the last vector are 0.
 ///

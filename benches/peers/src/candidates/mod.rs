@@ -6,6 +6,7 @@ mod own;
 mod rust_crates;
 
 use crate::operands::Operands;
+use crate::reference::UNIT;
 use crate::shapes::{Case, Precision};
 
 pub(crate) use blas::{BlasLibrary, BlasName};
@@ -34,6 +35,11 @@ pub(crate) trait Candidate {
     /// What it computes.
     fn does(&self, precision: Precision) -> bool {
         precision == Precision::F32
+    }
+
+    /// The unit roundoff of the type in which it stores C.
+    fn c_unit(&self) -> f64 {
+        UNIT
     }
 
     /// Everything that does not belong to a run: packing, compiling. An error says why this

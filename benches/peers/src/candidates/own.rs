@@ -63,6 +63,7 @@ impl Own {
                 (ElementTypes { b, scales: ElementType::F16, ..ElementTypes::F32 }, quantization)
             }
             (Precision::Bf16, _) => (ElementTypes::BF16, Quantization::default()),
+            (Precision::F16, _) => (ElementTypes::F16, Quantization::default()),
             (Precision::Int8, _) => {
                 let types = ElementTypes { output: ElementType::F32, ..ElementTypes::INT8 };
                 (types, Quantization::default())
@@ -94,6 +95,7 @@ fn a(operands: &Operands) -> AnyView<'_> {
     match &operands.narrow {
         Narrow::Nothing | Narrow::Weights(_) => view(operands.a.as_slice(), m, k),
         Narrow::Bf16(pair) => view(pair.a.as_slice(), m, k),
+        Narrow::F16(pair) => view(pair.a.as_slice(), m, k),
         Narrow::Int8(pair) => view(pair.a.as_slice(), m, k),
     }
 }
@@ -103,6 +105,7 @@ fn b(operands: &Operands, copy: usize) -> AnyView<'_> {
     match &operands.narrow {
         Narrow::Nothing | Narrow::Weights(_) => view(operands.b[copy].as_slice(), k, n),
         Narrow::Bf16(pair) => view(pair.b[copy].as_slice(), k, n),
+        Narrow::F16(pair) => view(pair.b[copy].as_slice(), k, n),
         Narrow::Int8(pair) => view(pair.b[copy].as_slice(), k, n),
     }
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::ThreadPool;
 
 use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
 use crate::machine::locked_version;
-use crate::operands::Operands;
-use crate::shapes::{Case, Shape};
+use crate::operands::{Narrow, Operands};
+use crate::shapes::{Case, Precision, Shape};
 
 /// One product by a library, with row-major operands.
 type Multiply = fn(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f32]);
@@ -36,6 +38,7 @@ pub(super) fn add(candidates: &mut Candidates, max_threads: usize) {
     );
     candidates.add_peer("matrixmultiply", locked_version("matrixmultiply"));
     candidates.add(RustCrate { name: "gemm", multiply: multiply_gemm, pool: pool.clone() });
+    candidates.add(GemmF16 { pool: pool.clone() });
     candidates.add(RustCrate { name: "faer", multiply: multiply_faer, pool });
     candidates.add(RustCrate { name: "matrixmultiply", multiply: multiply_matrixmultiply, pool: None });
 }
@@ -92,7 +95,71 @@ impl Product for RustProduct {
     }
 }
 
-fn multiply_gemm(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+/// `gemm` in f16, which it stores C in as well.
+struct GemmF16 {
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl Candidate for GemmF16 {
+    fn name(&self) -> &'static str {
+        "gemm"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Plain
+    }
+
+    fn origin(&self) -> Origin {
+        Origin::RustCrate
+    }
+
+    fn does(&self, precision: Precision) -> bool {
+        precision == Precision::F16
+    }
+
+    fn c_unit(&self) -> f64 {
+        f64::from(f16::EPSILON) / 2.0
+    }
+
+    fn prepare(&self, case: &Case, _: &Operands) -> Result<Box<dyn Product>, String> {
+        let Shape { m, n, .. } = case.shape;
+        Ok(Box::new(GemmF16Product {
+            threads: case.threads,
+            pool: self.pool.clone().filter(|_| case.threads > 1),
+            rotation: Rotation::default(),
+            c: vec![f16::ZERO; m * n],
+        }))
+    }
+}
+
+struct GemmF16Product {
+    threads: usize,
+    pool: Option<Arc<ThreadPool>>,
+    rotation: Rotation,
+    c: Vec<f16>,
+}
+
+impl Product for GemmF16Product {
+    fn run(&mut self, operands: &mut Operands, calls: usize) {
+        let Self { threads, pool, rotation, c } = self;
+        let Operands { shape, narrow, .. } = operands;
+        let Narrow::F16(pair) = narrow else { unreachable!("`does` f16 alone") };
+        let mut batch = || {
+            for _ in 0..calls {
+                let b = &pair.b[rotation.next(pair.b.len())];
+                multiply_gemm(*shape, *threads, pair.a.as_slice(), b.as_slice(), c);
+            }
+        };
+        match pool {
+            Some(pool) => pool.install(batch),
+            None => batch(),
+        }
+        // Once for all calls: where its numbers are compared.
+        c.convert_to_f32_slice(operands.c.as_mut_slice());
+    }
+}
+
+fn multiply_gemm<T: From<f16> + 'static>(shape: Shape, threads: usize, a: &[T], b: &[T], c: &mut [T]) {
     let Shape { m, n, k } = shape;
     let (n_stride, k_stride) = (n.cast_signed(), k.cast_signed());
     let parallelism = if threads == 1 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(threads) };
@@ -112,8 +179,8 @@ fn multiply_gemm(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f3
             b.as_ptr(),
             1,
             n_stride,
-            0.0f32,
-            1.0,
+            f16::ZERO.into(),
+            f16::ONE.into(),
             false,
             false,
             false,

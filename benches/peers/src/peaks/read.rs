@@ -109,6 +109,7 @@ impl Product for ReadProduct {
             let b = match &operands.narrow {
                 Narrow::Nothing | Narrow::Weights(_) => operands.b[copy].words(),
                 Narrow::Bf16(pair) => pair.b[copy].words(),
+                Narrow::F16(pair) => pair.b[copy].words(),
                 Narrow::Int8(pair) => pair.b[copy].words(),
             };
             let mut parts = b.chunks(b.len().div_ceil(helpers.len() + 1));

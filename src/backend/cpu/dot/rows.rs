@@ -137,7 +137,7 @@ pub(super) unsafe fn write(
                 AnyView::I8(view) => copy(view.data(), first, step, out, |x| x.cast_unsigned() ^ 0x80),
                 AnyView::U8(view) => copy(view.data(), first, step, out, |x| x),
                 _ => {
-                    scale = quantize(product.transpose_a(), a, item, row, out, &mut floats_scratch[..k]);
+                    scale = quantize(plan, a, item, row, out, &mut floats_scratch[..k]);
                 }
             }
             let zero_b = product.quantization().b.zero_point();
@@ -173,14 +173,14 @@ fn copy<T: Copy>(data: &[T], first: usize, step: usize, out: &mut [u8], f: impl 
 /// Quantises a row; returns its scale, NaN where an element is not finite.
 #[inline(always)]
 fn quantize(
-    transpose: bool,
+    plan: &Plan,
     a: &AnyView<'_>,
     item: usize,
     row: usize,
     out: &mut [u8],
     floats_scratch: &mut [f32],
 ) -> f32 {
-    load_row(a, item, transpose, row, floats_scratch);
+    load_row(plan.kernels, a, item, plan.product.transpose_a(), row, floats_scratch);
     let all_finite = floats_scratch.iter().all(|x| x.is_finite());
     if !all_finite {
         out.fill(0x80);

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use super::Simd;
 
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx2(__m256);
+pub(in super::super) struct Avx2(pub(in super::super) __m256);
 
 /// A window of 8 from here on selects as many lanes as it has ones.
 static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use super::Simd;
 
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx512(pub(super) __m512);
+pub(in super::super) struct Avx512(pub(in super::super) __m512);
 
 // SAFETY: each function is one or a few instructions of AVX-512, which the caller vouches for; memory
 // is accessed as the trait says, since masked-out lanes of a masked access are not touched.

@@ -10,7 +10,7 @@ use std::arch::aarch64::*;
 use super::Simd;
 
 #[derive(Clone, Copy)]
-pub(in super::super) struct Neon(float32x4_t);
+pub(in super::super) struct Neon(pub(in super::super) float32x4_t);
 
 // SAFETY: each function is one or a few instructions of NEON; memory is accessed as the trait says:
 // the masked forms copy as many numbers as the mask counts.

@@ -85,11 +85,11 @@ impl<'a> Output<'a> {
     ) {
         let cols = col..col + x.len();
         if let Some(bias) = &self.bias {
-            load_run(bias, 0, 0, cols.clone(), scratch);
+            load_run(self.kernels, bias, 0, 0, cols.clone(), scratch);
             add(x, scratch, |y| y);
         }
         if let Some(residual) = &self.residual {
-            load_run(residual, item, row, cols, scratch);
+            load_run(self.kernels, residual, item, row, cols, scratch);
             if self.element.is_float() {
                 add(x, scratch, |y| y);
             } else {

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-#[cfg(feature = "half")]
-use half::slice::HalfFloatSliceExt;
-
+use super::super::kernel::Kernels;
+use super::super::widen::Elements;
 use crate::view::AnyView;
 
 /// A part of op(X): rows and columns of one item.
@@ -41,46 +40,68 @@ pub(in super::super) const fn run_stride(elements: usize) -> usize {
 /// Loads a part run by run as X has it, of any type but f64 and i32: exact.
 ///
 /// The element `j` of run `i` is at `i * part.stride() + j`, and [`Part::loaded_len`] numbers are there.
-pub(in super::super) fn load(view: &AnyView<'_>, part: &Part, out: &mut [f32]) {
+pub(in super::super) fn load(kernels: &Kernels, view: &AnyView<'_>, part: &Part, out: &mut [f32]) {
     let (runs, elements) = part.runs();
-    for (run, out) in runs.clone().zip(out.chunks_mut(part.stride())) {
-        load_run(view, part.item, run, elements.clone(), &mut out[..elements.len()]);
-    }
+    rows(kernels, view, part.item, runs, elements, out, part.stride());
 }
 
 /// Loads elements of one run of X, which is a row, or a column of its transpose.
 pub(in super::super) fn load_run(
+    kernels: &Kernels,
     view: &AnyView<'_>,
     item: usize,
     run: usize,
     elements: Range<usize>,
     out: &mut [f32],
 ) {
-    let layout = view.layout();
-    let start = layout.item_offset(item) + run * layout.leading_dimension();
-    let range = start + elements.start..start + elements.end;
-    match view {
-        AnyView::F32(view) => out.copy_from_slice(&view.data()[range]),
-        #[cfg(feature = "half")]
-        AnyView::F16(view) => view.data()[range].convert_to_f32_slice(out),
-        #[cfg(feature = "half")]
-        AnyView::Bf16(view) => view.data()[range].convert_to_f32_slice(out),
-        AnyView::I8(view) => each(out, &view.data()[range], f32::from),
-        AnyView::U8(view) => each(out, &view.data()[range], f32::from),
-        AnyView::Int4(view) => {
-            for (out, index) in out.iter_mut().zip(range) {
-                *out = f32::from(view.at(index));
-            }
-        }
-        // Refused by `supports`.
-        AnyView::F64(_) | AnyView::I32(_) => out.fill(f32::NAN),
-    }
+    rows(kernels, view, item, &(run..run + 1), &elements, out, 0);
 }
 
-fn each<T: Copy>(out: &mut [f32], elements: &[T], f: impl Fn(T) -> f32) {
-    for (out, &x) in out.iter_mut().zip(elements) {
-        *out = f(x);
+/// Loads runs of X to places `stride` apart.
+///
+/// # Panics
+/// When X or `out` is shorter.
+pub(in super::super) fn rows(
+    kernels: &Kernels,
+    view: &AnyView<'_>,
+    item: usize,
+    runs: &Range<usize>,
+    elements: &Range<usize>,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let from_stride = view.layout().leading_dimension();
+    let (rows, cols) = (runs.len(), elements.len());
+    if rows == 0 || cols == 0 {
+        return;
     }
+    let first = view.layout().item_offset(item) + runs.start * from_stride + elements.start;
+    let range = first..first + (rows - 1) * from_stride + cols;
+    assert!(out.len() >= (rows - 1) * stride + cols);
+    let widening = &kernels.widening;
+    let (function, from): (_, *const u8) = match view {
+        AnyView::F32(view) => (widening.f32, view.data()[range].as_ptr().cast()),
+        #[cfg(feature = "half")]
+        AnyView::F16(view) => (widening.f16, view.data()[range].as_ptr().cast()),
+        #[cfg(feature = "half")]
+        AnyView::Bf16(view) => (widening.bf16, view.data()[range].as_ptr().cast()),
+        AnyView::I8(view) => (widening.i8, view.data()[range].as_ptr().cast()),
+        AnyView::U8(view) => (widening.u8, view.data()[range].as_ptr().cast()),
+        AnyView::Int4(view) => {
+            for row in 0..rows {
+                for (col, out) in out[row * stride..][..cols].iter_mut().enumerate() {
+                    *out = f32::from(view.at(first + row * from_stride + col));
+                }
+            }
+            return;
+        }
+        // Refused by `supports`.
+        AnyView::F64(_) | AnyView::I32(_) => return out.fill(f32::NAN),
+    };
+    let rows = Elements { from, from_stride, rows, cols, to: out.as_mut_ptr(), to_stride: stride };
+    // SAFETY: X and `out` have all of the rows, elements are of the function's type, and kernels are of
+    // instructions that are here.
+    unsafe { function(&rows) };
 }
 
 /// Replaces the numbers of a loaded part by `f(row, col, number)`, with the row and column of op(X).
@@ -96,6 +117,7 @@ pub(in super::super) fn map(part: &Part, numbers: &mut [f32], mut f: impl FnMut(
 
 /// Loads a row of op(X), of which `out` holds all.
 pub(in super::super) fn load_row(
+    kernels: &Kernels,
     view: &AnyView<'_>,
     item: usize,
     transpose: bool,
@@ -103,11 +125,9 @@ pub(in super::super) fn load_row(
     out: &mut [f32],
 ) {
     if transpose {
-        for (col, out) in out.iter_mut().enumerate() {
-            load_run(view, item, col, row..row + 1, std::slice::from_mut(out));
-        }
+        rows(kernels, view, item, &(0..out.len()), &(row..row + 1), out, 1);
     } else {
-        load_run(view, item, row, 0..out.len(), out);
+        load_run(kernels, view, item, row, 0..out.len(), out);
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::Plan;
 use super::finish::Output;
-use super::load::{Part, load, map, quantized, run_stride, scale, scale_for};
+use super::load::{Part, load, map, quantized, rows, run_stride, scale, scale_for};
 use crate::alloc;
 use crate::backend::cpu::buffer::Buffer;
-use crate::backend::cpu::pack::Matrix;
+use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, packed_b_len, packed_cols};
 use crate::backend::cpu::product::{self, B, multiply, scratch_b_len};
 use crate::backend::cpu::split::{Share, Split};
 use crate::backend::f32_only::not_f32;
@@ -166,13 +166,50 @@ impl Call<'_> {
         Part { item, transpose: self.plan.product.transpose_b(), rows: depth.clone(), cols: cols.clone() }
     }
 
+    /// A part of op(X) in `buffer`, where `f` has changed its numbers.
+    fn loaded(
+        &self,
+        view: &AnyView<'_>,
+        part: &Part,
+        buffer: &mut Buffer,
+        f: impl FnOnce(&mut [f32]),
+    ) -> Matrix {
+        let out = numbers(buffer, part.loaded_len());
+        load(self.plan.kernels, view, part, out);
+        f(out);
+        Matrix { start: out.as_ptr(), stride: part.stride(), transposed: part.transpose }
+    }
+
+    /// A part of B, already in panels where its rows are contiguous.
+    fn panels_or_loaded(&self, part: &Part, buffer: &mut Buffer, packed: &mut Buffer) -> B {
+        if part.transpose {
+            return B::Pack(self.loaded(&self.b, part, buffer, |_| {}));
+        }
+        let kernels = self.plan.kernels;
+        let (k, panel) = (part.rows.len(), kernels.panel());
+        let out = numbers(packed, packed_b_len(kernels, k, part.cols.len()));
+        // Few rows at a time, so that their pages stay at hand.
+        for ks in blocks(&part.rows, K_STEP) {
+            for cols in blocks(&part.cols, panel) {
+                let width = packed_cols(kernels, cols.len());
+                let start = (cols.start - part.cols.start) * k + (ks.start - part.rows.start) * width;
+                rows(kernels, &self.b, part.item, &ks, &cols, &mut out[start..], width);
+            }
+        }
+        B::Packed(Panels::packed(kernels, out.as_ptr(), k, part.cols.len()))
+    }
+
     fn float_block(&self, block: &Block, scratch: &mut Scratch) {
         let Block { item, rows, cols } = block;
         let product = &self.plan.product;
         for depth in blocks(&(0..product.k()), DEPTH) {
-            let a = loaded(&self.a, &self.part_a(*item, rows, &depth), &mut scratch.a, |_| {});
+            let a = self.loaded(&self.a, &self.part_a(*item, rows, &depth), &mut scratch.a, |_| {});
             let part = self.part_b(*item, &depth, cols);
-            let b = loaded(&self.b, &part, &mut scratch.b, |b| self.dequantize(&part, b));
+            let b = if product.quantization().b == QuantB::None {
+                self.panels_or_loaded(&part, &mut scratch.b, &mut scratch.packed)
+            } else {
+                B::Pack(self.loaded(&self.b, &part, &mut scratch.b, |b| self.dequantize(&part, b)))
+            };
             self.multiply(block, depth.len(), a, b, &mut scratch.packed, &mut scratch.sums, depth.start > 0);
         }
         let sums = numbers(&mut scratch.sums, rows.len() * cols.len());
@@ -196,13 +233,12 @@ impl Call<'_> {
         block: &Block,
         depth: usize,
         a: Matrix,
-        b: Matrix,
+        b: B,
         packed: &mut Buffer,
         sums: &mut Buffer,
         accumulate: bool,
     ) {
         let Plan { kernels, blocking, .. } = self.plan;
-        let one_strip = block.rows.len() <= kernels.max_rows();
         let part = product::Part {
             kernels,
             blocking,
@@ -211,7 +247,7 @@ impl Call<'_> {
             k: depth,
             a,
             pack_a: false,
-            b: if one_strip && !b.transposed { B::Plain(b) } else { B::Pack(b) },
+            b,
             accumulate,
             finish: None,
             c: sums.start_mut(),
@@ -250,7 +286,7 @@ impl Call<'_> {
         scratch.integers[..count].fill(0);
         for depth in blocks(&(0..product.k()), DEPTH) {
             let part = self.part_a(*item, rows, &depth);
-            let a = loaded(&self.a, &part, &mut scratch.a, |a| {
+            let a = self.loaded(&self.a, &part, &mut scratch.a, |a| {
                 if quantization.a == QuantA::DynamicPerRow {
                     map(&part, a, |row, _, x| {
                         let scale = scratch.row_scales[row - rows.start];
@@ -260,9 +296,14 @@ impl Call<'_> {
                     take_off(a, quantization.a.zero_point());
                 }
             });
-            let b = loaded(&self.b, &self.part_b(*item, &depth, cols), &mut scratch.b, |b| {
-                take_off(b, quantization.b.zero_point());
-            });
+            let part = self.part_b(*item, &depth, cols);
+            let b = if quantization.b.zero_point() == 0 {
+                self.panels_or_loaded(&part, &mut scratch.b, &mut scratch.packed)
+            } else {
+                B::Pack(self.loaded(&self.b, &part, &mut scratch.b, |b| {
+                    take_off(b, quantization.b.zero_point());
+                }))
+            };
             self.multiply(block, depth.len(), a, b, &mut scratch.packed, &mut scratch.sums, false);
             for (sum, &x) in scratch.integers.iter_mut().zip(&*numbers(&mut scratch.sums, count)) {
                 #[allow(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
@@ -298,7 +339,7 @@ impl Call<'_> {
         largest.fill(0.0);
         for depth in blocks(&(0..self.plan.product.k()), DEPTH) {
             let part = self.part_a(item, rows, &depth);
-            loaded(&self.a, &part, &mut scratch.a, |a| {
+            self.loaded(&self.a, &part, &mut scratch.a, |a| {
                 map(&part, a, |row, _, x| {
                     let largest = &mut largest[row - rows.start];
                     // NaN stays, which f32::max would drop.
@@ -319,14 +360,6 @@ fn numbers(buffer: &mut Buffer, count: usize) -> &mut [f32] {
     debug_assert!(count * size_of::<f32>() <= buffer.bytes());
     // SAFETY: the buffer has as many, and is borrowed for as long.
     unsafe { std::slice::from_raw_parts_mut(buffer.start_mut(), count) }
-}
-
-/// A part of op(X) in `buffer`, where `f` has changed its numbers.
-fn loaded(view: &AnyView<'_>, part: &Part, buffer: &mut Buffer, f: impl FnOnce(&mut [f32])) -> Matrix {
-    let out = numbers(buffer, part.loaded_len());
-    load(view, part, out);
-    f(out);
-    Matrix { start: out.as_ptr(), stride: part.stride(), transposed: part.transpose }
 }
 
 fn take_off(numbers: &mut [f32], zero_point: i32) {

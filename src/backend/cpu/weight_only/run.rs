@@ -187,7 +187,7 @@ impl Call<'_> {
 
     /// A row of op(A) as f32.
     fn row(&self, item: usize, row: usize, out: &mut [f32]) {
-        load_row(&self.a, item, self.plan.product.transpose_a(), row, out);
+        load_row(self.plan.engine, &self.a, item, self.plan.product.transpose_a(), row, out);
     }
 
     fn panel(&self, item: usize, rows: &Range<usize>, panel: usize, scratch: &mut Scratch) {

@@ -17,6 +17,7 @@ const WEIGHTS_DESCRIPTOR: c_int = 131;
 /// `dnnl_data_type_t`.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Type {
+    F16 = 1,
     Bf16 = 2,
     F32 = 3,
     S8 = 5,

@@ -138,6 +138,7 @@ fn inputs(operands: &Operands) -> (Type, *mut c_void, Vec<*mut c_void>) {
     match &operands.narrow {
         Narrow::Nothing | Narrow::Weights(_) => (Type::F32, start(&operands.a), starts(&operands.b)),
         Narrow::Bf16(pair) => (Type::Bf16, start(&pair.a), starts(&pair.b)),
+        Narrow::F16(pair) => (Type::F16, start(&pair.a), starts(&pair.b)),
         Narrow::Int8(pair) => (Type::S8, start(&pair.a), starts(&pair.b)),
     }
 }
