@@ -30,6 +30,8 @@ pub(super) struct Kernels {
     pub lanes: usize,
     /// The vectors in a panel of B.
     pub panel_vectors: usize,
+    /// The words of 32 bits that a vector of B takes in memory.
+    pub b_words: usize,
     reading: PanelTiles,
     /// The same, packing what is read of B.
     packing: PanelTiles,
@@ -229,6 +231,7 @@ macro_rules! instruction_set {
                 name: $name,
                 lanes: <V as Simd>::LANES,
                 panel_vectors: PANEL,
+                b_words: <V as Simd>::LANES,
                 reading: PanelTiles {
                     single: by_rows!(1, true, false; $($one)*),
                     tail: by_rows!(PANEL, true, false; $($one)*),
@@ -351,6 +354,12 @@ dot_products! {
     "avx512-vnni", "avx512f,avx512dq,avx512vnni,avx2,fma",
     panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
 }
+
+#[cfg(feature = "half")]
+mod halves;
+
+#[cfg(feature = "half")]
+pub(super) use halves::halves;
 
 /// What lies in the 32 bits of a lane where products are summed by a dot-product instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,23 +13,27 @@ pub(super) struct Panels {
     pub stride: usize,
     /// From k to k in a last panel that is narrower.
     pub last_stride: usize,
+    /// The row of B that counts as the first.
+    pub first_k: usize,
 }
 
 impl Panels {
     /// A matrix as it is: k rows, `stride` apart.
     pub(super) fn plain(kernels: &Kernels, base: *const f32, stride: usize) -> Self {
-        Self { base, step: kernels.panel(), stride, last_stride: stride }
+        Self { base, step: kernels.panel_vectors * kernels.b_words, stride, last_stride: stride, first_k: 0 }
     }
 
     /// What [`pack_b`] made of `k` rows and `cols` columns.
     pub(super) fn packed(kernels: &Kernels, base: *const f32, k: usize, cols: usize) -> Self {
-        let panel = kernels.panel();
-        Self { base, step: panel * k, stride: panel, last_stride: packed_cols(kernels, cols & (panel - 1)) }
+        let stride = kernels.panel_vectors * kernels.b_words;
+        let last = cols & (kernels.panel() - 1);
+        let last_stride = kernels.vectors(last) * kernels.b_words;
+        Self { base, step: stride * k, stride, last_stride, first_k: 0 }
     }
 
     /// From the panel `first` and the row `k` on; only the last panel may be narrower.
     pub(super) fn at(&self, panel: usize, k: usize, narrow: bool) -> *const f32 {
-        self.base.wrapping_add(panel * self.step + k * self.stride_of(narrow))
+        self.base.wrapping_add(panel * self.step + (self.first_k + k) * self.stride_of(narrow))
     }
 
     /// From k to k.
@@ -43,9 +47,9 @@ pub(super) fn packed_cols(kernels: &Kernels, cols: usize) -> usize {
     kernels.vectors(cols) * kernels.lanes
 }
 
-/// The numbers that [`pack_b`] writes.
+/// The words of 32 bits in the panels of `k` rows and `cols` columns: the numbers that [`pack_b`] writes.
 pub(super) fn packed_b_len(kernels: &Kernels, k: usize, cols: usize) -> usize {
-    k * packed_cols(kernels, cols)
+    k * kernels.vectors(cols) * kernels.b_words
 }
 
 /// A matrix in memory: where it starts, the distance between its contiguous runs, and whether those

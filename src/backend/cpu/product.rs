@@ -398,8 +398,8 @@ unsafe fn cover<V: Visitor>(
         for vector in 0..vectors {
             tile.tail = if vector + 1 == vectors { tail } else { lanes };
             visitor.tile(kernels.single(form, rows, pack), &tile);
-            tile.b = tile.b.wrapping_add(lanes);
-            tile.packed = tile.packed.wrapping_add(lanes);
+            tile.b = tile.b.wrapping_add(kernels.b_words);
+            tile.packed = tile.packed.wrapping_add(kernels.b_words);
             tile.c = tile.c.wrapping_add(lanes);
         }
     }

@@ -41,7 +41,20 @@ pub(super) enum AForm {
 }
 
 /// What a lane of a vector holds, and how products of it are summed.
-pub(super) trait Dot<V> {
+pub(super) trait Dot<V: Simd> {
+    /// The words of 32 bits that a vector of B takes in memory.
+    const B_WORDS: usize = V::LANES;
+
+    /// Loads a vector of B.
+    ///
+    /// # Safety
+    /// As [`Simd`], for the lanes that the mask selects, if there is one.
+    #[inline(always)]
+    unsafe fn load_b(from: *const f32, mask: Option<V::Mask>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { V::load_part(from, mask) }
+    }
+
     /// `sum + a * b`, in each lane.
     ///
     /// # Safety
@@ -103,7 +116,8 @@ pub(super) unsafe fn tile<
                 if NV > PANEL {
                     // Few rows: B is all that is waited for.
                     for v in 1..NV {
-                        V::prefetch(ahead.wrapping_add(v / PANEL * t.b_panel_stride + v % PANEL * V::LANES));
+                        let of_panel = v / PANEL * t.b_panel_stride;
+                        V::prefetch(ahead.wrapping_add(of_panel + v % PANEL * D::B_WORDS));
                     }
                 }
             }
@@ -114,8 +128,8 @@ pub(super) unsafe fn tile<
             ahead = ahead.wrapping_add(t.ahead_stride);
             let mut b_row = [V::splat(0.0); NV];
             for (v, x) in b_row.iter_mut().enumerate() {
-                let b = b.add(v / PANEL * t.b_panel_stride + v % PANEL * V::LANES);
-                *x = if last(v) { V::load_masked(b, mask) } else { V::load(b) };
+                let b = b.add(v / PANEL * t.b_panel_stride + v % PANEL * D::B_WORDS);
+                *x = D::load_b(b, last(v).then_some(mask));
                 if PACK {
                     x.store(packed.add(v * V::LANES));
                 }

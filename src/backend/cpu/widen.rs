@@ -23,7 +23,7 @@ pub(super) unsafe trait Widen: Simd {
 }
 
 /// An element type.
-trait Element {
+pub(super) trait Element {
     type Bits: Copy + Default;
 
     /// # Safety
@@ -60,7 +60,7 @@ elements! {
 /// The most lanes of a vector.
 const MAX_LANES: usize = 16;
 
-/// Elements of elements, and where their numbers go.
+/// Rows of elements, and where their numbers go.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Elements {
     /// Of the function's type.
@@ -90,7 +90,6 @@ pub(super) struct Widening {
 /// # Safety
 /// As [`Simd`]; the rows can be read, and at `to` there is room for them.
 #[inline(always)]
-#[allow(private_bounds, reason = "the element types are named here alone")]
 pub(super) unsafe fn widen_rows<V: Widen, E: Element>(r: &Elements) {
     // SAFETY: by the function's own contract.
     unsafe {

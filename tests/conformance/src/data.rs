@@ -139,6 +139,19 @@ impl Guarded {
         }
     }
 
+    /// [`Guarded::bits`], with the same for every NaN: whose sign and payload results have is open, in Rust
+    /// as in IEEE 754.
+    #[must_use]
+    pub fn bits_but_of_nan(&self) -> Vec<u32> {
+        let nan = |is_nan: bool, bits: u32| if is_nan { u32::from(GUARD_16) } else { bits };
+        match self {
+            Self::F32(data, _) => data.iter().map(|x| nan(x.is_nan(), x.to_bits())).collect(),
+            Self::F16(data, _) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
+            Self::Bf16(data, _) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
+            _ => self.bits(),
+        }
+    }
+
     /// The index of the first guard, before, between or after the elements, that was written to.
     pub fn damaged_guard(&self) -> Option<isize> {
         let own = self.guard();

@@ -118,7 +118,8 @@ impl Candidate for GemmF16 {
     }
 
     fn c_unit(&self) -> f64 {
-        f64::from(f16::EPSILON) / 2.0
+        // Sums of parts of k, and of single products where m is 1, are stored in between.
+        2.0 * f64::from(f16::EPSILON)
     }
 
     fn prepare(&self, case: &Case, _: &Operands) -> Result<Box<dyn Product>, String> {

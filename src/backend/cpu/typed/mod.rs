@@ -5,6 +5,8 @@
 //!   [`run`]: one run.
 
 pub(super) mod finish;
+#[cfg(feature = "half")]
+mod halves;
 pub(super) mod load;
 mod run;
 mod support;
@@ -15,6 +17,7 @@ use super::blocking::Blocking;
 use super::kernel::Kernels;
 use super::{Cpu, worthwhile_threads};
 use crate::backend::{CompiledProduct, Facts, Run};
+use crate::element::ElementType;
 use crate::error::Result;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device, ThreadPool};
@@ -22,15 +25,19 @@ use crate::quantization::QuantB;
 use crate::scales::Scales;
 use crate::weights::Weights;
 
+#[cfg(feature = "half")]
+use halves::HalfPanels;
 pub(super) use run::TypedRun;
 pub(super) use support::supports;
 
-/// A compiled product: nothing is packed.
+/// A compiled product.
 pub(super) struct Plan {
     pub product: MatMul,
     pub kernels: &'static Kernels,
     blocking: Blocking,
     weights: Option<Weights>,
+    #[cfg(feature = "half")]
+    halves: Option<Arc<HalfPanels>>,
     pub scales: Scales,
     /// alpha times the scale of each column of a constant B, item by item where items differ, where
     /// sums are of integers; empty where all columns have one scale.
@@ -47,6 +54,14 @@ impl Plan {
         self.columns.get(item * n + col..(item + 1) * n)
     }
 
+    /// Whether B's elements are the numbers that are summed.
+    fn b_as_stored(&self) -> bool {
+        match self.product.quantization().b {
+            QuantB::None => true,
+            scheme => self.product.types().accumulator == ElementType::I32 && scheme.zero_point() == 0,
+        }
+    }
+
     /// The one scale of B, where there is one.
     pub(super) fn shared_scale(&self, item: usize) -> f32 {
         let scales = self.weights.as_ref().and_then(Weights::scales);
@@ -60,7 +75,14 @@ pub(super) fn compile(
     weights: Option<&Weights>,
     options: &CompileOptions,
 ) -> Result<Box<dyn CompiledProduct>> {
-    Ok(Box::new(TypedProduct(Arc::new(plan(cpu, product, weights, options)?))))
+    let mut plan = plan(cpu, product, weights, options)?;
+    #[cfg(feature = "half")]
+    if let Some(weights) = weights {
+        plan.halves = HalfPanels::of(cpu.kernels, product, weights)?;
+        // The panels are all that is read of B.
+        plan.weights = plan.weights.filter(|_| plan.halves.is_none());
+    }
+    Ok(Box::new(TypedProduct(Arc::new(plan))))
 }
 
 pub(super) fn plan(
@@ -75,6 +97,8 @@ pub(super) fn plan(
         kernels: cpu.kernels,
         blocking: cpu.blocking,
         weights: weights.cloned(),
+        #[cfg(feature = "half")]
+        halves: None,
         scales: Scales::resolve(product, options)?,
         columns: columns(product, weights)?,
         pool: cpu.pool_for(options, threads)?,
@@ -104,8 +128,15 @@ impl CompiledProduct for TypedProduct {
     }
 
     fn facts(&self) -> Facts {
+        #[cfg(feature = "half")]
+        let shared = self.0.halves.as_ref().map(|panels| (Arc::as_ptr(panels).addr(), panels.bytes()));
+        #[cfg(not(feature = "half"))]
+        let shared: Option<(usize, usize)> = None;
         Facts {
-            bytes_held: size_of::<Plan>() + size_of_val(self.0.columns.as_slice()),
+            bytes_held: size_of::<Plan>()
+                + size_of_val(self.0.columns.as_slice())
+                + shared.map_or(0, |(_, bytes)| bytes),
+            shared,
             observed: Device::Cpu,
             threads: Some(self.0.threads),
             ..Facts::default()

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use super::Plan;
 use super::finish::Output;
+#[cfg(feature = "half")]
+use super::halves::HalfPanels;
 use super::load::{Part, load, map, quantized, rows, run_stride, scale, scale_for};
 use crate::alloc;
 use crate::backend::cpu::buffer::Buffer;
+use crate::backend::cpu::kernel::Kernels;
 use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, packed_b_len, packed_cols};
-use crate::backend::cpu::product::{self, B, multiply, scratch_b_len};
+use crate::backend::cpu::product::{self, B, multiply};
 use crate::backend::cpu::split::{Share, Split};
 use crate::backend::f32_only::not_f32;
 use crate::backend::{BackendId, Run, RunArgs};
@@ -19,14 +22,37 @@ use crate::quantization::{QuantA, QuantB};
 use crate::view::AnyView;
 use crate::weights::Weights;
 
-/// The rows and columns of a block of C, and the products that are summed from one load of A and B: each
-/// number is used so often that its conversion costs little, and all three blocks stay in a second-level
-/// cache.
+/// The rows of a block of C: each number of B is used so often that its conversion costs little.
 const ROWS: usize = 168;
-const COLS: usize = 192;
-/// Integers less their zero points are at most 255: so many products of two have sums below 2^24, which
-/// are exact in f32.
-const DEPTH: usize = 256;
+
+/// A block of B, whose numbers stay in a second-level cache together with A's and C's.
+#[derive(Debug, Clone, Copy)]
+struct BlockOfB {
+    /// Integers less their zero points are at most 255: the sums of 256 products are below 2^24, which are
+    /// exact in f32.
+    depth: usize,
+    cols: usize,
+}
+
+impl BlockOfB {
+    const SQUARE: Self = Self { depth: 256, cols: 192 };
+    /// Long runs of B as it lies, where few rows wait for its reading.
+    const FLAT: Self = Self { depth: 32, cols: 1536 };
+    /// The most rows that wait.
+    const FEW_ROWS: usize = 16;
+
+    fn of(plan: &Plan) -> Self {
+        let product = &plan.product;
+        if product.m() <= Self::FEW_ROWS
+            && !product.transpose_b()
+            && plan.weights.is_some() == product.constant_b()
+        {
+            Self::FLAT
+        } else {
+            Self::SQUARE
+        }
+    }
+}
 
 /// The memory of one thread.
 struct Scratch {
@@ -47,7 +73,8 @@ impl Scratch {
     fn new(plan: &Plan) -> Result<Self> {
         const WHAT: &str = "blocks of operands";
         let product = &plan.product;
-        let (rows, cols, depth) = (product.m().min(ROWS), product.n().min(COLS), product.k().min(DEPTH));
+        let BlockOfB { depth, cols } = BlockOfB::of(plan);
+        let (rows, cols, depth) = (product.m().min(ROWS), product.n().min(cols), product.k().min(depth));
         let block = |transposed: bool, rows: usize, cols: usize| {
             let (runs, elements) = if transposed { (cols, rows) } else { (rows, cols) };
             Buffer::zeroed(runs * run_stride(elements), WHAT)
@@ -56,7 +83,7 @@ impl Scratch {
         Ok(Self {
             a: block(product.transpose_a(), rows, depth)?,
             b: block(product.transpose_b(), depth, cols)?,
-            packed: Buffer::zeroed(scratch_b_len(plan.kernels, &plan.blocking, cols, depth), WHAT)?,
+            packed: Buffer::zeroed(packed_b_len(plan.kernels, depth, cols), WHAT)?,
             sums: Buffer::zeroed(rows * cols, WHAT)?,
             integers: alloc::filled(if whole { rows * cols } else { 0 }, 0, WHAT)?,
             row_scales: alloc::filled(rows, 0.0, WHAT)?,
@@ -83,8 +110,10 @@ impl TypedRun {
 impl Run for TypedRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
         let plan = &*self.plan;
-        let b =
-            args.b.or(plan.weights.as_ref().map(Weights::view)).ok_or_else(|| not_f32(&BackendId::CPU))?;
+        let b = args.b.or(plan.weights.as_ref().map(Weights::view)).map(Source::Given);
+        #[cfg(feature = "half")]
+        let b = b.or(plan.halves.as_deref().map(Source::Halves));
+        let b = b.ok_or_else(|| not_f32(&BackendId::CPU))?;
         let layout = *args.c.layout();
         let output =
             Output::new(plan.kernels, &plan.product, plan.scales, args.bias, args.residual, &mut args.c);
@@ -113,10 +142,17 @@ impl Run for TypedRun {
     }
 }
 
+/// Where a run finds B.
+enum Source<'a> {
+    Given(AnyView<'a>),
+    #[cfg(feature = "half")]
+    Halves(&'a HalfPanels),
+}
+
 struct Call<'a> {
     plan: &'a Plan,
     a: AnyView<'a>,
-    b: AnyView<'a>,
+    b: Source<'a>,
     scales_b: Option<AnyView<'a>>,
     output: Output<'a>,
     scratch: *mut Scratch,
@@ -146,7 +182,7 @@ impl Call<'_> {
                 } else {
                     scratch.row_scales.fill(self.plan.scales.a);
                 }
-                for cols in blocks(&share.cols, COLS) {
+                for cols in blocks(&share.cols, BlockOfB::of(self.plan).cols) {
                     let block = Block { item, rows: rows.clone(), cols };
                     if whole {
                         self.integer_block(&block, scratch);
@@ -180,36 +216,48 @@ impl Call<'_> {
         Matrix { start: out.as_ptr(), stride: part.stride(), transposed: part.transpose }
     }
 
-    /// A part of B, already in panels where its rows are contiguous.
-    fn panels_or_loaded(&self, part: &Part, buffer: &mut Buffer, packed: &mut Buffer) -> B {
-        if part.transpose {
-            return B::Pack(self.loaded(&self.b, part, buffer, |_| {}));
-        }
-        let kernels = self.plan.kernels;
-        let (k, panel) = (part.rows.len(), kernels.panel());
-        let out = numbers(packed, packed_b_len(kernels, k, part.cols.len()));
-        // Few rows at a time, so that their pages stay at hand.
-        for ks in blocks(&part.rows, K_STEP) {
-            for cols in blocks(&part.cols, panel) {
-                let width = packed_cols(kernels, cols.len());
-                let start = (cols.start - part.cols.start) * k + (ks.start - part.rows.start) * width;
-                rows(kernels, &self.b, part.item, &ks, &cols, &mut out[start..], width);
+    /// A part of B in `packed` or, as far as it is to be packed, in `buffer`, and the kernels that read it.
+    fn part_of_b(
+        &self,
+        part: &Part,
+        rows: usize,
+        buffer: &mut Buffer,
+        packed: &mut Buffer,
+    ) -> (&'static Kernels, B) {
+        let Plan { product, kernels, .. } = self.plan;
+        let (k, cols) = (part.rows.len(), part.cols.len());
+        match &self.b {
+            Source::Given(view) => {
+                let b = if self.plan.b_as_stored() && !part.transpose {
+                    let out = numbers(packed, packed_b_len(kernels, k, cols));
+                    pack(kernels, view, part, out);
+                    B::Packed(Panels::packed(kernels, out.as_ptr(), k, cols))
+                } else {
+                    B::Pack(self.loaded(view, part, buffer, |b| self.dequantize(part, b)))
+                };
+                (kernels, b)
+            }
+            #[cfg(feature = "half")]
+            Source::Halves(halves) if rows <= halves.kernels.max_rows() => {
+                let panels = halves.panels(product, part.item, part.cols.start, part.rows.start);
+                (halves.kernels, B::Packed(panels))
+            }
+            #[cfg(feature = "half")]
+            Source::Halves(halves) => {
+                let out = numbers(packed, packed_b_len(kernels, k, cols));
+                halves.expand(product, part, out);
+                (kernels, B::Packed(Panels::packed(kernels, out.as_ptr(), k, cols)))
             }
         }
-        B::Packed(Panels::packed(kernels, out.as_ptr(), k, part.cols.len()))
     }
 
     fn float_block(&self, block: &Block, scratch: &mut Scratch) {
         let Block { item, rows, cols } = block;
         let product = &self.plan.product;
-        for depth in blocks(&(0..product.k()), DEPTH) {
+        for depth in blocks(&(0..product.k()), BlockOfB::of(self.plan).depth) {
             let a = self.loaded(&self.a, &self.part_a(*item, rows, &depth), &mut scratch.a, |_| {});
             let part = self.part_b(*item, &depth, cols);
-            let b = if product.quantization().b == QuantB::None {
-                self.panels_or_loaded(&part, &mut scratch.b, &mut scratch.packed)
-            } else {
-                B::Pack(self.loaded(&self.b, &part, &mut scratch.b, |b| self.dequantize(&part, b)))
-            };
+            let b = self.part_of_b(&part, rows.len(), &mut scratch.b, &mut scratch.packed);
             self.multiply(block, depth.len(), a, b, &mut scratch.packed, &mut scratch.sums, depth.start > 0);
         }
         let sums = numbers(&mut scratch.sums, rows.len() * cols.len());
@@ -233,15 +281,14 @@ impl Call<'_> {
         block: &Block,
         depth: usize,
         a: Matrix,
-        b: B,
+        (kernels, b): (&Kernels, B),
         packed: &mut Buffer,
         sums: &mut Buffer,
         accumulate: bool,
     ) {
-        let Plan { kernels, blocking, .. } = self.plan;
         let part = product::Part {
             kernels,
-            blocking,
+            blocking: &self.plan.blocking,
             rows: block.rows.len(),
             cols: block.cols.len(),
             k: depth,
@@ -259,9 +306,13 @@ impl Call<'_> {
         unsafe { multiply(&part) };
     }
 
-    /// Loaded elements of B as the numbers that they stand for.
+    /// Loaded elements of B as the numbers that are summed: integers stay such, less their zero point.
     fn dequantize(&self, part: &Part, b: &mut [f32]) {
-        let scheme = self.plan.product.quantization().b;
+        let product = &self.plan.product;
+        let scheme = product.quantization().b;
+        if product.types().accumulator == ElementType::I32 {
+            return take_off(b, scheme.zero_point());
+        }
         if scheme == QuantB::None {
             return;
         }
@@ -284,7 +335,7 @@ impl Call<'_> {
         let quantization = product.quantization();
         let count = rows.len() * cols.len();
         scratch.integers[..count].fill(0);
-        for depth in blocks(&(0..product.k()), DEPTH) {
+        for depth in blocks(&(0..product.k()), BlockOfB::of(self.plan).depth) {
             let part = self.part_a(*item, rows, &depth);
             let a = self.loaded(&self.a, &part, &mut scratch.a, |a| {
                 if quantization.a == QuantA::DynamicPerRow {
@@ -297,13 +348,7 @@ impl Call<'_> {
                 }
             });
             let part = self.part_b(*item, &depth, cols);
-            let b = if quantization.b.zero_point() == 0 {
-                self.panels_or_loaded(&part, &mut scratch.b, &mut scratch.packed)
-            } else {
-                B::Pack(self.loaded(&self.b, &part, &mut scratch.b, |b| {
-                    take_off(b, quantization.b.zero_point());
-                }))
-            };
+            let b = self.part_of_b(&part, rows.len(), &mut scratch.b, &mut scratch.packed);
             self.multiply(block, depth.len(), a, b, &mut scratch.packed, &mut scratch.sums, false);
             for (sum, &x) in scratch.integers.iter_mut().zip(&*numbers(&mut scratch.sums, count)) {
                 #[allow(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
@@ -337,7 +382,7 @@ impl Call<'_> {
     fn row_scales(&self, item: usize, rows: &Range<usize>, scratch: &mut Scratch) {
         let largest = &mut scratch.row_scales[..rows.len()];
         largest.fill(0.0);
-        for depth in blocks(&(0..self.plan.product.k()), DEPTH) {
+        for depth in blocks(&(0..self.plan.product.k()), BlockOfB::of(self.plan).depth) {
             let part = self.part_a(item, rows, &depth);
             self.loaded(&self.a, &part, &mut scratch.a, |a| {
                 map(&part, a, |row, _, x| {
@@ -357,9 +402,22 @@ impl Call<'_> {
 
 /// The first numbers of a buffer.
 fn numbers(buffer: &mut Buffer, count: usize) -> &mut [f32] {
-    debug_assert!(count * size_of::<f32>() <= buffer.bytes());
+    assert!(count * size_of::<f32>() <= buffer.bytes());
     // SAFETY: the buffer has as many, and is borrowed for as long.
     unsafe { std::slice::from_raw_parts_mut(buffer.start_mut(), count) }
+}
+
+/// Brings elements of a B that is not transposed into panels.
+fn pack(kernels: &Kernels, view: &AnyView<'_>, part: &Part, out: &mut [f32]) {
+    let k = part.rows.len();
+    // Few rows at a time, so that their pages stay at hand.
+    for ks in blocks(&part.rows, K_STEP) {
+        for cols in blocks(&part.cols, kernels.panel()) {
+            let width = packed_cols(kernels, cols.len());
+            let start = (cols.start - part.cols.start) * k + (ks.start - part.rows.start) * width;
+            rows(kernels, view, part.item, &ks, &cols, &mut out[start..], width);
+        }
+    }
 }
 
 fn take_off(numbers: &mut [f32], zero_point: i32) {
