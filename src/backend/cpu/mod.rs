@@ -47,6 +47,7 @@ mod widen;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::backend::{Backend, CompiledProduct, Facts, Run, f32_only};
+use crate::element::ElementType;
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::matmul::MatMul;
@@ -103,17 +104,19 @@ impl Cpu {
     }
 }
 
-/// The threads that are worth their hand-over.
+/// The threads that are worth their hand-over, where a lane multiplies `elements` at a time.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "an estimate"
 )]
-fn worthwhile_threads(product: &MatMul, threads: usize) -> usize {
-    let elements = product.a().span() + product.b().span() + product.c().span();
-    let arithmetic_ns = product.flops() / 2.0 / MULTIPLY_ADDS_PER_NS;
-    let memory_ns = (elements * size_of::<f32>()) as f64 / BYTES_PER_NS;
+fn worthwhile_threads(product: &MatMul, threads: usize, elements: usize) -> usize {
+    let types = product.types();
+    let operands = [(product.a(), types.a), (product.b(), types.b), (product.c(), types.output)];
+    let bits = |(layout, element): (&Layout, ElementType)| layout.span() as f64 * element.bits() as f64;
+    let arithmetic_ns = product.flops() / 2.0 / (MULTIPLY_ADDS_PER_NS * elements as f64);
+    let memory_ns = operands.into_iter().map(bits).sum::<f64>() / 8.0 / BYTES_PER_NS;
     let worthwhile = arithmetic_ns.max(memory_ns) / WORK_PER_THREAD_NS;
     (worthwhile as usize).clamp(1, threads)
 }
@@ -158,7 +161,7 @@ impl Backend for Cpu {
             }
             return typed::compile(self, product, Some(weights), options);
         }
-        let threads = worthwhile_threads(product, options.threads.number());
+        let threads = worthwhile_threads(product, options.threads.number(), 1);
         Ok(Box::new(self.compile_for(product, weights, options, threads)?))
     }
 }

@@ -29,7 +29,7 @@ use crate::weights::Weights;
 pub(super) use rows::RowTerms;
 use run::DotRun;
 pub(super) use run::IntegerSums;
-use words::PackedWords;
+use words::{PackedWords, lane_elements};
 
 /// Rows of words that are a multiple of so many apart meet in one set of a first-level cache of 64 sets.
 const SET_WORDS: usize = 1024;
@@ -67,7 +67,7 @@ pub(super) fn compile(
     if b.has_subnormals {
         return Ok(None);
     }
-    let typed = Arc::new(typed::plan(cpu, product, Some(weights), options)?);
+    let typed = Arc::new(typed::plan(cpu, product, Some(weights), options, lane_elements(lane))?);
     Ok(Some(Box::new(DotProduct(Arc::new(DotPlan { typed, lane, kernels, blocking: cpu.blocking, b })))))
 }
 

@@ -75,7 +75,7 @@ pub(super) fn compile(
     weights: Option<&Weights>,
     options: &CompileOptions,
 ) -> Result<Box<dyn CompiledProduct>> {
-    let mut plan = plan(cpu, product, weights, options)?;
+    let mut plan = plan(cpu, product, weights, options, 1)?;
     #[cfg(feature = "half")]
     if let Some(weights) = weights {
         plan.halves = HalfPanels::of(cpu.kernels, product, weights)?;
@@ -85,13 +85,15 @@ pub(super) fn compile(
     Ok(Box::new(TypedProduct(Arc::new(plan))))
 }
 
+/// `elements`: that a lane of the kernels multiplies at a time.
 pub(super) fn plan(
     cpu: &Cpu,
     product: &MatMul,
     weights: Option<&Weights>,
     options: &CompileOptions,
+    elements: usize,
 ) -> Result<Plan> {
-    let threads = worthwhile_threads(product, options.threads.number());
+    let threads = worthwhile_threads(product, options.threads.number(), elements);
     Ok(Plan {
         product: product.clone(),
         kernels: cpu.kernels,

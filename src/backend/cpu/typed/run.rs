@@ -28,11 +28,17 @@ const ROWS: usize = 168;
 /// A block of B, whose numbers stay in a second-level cache together with A's and C's.
 #[derive(Debug, Clone, Copy)]
 struct BlockOfB {
-    /// Integers less their zero points are at most 255: the sums of 256 products are below 2^24, which are
-    /// exact in f32.
     depth: usize,
     cols: usize,
 }
+
+/// Integers less their zero points are at most 255 in magnitude: the sums of a block's products stay among
+/// the integers that f32 has.
+const _: () = {
+    let largest =
+        if BlockOfB::SQUARE.depth > BlockOfB::FLAT.depth { BlockOfB::SQUARE } else { BlockOfB::FLAT };
+    assert!(largest.depth * 255 * 255 <= 1 << f32::MANTISSA_DIGITS);
+};
 
 impl BlockOfB {
     const SQUARE: Self = Self { depth: 256, cols: 192 };
@@ -43,14 +49,10 @@ impl BlockOfB {
 
     fn of(plan: &Plan) -> Self {
         let product = &plan.product;
-        if product.m() <= Self::FEW_ROWS
-            && !product.transpose_b()
-            && plan.weights.is_some() == product.constant_b()
-        {
-            Self::FLAT
-        } else {
-            Self::SQUARE
-        }
+        // Panels of 16 bits take the place of constant weights.
+        let as_it_lies = !product.constant_b() || plan.weights.is_some();
+        let flat = as_it_lies && !product.transpose_b() && product.m() <= Self::FEW_ROWS;
+        if flat { Self::FLAT } else { Self::SQUARE }
     }
 }
 

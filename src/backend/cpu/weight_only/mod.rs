@@ -65,7 +65,7 @@ pub(super) fn compile(
     weights: &Weights,
     options: &CompileOptions,
 ) -> Result<Box<dyn CompiledProduct>> {
-    let threads = worthwhile_threads(product, options.threads.number());
+    let threads = worthwhile_threads(product, options.threads.number(), 1);
     compile_for(cpu, product, weights, options, threads)
 }
 
