@@ -5,14 +5,16 @@
  *     cc -std=c11 -O2 -fPIC -shared -Iinclude examples/shims/reference.c -o libreference.so -lm
  *     ANE_MATMUL_SHIM=./libreference.so ane-matmul compare
  *
- * For tests it misbehaves on demand: ANE_REFERENCE_FAULT=KIND[@SLOT], read when the device is
+ * For tests it misbehaves on demand: ANE_REFERENCE_FAULT=KIND[%N][@SLOT], read when the device is
  * opened, with KIND one of fail, abort, exit, hang, print, flood, wrong, slow:NANOSECONDS and SLOT one
- * of open, supports, compile, executor, run (the default), close. SPDX-License-Identifier: MIT OR Apache-2.0
+ * of open, supports, compile, executor, run (the default), close. With %N it does so in one of N calls,
+ * in an order that looks random. SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #define _POSIX_C_SOURCE 200809L
 #include "ane_matmul.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +25,8 @@ struct ANEDevice {
     char fault[16]; /* empty: none */
     char slot[16];
     long long cost_ns;
+    unsigned one_in;
+    atomic_uint calls; /* at the slot */
 };
 struct ANEBuffer {
     void *data;
@@ -64,9 +68,17 @@ static void wait_ns(long long ns) {
     }
 }
 
+/* Whether this call at a slot is one that misbehaves. */
+static bool due(ANEDevice *device, const char *slot) {
+    if (strcmp(device->slot, slot) != 0) return false;
+    if (device->one_in <= 1) return true;
+    uint32_t mixed = atomic_fetch_add(&device->calls, 1) * 2654435761u; /* Knuth's multiplicative hash */
+    return (mixed >> 16) % device->one_in == 0;
+}
+
 /* ANE_STATUS_OK unless a fault is planted at this slot that fails it. */
-static ANEStatus misbehave(const ANEDevice *device, const char *slot, ANEError *err) {
-    if (strcmp(device->slot, slot) != 0) return ANE_STATUS_OK;
+static ANEStatus misbehave(ANEDevice *device, const char *slot, ANEError *err) {
+    if (!due(device, slot)) return ANE_STATUS_OK;
     if (strcmp(device->fault, "fail") == 0) {
         return report(err, ANE_STATUS_INTERNAL, ANE_REFUSAL_NONE, "planted fault");
     }
@@ -94,7 +106,8 @@ static ANEStatus device_open(ANEDevice **out, ANEError *err) {
     if (fault != NULL) {
         strcpy(device->slot, "run");
         sscanf(fault, "%15[a-z]:%lld", device->fault, &device->cost_ns);
-        const char *at = strchr(fault, '@');
+        const char *at = strchr(fault, '@'), *one_in = strchr(fault, '%');
+        if (one_in != NULL) device->one_in = (unsigned)strtoul(one_in + 1, NULL, 10);
         if (at != NULL) snprintf(device->slot, sizeof device->slot, "%s", at + 1);
     }
     ANEStatus status = misbehave(device, "open", err);
@@ -314,7 +327,7 @@ static ANEStatus executor_run(ANEMatMulExecutor *executor, const ANERunArgs *arg
         }
     }
     bool written = d->batch > 0 && args->m > 0 && d->n > 0;
-    if (written && strcmp(product->device->fault, "wrong") == 0) c[0] += 1 + fabsf(c[0]);
+    if (written && strcmp(product->device->fault, "wrong") == 0 && due(product->device, "run")) c[0] += 1 + fabsf(c[0]);
     if (args->info != NULL) args->info->observed = ANE_DEVICE_CPU;
     return ANE_STATUS_OK;
 }
