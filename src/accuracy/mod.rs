@@ -28,5 +28,5 @@ mod reference;
 
 pub use freivalds::{Freivalds, freivalds};
 pub(crate) use real::{IntegerOutput, quantize_row, scale_of_b, sums_integers, terms_to_a_scale};
-pub(crate) use reference::{Bounds, ratio};
+pub(crate) use reference::{Bounds, magnitude, ratio};
 pub use reference::{Deviation, Reference};

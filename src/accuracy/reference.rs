@@ -62,11 +62,17 @@ fn multiply_rows(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut [f64],
                 for ((sum, size), &b) in sums.iter_mut().zip(sizes.iter_mut()).zip(b) {
                     let product = a * b;
                     *sum += product;
-                    *size += product.abs();
+                    *size += magnitude(product);
                 }
             }
         }
     }
+}
+
+/// The magnitude of a term, which counts towards rounding and overflow where it is finite.
+pub(crate) fn magnitude(term: f64) -> f64 {
+    let size = term.abs();
+    if size < f64::INFINITY { size } else { 0.0 }
 }
 
 /// gamma_k of unit roundoff `u`, where k u is small; elsewhere k u, which holds for every k and every order
@@ -149,19 +155,20 @@ impl Bounds {
     }
 
     /// The value of an element and how far from it a correct result may lie, from the sum over k, the
-    /// sum of its terms' magnitudes, bias and residual.
+    /// sum of its terms' magnitudes ([`magnitude`]), bias and residual.
     pub(crate) fn element(&self, sum: f64, sums: f64, bias: f64, residual: f64) -> (f64, f64) {
-        let size = self.alpha.abs() * if self.sums_integers { sum.abs() } else { sums };
+        let size = self.alpha.abs() * if self.sums_integers { magnitude(sum) } else { sums };
+        let addends = magnitude(bias) + magnitude(residual);
         let x = self.alpha * sum + bias + residual;
-        let linear = self.gamma_k * size + self.gamma_e * (size + bias.abs() + residual.abs());
+        let linear = self.gamma_k * size + self.gamma_e * (size + addends);
         let value = self.activation.apply_f64(x);
         let bound = self.activation.lipschitz() * linear
             + self.activation.error_f32(x, value)
-            + self.u_out * value.abs()
+            + self.u_out * magnitude(value)
             + self.underflow;
         // Magnitudes near the end of the range may overflow on the way to a finite sum, or to one
         // that alpha makes small again.
-        let overflows = sums.max(size + bias.abs() + residual.abs()) >= self.overflow;
+        let overflows = sums.max(size + addends) >= self.overflow;
         (value, if overflows { f64::INFINITY } else { bound })
     }
 }
@@ -346,9 +353,9 @@ impl Reference {
 /// The error over its bound; at most 1 when the element is right.
 pub(crate) fn ratio(value: f64, got: f64, bound: f64, overflow: f64) -> f64 {
     if value.is_nan() || got.is_nan() {
-        let both = value.is_nan() && got.is_nan();
         // Where partial sums may overflow, infinity minus infinity is possible.
-        return if both || (bound == f64::INFINITY && value.is_finite()) { 0.0 } else { f64::INFINITY };
+        let right = got.is_nan() && (value.is_nan() || bound == f64::INFINITY);
+        return if right { 0.0 } else { f64::INFINITY };
     }
     if value == got {
         return 0.0;
@@ -430,6 +437,9 @@ mod tests {
         assert_eq!(ratio(f64::NAN, f64::NAN, 1.0, max), 0.0);
         assert_eq!(ratio(f64::NAN, 1.0, 1.0, max), f64::INFINITY);
         assert_eq!(ratio(1.0, f64::NAN, 1.0, max), f64::INFINITY);
+        assert_eq!(ratio(f64::NAN, 1.0, f64::INFINITY, max), f64::INFINITY);
+        assert_eq!(ratio(f64::INFINITY, f64::NAN, 0.0, max), f64::INFINITY);
+        assert_eq!(ratio(f64::INFINITY, f64::NAN, f64::INFINITY, max), 0.0);
         assert_eq!(ratio(f64::INFINITY, f64::NEG_INFINITY, 1.0, max), f64::INFINITY);
         assert_eq!(ratio(f64::INFINITY, f64::INFINITY, 1.0, max), 0.0);
         assert_eq!(ratio(1.0, f64::INFINITY, 1.0, max), f64::INFINITY);

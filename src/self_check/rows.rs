@@ -1,6 +1,6 @@
 //! Rows of a product recomputed in float64.
 
-use crate::accuracy::{Bounds, ratio};
+use crate::accuracy::{Bounds, magnitude, ratio};
 use crate::alloc;
 use crate::error::Result;
 use crate::executor::Inputs;
@@ -76,7 +76,7 @@ impl Row {
                 read(b, item, group * reals.group + p, run);
                 for ((sum, size), &b) in sums.iter_mut().zip(sizes.iter_mut()).zip(&*run) {
                     *sum += a * (b - reals.zero);
-                    *size += (a * reals.magnitude(b)).abs();
+                    *size += magnitude(a * reals.magnitude(b));
                 }
             }
             for (col, (value, bound)) in values.iter_mut().zip(&mut *bounds).enumerate() {
@@ -95,7 +95,7 @@ impl Row {
                 let (mut sum, mut size) = (0.0, 0.0);
                 for (a, &b) in a.iter().zip(b) {
                     sum += a * (b - reals.zero);
-                    size += (a * reals.magnitude(b)).abs();
+                    size += magnitude(a * reals.magnitude(b));
                 }
                 let scale = reals.scale_of_b(item, group, col);
                 *value += scale * sum;
