@@ -1,20 +1,44 @@
 //! What fuzzing found, each once: it must not come back. `fuzz/` has the targets.
 
-use ane_matmul::{BackendId, CompileOptions, MatMul, Threads};
+use ane_matmul::accuracy::Reference;
+use ane_matmul::{
+    BackendId, CompileOptions, Error, Inputs, MatMul, ResultChecker, SelfCheck, Tensor, Threads,
+};
 
 /// Opening an executor listed the tiles of any product that packs nothing, for centuries.
 #[test]
 fn an_executor_of_an_absurd_product_opens_at_once() {
     let options = CompileOptions::default().threads(Threads::ONE);
-    for (m, n, k) in
-        [(usize::MAX >> 8, 1, 1), (1, usize::MAX >> 8, 1), (2, usize::MAX >> 8, 1), (1, 2, usize::MAX >> 8)]
-    {
+    for (m, n, k) in [(usize::MAX >> 8, 1, 1), (1, usize::MAX >> 8, 1), (2, usize::MAX >> 8, 1), (1, 2, usize::MAX >> 8)] {
         let product = MatMul::new(m, n, k).unwrap();
         let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
         // Scratch memory of that size may be refused.
         match compiled.executor() {
-            Ok(_) | Err(ane_matmul::Error::OutOfMemory { .. }) => {}
+            Ok(_) | Err(Error::OutOfMemory { .. }) => {}
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// The reference took NaN for wrong where an infinite term meets sums that overflow the other way.
+#[test]
+fn infinity_may_meet_an_overflow() {
+    let a = Tensor::from_vec(vec![-1e30f32, -1e30, f32::INFINITY], 1, 3).unwrap();
+    let b = Tensor::from_vec(vec![1e30f32, 1e30, 1.0], 3, 1).unwrap();
+    let product = MatMul::new(1, 1, 3).unwrap();
+    let inputs = Inputs::new(&a).b(&b);
+    let judge = |inputs: &Inputs<'_>, got: f32| {
+        let got = Tensor::filled(1, 1, got).unwrap();
+        let reference = Reference::new(&product, inputs, None).unwrap().compare(&got).unwrap().is_within_bound();
+        let rows = MatMul::builder(1, 1, 3).activation(ane_matmul::Activation::Relu).build().unwrap();
+        let mut checker = ResultChecker::new(&rows, None, &SelfCheck::every_run()).unwrap();
+        assert_eq!(checker.check(inputs, &got).unwrap().is_none(), reference, "{got:?}");
+        reference
+    };
+    assert!(judge(&inputs, f32::NAN) && judge(&inputs, f32::INFINITY));
+    assert!(!judge(&inputs, f32::NEG_INFINITY) && !judge(&inputs, 1.0));
+    // Without an overflow NaN is as wrong as ever.
+    let small = Tensor::from_vec(vec![-1f32, -1.0, 1.0], 3, 1).unwrap();
+    let inputs = Inputs::new(&a).b(&small);
+    assert!(judge(&inputs, f32::INFINITY) && !judge(&inputs, f32::NAN));
 }
