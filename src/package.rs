@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::private_dir;
@@ -60,13 +60,13 @@ impl PackageStore {
     /// # Errors
     /// Those of `write`, and [`Error::Io`].
     pub(crate) fn save(&self, key: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let (place, own) = (self.place(key), NEXT.fetch_add(1, Ordering::Relaxed));
-        let temporary = |what: &str| self.directory.join(format!(".{what}-{}-{own}", std::process::id()));
+        // A name that nobody can guess: the keys of the standard library's hash maps.
+        let (place, own) = (self.place(key), RandomState::new().hash_one(key));
+        let temporary = |what: &str| self.directory.join(format!(".{what}-{own:016x}"));
         let (new, old) = (temporary("new"), temporary("old"));
         let error = |source| Error::io(&new, "save a package in", source);
         let attempt = || {
-            remove(&new).and_then(|()| fs::create_dir(&new)).map_err(error)?;
+            fs::create_dir(&new).map_err(error)?;
             write(&new.join(PRODUCT))?;
             let manifest = manifest(key, &new.join(PRODUCT)).map_err(error)?;
             fs::write(new.join(MANIFEST), manifest).map_err(error)?;

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 /// [`WholeFile::commit`] succeeds, whatever was at the path stays as it was; a symbolic link there
 /// is replaced, not followed. Dropping it without `commit` removes what was written.
 #[derive(Debug)]
+#[must_use = "nothing is at its path before commit() is called"]
 pub struct WholeFile {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
@@ -51,18 +52,14 @@ impl WholeFile {
         if path.file_name().is_none() {
             return Err(error("write", io::Error::other("does not name a file")));
         }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".ane-matmul-").suffix(".part");
+        let (prefix, mut builder) = (prefix(), tempfile::Builder::new());
+        builder.prefix(&prefix).suffix(SUFFIX).rand_bytes(RANDOM_CHARACTERS);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
             builder.permissions(fs::Permissions::from_mode(mode));
         }
-        let file = builder.tempfile_in(directory).map_err(|source| error("write", source))?;
+        let file = builder.tempfile_in(directory_of(path)).map_err(|source| error("write", source))?;
         Ok(Self { path: path.into(), file: BufWriter::new(file) })
     }
 
@@ -92,6 +89,46 @@ impl WholeFile {
         write(&mut file.file).map_err(|source| Error::io(&file.path, "write", source))?;
         file.commit()
     }
+}
+
+impl WholeFile {
+    /// Removes what this process has begun beside `path` and not committed, whatever it is for: for a
+    /// program that is about to be ended by a signal. A commit that is under way fails then.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for the first file, or the directory, that could not be dealt with.
+    pub fn remove_unfinished(path: impl AsRef<Path>) -> Result<()> {
+        let (directory, prefix) = (directory_of(path.as_ref()), prefix());
+        let error = |source| Error::io(directory, "remove unfinished files in", source);
+        let mut result = Ok(());
+        for entry in fs::read_dir(directory).map_err(error)? {
+            let entry = entry.map_err(error)?;
+            let name = entry.file_name();
+            let ours = name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
+            if let Err(source) = if ours { fs::remove_file(entry.path()) } else { Ok(()) }
+                && source.kind() != io::ErrorKind::NotFound
+                && result.is_ok()
+            {
+                result = Err(error(source));
+            }
+        }
+        result
+    }
+}
+
+/// The end of the name of a file that is not yet whole.
+const SUFFIX: &str = ".part";
+
+/// Of 62 characters each: 71 bits, which nobody guesses.
+const RANDOM_CHARACTERS: usize = 12;
+
+/// The beginning of such names of this process's.
+fn prefix() -> String {
+    format!(".ane-matmul-{}-", std::process::id())
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Write for WholeFile {
@@ -141,6 +178,31 @@ mod tests {
         assert!(result.unwrap_err().to_string().ends_with("write: disk full"));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn unfinished_files_have_unpredictable_names_and_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out");
+        fs::write(&path, "old").unwrap();
+        let others = directory.path().join(".ane-matmul-1-AAAAAAAAAAAA.part");
+        fs::write(&others, "of another process").unwrap();
+        let files = [WholeFile::create(&path).unwrap(), WholeFile::create(&path).unwrap()];
+        let parts: Vec<String> = fs::read_dir(directory.path())
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+            .filter_map(|name| Some(name.strip_prefix(&prefix())?.strip_suffix(SUFFIX)?.to_owned()))
+            .collect();
+        assert!(parts.len() == 2 && parts[0] != parts[1], "{parts:?}");
+        assert!(parts.iter().all(|part| part.len() == RANDOM_CHARACTERS), "{parts:?}");
+        WholeFile::remove_unfinished(&path).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+        assert_eq!((fs::read(&path).unwrap(), others.exists()), (b"old".to_vec(), true));
+        for file in files {
+            assert!(matches!(file.commit(), Err(Error::Io { .. })));
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert!(WholeFile::remove_unfinished("/nonexistent/out").is_err());
     }
 
     #[test]

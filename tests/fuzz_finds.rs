@@ -9,7 +9,9 @@ use ane_matmul::{
 #[test]
 fn an_executor_of_an_absurd_product_opens_at_once() {
     let options = CompileOptions::default().threads(Threads::ONE);
-    for (m, n, k) in [(usize::MAX >> 8, 1, 1), (1, usize::MAX >> 8, 1), (2, usize::MAX >> 8, 1), (1, 2, usize::MAX >> 8)] {
+    for (m, n, k) in
+        [(usize::MAX >> 8, 1, 1), (1, usize::MAX >> 8, 1), (2, usize::MAX >> 8, 1), (1, 2, usize::MAX >> 8)]
+    {
         let product = MatMul::new(m, n, k).unwrap();
         let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
         // Scratch memory of that size may be refused.
@@ -29,7 +31,8 @@ fn infinity_may_meet_an_overflow() {
     let inputs = Inputs::new(&a).b(&b);
     let judge = |inputs: &Inputs<'_>, got: f32| {
         let got = Tensor::filled(1, 1, got).unwrap();
-        let reference = Reference::new(&product, inputs, None).unwrap().compare(&got).unwrap().is_within_bound();
+        let reference =
+            Reference::new(&product, inputs, None).unwrap().compare(&got).unwrap().is_within_bound();
         let rows = MatMul::builder(1, 1, 3).activation(ane_matmul::Activation::Relu).build().unwrap();
         let mut checker = ResultChecker::new(&rows, None, &SelfCheck::every_run()).unwrap();
         assert_eq!(checker.check(inputs, &got).unwrap().is_none(), reference, "{got:?}");

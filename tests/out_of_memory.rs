@@ -6,7 +6,7 @@
 
 use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ane_matmul::accuracy::{Reference, freivalds};
@@ -60,6 +60,13 @@ struct Given {
     directory: tempfile::TempDir,
 }
 
+impl Given {
+    #[cfg_attr(not(feature = "npy"), allow(dead_code))]
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
 type Step = Box<dyn Fn(&Given) -> Result<()>>;
 
 fn is_out_of_memory(error: &Error) -> bool {
@@ -110,7 +117,10 @@ fn tensors() -> Vec<(&'static str, Step)> {
         ("zeros", Box::new(|_| Tensor::<f32>::zeros(SIDE, SIDE).map(drop))),
         ("filled", Box::new(|_| Tensor::filled(SIDE, SIDE, 1f64).map(drop))),
         ("from_fn", Box::new(|_| Tensor::from_fn(SIDE, SIDE, |r, c| (r + c) as f32).map(drop))),
-        ("from_fn_batched", Box::new(|_| Tensor::from_fn_batched(2, SIDE, SIDE, |_, r, _| r as f32).map(drop))),
+        (
+            "from_fn_batched",
+            Box::new(|_| Tensor::from_fn_batched(2, SIDE, SIDE, |_, r, _| r as f32).map(drop)),
+        ),
         ("from_view", Box::new(|given| Tensor::from_view(given.x.view()).map(drop))),
         ("transposed", Box::new(|given| given.x.transposed().map(drop))),
         ("to_f64", Box::new(|given| given.x.to_f64().map(drop))),
@@ -123,13 +133,22 @@ fn tensors() -> Vec<(&'static str, Step)> {
 
 fn products() -> Vec<(&'static str, Step)> {
     let square = || MatMul::builder(SIDE, SIDE, SIDE);
-    let product = move |change: fn(ane_matmul::MatMulBuilder) -> ane_matmul::MatMulBuilder| change(square()).build();
+    let product =
+        move |change: fn(ane_matmul::MatMulBuilder) -> ane_matmul::MatMulBuilder| change(square()).build();
     vec![
-        ("B with every run", Box::new(move |given| compile_and_run(given, &product(|b| b)?, None, &given.options))),
+        (
+            "B with every run",
+            Box::new(move |given| compile_and_run(given, &product(|b| b)?, None, &given.options)),
+        ),
         (
             "transposed",
             Box::new(move |given| {
-                compile_and_run(given, &product(|b| b.transpose_a(true).transpose_b(true))?, None, &given.options)
+                compile_and_run(
+                    given,
+                    &product(|b| b.transpose_a(true).transpose_b(true))?,
+                    None,
+                    &given.options,
+                )
             }),
         ),
         (
@@ -160,7 +179,8 @@ fn products() -> Vec<(&'static str, Step)> {
         (
             "self-check by Freivalds' method",
             Box::new(move |given| {
-                let options = given.options.clone().self_check(SelfCheck::every_run().failure_probability(1e-20));
+                let options =
+                    given.options.clone().self_check(SelfCheck::every_run().failure_probability(1e-20));
                 let weights = Weights::new(&given.b)?;
                 compile_and_run(given, &product(|b| b.constant_b(true))?, Some(&weights), &options)
             }),
@@ -177,7 +197,12 @@ fn products() -> Vec<(&'static str, Step)> {
             Box::new(move |given| {
                 let cache = ProductCache::new(Backends::new(), CacheLimits::default());
                 let weights = Weights::new(&given.b)?;
-                cache.compile(&given.cpu, &product(|b| b.constant_b(true))?, Some(&weights), &given.options)?;
+                cache.compile(
+                    &given.cpu,
+                    &product(|b| b.constant_b(true))?,
+                    Some(&weights),
+                    &given.options,
+                )?;
                 Ok(())
             }),
         ),
@@ -208,11 +233,14 @@ fn products() -> Vec<(&'static str, Step)> {
                 checker.check(&Inputs::new(&a).b(&b), &Tensor::filled(m, n, 0f32)?).map(drop)
             }),
         ),
-        ("quantising and back", Box::new(|given| {
-            let scheme = quantize::WeightScheme::INT8.with_scales(ElementType::F32);
-            let (weights, _) = quantize::quantize(&given.b, false, &scheme)?;
-            quantize::dequantize(&weights, false, scheme.scheme).map(drop)
-        })),
+        (
+            "quantising and back",
+            Box::new(|given| {
+                let scheme = quantize::WeightScheme::INT8.with_scales(ElementType::F32);
+                let (weights, _) = quantize::quantize(&given.b, false, &scheme)?;
+                quantize::dequantize(&weights, false, scheme.scheme).map(drop)
+            }),
+        ),
         ("8-bit weights", Box::new(move |given| narrow(given, ElementType::I8))),
         ("4-bit weights", Box::new(move |given| narrow(given, ElementType::I4))),
     ]
@@ -242,7 +270,8 @@ fn narrow(given: &Given, element: ElementType) -> Result<()> {
 #[cfg(feature = "half")]
 fn half_products() -> Vec<(&'static str, Step)> {
     fn half<T: ane_matmul::Element>(given: &Given, types: ElementTypes, one: T) -> Result<()> {
-        let (a, weights) = (Tensor::filled(SIDE, SIDE, one)?, Weights::new(&Tensor::filled(SIDE, SIDE, one)?)?);
+        let (a, weights) =
+            (Tensor::filled(SIDE, SIDE, one)?, Weights::new(&Tensor::filled(SIDE, SIDE, one)?)?);
         for constant in [true, false] {
             let product = MatMul::builder(SIDE, SIDE, SIDE).types(types).constant_b(constant).build()?;
             let compiled = product.compile(&given.cpu, constant.then_some(&weights), &given.options)?;
@@ -255,14 +284,18 @@ fn half_products() -> Vec<(&'static str, Step)> {
     vec![
         ("bf16", Box::new(|given| half(given, ElementTypes::BF16, half::bf16::ONE))),
         ("f16", Box::new(|given| half(given, ElementTypes::F16, half::f16::ONE))),
-        ("int8", Box::new(|given| {
-            let types = ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 };
-            let (a, weights) = (Tensor::filled(256, 256, 1i8)?, Weights::new(&Tensor::filled(256, 256, 1i8)?)?);
-            let product = MatMul::builder(256, 256, 256).types(types).constant_b(true).build()?;
-            let compiled = product.compile(&given.cpu, Some(&weights), &given.options)?;
-            let mut c = Tensor::<i32>::zeros(256, 256)?;
-            compiled.executor()?.run(&Inputs::new(&a), &mut c)
-        })),
+        (
+            "int8",
+            Box::new(|given| {
+                let types = ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 };
+                let (a, weights) =
+                    (Tensor::filled(256, 256, 1i8)?, Weights::new(&Tensor::filled(256, 256, 1i8)?)?);
+                let product = MatMul::builder(256, 256, 256).types(types).constant_b(true).build()?;
+                let compiled = product.compile(&given.cpu, Some(&weights), &given.options)?;
+                let mut c = Tensor::<i32>::zeros(256, 256)?;
+                compiled.executor()?.run(&Inputs::new(&a), &mut c)
+            }),
+        ),
     ]
 }
 
@@ -271,33 +304,39 @@ fn half_products() -> Vec<(&'static str, Step)> {
     Vec::new()
 }
 
-/// Where only the feature's compilation uses it.
-fn path(given: &Given, name: &str) -> std::path::PathBuf {
-    Path::new(given.directory.path()).join(name)
+/// A file of the right form, made while memory is there.
+fn file(directory: &Path, name: &str, header: &[u8], zeros: usize) {
+    let mut bytes = header.to_vec();
+    bytes.resize(header.len() + zeros, 0);
+    std::fs::write(directory.join(name), bytes).unwrap();
+}
+
+fn prepare(directory: &Path) {
+    let header = format!("{:<69}\n", "{'descr': '<f4', 'fortran_order': True, 'shape': (200, 100), }");
+    file(directory, "f.npy", &[b"\x93NUMPY\x01\x00\x46\x00", header.as_bytes()].concat(), 80_000);
+    for (name, padding) in [("aligned.safetensors", 0), ("unaligned.safetensors", 1)] {
+        let mut header = r#"{"w":{"dtype":"F32","shape":[400,400],"data_offsets":[0,640000]},"h":{"dtype":"F16","shape":[400,400],"data_offsets":[640000,960000]}}"#.to_owned();
+        while header.len() % 8 != padding {
+            header.push(' ');
+        }
+        let length = (header.len() as u64).to_le_bytes();
+        file(directory, name, &[&length[..], header.as_bytes()].concat(), 960_000);
+    }
 }
 
 #[cfg(feature = "npy")]
 fn files() -> Vec<(&'static str, Step)> {
     use ane_matmul::npy;
-    vec![(
-        "a NumPy file",
-        Box::new(|given| {
-            npy::write(path(given, "x.npy"), &given.x)?;
-            npy::read(path(given, "x.npy"))?.into_f64().map(drop)
-        }),
-    ), (
-        "a NumPy file in Fortran order",
-        Box::new(|given| {
-            let mut bytes = b"\x93NUMPY\x01\x00\x46\x00".to_vec();
-            bytes.extend(format!("{:<69}\n", "{'descr': '<f4', 'fortran_order': True, 'shape': (200, 100), }").bytes());
-            bytes.resize(bytes.len() + 80_000, 0);
-            // Not what is tested.
-            let left = LEFT.swap(usize::MAX, Ordering::Relaxed);
-            std::fs::write(path(given, "f.npy"), bytes).unwrap();
-            LEFT.store(left, Ordering::Relaxed);
-            npy::read(path(given, "f.npy")).map(drop)
-        }),
-    )]
+    vec![
+        (
+            "a NumPy file",
+            Box::new(|given| {
+                npy::write(given.path("x.npy"), &given.x)?;
+                npy::read(given.path("x.npy"))?.into_f64().map(drop)
+            }),
+        ),
+        ("a NumPy file in Fortran order", Box::new(|given| npy::read(given.path("f.npy")).map(drop))),
+    ]
 }
 
 #[cfg(not(feature = "npy"))]
@@ -308,32 +347,24 @@ fn files() -> Vec<(&'static str, Step)> {
 #[cfg(feature = "safetensors")]
 fn weight_files() -> Vec<(&'static str, Step)> {
     use ane_matmul::safetensors::SafetensorsFile;
-    fn prepare(given: &Given, padding: usize) -> std::path::PathBuf {
-        let left = LEFT.swap(usize::MAX, Ordering::Relaxed);
-        let path = path(given, "w.safetensors");
-        let mut header = r#"{"w":{"dtype":"F32","shape":[400,400],"data_offsets":[0,640000]},"h":{"dtype":"F16","shape":[400,400],"data_offsets":[640000,960000]}}"#.to_owned();
-        while header.len() % 8 != padding {
-            header.push(' ');
-        }
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(header.bytes());
-        bytes.resize(bytes.len() + 960_000, 0);
-        std::fs::write(&path, bytes).unwrap();
-        LEFT.store(left, Ordering::Relaxed);
-        path
-    }
     vec![
-        ("a safetensors file", Box::new(|given| {
-            let file = SafetensorsFile::read(prepare(given, 1))?;
-            file.weights("w")?;
-            file.weights_f32("h").map(drop)
-        })),
-        ("quantising a safetensors file", Box::new(|given| {
-            let file = SafetensorsFile::read(prepare(given, 0))?;
-            let out = path(given, "q.safetensors");
-            file.quantize(ElementType::I8, 128, true, &out, |_, _| ())?;
-            SafetensorsFile::read(out)?.quantized("w").map(drop)
-        })),
+        (
+            "a safetensors file",
+            Box::new(|given| {
+                let file = SafetensorsFile::read(given.path("unaligned.safetensors"))?;
+                file.weights("w")?;
+                file.weights_f32("h").map(drop)
+            }),
+        ),
+        (
+            "quantising a safetensors file",
+            Box::new(|given| {
+                let file = SafetensorsFile::read(given.path("aligned.safetensors"))?;
+                let out = given.path("q.safetensors");
+                file.quantize(ElementType::I8, 128, true, &out, |_, _| ())?;
+                SafetensorsFile::read(out)?.quantized("w").map(drop)
+            }),
+        ),
     ]
 }
 
@@ -352,8 +383,11 @@ fn child() {
         options: CompileOptions::default().threads(Threads::ONE),
         directory: tempfile::tempdir().unwrap(),
     };
+    prepare(given.directory.path());
     let (mut steps, mut failures) = (0, 0);
-    for (name, step) in [tensors(), products(), half_products(), files(), weight_files()].into_iter().flatten() {
+    for (name, step) in
+        [tensors(), products(), half_products(), files(), weight_files()].into_iter().flatten()
+    {
         failures += run_through(name, &given, &step);
         steps += 1;
     }
@@ -366,7 +400,8 @@ fn main() {
     if std::env::var_os(CHILD).is_some() {
         return child();
     }
-    let output = std::process::Command::new(std::env::current_exe().unwrap()).env(CHILD, "1").output().unwrap();
+    let output =
+        std::process::Command::new(std::env::current_exe().unwrap()).env(CHILD, "1").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let last: Vec<&str> = text.lines().rev().take(2).collect();
     let errors = String::from_utf8_lossy(&output.stderr);

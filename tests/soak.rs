@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ane_matmul::{
-    Activation, BackendId, Backends, CacheLimits, CompileOptions, Error, Executor, Inputs, MatMul, OnMismatch,
-    ProductCache, Random, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
+    Activation, BackendId, Backends, CacheLimits, CompileOptions, Error, Executor, Inputs, MatMul,
+    OnMismatch, ProductCache, Random, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
 };
 use ane_matmul_shims::{NEURAL, REFERENCE, TEST_DOUBLE};
 
@@ -109,7 +109,8 @@ impl Job {
         let constant = index % 16 >= 8;
         let (bias, relu) = (index.is_multiple_of(3), index.is_multiple_of(5));
         let mut random = Random::new(index as u64);
-        let mut small = |rows, cols| Tensor::from_fn(rows, cols, |_, _| random.below(9) as f32 - 4.0).unwrap();
+        let mut small =
+            |rows, cols| Tensor::from_fn(rows, cols, |_, _| random.below(9) as f32 - 4.0).unwrap();
         let (a, b, addend) = (small(m, k), small(k, n), small(1, n).into_vec());
         let mut expected = Vec::new();
         for row in 0..m {
@@ -351,7 +352,10 @@ fn main() {
         assert_eq!(threads, 1, "threads are left after round {rounds}");
         match warm {
             Some((live_warm, resident_warm)) => {
-                assert!(live <= live_warm + LIVE_SLACK, "{live} bytes are live after round {rounds}, {live_warm} before");
+                assert!(
+                    live <= live_warm + LIVE_SLACK,
+                    "{live} bytes are live after round {rounds}, {live_warm} before"
+                );
                 assert!(
                     resident <= resident_warm + RESIDENT_SLACK,
                     "{resident} bytes are resident after round {rounds}, {resident_warm} before"

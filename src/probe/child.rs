@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::private_dir;
 use crate::probe::ProbeVerdict;
 use crate::probe::protocol::{FAILED, PASSED, READY, Request, WRONG};
 
@@ -59,6 +60,9 @@ pub(super) fn run(
     request: &Request,
 ) -> Result<ProbeVerdict> {
     let problem = |problem: String| Error::Probe { problem };
+    if let Some(who) = private_dir::writable_by_others(program) {
+        log::warn!("{} is a program that a probe starts, and {who}", program.display());
+    }
     let start = Instant::now();
     let child = Command::new(program)
         .args(arguments)

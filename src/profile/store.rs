@@ -122,7 +122,10 @@ fn lock(path: &Path) -> Result<File> {
     name.push(".lock");
     let path = PathBuf::from(name);
     let error = |source| Error::io(&path, "lock a profile with", source);
-    private_dir::create(parent(&path)).map_err(error)?;
+    let directory = parent(&path);
+    private_dir::create(directory).map_err(error)?;
+    // Where others may write, they may put a link here after it was looked for.
+    fs::metadata(directory).and_then(|metadata| private_dir::check(&metadata)).map_err(error)?;
     if fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(error(io::Error::other("is not a regular file; remove it")));
     }

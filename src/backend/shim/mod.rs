@@ -77,6 +77,16 @@ impl ShimLibrary {
         &self.table.version
     }
 
+    /// Who, beside this process's user and the administrator, may change the file that the shim was loaded
+    /// from, in words: code of theirs would run here. It is logged as a warning too.
+    ///
+    /// `None` where nobody may, for a table that is linked into the program, and on systems other than
+    /// Unix, where it is not known.
+    #[must_use]
+    pub fn writable_by_others(&self) -> Option<&str> {
+        self.table.writable_by_others.as_deref()
+    }
+
     /// Opens the device; the error says why it cannot be had.
     pub(super) fn into_backend(self) -> Result<ShimBackend> {
         let device = DeviceHandle::open(Arc::clone(&self.table))?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backend::BackendId;
 use crate::error::{Error, NativeError, NativeStatus, Result};
+use crate::private_dir;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::sys;
 
@@ -57,6 +58,8 @@ pub(super) struct Table {
     pub(super) slots: Slots,
     pub(super) name: BackendId,
     pub(super) version: String,
+    /// Who else may change the file that it was loaded from.
+    pub(super) writable_by_others: Option<String>,
     /// Keeps the functions in memory: a library goes after everything that came from it.
     _library: Option<libloading::Library>,
 }
@@ -117,7 +120,7 @@ impl Table {
                 "its name {name:?} is no backend's: expected 1 to {NAME_LIMIT} lower-case letters, digits, '-' or '_'"
             )));
         }
-        Ok(Self { slots, name: BackendId::new(name), version, _library: library })
+        Ok(Self { slots, name: BackendId::new(name), version, writable_by_others: None, _library: library })
     }
 
     /// Calls a slot that may fail, and turns its failure into an error.
@@ -195,6 +198,10 @@ pub(super) unsafe fn load(path: &Path) -> Result<Table> {
     let problem = |problem: String| Error::Shim { path: PathBuf::from(path), problem };
     // A bare name would be searched for in the system's library directories.
     let file = std::fs::canonicalize(path).map_err(|source| Error::io(path, "load", source))?;
+    let writable_by_others = private_dir::writable_by_others(&file);
+    if let Some(who) = &writable_by_others {
+        log::warn!("{} is code that this process runs, and {who}", file.display());
+    }
     // SAFETY: the caller vouches for the library's initialisers.
     let library = unsafe { libloading::Library::new(&file) }
         .map_err(|error| problem(format!("it cannot be loaded as a dynamic library: {error}")))?;
@@ -205,7 +212,8 @@ pub(super) unsafe fn load(path: &Path) -> Result<Table> {
     // SAFETY: the caller vouches for the getter.
     let raw = unsafe { getter() };
     // SAFETY: the caller vouches for the table, which lives as long as the library.
-    unsafe { Table::new(raw, path, Some(library)) }
+    let table = unsafe { Table::new(raw, path, Some(library)) }?;
+    Ok(Table { writable_by_others, ..table })
 }
 
 pub(super) fn size_u32<T>() -> u32 {
@@ -222,7 +230,7 @@ unsafe fn text(pointer: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: by the function's contract.
-    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+    lossy(unsafe { CStr::from_ptr(pointer) }.to_bytes())
 }
 
 /// The text in an array of characters: up to the first NUL, never beyond the array; broken UTF-8

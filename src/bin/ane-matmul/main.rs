@@ -13,6 +13,7 @@ mod output;
 mod precision;
 mod probe;
 mod quantize;
+mod signals;
 mod verify;
 
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
         return probe_helper();
     }
     output::keep_to_ourselves();
-    match run(cli.command) {
+    match signals::clean_up(&cli.command).and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads our output has seen enough.
         Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
@@ -79,8 +80,15 @@ fn note_profile(state: &ane_matmul::ProfileState) {
 fn backends() -> Output<ane_matmul::Backends> {
     let mut backends = ane_matmul::Backends::new();
     if let Some(path) = std::env::var_os("ANE_MATMUL_SHIM").filter(|path| !path.is_empty()) {
+        let path = std::path::PathBuf::from(path);
         // SAFETY: whoever sets the variable vouches for the library, as with any plug-in.
-        let shim = unsafe { ane_matmul::ShimLibrary::open(path) }?;
+        let shim = unsafe { ane_matmul::ShimLibrary::open(&path) }?;
+        if let Some(who) = shim.writable_by_others() {
+            eprintln!(
+                "note: {} is code that this program runs, named by ANE_MATMUL_SHIM, and {who}",
+                path.display()
+            );
+        }
         backends.add(shim)?;
     }
     Ok(backends)

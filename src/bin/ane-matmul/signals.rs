@@ -1,0 +1,76 @@
+//! An end by a signal, which leaves no half file.
+
+use std::path::PathBuf;
+
+use ane_matmul::Profile;
+
+use crate::args::Command;
+use crate::failure::Output;
+
+/// The files that a command writes.
+fn outputs(command: &Command) -> Vec<PathBuf> {
+    match command {
+        Command::Multiply(args) => vec![args.output.clone()],
+        Command::Quantize(args) => vec![args.output.clone()],
+        Command::Compare(args) => {
+            [&args.json, &args.svg, &args.report].into_iter().flatten().cloned().collect()
+        }
+        Command::Calibrate(args) => {
+            args.profile.clone().or_else(|| Profile::default_path().ok()).into_iter().collect()
+        }
+        Command::Probe(args) => args.quarantine.clone().into_iter().collect(),
+        Command::Devices(_)
+        | Command::Explain(_)
+        | Command::ProbeHelper
+        | Command::Verify(_)
+        | Command::Completions { .. } => Vec::new(),
+    }
+}
+
+/// Has SIGINT, SIGTERM and SIGHUP remove what `command` has half written before they end the process.
+#[cfg(unix)]
+pub(crate) fn clean_up(command: &Command) -> Output {
+    use ane_matmul::WholeFile;
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    use signal_hook::low_level::emulate_default_handler;
+
+    use crate::failure::Failure;
+
+    let paths = outputs(command);
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let problem = |error: std::io::Error| Failure::new(format!("signals cannot be handled: {error}"));
+    let wanted = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal));
+    let mut signals = Signals::new(wanted).map_err(problem)?;
+    let wait = move || {
+        for signal in signals.forever() {
+            for path in &paths {
+                // There is nobody left to tell.
+                let _ = WholeFile::remove_unfinished(path);
+            }
+            let _ = emulate_default_handler(signal);
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(problem)?;
+    Ok(())
+}
+
+/// Whether whoever started this program has it ignore a signal, as `nohup` does.
+#[cfg(unix)]
+#[allow(unsafe_code, reason = "sigaction is a C function")]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all-zero bytes are a valid sigaction: integers and a null pointer.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is set, and `now` is valid for the call.
+    let status = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) };
+    status == 0 && now.sa_sigaction == libc::SIG_IGN
+}
+
+/// Elsewhere there are no such signals.
+#[cfg(not(unix))]
+pub(crate) fn clean_up(command: &Command) -> Output {
+    let _ = outputs(command);
+    Ok(())
+}
