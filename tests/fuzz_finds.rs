@@ -2,7 +2,7 @@
 
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
-    BackendId, CompileOptions, Error, Inputs, MatMul, ResultChecker, SelfCheck, Tensor, Threads,
+    BackendId, CompileOptions, Error, Inputs, MatMul, Operand, ResultChecker, SelfCheck, Tensor, Threads,
 };
 
 /// Opening an executor listed the tiles of any product that packs nothing, for centuries.
@@ -18,6 +18,24 @@ fn an_executor_of_an_absurd_product_opens_at_once() {
         match compiled.executor() {
             Ok(_) | Err(Error::OutOfMemory { .. }) => {}
             Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Strides of single rows and dimensions of empty products overflowed when they were taken for bytes.
+#[test]
+fn figures_that_no_element_depends_on_may_be_any() {
+    const HUGE: usize = usize::MAX >> 1;
+    let options = CompileOptions::default().threads(Threads::ONE);
+    let row = MatMul::builder(1, 200, 2).leading_dimension(Operand::A, HUGE);
+    let column = MatMul::builder(2, 200, 1).transpose_a(true).leading_dimension(Operand::A, HUGE);
+    let none = MatMul::builder(HUGE >> 8, 200, 2).batch(0).batch_stride(Operand::A, 0);
+    for builder in [row, column, none] {
+        for builder in [builder.clone(), builder.transpose_b(true)] {
+            // The strides that follow from a description may be refused.
+            let Ok(product) = builder.build() else { continue };
+            let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
+            assert!(matches!(compiled.executor(), Ok(_) | Err(Error::OutOfMemory { .. })), "{product}");
         }
     }
 }

@@ -318,6 +318,13 @@ fn process() -> Option<(usize, usize)> {
     Some((number("VmRSS:")? << 10, number("Threads:")?))
 }
 
+/// The names of the threads, where the system tells.
+fn names() -> String {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).collect::<Vec<_>>().join(", ")
+}
+
 /// What is left after a round, once threads that end have ended: live bytes, resident bytes, threads.
 fn left(live_before: usize) -> (usize, usize, usize) {
     let mut now = (0, 0, 0);
@@ -349,7 +356,7 @@ fn main() {
         let allowed = warm.map_or(usize::MAX, |(live, _)| live + LIVE_SLACK);
         last = left(allowed);
         let (live, resident, threads) = last;
-        assert_eq!(threads, 1, "threads are left after round {rounds}");
+        assert_eq!(threads, 1, "threads are left after round {rounds}: {}", names());
         match warm {
             Some((live_warm, resident_warm)) => {
                 assert!(

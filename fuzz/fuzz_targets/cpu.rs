@@ -249,6 +249,9 @@ impl Case {
         };
         let c = run(&compiled);
         assert_eq!(c.damaged_guard(), None, "{product}: a gap of C was written to");
+        if matches!(self.kind, Kind::WeightOnly) && may_overflow_unscaled(a.view(), product.k()) {
+            return;
+        }
         let reference = Reference::of(&compiled, &inputs).expect("a small reference");
         let deviation = reference.compare(c.view()).expect("the same shape");
         if !deviation.is_within_bound() {
@@ -268,6 +271,23 @@ impl Case {
             assert_eq!(run(&compiled).bits_but_of_nan(), c.bits_but_of_nan(), "{product}: other bits on two threads");
         }
     }
+}
+
+/// Whether a sum of A's numbers by integers that are not yet scaled may leave the range of f32, beyond
+/// which docs/quantization.md promises nothing.
+fn may_overflow_unscaled(a: AnyView<'_>, k: usize) -> bool {
+    let layout = *a.layout();
+    let mut largest = 0f64;
+    for item in 0..layout.batch() {
+        for row in 0..layout.rows() {
+            for col in 0..layout.cols() {
+                let size = a.get(item, row, col).unwrap_or(0.0).abs();
+                largest = if size.is_finite() { largest.max(size) } else { largest };
+            }
+        }
+    }
+    // An integer and its zero point are 255 at most.
+    largest * 510.0 * k as f64 >= f64::from(f32::MAX)
 }
 
 fn with_rows(layout: &Layout, rows: usize) -> Layout {

@@ -41,11 +41,17 @@ pub(super) enum Method {
     Pack,
 }
 
+/// The bytes of so many numbers. The leading dimension of a single row may be any, and so may the
+/// dimensions of an empty product.
+fn bytes(numbers: usize) -> usize {
+    numbers.saturating_mul(size_of::<f32>())
+}
+
 impl Plan {
     /// For a run with `m` rows, where B is not packed.
     pub(super) fn method(&self, m: usize) -> Method {
         let Self { product, kernels, .. } = self;
-        let small = product.n() * product.k() * size_of::<f32>() <= SMALL_BYTES;
+        let small = bytes(product.n().saturating_mul(product.k())) <= SMALL_BYTES;
         if product.n() == 1 {
             Method::ATimesColumn
         } else if m == 1 {
@@ -62,11 +68,10 @@ impl Plan {
     /// level holds (on a Zen 5 core packing costs 3 % of 512x512x512, 2026-11-24).
     pub(super) fn packs_a(&self, rows: usize, cols: usize) -> bool {
         let Self { product, blocking, .. } = self;
-        let bytes = |numbers: usize| numbers * size_of::<f32>();
         cols >= PACK_A_COLS
             && (product.transpose_a()
                 || bytes(product.a().leading_dimension()).is_multiple_of(SETS_BYTES)
-                || bytes(rows * product.k()) > blocking.plain_a_bytes)
+                || bytes(rows.saturating_mul(product.k())) > blocking.plain_a_bytes)
     }
 
     /// The factor of the product; `None` for 1.
