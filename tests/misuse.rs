@@ -4,6 +4,7 @@
 //! look at what changed.
 
 #[test]
+#[ignore = "compiles for a minute; scripts/test runs it"]
 fn misuse_does_not_compile() {
     trybuild::TestCases::new().compile_fail("tests/misuse/*.rs");
 }
