@@ -114,9 +114,9 @@ impl Job {
         let (a, b, addend) = (small(m, k), small(k, n), small(1, n).into_vec());
         let mut expected = Vec::new();
         for row in 0..m {
-            for col in 0..n {
+            for (col, addend) in addend.iter().enumerate() {
                 let sum: f32 = (0..k).map(|p| a.data()[row * k + p] * b.data()[p * n + col]).sum();
-                let x = sum + if bias { addend[col] } else { 0.0 };
+                let x = sum + if bias { *addend } else { 0.0 };
                 expected.push(if relu { x.max(0.0) } else { x });
             }
         }
