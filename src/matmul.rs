@@ -509,7 +509,7 @@ impl MatMulBuilder {
                 });
             }
         };
-        let maximum = usize::try_from(limit / (a * b)).unwrap_or(usize::MAX);
+        let maximum = usize::try_from(limit / a.saturating_mul(b)).unwrap_or(usize::MAX);
         if self.k > maximum {
             return Err(Error::Accumulator {
                 k: self.k,

@@ -17,24 +17,23 @@ pub(crate) fn create(directory: &Path) -> io::Result<()> {
 }
 
 /// An error where others may write, or where it is another user's.
-#[cfg_attr(not(unix), allow(unused_variables, clippy::unnecessary_wraps))]
+#[cfg(unix)]
 pub(crate) fn check(metadata: &Metadata) -> io::Result<()> {
-    let denied = |problem: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt as _;
-        if metadata.mode() & 0o022 != 0 {
-            return denied(
-                "others may write to it, and what is kept there is trusted: chmod go-w it, or name another place",
-            );
-        }
-        if !is_trusted(metadata.uid()) {
-            return denied(
-                "it belongs to another user, and what is kept there is trusted: name a place of your own",
-            );
-        }
-    }
-    let _ = denied;
+    use std::os::unix::fs::MetadataExt as _;
+    let problem = if metadata.mode() & 0o022 != 0 {
+        "others may write to it, and what is kept there is trusted: chmod go-w it, or name another place"
+    } else if !is_trusted(metadata.uid()) {
+        "it belongs to another user, and what is kept there is trusted: name a place of your own"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, problem))
+}
+
+/// Elsewhere it is not known.
+#[cfg(not(unix))]
+#[allow(clippy::unnecessary_wraps, reason = "as on Unix")]
+pub(crate) fn check(_: &Metadata) -> io::Result<()> {
     Ok(())
 }
 

@@ -2,7 +2,8 @@
 
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
-    BackendId, CompileOptions, Error, Inputs, MatMul, Operand, ResultChecker, SelfCheck, Tensor, Threads,
+    BackendId, CompileOptions, ElementType, ElementTypes, Error, Inputs, MatMul, Operand, QuantA, QuantB,
+    Quantization, ResultChecker, SelfCheck, Tensor, Threads,
 };
 
 /// Opening an executor listed the tiles of any product that packs nothing, for centuries.
@@ -38,6 +39,24 @@ fn figures_that_no_element_depends_on_may_be_any() {
             assert!(matches!(compiled.executor(), Ok(_) | Err(Error::OutOfMemory { .. })), "{product}");
         }
     }
+}
+
+/// Magnitudes of 32-bit integers with zero points at the ends overflowed when they were multiplied.
+#[test]
+fn integers_with_zero_points_at_the_ends_cannot_be_summed() {
+    use ElementType::I32;
+    let build = |k| {
+        MatMul::builder(1, 1, k)
+            .types(ElementTypes::uniform(I32))
+            .quantization(Quantization {
+                a: QuantA::Static { zero_point: i32::MAX },
+                b: QuantB::PerTensor { zero_point: i32::MAX },
+                ..Quantization::default()
+            })
+            .build()
+    };
+    assert!(matches!(build(1), Err(Error::Accumulator { maximum: 0, .. })));
+    assert!(build(0).is_ok());
 }
 
 /// The reference took NaN for wrong where an infinite term meets sums that overflow the other way.
