@@ -109,7 +109,10 @@ impl Layout {
     /// Whether the elements lie one after the other without gaps, each item with its own.
     #[must_use]
     pub const fn is_packed(&self) -> bool {
-        self.span() == self.batch * self.rows * self.cols
+        // Items that share memory, or have none, may be more than can be counted.
+        let Some(rows) = self.batch.checked_mul(self.rows) else { return false };
+        let Some(elements) = rows.checked_mul(self.cols) else { return false };
+        self.span() == elements
     }
 
     /// Where item `item` begins, in elements.
@@ -171,7 +174,7 @@ impl fmt::Display for Layout {
         if self.rows > 1 && self.leading_dimension != self.cols {
             write!(f, " with leading dimension {}", self.leading_dimension)?;
         }
-        if self.batch > 1 && self.batch_stride != self.rows * self.leading_dimension {
+        if self.batch > 1 && Some(self.batch_stride) != self.rows.checked_mul(self.leading_dimension) {
             write!(f, " with batch stride {}", self.batch_stride)?;
         }
         Ok(())

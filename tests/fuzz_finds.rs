@@ -2,8 +2,8 @@
 
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
-    BackendId, CompileOptions, ElementType, ElementTypes, Error, Inputs, MatMul, Operand, QuantA, QuantB,
-    Quantization, ResultChecker, SelfCheck, Tensor, Threads,
+    BackendId, CompileOptions, ElementType, ElementTypes, Error, Inputs, Layout, MatMul, Operand, QuantA,
+    QuantB, Quantization, ResultChecker, SelfCheck, Tensor, Threads,
 };
 
 /// Opening an executor listed the tiles of any product that packs nothing, for centuries.
@@ -39,6 +39,17 @@ fn figures_that_no_element_depends_on_may_be_any() {
             assert!(matches!(compiled.executor(), Ok(_) | Err(Error::OutOfMemory { .. })), "{product}");
         }
     }
+}
+
+/// Layouts overflowed when they were shown, and when it was asked whether they are packed.
+#[test]
+fn layouts_of_any_size_can_be_asked_about() {
+    const HUGE: usize = usize::MAX >> 1;
+    let empty = Layout::strided(2, 3, 0, HUGE, 1).unwrap();
+    assert_eq!(empty.to_string(), format!("2x3x0 with leading dimension {HUGE} with batch stride 1"));
+    let shared = Layout::strided(HUGE, 2, 2, 2, 0).unwrap();
+    assert!(!shared.is_packed());
+    assert!(shared.to_string().ends_with("with batch stride 0"));
 }
 
 /// Magnitudes of 32-bit integers with zero points at the ends overflowed when they were multiplied.

@@ -218,7 +218,7 @@ impl Case {
             Kind::WeightOnly => largest(a) * 510.0 * product.k() as f64,
             Kind::Integers => {
                 let scale_a =
-                    if product.types().a.is_float() { largest(a) } else { f64::from(self.scale(0)) };
+                    if product.types().a.is_float() { largest(a).max(1.0) } else { f64::from(self.scale(0)) };
                 scale_a * 2.0 * f64::from(self.scale(1)) * f64::from(product.alpha()).abs().max(1.0)
             }
         };
