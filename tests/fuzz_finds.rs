@@ -31,7 +31,9 @@ fn figures_that_no_element_depends_on_may_be_any() {
     let row = MatMul::builder(1, 200, 2).leading_dimension(Operand::A, HUGE);
     let column = MatMul::builder(2, 200, 1).transpose_a(true).leading_dimension(Operand::A, HUGE);
     let none = MatMul::builder(HUGE >> 8, 200, 2).batch(0).batch_stride(Operand::A, 0);
-    for builder in [row, column, none] {
+    // Read as it lies, with what follows some rows later asked for ahead.
+    let in_place = MatMul::builder(4, 65, 1).leading_dimension(Operand::B, HUGE);
+    for builder in [row, column, none, in_place] {
         for builder in [builder.clone(), builder.transpose_b(true)] {
             // The strides that follow from a description may be refused.
             let Ok(product) = builder.build() else { continue };

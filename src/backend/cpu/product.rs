@@ -323,7 +323,8 @@ impl Block {
                 None => (packed, packed_stride),
             };
             (tile.ahead, tile.ahead_stride) = if source.is_some() || self.last_strip - self.first_strip == 1 {
-                (tile.b.wrapping_add(ROWS_AHEAD * tile.b_stride), tile.b_stride)
+                // The stride of a single row may be any.
+                (tile.b.wrapping_add(ROWS_AHEAD.wrapping_mul(tile.b_stride)), tile.b_stride)
             } else {
                 // The strips share the lines of what comes next.
                 (next.wrapping_add(index % 2 * LINE), next_stride)
