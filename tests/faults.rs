@@ -16,6 +16,9 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_ane-matmul");
 /// Tells this program, when it runs itself, which part to run.
 const CHILD: &str = "ANE_MATMUL_TEST_CHILD";
 
+/// Names the shim that such a part loads, where it cannot reach the one of the tests.
+const SHIM: &str = "ANE_MATMUL_TEST_SHIM";
+
 /// The user `nobody` of most systems.
 const NOBODY: u32 = 65_534;
 
@@ -189,9 +192,38 @@ fn a_full_disk_costs_a_package_and_nothing_else() {
     assert!(fs::metadata(&package).unwrap().len() > 10_000);
 }
 
+#[test]
+fn a_directory_for_packages_that_may_not_be_written_to_is_noted() {
+    if let Some(directory) = std::env::var_os(CHILD) {
+        return compile_package(Path::new(&directory));
+    }
+    let place = Place::new();
+    let [program, shim, packages] = ["program", "shim.so", "packages"].map(|name| place.path(name));
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::copy(REFERENCE, &shim).unwrap();
+    fs::create_dir(&packages).unwrap();
+    for (path, mode) in [(place.0.path(), 0o755), (&packages, 0o555), (&program, 0o755), (&shim, 0o755)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut command = Command::new(&program);
+    if user() == "0" {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
+        .args(["--exact", "a_directory_for_packages_that_may_not_be_written_to_is_noted", "--nocapture"])
+        .current_dir(place.0.path())
+        .envs([(CHILD, &packages), (SHIM, &shim)]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("not kept for the next start: ") && text.contains("ermission denied"), "{text}");
+    assert_eq!(fs::read_dir(&packages).unwrap().count(), 0);
+}
+
 fn compile_package(directory: &Path) {
+    let shim = std::env::var_os(SHIM).unwrap_or(REFERENCE.into());
     // SAFETY: the library is built from this repository.
-    let shim = unsafe { ShimLibrary::open(REFERENCE) }.unwrap();
+    let shim = unsafe { ShimLibrary::open(shim) }.unwrap();
     let mut backends = Backends::new();
     let id = backends.add(shim).unwrap();
     let product = MatMul::builder(1, 64, 64).constant_b(true).build().unwrap();
@@ -220,10 +252,12 @@ fn a_directory_that_may_not_be_written_to_keeps_its_files() {
     for (path, mode) in [(place.0.path(), 0o755), (&locked, 0o555), (&program, 0o755)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
-    let commands: [&[&dyn AsRef<std::ffi::OsStr>]; 4] = [
+    let commands: [&[&dyn AsRef<std::ffi::OsStr>]; 6] = [
         &[&"multiply", &a, &b, &"-o", &out],
         &[&"quantize", &weights, &out, &"--type", &"int8"],
         &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--json", &out],
+        &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--svg", &out],
+        &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--report", &out],
         &[&"calibrate", &"--backend", &"cpu", &"--profile", &out],
     ];
     for arguments in commands {
@@ -332,24 +366,4 @@ fn a_signal_that_is_ignored_stays_ignored() {
     }
     assert!(child.wait().unwrap().success());
     assert!(out.exists());
-}
-
-#[test]
-fn code_from_a_place_that_everybody_may_write_to_is_named() {
-    let place = Place::new();
-    let shim = place.path("shim.so");
-    fs::copy(REFERENCE, &shim).unwrap();
-    let devices = || {
-        let output = Command::new(PROGRAM).arg("devices").env("ANE_MATMUL_SHIM", &shim).output().unwrap();
-        assert!(output.status.success());
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
-    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
-    assert_eq!(devices(), "");
-    fs::set_permissions(&shim, fs::Permissions::from_mode(0o777)).unwrap();
-    let text = devices();
-    assert!(text.contains("ANE_MATMUL_SHIM") && text.contains("everybody may write to"), "{text}");
-    // SAFETY: the library is built from this repository.
-    let library = unsafe { ShimLibrary::open(&shim) }.unwrap();
-    assert!(library.writable_by_others().unwrap().ends_with("shim.so"));
 }

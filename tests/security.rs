@@ -1,0 +1,114 @@
+//! What `SECURITY.md` says of the command line and its surroundings.
+#![cfg(all(feature = "cli", unix))]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use ane_matmul::{ShimLibrary, Tensor, npy};
+use ane_matmul_shims::REFERENCE;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_ane-matmul");
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+fn succeeded(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn code_from_a_place_that_everybody_may_write_to_is_named() {
+    let place = Place::new();
+    let shim = place.path("shim.so");
+    fs::copy(REFERENCE, &shim).unwrap();
+    let devices = || {
+        let output = Command::new(PROGRAM).arg("devices").env("ANE_MATMUL_SHIM", &shim).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(devices(), "");
+    fs::set_permissions(&shim, fs::Permissions::from_mode(0o777)).unwrap();
+    let text = devices();
+    assert!(text.contains("ANE_MATMUL_SHIM") && text.contains("everybody may write to"), "{text}");
+    // SAFETY: the library is built from this repository.
+    let library = unsafe { ShimLibrary::open(&shim) }.unwrap();
+    assert!(library.writable_by_others().unwrap().ends_with("shim.so"));
+}
+
+#[test]
+fn links_are_replaced_and_never_followed() {
+    let place = Place::new();
+    let [matrix, weights, out, target] =
+        ["m.npy", "w.safetensors", "out", "target"].map(|name| place.path(name));
+    npy::write(&matrix, &Tensor::filled(4, 4, 1f32).unwrap()).unwrap();
+    let header = r#"{"w":{"dtype":"F32","shape":[32,32],"data_offsets":[0,4096]}}   "#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.bytes());
+    bytes.resize(bytes.len() + 4096, 0);
+    fs::write(&weights, bytes).unwrap();
+    let compare: [&dyn AsRef<OsStr>; 5] = [&"compare", &"--sizes", &"8", &"--samples", &"1"];
+    let commands: [Vec<&dyn AsRef<OsStr>>; 6] = [
+        vec![&"multiply", &matrix, &matrix, &"-o", &out],
+        vec![&"quantize", &weights, &out, &"--type", &"int8"],
+        [&compare[..], &[&"--json", &out]].concat(),
+        [&compare[..], &[&"--svg", &out]].concat(),
+        [&compare[..], &[&"--report", &out]].concat(),
+        vec![&"probe", &"8x8x8", &"--backend", &"reference", &"--quarantine", &out],
+    ];
+    for arguments in commands {
+        let name = arguments[0].as_ref().display().to_string();
+        fs::write(&target, "target").unwrap();
+        let _ = fs::remove_file(&out);
+        symlink(&target, &out).unwrap();
+        let mut command = Command::new(PROGRAM);
+        if name == "probe" {
+            // It writes what it finds.
+            command.env("ANE_MATMUL_SHIM", REFERENCE).env("ANE_REFERENCE_FAULT", "wrong");
+        }
+        let output = command.args(arguments.iter().map(AsRef::as_ref)).output().unwrap();
+        if name != "probe" {
+            succeeded(&output);
+        }
+        assert!(!fs::symlink_metadata(&out).unwrap().is_symlink(), "{name} wrote nothing");
+        assert_eq!(fs::read(&target).unwrap(), b"target", "{name} followed a link");
+    }
+}
+
+#[test]
+fn nothing_is_loaded_from_the_working_directory() {
+    let (place, empty) = (Place::new(), Place::new());
+    let profile = "profile.json";
+    for name in ["shim.so", "reference.so", "libane_matmul.so", "ane-matmul", "libc.so.6", "libblas.so.3"] {
+        fs::copy(REFERENCE, place.path(name)).unwrap();
+    }
+    fs::write(place.path(profile), "{").unwrap();
+    let devices = |place: &Place| {
+        let mut command = Command::new(PROGRAM);
+        let output = command.arg("devices").current_dir(place.0.path()).env("HOME", empty.0.path());
+        let output = output.env_remove("XDG_DATA_HOME").output().unwrap();
+        succeeded(&output);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(devices(&place), devices(&empty));
+
+    // A name without a directory is a file here, and not a library of the system's.
+    let mut command = Command::new(PROGRAM);
+    command.arg("devices").current_dir(empty.0.path()).env("ANE_MATMUL_SHIM", "libc.so.6");
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("libc.so.6: load: No such file"), "{text}");
+}
