@@ -7,8 +7,8 @@
 //!   [`product`]: one thread's share, block by block; [`split`]: the shares; [`pool`]: the threads.
 //! - [`plan`]: what is decided when a product is compiled; [`run`]: one run; [`steps`]: small products as
 //!   lists of tiles.
-//! - [`weight_only`]: a float A by 8 and 4-bit weights; [`dot`]: bf16 and 8-bit products of constant
-//!   weights; [`typed`]: every other type, as f32.
+//! - [`weight_only`]: a float A by 8 and 4-bit weights; [`dot`]: bf16 and 8-bit products by
+//!   instructions of their own; [`typed`]: every other type, as f32.
 
 #![allow(
     clippy::inline_always,
@@ -150,16 +150,13 @@ impl Backend for Cpu {
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
         if f32_only::supports(product, options).is_err() {
-            let Some(weights) = weights else {
-                return typed::compile(self, product, None, options);
-            };
-            if weight_only::applies(product) {
+            if let Some(weights) = weights.filter(|_| weight_only::applies(product)) {
                 return weight_only::compile(self, product, weights, options);
             }
             if let Some(compiled) = dot::compile(self, product, weights, options)? {
                 return Ok(compiled);
             }
-            return typed::compile(self, product, Some(weights), options);
+            return typed::compile(self, product, weights, options);
         }
         let threads = worthwhile_threads(product, options.threads.number(), 1);
         Ok(Box::new(self.compile_for(product, weights, options, threads)?))

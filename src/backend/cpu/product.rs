@@ -4,7 +4,7 @@ use super::blocking::{Blocking, K_MULTIPLE};
 use super::finish::Finish;
 use super::kernel::{Kernels, TileFn};
 use super::pack::{Matrix, Panels, pack_a, pack_b, packed_a_len, strip_stride};
-use super::tile::{AForm, Tile};
+use super::tile::{AForm, Results, Tile};
 
 /// How many rows of B are asked for before their use where nothing else hides the latency of the
 /// last-level cache (of 4 to 24, 24 was fastest on a Zen 5 core, 2026-11-24).
@@ -37,6 +37,8 @@ pub(super) struct Part<'a> {
     pub b: B,
     /// Whether the sums go on from what C holds; else C is not read.
     pub accumulate: bool,
+    /// [`Tile::results`], for the whole part.
+    pub results: *const Results,
     /// The part's C and what follows its sums; `None` leaves the sums.
     pub finish: Option<Finish>,
     pub c: *mut f32,
@@ -290,6 +292,7 @@ impl Block {
         let col = self.first_col + span.index * kernels.panel();
         let packed = self.panels.at(span.index, self.panels_first_k + inner, span.narrow);
         let packed_stride = self.panels.stride_of(span.narrow);
+        let complete = self.first_k + inner + k == part.k;
         let form = if part.pack_a || a.transposed { AForm::ByRow } else { AForm::ByK };
         let mut tile = Tile {
             k,
@@ -306,8 +309,11 @@ impl Block {
             c_stride: part.c_stride,
             tail: kernels.lanes,
             accumulate: part.accumulate || self.first_k + inner > 0,
+            results: if complete { part.results } else { std::ptr::null() },
+            row: first_row,
+            col,
         };
-        let finish = part.finish.filter(|_| self.first_k + inner + k == part.k);
+        let finish = part.finish.filter(|_| complete);
         let (next, next_stride) = self.next(span, inner + k);
         let strip_len = self.packed_strip_len(kernels);
         let mut row = first_row;
@@ -338,6 +344,7 @@ impl Block {
             tile.c = tile.c.wrapping_add(rows * part.c_stride);
             tile.a = tile.a.wrapping_add(rows * if a.transposed { 1 } else { a.stride });
             row += rows;
+            tile.row = row;
         }
     }
 
@@ -402,6 +409,7 @@ unsafe fn cover<V: Visitor>(
             tile.b = tile.b.wrapping_add(kernels.b_words);
             tile.packed = tile.packed.wrapping_add(kernels.b_words);
             tile.c = tile.c.wrapping_add(lanes);
+            tile.col += lanes;
         }
     }
 }

@@ -246,6 +246,7 @@ impl Call<'_> {
             c,
             c_stride,
             accumulate: false,
+            results: std::ptr::null(),
             scratch_a: scratch.a.start_mut(),
             scratch_b: scratch.b.start_mut(),
         };

@@ -81,6 +81,7 @@ impl Steps {
             c: std::ptr::null_mut(),
             c_stride: product.c().leading_dimension(),
             accumulate: false,
+            results: std::ptr::null(),
             scratch_a: std::ptr::null_mut(),
             scratch_b: std::ptr::null_mut(),
         };

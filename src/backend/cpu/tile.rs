@@ -29,6 +29,32 @@ pub(super) struct Tile {
     pub tail: usize,
     /// Whether the sums go on from what C holds; else C is not read.
     pub accumulate: bool,
+    /// What makes results of the sums of integers; null leaves the sums.
+    pub results: *const Results,
+    /// The tile's first row and column in the part of C that `results` is for.
+    pub row: usize,
+    pub col: usize,
+}
+
+/// What turns the sums of integers of a part of C into results.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Results {
+    /// Taken off the sums of each column.
+    pub taken_off: *const i32,
+    /// The scale of each column; null for results that are the sums, as i32.
+    pub scales: *const f32,
+    /// What follows the sums of each row; null where that is nothing, or the same scale for all, which
+    /// `scales` has then.
+    pub rows: *const RowTerms,
+}
+
+/// What turns the sums of a row into those of the description.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct RowTerms {
+    /// Added to each sum, modulo 2^32.
+    pub add: i32,
+    /// The scale of the row.
+    pub scale: f32,
 }
 
 /// How A lies under a tile.
@@ -60,6 +86,40 @@ pub(super) trait Dot<V: Simd> {
     /// # Safety
     /// As [`Simd`].
     unsafe fn add_product(a: V, b: V, sum: V) -> V;
+
+    /// Writes a tile to C.
+    ///
+    /// # Safety
+    /// As [`tile`].
+    #[inline(always)]
+    unsafe fn store<const MR: usize, const NV: usize, const TAIL: bool>(t: &Tile, sums: &[[V; NV]; MR]) {
+        // SAFETY: by the function's own contract.
+        unsafe { store_each::<V, MR, NV, TAIL>(t, sums, |sum, _, _, _| sum) };
+    }
+}
+
+/// Writes a tile to C, of which each vector becomes `f(vector, row, column, mask)`.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+pub(super) unsafe fn store_each<V: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
+    t: &Tile,
+    sums: &[[V; NV]; MR],
+    f: impl Fn(V, usize, usize, Option<V::Mask>) -> V,
+) {
+    // SAFETY: by the function's own contract.
+    unsafe {
+        let mask = V::mask(t.tail);
+        // By reference: an array that is moved goes through memory.
+        for (i, row) in sums.iter().enumerate() {
+            for (v, sum) in row.iter().enumerate() {
+                let mask = (TAIL && v == NV - 1).then_some(mask);
+                let col = v * V::LANES;
+                f(*sum, t.row + i, t.col + col, mask).store_part(t.c.add(i * t.c_stride + col), mask);
+            }
+        }
+    }
 }
 
 /// One f32 in a lane.
@@ -145,13 +205,7 @@ pub(super) unsafe fn tile<
             a = a.wrapping_add(k_stride);
             b = b.wrapping_add(t.b_stride);
         }
-        // By reference: an array that is moved goes through memory.
-        for (i, row) in sums.iter().enumerate() {
-            for (v, sum) in row.iter().enumerate() {
-                let c = t.c.add(i * t.c_stride + column(v));
-                if last(v) { sum.store_masked(c, mask) } else { sum.store(c) }
-            }
-        }
+        D::store::<MR, NV, TAIL>(t, &sums);
     }
 }
 

@@ -1,11 +1,14 @@
 //! Rows of A as words, with what follows their sums.
 
+use std::ops::Range;
+
 use super::super::kernel::Lane;
 use super::super::pack::Matrix;
 #[cfg(all(target_arch = "x86_64", feature = "half"))]
 use super::super::simd::avx512_dot::any_subnormal;
 #[cfg(target_arch = "x86_64")]
 use super::super::simd::avx512_dot::copy_unsigned;
+use super::super::tile::RowTerms;
 use super::super::typed::Plan;
 use super::super::typed::load::{load_row, quantized, scale_for};
 use super::SET_WORDS;
@@ -14,43 +17,55 @@ use crate::element::ElementType;
 use crate::quantization::QuantA;
 use crate::view::AnyView;
 
-/// What turns the sums of a row into those of the description.
-#[derive(Debug, Clone, Copy, Default)]
-pub(in super::super) struct RowTerms {
-    /// Added to each sum, modulo 2^32.
-    pub add: i32,
-    /// The scale of the row.
-    pub scale: f32,
+/// Whether the instruction takes the bytes of A for unsigned: that of x86-64 does, that of AArch64 not.
+const UNSIGNED: bool = cfg!(target_arch = "x86_64");
+
+/// An A of the other sign has its bytes' highest bits turned over: 128 more, or 128 less.
+const HIGHEST: u8 = 0x80;
+
+/// Whether bytes of A are turned over on their way to words.
+fn turned(plan: &Plan) -> bool {
+    (plan.product.types().a == ElementType::U8) != UNSIGNED
 }
 
-/// What is taken off an 8-bit element of A as it lies in the words: they are unsigned.
+/// What is taken off an 8-bit element of A as it lies in the words.
 pub(super) fn offset(plan: &Plan) -> i32 {
     let zero_point = plan.product.quantization().a.zero_point();
-    if plan.product.types().a == ElementType::U8 { zero_point } else { zero_point + 128 }
+    match (turned(plan), UNSIGNED) {
+        (false, _) => zero_point,
+        (true, true) => zero_point + 128,
+        (true, false) => zero_point - 128,
+    }
 }
 
-/// Whether an element of a bf16 A is subnormal, which the instruction would take for 0.
+/// Whether rows have terms of their own: scales, or what a zero point of B adds.
+pub(super) fn has_terms(plan: &Plan) -> bool {
+    let quantization = plan.product.quantization();
+    quantization.a == QuantA::DynamicPerRow || quantization.b.zero_point() != 0
+}
+
+/// Whether an element of a bf16 matrix is subnormal, which the instruction would take for 0.
 ///
 /// # Safety
-/// AVX-512 is there.
+/// The instructions of the kernels are here.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
 pub(super) unsafe fn has_subnormals(view: &AnyView<'_>) -> bool {
     match view {
         #[cfg(feature = "half")]
         AnyView::Bf16(view) => view.layout().row_spans().any(|(_, _, span)| {
             let row = &view.data()[span];
-            // SAFETY: a bf16 is its 16 bits; AVX-512 is there by the function's own contract.
+            // SAFETY: a bf16 is its 16 bits; the instructions are here by the function's own contract.
             #[cfg(target_arch = "x86_64")]
             let any = unsafe { any_subnormal(std::slice::from_raw_parts(row.as_ptr().cast(), row.len())) };
             #[cfg(not(target_arch = "x86_64"))]
-            let any = row.iter().any(|x| super::words::is_subnormal(x.to_bits()));
+            let any = row.iter().any(|x| x.to_bits() & 0x7f80 == 0 && x.to_bits() & 0x007f != 0);
             any
         }),
         _ => false,
     }
 }
 
-/// The rows of op(A) from `row` on where they are words as they lie; the terms of each are then
-/// [`direct_terms`].
+/// The rows of op(A) from `row` on where they are words as they lie.
 pub(super) fn direct(plan: &Plan, lane: Lane, a: &AnyView<'_>, item: usize, row: usize) -> Option<Matrix> {
     let product = &plan.product;
     if product.transpose_a() {
@@ -63,7 +78,10 @@ pub(super) fn direct(plan: &Plan, lane: Lane, a: &AnyView<'_>, item: usize, row:
     let start: *const f32 = match (lane, a) {
         #[cfg(feature = "half")]
         (Lane::Bf16Pair, AnyView::Bf16(view)) => view.data()[index..].as_ptr().cast(),
-        (Lane::Int8Quad, AnyView::U8(view)) if product.quantization().b.zero_point() == 0 => {
+        (Lane::Int8Quad, AnyView::U8(view)) if !turned(plan) && !has_terms(plan) => {
+            view.data()[index..].as_ptr().cast()
+        }
+        (Lane::Int8Quad, AnyView::I8(view)) if !turned(plan) && !has_terms(plan) => {
             view.data()[index..].as_ptr().cast()
         }
         _ => return None,
@@ -75,19 +93,44 @@ pub(super) fn direct(plan: &Plan, lane: Lane, a: &AnyView<'_>, item: usize, row:
     whole.then_some(Matrix { start, stride: stride / elements, transposed: false })
 }
 
-/// What follows the sums of rows that are read as they lie.
-pub(super) fn direct_terms(plan: &Plan) -> RowTerms {
-    RowTerms { add: 0, scale: plan.scales.a }
+/// Where rows of A become words.
+pub(super) struct Words<'a> {
+    pub start: *mut u32,
+    pub stride: usize,
+    /// The words of a row.
+    pub count: usize,
+    /// What follows the sums of each row.
+    pub terms: &'a mut [RowTerms],
+    /// Room for k numbers where A is quantised on the way.
+    pub floats: &'a mut [f32],
 }
 
-/// Writes row `row` of op(A) as words, 0 past its end, and says what follows its sums.
-///
-/// `floats_scratch` has room for k numbers where A is quantised on the way.
+/// Writes rows of op(A) as words, 0 past their ends.
 ///
 /// # Safety
-/// AVX-512 is there.
+/// There is room for the rows; the instructions of the kernels are here.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
 pub(super) unsafe fn write(
+    plan: &Plan,
+    lane: Lane,
+    a: &AnyView<'_>,
+    item: usize,
+    rows: Range<usize>,
+    out: &mut Words<'_>,
+) {
+    for (i, row) in rows.enumerate() {
+        // SAFETY: by the function's own contract.
+        unsafe {
+            let words = std::slice::from_raw_parts_mut(out.start.add(i * out.stride), out.count);
+            out.terms[i] = write_row(plan, lane, a, item, row, words, out.floats);
+        }
+    }
+}
+
+/// # Safety
+/// As [`write`].
+#[inline(always)]
+unsafe fn write_row(
     plan: &Plan,
     lane: Lane,
     a: &AnyView<'_>,
@@ -127,15 +170,16 @@ pub(super) unsafe fn write(
         }
         Lane::Int8Quad => {
             let out = &mut bytes(words)[..k];
+            let turn = if turned(plan) { HIGHEST } else { 0 };
             match a {
                 #[cfg(target_arch = "x86_64")]
                 AnyView::I8(view) if step == 1 => {
                     let from = &view.data()[first..first + k];
-                    // SAFETY: as many bytes are there as are written; AVX-512 is, by the function's contract.
+                    // SAFETY: as many bytes are there as are written; the instructions are here.
                     unsafe { copy_unsigned(from.as_ptr(), k, out.as_mut_ptr()) };
                 }
-                AnyView::I8(view) => copy(view.data(), first, step, out, |x| x.cast_unsigned() ^ 0x80),
-                AnyView::U8(view) => copy(view.data(), first, step, out, |x| x),
+                AnyView::I8(view) => copy(view.data(), first, step, out, |x| x.cast_unsigned() ^ turn),
+                AnyView::U8(view) => copy(view.data(), first, step, out, |x| x ^ turn),
                 _ => {
                     scale = quantize(plan, a, item, row, out, &mut floats_scratch[..k]);
                 }
@@ -143,7 +187,8 @@ pub(super) unsafe fn write(
             let zero_b = product.quantization().b.zero_point();
             let mut add = 0i32;
             if zero_b != 0 {
-                let sum = out.iter().fold(0i32, |sum, &x| sum.wrapping_add(i32::from(x)));
+                let element = |x: u8| if UNSIGNED { i32::from(x) } else { i32::from(x.cast_signed()) };
+                let sum = out.iter().fold(0i32, |sum, &x| sum.wrapping_add(element(x)));
                 // A description's k is far below 2^31.
                 #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "modulo 2^32")]
                 let k = k as i32;
@@ -183,14 +228,15 @@ fn quantize(
     load_row(plan.kernels, a, item, plan.product.transpose_a(), row, floats_scratch);
     let all_finite = floats_scratch.iter().all(|x| x.is_finite());
     if !all_finite {
-        out.fill(0x80);
+        // Zeros.
+        out.fill(if UNSIGNED { HIGHEST } else { 0 });
         return f32::NAN;
     }
     let scale = scale_for(floats_scratch.iter().fold(0f32, |largest, x| largest.max(x.abs())));
     for (out, &x) in out.iter_mut().zip(&*floats_scratch) {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 255")]
-        let unsigned = (quantized(x, scale) + 128.0) as u8;
-        *out = unsigned;
+        #[allow(clippy::cast_possible_truncation, reason = "-127 to 127")]
+        let integer = quantized(x, scale) as i8;
+        *out = integer.cast_unsigned() ^ if UNSIGNED { HIGHEST } else { 0 };
     }
     scale
 }

@@ -1,25 +1,24 @@
-//! One run: rows of A become words block by block, and the sums are finished tile by tile or row by row.
+//! One run: rows of A become words block by block, and C is finished tile by tile or row by row.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::buffer::Buffer;
 use super::super::finish::Finish;
 use super::super::kernel::{Kernels, Lane, TileFn};
-use super::super::pack::{Matrix, Panels};
+use super::super::pack::{Matrix, Panels, packed_b_len};
 use super::super::product::{Area, B, Part, Visitor, visit};
-#[cfg(target_arch = "x86_64")]
-use super::super::simd::avx512_dot::dequantize;
 use super::super::split::{Share, Split};
-use super::super::tile::Tile;
-use super::super::typed::Plan;
+use super::super::tile::{Results, RowTerms, Tile};
 use super::super::typed::TypedRun;
 use super::super::typed::finish::Output;
-use super::rows::{RowTerms, direct, direct_terms, has_subnormals, offset, write};
-use super::words::words;
-use super::{DotPlan, SET_WORDS};
+use super::rows::{Words, direct, has_subnormals, has_terms, offset, write};
+use super::words::{Packer, words};
+use super::{DotPlan, PACKED_B_WORDS, SET_WORDS};
 use crate::activation::Activation;
 use crate::alloc;
-use crate::backend::{Run, RunArgs};
+use crate::backend::f32_only::not_f32;
+use crate::backend::{BackendId, Run, RunArgs};
 use crate::element::ElementType;
 use crate::error::Result;
 use crate::view::AnyView;
@@ -30,7 +29,7 @@ const ROWS_APART: usize = 56;
 pub(super) struct DotRun {
     plan: Arc<DotPlan>,
     scratch: Vec<Scratch>,
-    /// For an A with subnormal elements.
+    /// For operands with subnormal elements.
     exact: Option<TypedRun>,
 }
 
@@ -42,6 +41,16 @@ struct Scratch {
     terms: Vec<RowTerms>,
     /// k or n numbers.
     row: Vec<f32>,
+    /// For a B that comes with the run.
+    b: Option<BlockOfB>,
+}
+
+/// Some columns of B.
+struct BlockOfB {
+    packer: Packer,
+    panels: Buffer,
+    /// [`Results::taken_off`].
+    taken_off: Vec<i32>,
 }
 
 /// From row to row of A's words.
@@ -59,18 +68,38 @@ fn block_rows(plan: &DotPlan) -> usize {
     rows.min(plan.typed.product.m().max(1))
 }
 
+/// The columns of B that are packed at a time.
+fn block_cols(plan: &DotPlan) -> usize {
+    let n = plan.typed.product.n();
+    if plan.b.is_some() {
+        return n;
+    }
+    let (panel, words) = (plan.kernels.panel(), words(plan.lane, plan.typed.product.k()));
+    ((PACKED_B_WORDS / words / panel).max(1) * panel).min(n)
+}
+
 impl DotRun {
     pub(super) fn new(plan: Arc<DotPlan>) -> Result<Self> {
         const WHAT: &str = "packed operands";
-        let (n, k) = (plan.typed.product.n(), plan.typed.product.k());
-        let rows = block_rows(&plan);
+        let product = &plan.typed.product;
+        let (n, k) = (product.n(), product.k());
+        let (rows, cols) = (block_rows(&plan), block_cols(&plan));
         let mut scratch = Vec::new();
         for _ in 0..plan.typed.threads {
+            let b = match plan.b {
+                Some(_) => None,
+                None => Some(BlockOfB {
+                    packer: Packer::new(plan.kernels, plan.lane, product)?,
+                    panels: Buffer::zeroed(packed_b_len(plan.kernels, words(plan.lane, k), cols), WHAT)?,
+                    taken_off: alloc::filled(if plan.lane == Lane::Int8Quad { cols } else { 0 }, 0, WHAT)?,
+                }),
+            };
             scratch.push(Scratch {
                 a: Buffer::zeroed(rows.saturating_mul(a_stride(&plan)), WHAT)?,
-                c: Buffer::zeroed(if plan.in_place() { 0 } else { rows.saturating_mul(n) }, WHAT)?,
+                c: Buffer::zeroed(if plan.in_place() { 0 } else { rows.saturating_mul(cols) }, WHAT)?,
                 terms: alloc::filled(rows, RowTerms::default(), WHAT)?,
                 row: alloc::filled(n.max(k), 0f32, WHAT)?,
+                b,
             });
         }
         let exact = match plan.lane {
@@ -83,12 +112,18 @@ impl DotRun {
 
 impl Run for DotRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
-        // SAFETY: the kernels of a plan are of AVX-512.
-        if let Some(exact) = self.exact.as_mut().filter(|_| unsafe { has_subnormals(&args.a) }) {
+        // SAFETY: a plan's kernels are of instructions that are here.
+        let subnormals = |view: &AnyView<'_>| unsafe { has_subnormals(view) };
+        if let Some(exact) = &mut self.exact
+            && (subnormals(&args.a) || args.b.as_ref().is_some_and(subnormals))
+        {
             return exact.run(args);
         }
         let plan = &*self.plan;
         let typed = &*plan.typed;
+        if plan.b.is_none() && args.b.is_none() {
+            return Err(not_f32(&BackendId::CPU));
+        }
         let layout = *args.c.layout();
         let output =
             Output::new(typed.kernels, &typed.product, typed.scales, args.bias, args.residual, &mut args.c);
@@ -98,6 +133,7 @@ impl Run for DotRun {
         let call = Call {
             plan,
             a: args.a,
+            b: args.b,
             bias: args.bias,
             residual: args.residual,
             output,
@@ -107,7 +143,7 @@ impl Run for DotRun {
         match &typed.pool {
             None => call.compute(0, &Share { items: 0..items, rows: 0..rows, cols: 0..cols }),
             Some(pool) => {
-                let split = Split::new(plan.kernels, typed.threads, items, rows, cols, false);
+                let split = Split::new(plan.kernels, typed.threads, items, rows, cols, plan.b.is_none());
                 pool.run(split.parts(), &|index| {
                     call.compute(index, &split.share(plan.kernels, index, items, rows, cols));
                 });
@@ -120,6 +156,8 @@ impl Run for DotRun {
 struct Call<'a> {
     plan: &'a DotPlan,
     a: AnyView<'a>,
+    /// Where it comes with the run.
+    b: Option<AnyView<'a>>,
     bias: Option<AnyView<'a>>,
     residual: Option<AnyView<'a>>,
     output: Output<'a>,
@@ -137,6 +175,14 @@ fn f32_start(view: &AnyView<'_>) -> *const f32 {
     }
 }
 
+/// Columns of B, packed.
+#[derive(Debug, Clone, Copy)]
+struct Columns {
+    panels: Panels,
+    /// [`Results::taken_off`], from the first column on.
+    taken_off: *const i32,
+}
+
 impl Call<'_> {
     fn compute(&self, index: usize, share: &Share) {
         if share.rows.is_empty() || share.cols.is_empty() {
@@ -144,102 +190,142 @@ impl Call<'_> {
         }
         // SAFETY: every share has scratch memory of its own.
         let scratch = unsafe { &mut *self.scratch.add(index) };
-        let block = block_rows(self.plan);
+        let (rows_block, cols_block) = (block_rows(self.plan), block_cols(self.plan));
         for item in share.items.clone() {
-            for first in share.rows.clone().step_by(block) {
-                let rows = first..share.rows.end.min(first + block);
-                self.block(item, &Share { items: item..item + 1, rows, cols: share.cols.clone() }, scratch);
+            for first in share.cols.clone().step_by(cols_block) {
+                let cols = first..share.cols.end.min(first + cols_block);
+                let columns = self.columns(item, &cols, scratch);
+                for first in share.rows.clone().step_by(rows_block) {
+                    let rows = first..share.rows.end.min(first + rows_block);
+                    self.block(item, &rows, &cols, &columns, scratch);
+                }
             }
         }
     }
 
-    fn block(&self, item: usize, share: &Share, scratch: &mut Scratch) {
+    /// Some columns of B: as they were packed when the product was compiled, or packed now.
+    fn columns(&self, item: usize, cols: &Range<usize>, scratch: &mut Scratch) -> Columns {
+        let plan = self.plan;
+        let (n, k) = (plan.typed.product.n(), words(plan.lane, plan.typed.product.k()));
+        if let Some(packed) = &plan.b {
+            let start = packed.item(item).wrapping_add(cols.start * k);
+            let panels = Panels::packed(plan.kernels, start, k, n - cols.start);
+            return Columns { panels, taken_off: plan.of_columns(&plan.taken_off, item, cols.start) };
+        }
+        let (Some(block), Some(view)) = (&mut scratch.b, &self.b) else {
+            unreachable!("a B that is not constant comes with the run, which has checked it");
+        };
+        let sums = block.taken_off.get_mut(..cols.len()).unwrap_or_default();
+        let start = block.panels.start_mut();
+        // SAFETY: the executor has checked that B covers its layout; the panels have room for a block's
+        // columns; a plan's kernels are of instructions that are here.
+        unsafe { block.packer.pack(view, item, cols, start, sums) };
+        let offset = offset(&plan.typed);
+        for sum in &mut *sums {
+            *sum = sum.wrapping_mul(offset);
+        }
+        Columns { panels: Panels::packed(plan.kernels, start, k, cols.len()), taken_off: sums.as_ptr() }
+    }
+
+    fn block(
+        &self,
+        item: usize,
+        rows: &Range<usize>,
+        cols: &Range<usize>,
+        columns: &Columns,
+        scratch: &mut Scratch,
+    ) {
         let plan = self.plan;
         let product = &plan.typed.product;
-        let (rows, cols) = (share.rows.len(), share.cols.len());
-        let (k, stride) = (words(plan.lane, product.k()), a_stride(plan));
-        let direct = direct(&plan.typed, plan.lane, &self.a, item, share.rows.start);
-        let a = if let Some(a) = direct {
-            scratch.terms[..rows].fill(direct_terms(&plan.typed));
-            a
-        } else {
-            let a = scratch.a.start_mut();
-            for (i, row) in share.rows.clone().enumerate() {
-                // SAFETY: the buffer has room for a block's rows.
-                let out = unsafe { std::slice::from_raw_parts_mut(a.add(i * stride).cast::<u32>(), k) };
-                // SAFETY: the kernels of a plan are of AVX-512.
-                scratch.terms[i] =
-                    unsafe { write(&plan.typed, plan.lane, &self.a, item, row, out, &mut scratch.row) };
-            }
-            Matrix { start: a.cast_const(), stride, transposed: false }
-        };
+        let k = words(plan.lane, product.k());
+        let a = direct(&plan.typed, plan.lane, &self.a, item, rows.start).unwrap_or_else(|| {
+            let (start, stride) = (scratch.a.start_mut(), a_stride(plan));
+            let mut words = Words {
+                start: start.cast(),
+                stride,
+                count: k,
+                terms: &mut scratch.terms,
+                floats: &mut scratch.row,
+            };
+            // SAFETY: the buffer has room for a block's rows; a plan's kernels are of instructions that are
+            // here.
+            unsafe { write(&plan.typed, plan.lane, &self.a, item, rows.clone(), &mut words) };
+            Matrix { start, stride, transposed: false }
+        });
         let layout = self.output.layout();
         let in_place = plan.in_place();
         let (c, c_stride) = if in_place {
-            let index =
-                layout.item_offset(item) + share.rows.start * layout.leading_dimension() + share.cols.start;
+            let index = layout.item_offset(item) + rows.start * layout.leading_dimension() + cols.start;
             (self.output.words().wrapping_add(index), layout.leading_dimension())
         } else {
-            (scratch.c.start_mut(), cols)
+            (scratch.c.start_mut(), cols.len())
         };
-        let start = plan.b.item(item).wrapping_add(share.cols.start * k);
+        let results = Results {
+            taken_off: columns.taken_off,
+            scales: plan.of_columns(&plan.scales, item, cols.start),
+            rows: if has_terms(&plan.typed) { scratch.terms.as_ptr() } else { std::ptr::null() },
+        };
         let part = Part {
             kernels: plan.kernels,
             blocking: &plan.blocking,
-            rows,
-            cols,
+            rows: rows.len(),
+            cols: cols.len(),
             k,
             a,
             pack_a: false,
-            b: B::Packed(Panels::packed(plan.kernels, start, k, product.n() - share.cols.start)),
-            finish: Some(self.finish(item, share, c, c_stride)),
+            b: B::Packed(columns.panels),
+            finish: Some(self.finish(item, rows, cols, c, c_stride)),
             c,
             c_stride,
             accumulate: false,
+            results: if plan.lane == Lane::Int8Quad { &raw const results } else { std::ptr::null() },
             scratch_a: std::ptr::null_mut(),
             scratch_b: std::ptr::null_mut(),
         };
-        let mut finisher = Finisher {
-            sums: (plan.lane == Lane::Int8Quad).then(|| IntegerSums::new(plan, item, share, &scratch.terms)),
-            epilogue: in_place && product.types().output == ElementType::F32,
-        };
+        let mut finisher = Finisher { epilogue: in_place && product.types().output == ElementType::F32 };
         // SAFETY: the executor has checked that the operands cover their layouts for this m; shares of C
-        // are disjoint, and so are their scratch memories, which are as long as the plan needs.
+        // are disjoint, and so are their scratch memories, which are as long as the plan needs; the results'
+        // columns and rows are those of the part.
         unsafe { visit(&part, &mut finisher) };
         if in_place {
             return;
         }
         // The scales of integers have it.
         let alpha = if plan.lane == Lane::Bf16Pair { product.alpha() } else { 1.0 };
-        for (i, row) in share.rows.clone().enumerate() {
+        for (i, row) in rows.clone().enumerate() {
             // SAFETY: the sums of a block lie in scratch memory; this share of C is this call's alone.
             unsafe {
-                let x = std::slice::from_raw_parts_mut(c.add(i * cols), cols);
+                let x = std::slice::from_raw_parts_mut(c.add(i * c_stride), cols.len());
                 for x in &mut *x {
                     *x *= alpha;
                 }
-                self.output.row(item, row, share.cols.start, x, &mut scratch.row[..cols]);
+                self.output.row(item, row, cols.start, x, &mut scratch.row[..cols.len()]);
             }
         }
     }
 
     /// The epilogue in f32.
-    fn finish(&self, item: usize, share: &Share, c: *mut f32, c_stride: usize) -> Finish {
+    fn finish(
+        &self,
+        item: usize,
+        rows: &Range<usize>,
+        cols: &Range<usize>,
+        c: *mut f32,
+        c_stride: usize,
+    ) -> Finish {
         let product = &self.plan.typed.product;
         let integers = self.plan.lane == Lane::Int8Quad;
         Finish {
             c,
             c_stride,
-            rows: share.rows.len(),
-            cols: share.cols.len(),
+            rows: rows.len(),
+            cols: cols.len(),
             // The scales of integers have it.
             alpha: Some(product.alpha()).filter(|alpha| !integers && alpha.to_bits() != 1f32.to_bits()),
-            bias: self.bias.as_ref().map(|bias| f32_start(bias).wrapping_add(share.cols.start)),
+            bias: self.bias.as_ref().map(|bias| f32_start(bias).wrapping_add(cols.start)),
             residual: self.residual.as_ref().map(|residual| {
                 let layout = residual.layout();
-                let index = layout.item_offset(item)
-                    + share.rows.start * layout.leading_dimension()
-                    + share.cols.start;
+                let index = layout.item_offset(item) + rows.start * layout.leading_dimension() + cols.start;
                 (f32_start(residual).wrapping_add(index), layout.leading_dimension())
             }),
             activation: product.activation(),
@@ -247,66 +333,27 @@ impl Call<'_> {
     }
 }
 
-/// Turns the sums of a tile into results while they are in the cache.
-struct Finisher<'a> {
-    sums: Option<IntegerSums<'a>>,
+/// The epilogue of a tile while it is in the cache.
+struct Finisher {
     epilogue: bool,
 }
 
-impl Visitor for Finisher<'_> {
+impl Visitor for Finisher {
     #[inline]
     unsafe fn tile(&mut self, function: TileFn, tile: &Tile) {
         // SAFETY: by the trait's contract.
         unsafe { function(tile) };
     }
 
+    #[inline]
     unsafe fn finish(&mut self, kernels: &Kernels, finish: &Finish, area: Area) {
-        let part = finish.part(area);
-        // SAFETY: by the trait's contract: the area's sums are complete; a plan's kernels are of AVX-512.
-        unsafe {
-            if let Some(sums) = &self.sums {
-                #[cfg(target_arch = "x86_64")]
-                dequantize(sums, area, part.c, part.c_stride);
-                #[cfg(not(target_arch = "x86_64"))]
-                unreachable!("kernels of AVX-512 at {part:?}, {:?}", sums.terms);
-            }
-            let identity = part.alpha.is_none()
-                && part.bias.is_none()
-                && part.residual.is_none()
-                && part.activation == Activation::None;
-            if self.epilogue && !identity {
-                (kernels.finish)(&part);
-            }
-        }
-    }
-}
-
-/// What turns sums over unsigned elements of A into those of the description, for a share of C.
-pub(in super::super) struct IntegerSums<'a> {
-    /// For each row.
-    pub terms: &'a [RowTerms],
-    /// The sums of B's columns.
-    pub column_sums: &'a [i32],
-    /// What column sums are multiplied by and taken off.
-    pub offset: i32,
-    /// The scale of each column, or else `shared`.
-    pub columns: Option<&'a [f32]>,
-    pub shared: f32,
-    /// Whether the results are the sums, as i32.
-    pub whole: bool,
-}
-
-impl<'a> IntegerSums<'a> {
-    fn new(plan: &'a DotPlan, item: usize, share: &Share, terms: &'a [RowTerms]) -> Self {
-        let typed: &Plan = &plan.typed;
-        let product = &typed.product;
-        Self {
-            terms,
-            column_sums: plan.b.sums(item, share.cols.start, product.n()),
-            offset: offset(typed),
-            columns: typed.column_scales(item, share.cols.start),
-            shared: product.alpha() * typed.shared_scale(item),
-            whole: product.types().output == ElementType::I32,
+        let identity = finish.alpha.is_none()
+            && finish.bias.is_none()
+            && finish.residual.is_none()
+            && finish.activation == Activation::None;
+        if self.epilogue && !identity {
+            // SAFETY: by the trait's contract.
+            unsafe { (kernels.finish)(&finish.part(area)) };
         }
     }
 }

@@ -56,7 +56,7 @@ fn both(
         println!("not run: {lane:?} needs AVX-512 with BF16 or VNNI, which this machine lacks");
         return None;
     }
-    let by_dot = super::compile(&cpu, product, weights, options).unwrap().unwrap();
+    let by_dot = super::compile(&cpu, product, Some(weights), options).unwrap().unwrap();
     Some([by_dot, typed::compile(&cpu, product, Some(weights), options).unwrap()])
 }
 

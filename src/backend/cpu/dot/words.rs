@@ -1,25 +1,19 @@
-//! Narrow elements side by side in words of 32 bits, as the dot-product instructions read them.
+//! Narrow elements of B side by side in words of 32 bits, in panels as the dot-product instructions read
+//! them.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use super::super::buffer::Buffer;
 use super::super::kernel::{Kernels, Lane};
-use super::super::pack::{Matrix, pack_b, packed_b_len};
+use super::super::pack::{K_STEP, Matrix, pack_b, packed_b_len, packed_cols};
 use crate::alloc;
 use crate::error::Result;
+use crate::layout::Layout;
 use crate::matmul::MatMul;
 use crate::quantization::QuantB;
 use crate::view::AnyView;
 use crate::weights::Weights;
-
-/// A constant B in panels of words, shared by all products of the same weights.
-pub(super) struct PackedWords {
-    buffer: Buffer,
-    /// From item to item; 0 when all share one.
-    item_stride: usize,
-    /// The sum of each column of integers, item by item as the panels.
-    pub column_sums: Vec<i32>,
-    /// Whether a bf16 is subnormal, which the instruction would take for 0.
-    pub has_subnormals: bool,
-}
 
 /// The elements in a word.
 pub(super) const fn lane_elements(lane: Lane) -> usize {
@@ -34,70 +28,45 @@ pub(super) const fn words(lane: Lane, k: usize) -> usize {
     k.div_ceil(lane_elements(lane))
 }
 
+/// A constant B in panels of words, shared by all products of the same weights.
+pub(super) struct PackedWords {
+    buffer: Buffer,
+    /// From item to item; 0 when all share one.
+    item_stride: usize,
+    /// The sum of each column of integers, item by item as the panels.
+    pub column_sums: Vec<i32>,
+}
+
 impl PackedWords {
     pub(super) fn of(
-        kernels: &Kernels,
+        kernels: &'static Kernels,
         lane: Lane,
         product: &MatMul,
         weights: &Weights,
-    ) -> Result<std::sync::Arc<Self>> {
+    ) -> Result<Arc<Self>> {
         weights.derived((kernels.name, product.transpose_b(), QuantB::None), || {
             Self::new(kernels, lane, product, weights)
         })
     }
 
-    fn new(kernels: &Kernels, lane: Lane, product: &MatMul, weights: &Weights) -> Result<Self> {
+    fn new(kernels: &'static Kernels, lane: Lane, product: &MatMul, weights: &Weights) -> Result<Self> {
         let (n, k, layout) = (product.n(), words(lane, product.k()), product.b());
         let shared = layout.batch() > 1 && layout.batch_stride() == 0;
         let items = if shared { 1 } else { layout.batch() };
         let item_len = packed_b_len(kernels, k, n);
+        let integers = if lane == Lane::Int8Quad { items.saturating_mul(n) } else { 0 };
         let mut packed = Self {
             buffer: Buffer::zeroed(items.saturating_mul(item_len), "packed weights")?,
             item_stride: if shared { 0 } else { item_len },
-            column_sums: Vec::new(),
-            has_subnormals: false,
+            column_sums: alloc::filled(integers, 0i32, "sums of weights")?,
         };
-        let mut rows = alloc::filled(n.saturating_mul(k), 0u32, "weights on their way to panels")?;
-        if lane == Lane::Int8Quad {
-            packed.column_sums = alloc::filled(items.saturating_mul(n), 0i32, "sums of weights")?;
-        }
-        let (across, down) = if product.transpose_b() {
-            (layout.leading_dimension(), 1)
-        } else {
-            (1, layout.leading_dimension())
-        };
+        let mut packer = Packer::new(kernels, lane, product)?;
         for item in 0..items {
-            rows.fill(0);
-            let start = layout.item_offset(item);
-            for p in 0..product.k() {
-                let (row, shift) =
-                    (p / lane_elements(lane) * n, p % lane_elements(lane) * 32 / lane_elements(lane));
-                let row = &mut rows[row..row + n];
-                match weights.view() {
-                    #[cfg(feature = "half")]
-                    AnyView::Bf16(view) => {
-                        for (col, word) in row.iter_mut().enumerate() {
-                            let bits = view.data()[start + p * down + col * across].to_bits();
-                            packed.has_subnormals |= is_subnormal(bits);
-                            *word |= u32::from(bits) << shift;
-                        }
-                    }
-                    AnyView::I8(view) => {
-                        let sums = &mut packed.column_sums[item * n..(item + 1) * n];
-                        for (col, (word, sum)) in row.iter_mut().zip(sums).enumerate() {
-                            let x = view.data()[start + p * down + col * across];
-                            *sum = sum.wrapping_add(i32::from(x));
-                            *word |= u32::from(x.cast_unsigned()) << shift;
-                        }
-                    }
-                    // `lane_of` leaves the two.
-                    _ => {}
-                }
-            }
-            let from = Matrix { start: rows.as_ptr().cast(), stride: n, transposed: false };
-            // SAFETY: there are k rows of n words, and the buffer has room for every item; kernels move
-            // words as they are.
-            unsafe { pack_b(kernels, from, k, n, packed.buffer.start_mut().add(item * item_len)) };
+            let out = packed.buffer.start_mut().wrapping_add(item * item_len);
+            let sums = if integers > 0 { item * n..(item + 1) * n } else { 0..0 };
+            // SAFETY: the weights cover their layout, the buffer has room for every item, and kernels are
+            // of instructions that are here.
+            unsafe { packer.pack(&weights.view(), item, &(0..n), out, &mut packed.column_sums[sums]) };
         }
         Ok(packed)
     }
@@ -107,19 +76,160 @@ impl PackedWords {
         self.buffer.start().wrapping_add(item * self.item_stride)
     }
 
-    /// The sums of an item's columns from `first` on.
-    pub(super) fn sums(&self, item: usize, first: usize, n: usize) -> &[i32] {
-        let item = if self.item_stride == 0 { 0 } else { item };
-        &self.column_sums[item * n + first..(item + 1) * n]
-    }
-
     pub(super) fn bytes(&self) -> usize {
         self.buffer.bytes() + size_of_val(self.column_sums.as_slice())
     }
 }
 
-/// Whether bf16 bits stand for a subnormal number.
+/// Packs parts of a B.
+pub(super) struct Packer {
+    kernels: &'static Kernels,
+    lane: Lane,
+    transpose: bool,
+    k: usize,
+    /// Columns of op(B) as rows of words, where B is transposed.
+    stage: Vec<u32>,
+}
+
+impl Packer {
+    pub(super) fn new(kernels: &'static Kernels, lane: Lane, product: &MatMul) -> Result<Self> {
+        let transpose = product.transpose_b();
+        let stage = if transpose { kernels.panel().saturating_mul(words(lane, product.k())) } else { 0 };
+        let stage = alloc::filled(stage, 0u32, "packed operands")?;
+        Ok(Self { kernels, lane, transpose, k: product.k(), stage })
+    }
+
+    /// Packs some columns of op(B); the sums of integers are written to `sums`, which is empty for bf16.
+    ///
+    /// # Safety
+    /// `view` covers the product's B, `out` has room for [`packed_b_len`] of its words, and the
+    /// instructions of the kernels are here.
+    pub(super) unsafe fn pack(
+        &mut self,
+        view: &AnyView<'_>,
+        item: usize,
+        cols: &Range<usize>,
+        out: *mut f32,
+        sums: &mut [i32],
+    ) {
+        sums.fill(0);
+        let layout = view.layout();
+        match (self.lane, view) {
+            #[cfg(feature = "half")]
+            (Lane::Bf16Pair, AnyView::Bf16(view)) => {
+                let data = view.data();
+                // SAFETY: a bf16 is its 16 bits.
+                let data = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u16>(), data.len()) };
+                // SAFETY: by the function's own contract.
+                unsafe { self.pack_elements::<u16, 2>(data, layout, item, cols, out, sums) };
+            }
+            (Lane::Int8Quad, AnyView::I8(view)) => {
+                // SAFETY: by the function's own contract.
+                unsafe { self.pack_elements::<i8, 4>(view.data(), layout, item, cols, out, sums) };
+            }
+            // `lane_of` leaves the two.
+            _ => {}
+        }
+    }
+
+    /// # Safety
+    /// As [`Packer::pack`].
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
+    unsafe fn pack_elements<T: Narrow, const PER_WORD: usize>(
+        &mut self,
+        data: &[T],
+        layout: &Layout,
+        item: usize,
+        cols: &Range<usize>,
+        out: *mut f32,
+        sums: &mut [i32],
+    ) {
+        let (kernels, k) = (self.kernels, self.k);
+        let (panel, words) = (kernels.panel(), k.div_ceil(PER_WORD));
+        let (start, stride) = (layout.item_offset(item), layout.leading_dimension());
+        if self.transpose {
+            for first in cols.clone().step_by(panel) {
+                let there = panel.min(cols.end - first);
+                for (i, row) in self.stage.chunks_exact_mut(words).take(there).enumerate() {
+                    let column = &data[start + (first + i) * stride..][..k];
+                    let mut elements = column.chunks(PER_WORD);
+                    for (word, elements) in row.iter_mut().zip(&mut elements) {
+                        *word = word_of::<T, PER_WORD>(elements);
+                    }
+                    if let Some(sum) = sums.get_mut(first - cols.start + i) {
+                        *sum = column.iter().fold(0, |sum, x| sum.wrapping_add(x.integer()));
+                    }
+                }
+                let from = Matrix { start: self.stage.as_ptr().cast(), stride: words, transposed: true };
+                let out = out.wrapping_add((first - cols.start) * words);
+                // SAFETY: the stage has the columns, and `out` room for them; kernels move words as they are.
+                unsafe { pack_b(kernels, from, words, there, out) };
+            }
+            return;
+        }
+        // Few rows at a time, so that their pages stay at hand.
+        for first_word in (0..words).step_by(K_STEP) {
+            let some = first_word..words.min(first_word + K_STEP);
+            for first in cols.clone().step_by(panel) {
+                let there = panel.min(cols.end - first);
+                let width = packed_cols(kernels, there);
+                let out = out.wrapping_add((first - cols.start) * words);
+                let sums = sums.get_mut(first - cols.start..).unwrap_or_default();
+                for word in some.clone() {
+                    // SAFETY: `out` has room for the panel's rows.
+                    let out =
+                        unsafe { std::slice::from_raw_parts_mut(out.add(word * width).cast::<u32>(), width) };
+                    let rows = word * PER_WORD..k.min((word + 1) * PER_WORD);
+                    out.fill(0);
+                    for (i, p) in rows.enumerate() {
+                        let row = &data[start + p * stride + first..][..there];
+                        for (word, x) in out.iter_mut().zip(row) {
+                            *word |= x.bits() << (i * 32 / PER_WORD);
+                        }
+                        for (sum, x) in sums.iter_mut().zip(row) {
+                            *sum = sum.wrapping_add(x.integer());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An element that words hold.
+trait Narrow: Copy {
+    fn bits(self) -> u32;
+    /// What sums of columns are of.
+    fn integer(self) -> i32;
+}
+
+impl Narrow for i8 {
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.cast_unsigned().into()
+    }
+
+    #[inline(always)]
+    fn integer(self) -> i32 {
+        self.into()
+    }
+}
+
+/// A bf16, of whose columns there are no sums.
 #[cfg(feature = "half")]
-pub(super) const fn is_subnormal(bits: u16) -> bool {
-    bits & 0x7f80 == 0 && bits & 0x007f != 0
+impl Narrow for u16 {
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.into()
+    }
+
+    #[inline(always)]
+    fn integer(self) -> i32 {
+        0
+    }
+}
+
+#[inline(always)]
+fn word_of<T: Narrow, const PER_WORD: usize>(elements: &[T]) -> u32 {
+    elements.iter().enumerate().fold(0, |word, (i, x)| word | x.bits() << (i * 32 / PER_WORD))
 }

@@ -4,9 +4,8 @@
 
 use std::arch::x86_64::*;
 
-use super::super::dot::{IntegerSums, RowTerms};
-use super::super::product::Area;
-use super::super::tile::Dot;
+use super::super::dot::{Integers, store_results};
+use super::super::tile::{Dot, Tile};
 use super::avx512::Avx512;
 
 /// Two bf16 in a lane, summed in f32.
@@ -41,6 +40,45 @@ impl Dot<Avx512> for Int8Quads {
             let bits = |x: Avx512| _mm512_castps_si512(x.0);
             Avx512(_mm512_castsi512_ps(_mm512_dpbusd_epi32(bits(sum), bits(a), bits(b))))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn store<const MR: usize, const NV: usize, const TAIL: bool>(t: &Tile, sums: &[[Avx512; NV]; MR]) {
+        // SAFETY: by the trait's contract.
+        unsafe { store_results::<Avx512, MR, NV, TAIL>(t, sums) };
+    }
+}
+
+// SAFETY: each function is an instruction of AVX-512 F, which the caller vouches for.
+unsafe impl Integers for Avx512 {
+    #[inline(always)]
+    unsafe fn splat_integer(x: i32) -> Self {
+        // SAFETY: by the trait's contract.
+        unsafe { Self(_mm512_castsi512_ps(_mm512_set1_epi32(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_integers(self, other: Self) -> Self {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let sum = _mm512_add_epi32(_mm512_castps_si512(self.0), _mm512_castps_si512(other.0));
+            Self(_mm512_castsi512_ps(sum))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sub_integers(self, other: Self) -> Self {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let difference = _mm512_sub_epi32(_mm512_castps_si512(self.0), _mm512_castps_si512(other.0));
+            Self(_mm512_castsi512_ps(difference))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn to_floats(self) -> Self {
+        // SAFETY: by the trait's contract.
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_castps_si512(self.0))) }
     }
 }
 
@@ -85,41 +123,4 @@ pub(in super::super) unsafe fn any_subnormal(elements: &[u16]) -> bool {
         any |= _mm512_testn_epi16_mask(x, exponent) & _mm512_test_epi16_mask(x, fraction);
     }
     any != 0
-}
-
-/// Turns sums over unsigned elements of A, which lie in C as i32, into those of the description.
-///
-/// # Safety
-/// AVX-512 F is there; `area` lies within what `s` is for, and `c` is where its C starts; nothing else
-/// accesses that meanwhile.
-#[target_feature(enable = "avx512f")]
-pub(in super::super) unsafe fn dequantize(s: &IntegerSums<'_>, area: Area, c: *mut f32, c_stride: usize) {
-    let offset = _mm512_set1_epi32(s.offset);
-    let cols = area.col..area.col + area.cols;
-    for first in cols.clone().step_by(16) {
-        let sums = &s.column_sums[first..cols.end.min(first + 16)];
-        #[allow(clippy::cast_possible_truncation, reason = "16 lanes")]
-        let mask = lanes(sums.len()) as u16;
-        // SAFETY: masked-out lanes are not touched; the others are there by the function's own contract.
-        unsafe {
-            let taken_off = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(mask, sums.as_ptr()), offset);
-            let scales = match s.columns {
-                Some(columns) => _mm512_maskz_loadu_ps(mask, columns[first..].as_ptr()),
-                None => _mm512_set1_ps(s.shared),
-            };
-            let mut c = c.add(first - area.col);
-            for &RowTerms { add, scale } in &s.terms[area.row..area.row + area.rows] {
-                let sums = _mm512_maskz_loadu_epi32(mask, c.cast());
-                let sums = _mm512_add_epi32(_mm512_sub_epi32(sums, taken_off), _mm512_set1_epi32(add));
-                let result = if s.whole {
-                    sums
-                } else {
-                    let factor = _mm512_mul_ps(_mm512_set1_ps(scale), scales);
-                    _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), factor))
-                };
-                _mm512_mask_storeu_epi32(c.cast(), mask, result);
-                c = c.wrapping_add(c_stride);
-            }
-        }
-    }
 }

@@ -62,6 +62,12 @@ impl Plan {
         }
     }
 
+    /// The items with scales of B of their own; 1 where all share theirs.
+    pub(super) fn items_of_scales(&self) -> usize {
+        let scales = self.weights.as_ref().and_then(Weights::scales);
+        scales.map_or(1, |scales| scales.layout().batch())
+    }
+
     /// The one scale of B, where there is one.
     pub(super) fn shared_scale(&self, item: usize) -> f32 {
         let scales = self.weights.as_ref().and_then(Weights::scales);

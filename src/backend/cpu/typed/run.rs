@@ -298,6 +298,7 @@ impl Call<'_> {
             pack_a: false,
             b,
             accumulate,
+            results: std::ptr::null(),
             finish: None,
             c: sums.start_mut(),
             c_stride: block.cols.len(),
