@@ -94,31 +94,63 @@ pub(super) trait Dot<V: Simd> {
     #[inline(always)]
     unsafe fn store<const MR: usize, const NV: usize, const TAIL: bool>(t: &Tile, sums: &[[V; NV]; MR]) {
         // SAFETY: by the function's own contract.
-        unsafe { store_each::<V, MR, NV, TAIL>(t, sums, |sum, _, _, _| sum) };
+        unsafe { store_each::<V, AsTheyAre, MR, NV, TAIL>(t, sums, &AsTheyAre) };
     }
 }
 
-/// Writes a tile to C, of which each vector becomes `f(vector, row, column, mask)`.
+/// What becomes of a vector of sums.
+pub(super) trait Outcome<V: Simd> {
+    /// The vector at a row and a column of the tile, of which `mask` selects the columns that are there.
+    ///
+    /// # Safety
+    /// As [`tile`].
+    unsafe fn of(&self, sum: V, row: usize, col: usize, mask: Option<V::Mask>) -> V;
+}
+
+/// Sums that are results.
+pub(super) struct AsTheyAre;
+
+impl<V: Simd> Outcome<V> for AsTheyAre {
+    #[inline(always)]
+    unsafe fn of(&self, sum: V, _: usize, _: usize, _: Option<V::Mask>) -> V {
+        sum
+    }
+}
+
+/// Writes the outcome of a tile to C.
 ///
 /// # Safety
 /// As [`tile`].
 #[inline(always)]
-pub(super) unsafe fn store_each<V: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
+pub(super) unsafe fn store_each<
+    V: Simd,
+    O: Outcome<V>,
+    const MR: usize,
+    const NV: usize,
+    const TAIL: bool,
+>(
     t: &Tile,
     sums: &[[V; NV]; MR],
-    f: impl Fn(V, usize, usize, Option<V::Mask>) -> V,
+    outcome: &O,
 ) {
+    // Row by row in so many words: a loop that is not unrolled would index the sums, and they would go
+    // through memory all along.
+    macro_rules! rows {
+        ($($row:literal)*) => {$(
+            if let Some(sums) = sums.get($row) {
+                let mask = V::mask(t.tail);
+                for (v, sum) in sums.iter().enumerate() {
+                    let mask = (TAIL && v == NV - 1).then_some(mask);
+                    let col = v * V::LANES;
+                    outcome.of(*sum, $row, col, mask).store_part(t.c.add($row * t.c_stride + col), mask);
+                }
+            }
+        )*};
+    }
+    const { assert!(MR <= 14) };
     // SAFETY: by the function's own contract.
     unsafe {
-        let mask = V::mask(t.tail);
-        // By reference: an array that is moved goes through memory.
-        for (i, row) in sums.iter().enumerate() {
-            for (v, sum) in row.iter().enumerate() {
-                let mask = (TAIL && v == NV - 1).then_some(mask);
-                let col = v * V::LANES;
-                f(*sum, t.row + i, t.col + col, mask).store_part(t.c.add(i * t.c_stride + col), mask);
-            }
-        }
+        rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13);
     }
 }
 

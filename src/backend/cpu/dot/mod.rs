@@ -35,10 +35,15 @@ use crate::weights::Weights;
 )]
 pub(super) use results::{Integers, store_results};
 use run::DotRun;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_imports, reason = "kernels of x86-64 alone use it")
+)]
+pub(super) use words::Interleave;
 use words::{PackedWords, lane_elements};
 
-/// The words of a B that comes with the run that are packed at a time: a part of a last-level cache.
-const PACKED_B_WORDS: usize = 1 << 20;
+/// Fewer rows are not worth the packing of a B that comes with the run.
+const MIN_ROWS: usize = 3;
 
 /// Rows of words that are a multiple of so many apart meet in one set of a first-level cache of 64 sets.
 const SET_WORDS: usize = 1024;
@@ -72,6 +77,9 @@ pub(super) fn compile(
     let Some(kernels) = dot(cpu.kernels, lane) else {
         return Ok(None);
     };
+    if weights.is_none() && product.m() < MIN_ROWS {
+        return Ok(None);
+    }
     // SAFETY: the kernels are of instructions that are here.
     if weights.is_some_and(|weights| unsafe { rows::has_subnormals(&weights.view()) }) {
         return Ok(None);

@@ -1,7 +1,7 @@
 //! Results from the sums of integers, before a tile is stored.
 
 use super::super::simd::Simd;
-use super::super::tile::{Tile, store_each};
+use super::super::tile::{AsTheyAre, Outcome, Results, Tile, store_each};
 
 /// Vectors whose lanes are taken for i32.
 ///
@@ -15,6 +15,47 @@ pub(in super::super) unsafe trait Integers: Simd {
     unsafe fn sub_integers(self, other: Self) -> Self;
     /// The nearest f32 of each lane.
     unsafe fn to_floats(self) -> Self;
+}
+
+/// The sums less what is taken off: i32.
+struct Exact<'a>(&'a Results);
+
+/// That, times the scale of the column.
+struct ByColumn<'a>(&'a Results);
+
+/// With what rows add, times the scales of row and column.
+struct ByRow<'a>(&'a Results);
+
+impl<V: Integers> Outcome<V> for Exact<'_> {
+    #[inline(always)]
+    unsafe fn of(&self, sum: V, _: usize, col: usize, mask: Option<V::Mask>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { sum.sub_integers(V::load_part(self.0.taken_off.cast::<f32>().add(col), mask)) }
+    }
+}
+
+impl<V: Integers> Outcome<V> for ByColumn<'_> {
+    #[inline(always)]
+    unsafe fn of(&self, sum: V, row: usize, col: usize, mask: Option<V::Mask>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let sum = Exact(self.0).of(sum, row, col, mask).to_floats();
+            sum.mul(V::load_part(self.0.scales.add(col), mask))
+        }
+    }
+}
+
+impl<V: Integers> Outcome<V> for ByRow<'_> {
+    #[inline(always)]
+    unsafe fn of(&self, sum: V, row: usize, col: usize, mask: Option<V::Mask>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let terms = &*self.0.rows.add(row);
+            let sum = Exact(self.0).of(sum, row, col, mask).add_integers(V::splat_integer(terms.add));
+            let scale = V::splat(terms.scale).mul(V::load_part(self.0.scales.add(col), mask));
+            sum.to_floats().mul(scale)
+        }
+    }
 }
 
 /// Writes a tile to C: what [`Tile::results`] makes of its sums, or the sums.
@@ -31,27 +72,23 @@ pub(in super::super) unsafe fn store_results<
     t: &Tile,
     sums: &[[V; NV]; MR],
 ) {
-    // SAFETY: by the function's own contract; what is loaded belongs to columns that the mask selects.
+    // SAFETY: by the function's own contract.
     unsafe {
-        let Some(results) = t.results.as_ref() else {
-            return store_each::<V, MR, NV, TAIL>(t, sums, |sum, _, _, _| sum);
+        let Some(part) = t.results.as_ref() else {
+            return store_each::<V, AsTheyAre, MR, NV, TAIL>(t, sums, &AsTheyAre);
         };
-        let exact = |sum: V, col, mask| {
-            sum.sub_integers(V::load_part(results.taken_off.cast::<f32>().add(col), mask))
+        // From the tile's first row and column on.
+        let results = &Results {
+            taken_off: part.taken_off.wrapping_add(t.col),
+            scales: part.scales.wrapping_add(t.col),
+            rows: part.rows.wrapping_add(t.row),
         };
-        if results.scales.is_null() {
-            return store_each::<V, MR, NV, TAIL>(t, sums, |sum, _, col, mask| exact(sum, col, mask));
+        if part.scales.is_null() {
+            store_each::<V, Exact<'_>, MR, NV, TAIL>(t, sums, &Exact(results));
+        } else if part.rows.is_null() {
+            store_each::<V, ByColumn<'_>, MR, NV, TAIL>(t, sums, &ByColumn(results));
+        } else {
+            store_each::<V, ByRow<'_>, MR, NV, TAIL>(t, sums, &ByRow(results));
         }
-        let scale = |col, mask| V::load_part(results.scales.add(col), mask);
-        if results.rows.is_null() {
-            return store_each::<V, MR, NV, TAIL>(t, sums, |sum, _, col, mask| {
-                exact(sum, col, mask).to_floats().mul(scale(col, mask))
-            });
-        }
-        store_each::<V, MR, NV, TAIL>(t, sums, |sum, row, col, mask| {
-            let terms = &*results.rows.add(row);
-            let sum = exact(sum, col, mask).add_integers(V::splat_integer(terms.add));
-            sum.to_floats().mul(V::splat(terms.scale).mul(scale(col, mask)))
-        });
     }
 }

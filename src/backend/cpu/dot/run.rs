@@ -14,7 +14,7 @@ use super::super::typed::TypedRun;
 use super::super::typed::finish::Output;
 use super::rows::{Words, direct, has_subnormals, has_terms, offset, write};
 use super::words::{Packer, words};
-use super::{DotPlan, PACKED_B_WORDS, SET_WORDS};
+use super::{DotPlan, SET_WORDS};
 use crate::activation::Activation;
 use crate::alloc;
 use crate::backend::f32_only::not_f32;
@@ -68,14 +68,15 @@ fn block_rows(plan: &DotPlan) -> usize {
     rows.min(plan.typed.product.m().max(1))
 }
 
-/// The columns of B that are packed at a time.
+/// The columns of B that are packed at a time: half of the second-level cache.
 fn block_cols(plan: &DotPlan) -> usize {
     let n = plan.typed.product.n();
     if plan.b.is_some() {
         return n;
     }
     let (panel, words) = (plan.kernels.panel(), words(plan.lane, plan.typed.product.k()));
-    ((PACKED_B_WORDS / words / panel).max(1) * panel).min(n)
+    let some = plan.blocking.plain_a_bytes / 2 / size_of::<u32>();
+    ((some / words / panel).max(1) * panel).min(n)
 }
 
 impl DotRun {

@@ -7,6 +7,10 @@ use std::sync::Arc;
 use super::super::buffer::Buffer;
 use super::super::kernel::{Kernels, Lane};
 use super::super::pack::{K_STEP, Matrix, pack_b, packed_b_len, packed_cols};
+#[cfg(all(target_arch = "x86_64", feature = "half"))]
+use super::super::simd::avx512_dot::interleave_pairs;
+#[cfg(target_arch = "x86_64")]
+use super::super::simd::avx512_dot::interleave_quads;
 use crate::alloc;
 use crate::error::Result;
 use crate::layout::Layout;
@@ -173,34 +177,69 @@ impl Packer {
             for first in cols.clone().step_by(panel) {
                 let there = panel.min(cols.end - first);
                 let width = packed_cols(kernels, there);
-                let out = out.wrapping_add((first - cols.start) * words);
-                let sums = sums.get_mut(first - cols.start..).unwrap_or_default();
-                for word in some.clone() {
-                    // SAFETY: `out` has room for the panel's rows.
-                    let out =
-                        unsafe { std::slice::from_raw_parts_mut(out.add(word * width).cast::<u32>(), width) };
-                    let rows = word * PER_WORD..k.min((word + 1) * PER_WORD);
-                    out.fill(0);
-                    for (i, p) in rows.enumerate() {
-                        let row = &data[start + p * stride + first..][..there];
-                        for (word, x) in out.iter_mut().zip(row) {
-                            *word |= x.bits() << (i * 32 / PER_WORD);
-                        }
-                        for (sum, x) in sums.iter_mut().zip(row) {
-                            *sum = sum.wrapping_add(x.integer());
-                        }
-                    }
-                }
+                let of_panel = Interleave {
+                    from: data[start + some.start * PER_WORD * stride + first..].as_ptr(),
+                    from_stride: stride,
+                    rows: k.min(some.end * PER_WORD) - some.start * PER_WORD,
+                    cols: there,
+                    to: out.wrapping_add((first - cols.start) * words + some.start * width).cast(),
+                    to_stride: width,
+                    sums: sums.get_mut(first - cols.start..).unwrap_or_default().as_mut_ptr(),
+                };
+                // SAFETY: the rows are there, since B covers its layout, as well as the sums of integers;
+                // `out` has room for the panel's words.
+                unsafe { T::interleave::<PER_WORD>(&of_panel) };
             }
         }
     }
 }
 
+/// Rows of B that become rows of words, in whole vectors of columns.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Interleave<T> {
+    pub from: *const T,
+    pub from_stride: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub to: *mut u32,
+    pub to_stride: usize,
+    /// Of the columns, for integers.
+    pub sums: *mut i32,
+}
+
 /// An element that words hold.
 trait Narrow: Copy {
     fn bits(self) -> u32;
+
     /// What sums of columns are of.
     fn integer(self) -> i32;
+
+    /// Writes `PER_WORD` rows at a time as words, with 0 for what is missing, and adds integers to the sums
+    /// of their columns.
+    ///
+    /// # Safety
+    /// The elements and the sums are there, there is room for the words, and the instructions of the
+    /// kernels are here.
+    #[inline(always)]
+    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<Self>) {
+        for word in 0..i.rows.div_ceil(PER_WORD) {
+            for col in 0..i.to_stride {
+                let rows = word * PER_WORD..i.rows.min((word + 1) * PER_WORD);
+                let mut bits = 0;
+                for (place, row) in rows.enumerate().filter(|_| col < i.cols) {
+                    // SAFETY: by the function's own contract.
+                    let x = unsafe { *i.from.add(row * i.from_stride + col) };
+                    bits |= x.bits() << (place * 32 / PER_WORD);
+                    if PER_WORD == 4 {
+                        // SAFETY: as above.
+                        unsafe { *i.sums.add(col) = (*i.sums.add(col)).wrapping_add(x.integer()) };
+                    }
+                }
+                // SAFETY: as above.
+                unsafe { i.to.add(word * i.to_stride + col).write(bits) };
+            }
+        }
+    }
 }
 
 impl Narrow for i8 {
@@ -212,6 +251,13 @@ impl Narrow for i8 {
     #[inline(always)]
     fn integer(self) -> i32 {
         self.into()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<i8>) {
+        // SAFETY: by the function's own contract.
+        unsafe { interleave_quads(i) };
     }
 }
 
@@ -226,6 +272,13 @@ impl Narrow for u16 {
     #[inline(always)]
     fn integer(self) -> i32 {
         0
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<u16>) {
+        // SAFETY: by the function's own contract.
+        unsafe { interleave_pairs(i) };
     }
 }
 
