@@ -10,7 +10,7 @@ use ane_matmul::{BackendId, Backends};
 const KERNELS: [&str; 4] = ["avx512", "avx2", "neon", "portable"];
 
 /// Those of dot products, which go with one of [`KERNELS`].
-const DOT_KERNELS: [&str; 2] = ["avx512-bf16", "avx512-vnni"];
+const DOT_KERNELS: [&str; 3] = ["avx512-bf16", "avx512-vnni", "neon-dotprod"];
 
 /// The environment variable that names the kernels of a process.
 pub(crate) const FORCE: &str = "ANE_MATMUL_CPU";

@@ -297,7 +297,7 @@ instruction_set! {
 }
 
 /// A module with the tiles of another [`Dot`] over the vectors of `$base`.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! dot_products {
     ($module:ident, $base:ident, $vector:ty, $dot:ty, $name:literal, $feature:literal,
      panel_vectors: $panel:literal, rows: [$($one:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]) => {
@@ -355,6 +355,13 @@ dot_products! {
     panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
 }
 
+#[cfg(target_arch = "aarch64")]
+dot_products! {
+    int8_quads, neon, super::super::simd::neon::Neon, super::super::simd::neon_dot::Int8Quads,
+    "neon-dotprod", "neon,dotprod",
+    panel_vectors: 4, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
+}
+
 #[cfg(feature = "half")]
 mod halves;
 
@@ -366,7 +373,7 @@ pub(super) use halves::halves;
 pub(super) enum Lane {
     /// Two bf16, summed in f32.
     Bf16Pair,
-    /// Four 8-bit integers, unsigned in A and signed in B, summed in i32 modulo 2^32.
+    /// Four 8-bit integers, signed in B, and in A unsigned on x86-64 and signed on AArch64, summed in i32 modulo 2^32.
     Int8Quad,
 }
 
@@ -390,6 +397,11 @@ fn dot_here(kernels: &Kernels, lane: Lane) -> Option<&'static Kernels> {
             Lane::Bf16Pair => is_x86_feature_detected!("avx512bf16").then_some(&bf16_pairs::KERNELS),
             Lane::Int8Quad => is_x86_feature_detected!("avx512vnni").then_some(&int8_quads::KERNELS),
         };
+    }
+    // The first element of a word is its lowest byte, and lies first in memory.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    if kernels.name == neon::KERNELS.name && lane == Lane::Int8Quad {
+        return std::arch::is_aarch64_feature_detected!("dotprod").then_some(&int8_quads::KERNELS);
     }
     let _ = (kernels, lane);
     None

@@ -17,10 +17,6 @@
 
 mod blocking;
 mod buffer;
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(dead_code, unused_imports, clippy::unused_self, reason = "kernels of x86-64 alone use all of it")
-)]
 mod dot;
 mod finish;
 mod gemv;

@@ -30,8 +30,8 @@ use crate::quantization::{QuantA, QuantB, Quantization};
 use crate::weights::Weights;
 
 #[cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(unused_imports, reason = "kernels of x86-64 alone use it")
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(unused_imports, reason = "kernels of these two alone use it")
 )]
 pub(super) use results::{Integers, store_results};
 use run::DotRun;

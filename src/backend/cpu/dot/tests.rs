@@ -53,7 +53,9 @@ fn both(
 ) -> Option<[Box<dyn CompiledProduct>; 2]> {
     let cpu = Cpu::new().unwrap();
     if dot(cpu.kernels, lane).is_none() {
-        println!("not run: {lane:?} needs AVX-512 with BF16 or VNNI, which this machine lacks");
+        println!(
+            "not run: {lane:?} needs AVX-512 BF16 or VNNI, or the dotprod of ARM, which this machine lacks"
+        );
         return None;
     }
     let by_dot = super::compile(&cpu, product, Some(weights), options).unwrap().unwrap();

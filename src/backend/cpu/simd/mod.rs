@@ -11,6 +11,8 @@ pub(super) mod avx512;
 pub(super) mod avx512_dot;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon_dot;
 pub(super) mod portable;
 
 /// A vector of [`Simd::LANES`] numbers.
