@@ -214,9 +214,8 @@ mod x86 {
 
 #[cfg(target_arch = "aarch64")]
 mod neon {
-    #![allow(clippy::wildcard_imports, reason = "instructions have long names")]
-
-    use std::arch::aarch64::*;
+    #[cfg(feature = "half")]
+    use std::arch::aarch64::{float32x4_t, vld1_u16, vreinterpretq_f32_u32, vshll_n_u16};
 
     use super::Widen;
     use crate::backend::cpu::simd::Simd;

@@ -47,6 +47,16 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// The plan that reads 16-bit panels of constant weights, where they serve, and nothing else of B.
+    #[cfg(feature = "half")]
+    fn with_halves(mut self, weights: Option<&Weights>) -> Result<Self> {
+        if let Some(weights) = weights {
+            self.halves = HalfPanels::of(self.kernels, &self.product, weights)?;
+            self.weights = self.weights.filter(|_| self.halves.is_none());
+        }
+        Ok(self)
+    }
+
     /// The rest of `columns` belongs to column `col` of item `item` and those after it.
     pub(super) fn column_scales(&self, item: usize, col: usize) -> Option<&[f32]> {
         let n = self.product.n();
@@ -81,13 +91,9 @@ pub(super) fn compile(
     weights: Option<&Weights>,
     options: &CompileOptions,
 ) -> Result<Box<dyn CompiledProduct>> {
-    let mut plan = plan(cpu, product, weights, options, 1)?;
+    let plan = plan(cpu, product, weights, options, 1)?;
     #[cfg(feature = "half")]
-    if let Some(weights) = weights {
-        plan.halves = HalfPanels::of(cpu.kernels, product, weights)?;
-        // The panels are all that is read of B.
-        plan.weights = plan.weights.filter(|_| plan.halves.is_none());
-    }
+    let plan = plan.with_halves(weights)?;
     Ok(Box::new(TypedProduct(Arc::new(plan))))
 }
 

@@ -219,6 +219,7 @@ impl Call<'_> {
     }
 
     /// A part of B in `packed` or, as far as it is to be packed, in `buffer`, and the kernels that read it.
+    #[cfg_attr(not(feature = "half"), expect(unused_variables, reason = "only 16-bit panels ask for `rows`"))]
     fn part_of_b(
         &self,
         part: &Part,
@@ -226,7 +227,7 @@ impl Call<'_> {
         buffer: &mut Buffer,
         packed: &mut Buffer,
     ) -> (&'static Kernels, B) {
-        let Plan { product, kernels, .. } = self.plan;
+        let kernels = self.plan.kernels;
         let (k, cols) = (part.rows.len(), part.cols.len());
         match &self.b {
             Source::Given(view) => {
@@ -241,13 +242,13 @@ impl Call<'_> {
             }
             #[cfg(feature = "half")]
             Source::Halves(halves) if rows <= halves.kernels.max_rows() => {
-                let panels = halves.panels(product, part.item, part.cols.start, part.rows.start);
+                let panels = halves.panels(&self.plan.product, part.item, part.cols.start, part.rows.start);
                 (halves.kernels, B::Packed(panels))
             }
             #[cfg(feature = "half")]
             Source::Halves(halves) => {
                 let out = numbers(packed, packed_b_len(kernels, k, cols));
-                halves.expand(product, part, out);
+                halves.expand(&self.plan.product, part, out);
                 (kernels, B::Packed(Panels::packed(kernels, out.as_ptr(), k, cols)))
             }
         }
