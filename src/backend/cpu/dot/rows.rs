@@ -7,7 +7,7 @@ use super::super::pack::Matrix;
 #[cfg(all(target_arch = "x86_64", feature = "half"))]
 use super::super::simd::avx512_dot::any_subnormal;
 #[cfg(target_arch = "x86_64")]
-use super::super::simd::avx512_dot::copy_unsigned;
+use super::super::simd::avx512_dot::{copy_rows_unsigned, copy_unsigned};
 use super::super::tile::RowTerms;
 use super::super::typed::Plan;
 use super::super::typed::load::{load_row, quantized, scale_for};
@@ -93,6 +93,9 @@ pub(super) fn direct(plan: &Plan, lane: Lane, a: &AnyView<'_>, item: usize, row:
     whole.then_some(Matrix { start, stride: stride / elements, transposed: false })
 }
 
+/// Words after the last row that may be written with it.
+pub(super) const SLACK_WORDS: usize = 16;
+
 /// Where rows of A become words.
 pub(super) struct Words<'a> {
     pub start: *mut u32,
@@ -108,7 +111,7 @@ pub(super) struct Words<'a> {
 /// Writes rows of op(A) as words, 0 past their ends.
 ///
 /// # Safety
-/// There is room for the rows; the instructions of the kernels are here.
+/// There is room for the rows and [`SLACK_WORDS`] after them; the instructions of the kernels are here.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
 pub(super) unsafe fn write(
     plan: &Plan,
@@ -118,6 +121,18 @@ pub(super) unsafe fn write(
     rows: Range<usize>,
     out: &mut Words<'_>,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if let (Lane::Int8Quad, AnyView::I8(view)) = (lane, a)
+        && !plan.product.transpose_a()
+        && !has_terms(plan)
+    {
+        let (layout, to) = (a.layout(), out.start.cast());
+        let stride = layout.leading_dimension();
+        let from = view.data()[layout.item_offset(item) + rows.start * stride..].as_ptr();
+        // SAFETY: by the function's own contract.
+        unsafe { copy_rows_unsigned(from, stride, rows.len(), plan.product.k(), to, out.stride * 4) };
+        return;
+    }
     for (i, row) in rows.enumerate() {
         // SAFETY: by the function's own contract.
         unsafe {

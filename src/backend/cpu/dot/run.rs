@@ -12,7 +12,7 @@ use super::super::split::{Share, Split};
 use super::super::tile::{Results, RowTerms, Tile};
 use super::super::typed::TypedRun;
 use super::super::typed::finish::Output;
-use super::rows::{Words, direct, has_subnormals, has_terms, offset, write};
+use super::rows::{SLACK_WORDS, Words, direct, has_subnormals, has_terms, offset, write};
 use super::words::{Packer, words};
 use super::{DotPlan, SET_WORDS};
 use crate::activation::Activation;
@@ -96,7 +96,7 @@ impl DotRun {
                 }),
             };
             scratch.push(Scratch {
-                a: Buffer::zeroed(rows.saturating_mul(a_stride(&plan)), WHAT)?,
+                a: Buffer::zeroed(rows.saturating_mul(a_stride(&plan)).saturating_add(SLACK_WORDS), WHAT)?,
                 c: Buffer::zeroed(if plan.in_place() { 0 } else { rows.saturating_mul(cols) }, WHAT)?,
                 terms: alloc::filled(rows, RowTerms::default(), WHAT)?,
                 row: alloc::filled(n.max(k), 0f32, WHAT)?,

@@ -106,6 +106,40 @@ pub(in super::super) unsafe fn copy_unsigned(from: *const i8, count: usize, to: 
     }
 }
 
+/// [`copy_unsigned`] for rows that are `from_stride` and `to_stride` bytes apart, in whole vectors: what lies
+/// after a row is overwritten, up to 64 bytes.
+///
+/// # Safety
+/// AVX-512 F and BW are there; `from` has the rows of `count` bytes, and at `to` there is room for them and 64
+/// bytes more.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(in super::super) unsafe fn copy_rows_unsigned(
+    from: *const i8,
+    from_stride: usize,
+    rows: usize,
+    count: usize,
+    to: *mut u8,
+    to_stride: usize,
+) {
+    let highest = _mm512_set1_epi8(i8::MIN);
+    let whole = count / 64 * 64;
+    let rest = lanes(count - whole);
+    for row in 0..rows {
+        // SAFETY: masked-out bytes are not touched, others are there by the function's own contract.
+        unsafe {
+            let (from, to) = (from.add(row * from_stride), to.add(row * to_stride));
+            for first in (0..whole).step_by(64) {
+                let x = _mm512_loadu_epi8(from.add(first));
+                _mm512_storeu_epi8(to.add(first).cast(), _mm512_xor_si512(x, highest));
+            }
+            if rest != 0 {
+                let x = _mm512_maskz_loadu_epi8(rest, from.add(whole));
+                _mm512_storeu_epi8(to.add(whole).cast(), _mm512_xor_si512(x, highest));
+            }
+        }
+    }
+}
+
 /// Whether a bf16 is subnormal: neither 0 nor with a bit in its exponent.
 ///
 /// # Safety
