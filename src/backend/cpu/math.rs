@@ -94,18 +94,40 @@ pub(super) unsafe fn gelu<V: Simd>(x: V) -> V {
     const LIMIT: f32 = 5.5;
     // SAFETY: by the callers' contract.
     unsafe {
-        // x^2 mapped from 0..LIMIT^2 to -1..1, where the powers do not cancel.
-        let s = x.mul(x).mul_add(V::splat(2.0 / (LIMIT * LIMIT)), V::splat(-1.0));
-        // Four short chains instead of a long one, whose latency would show.
+        let square = x.mul(x);
+        // The square mapped from 0..LIMIT^2 to -1..1, where the powers do not cancel.
+        let s = square.mul_add(V::splat(2.0 / (LIMIT * LIMIT)), V::splat(-1.0));
+        // Two chains instead of a long one, whose latency would show; half of the function, so that one
+        // multiplication ends it.
         let s2 = s.mul(s);
-        let s4 = s2.mul(s2);
-        let c0 = polynomial(s4, [0.257_103_86, 0.064_140_51, 0.020_455_517, 0.001_440_019_3]);
-        let c1 = polynomial(s4, [-0.128_344_67, -0.052_096_512, -0.013_639_643, -0.001_058_035_8]);
-        let c2 = polynomial(s4, [0.095_475_26, 0.040_729_173, 0.009_243_795, 0.001_263_180_6]);
-        let c3 = polynomial(s4, [-0.077_585_57, -0.029_998_213, -0.004_837_584, -0.000_472_907_2]);
-        let p = c3.mul_add(s, c2).mul_add(s2, c1.mul_add(s, c0));
-        let half = x.mul(V::splat(0.5));
-        let inside = half.mul(p.mul_add(x, V::splat(1.0)));
+        let even = polynomial(
+            s2,
+            [
+                0.128_551_93,
+                0.047_737_63,
+                0.032_070_255,
+                0.020_364_586_5,
+                0.010_227_758_5,
+                0.004_621_897_5,
+                0.000_720_009_65,
+                0.000_631_590_3,
+            ],
+        );
+        let odd = polynomial(
+            s2,
+            [
+                -0.064_172_335,
+                -0.038_792_785,
+                -0.026_048_256,
+                -0.014_999_106_5,
+                -0.006_819_821_5,
+                -0.002_418_792,
+                -0.000_529_017_9,
+                -0.000_236_453_6,
+            ],
+        );
+        let p = odd.mul_add(s, even);
+        let inside = square.mul_add(p, x.mul(V::splat(0.5)));
         let (limit, zero) = (V::splat(LIMIT), V::splat(0.0));
         let result = limit.select_less(x, x, inside);
         x.select_less(V::splat(-LIMIT), zero, result)

@@ -19,7 +19,8 @@ pub(super) struct Panel {
     pub sums: *mut f32,
 }
 
-/// Computes `ROWS` rows, adding the products of each in `CHAINS` sums by turns.
+/// Computes `ROWS` rows, adding the products of each in `CHAINS` sums by turns, or in as many as a word has
+/// integers.
 ///
 /// # Safety
 /// As [`Lanes`]; the panel's pointers cover what it says.
@@ -57,7 +58,7 @@ unsafe fn panel<V: Lanes, const BITS: u32, const ROWS: usize, const CHAINS: usiz
             b = b.add(V::LANES);
             for (total, sums) in totals.iter_mut().zip(&sums) {
                 let mut sum = sums[0];
-                for other in &sums[1..] {
+                for other in &sums[1..CHAINS.min(integers)] {
                     sum = sum.add(*other);
                 }
                 *total = sum.mul_add(scale, *total);
@@ -121,7 +122,7 @@ macro_rules! instruction_set {
 
 instruction_set! {
     #[cfg(target_arch = "x86_64")]
-    avx512, lanes::Avx512, features: "avx512f", tiles: [1 x 4 2 x 4 4 x 2 8 x 1]
+    avx512, lanes::Avx512, features: "avx512f", tiles: [1 x 8 2 x 4 4 x 2 8 x 1]
 }
 
 instruction_set! {
