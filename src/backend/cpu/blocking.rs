@@ -101,7 +101,7 @@ impl Caches {
                 _ => {}
             }
         }
-        Some(caches)
+        (caches.l1_bytes > 0 || caches.l2_bytes > 0).then_some(caches)
     }
 
     /// Apple's performance cores since M1: 128 KiB, and 12 MiB or more shared by a cluster

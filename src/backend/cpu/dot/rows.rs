@@ -5,9 +5,9 @@ use std::ops::Range;
 use super::super::kernel::Lane;
 use super::super::pack::Matrix;
 #[cfg(all(target_arch = "x86_64", feature = "half"))]
-use super::super::simd::avx512_dot::any_subnormal;
+use super::super::simd::avx512_words::any_subnormal;
 #[cfg(target_arch = "x86_64")]
-use super::super::simd::avx512_dot::{copy_rows_unsigned, copy_unsigned};
+use super::super::simd::avx512_words::{copy_rows_unsigned, copy_unsigned};
 use super::super::tile::RowTerms;
 use super::super::typed::Plan;
 use super::super::typed::load::{load_row, quantized, scale_for};

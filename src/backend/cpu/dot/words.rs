@@ -8,9 +8,9 @@ use super::super::buffer::Buffer;
 use super::super::kernel::{Kernels, Lane};
 use super::super::pack::{K_STEP, Matrix, pack_b, packed_b_len, packed_cols};
 #[cfg(all(target_arch = "x86_64", feature = "half"))]
-use super::super::simd::avx512_dot::interleave_pairs;
+use super::super::simd::avx512_words::interleave_pairs;
 #[cfg(target_arch = "x86_64")]
-use super::super::simd::avx512_dot::interleave_quads;
+use super::super::simd::avx512_words::interleave_quads;
 use crate::alloc;
 use crate::error::Result;
 use crate::layout::Layout;

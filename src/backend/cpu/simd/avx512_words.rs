@@ -1,0 +1,153 @@
+//! Narrow elements on their way to words of 32 bits: copied, interleaved and looked through.
+
+#![allow(clippy::wildcard_imports, reason = "instructions have long names")]
+
+use std::arch::x86_64::*;
+
+use super::super::dot::Interleave;
+
+/// The first `count` lanes of at most 64.
+const fn lanes(count: usize) -> __mmask64 {
+    if count >= 64 { !0 } else { (1 << count) - 1 }
+}
+
+/// Copies bytes with their highest bits turned over: i8 to u8, 128 more.
+///
+/// # Safety
+/// AVX-512 F and BW are there; `from` has `count` bytes, and at `to` there is room for them.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(in super::super) unsafe fn copy_unsigned(from: *const i8, count: usize, to: *mut u8) {
+    let highest = _mm512_set1_epi8(i8::MIN);
+    let mut first = 0;
+    while first < count {
+        let mask = lanes(count - first);
+        // SAFETY: masked-out bytes are not touched, others are there by the function's own contract.
+        unsafe {
+            let x = _mm512_maskz_loadu_epi8(mask, from.add(first));
+            _mm512_mask_storeu_epi8(to.add(first).cast(), mask, _mm512_xor_si512(x, highest));
+        }
+        first += 64;
+    }
+}
+
+/// [`copy_unsigned`] for rows that are `from_stride` and `to_stride` bytes apart, in whole vectors: what lies
+/// after a row is overwritten, up to 64 bytes.
+///
+/// # Safety
+/// AVX-512 F and BW are there; `from` has the rows of `count` bytes, and at `to` there is room for them and 64
+/// bytes more.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(in super::super) unsafe fn copy_rows_unsigned(
+    from: *const i8,
+    from_stride: usize,
+    rows: usize,
+    count: usize,
+    to: *mut u8,
+    to_stride: usize,
+) {
+    let highest = _mm512_set1_epi8(i8::MIN);
+    let whole = count / 64 * 64;
+    let rest = lanes(count - whole);
+    for row in 0..rows {
+        // SAFETY: masked-out bytes are not touched, others are there by the function's own contract.
+        unsafe {
+            let (from, to) = (from.add(row * from_stride), to.add(row * to_stride));
+            for first in (0..whole).step_by(64) {
+                let x = _mm512_loadu_epi8(from.add(first));
+                _mm512_storeu_epi8(to.add(first).cast(), _mm512_xor_si512(x, highest));
+            }
+            if rest != 0 {
+                let x = _mm512_maskz_loadu_epi8(rest, from.add(whole));
+                _mm512_storeu_epi8(to.add(whole).cast(), _mm512_xor_si512(x, highest));
+            }
+        }
+    }
+}
+
+/// Whether a bf16 is subnormal: neither 0 nor with a bit in its exponent.
+///
+/// # Safety
+/// AVX-512 F and BW are there.
+#[cfg(feature = "half")]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(in super::super) unsafe fn any_subnormal(elements: &[u16]) -> bool {
+    let (exponent, fraction) = (_mm512_set1_epi16(0x7f80), _mm512_set1_epi16(0x007f));
+    let mut any = 0;
+    for part in elements.chunks(32) {
+        #[allow(clippy::cast_possible_truncation, reason = "32 lanes")]
+        let mask = lanes(part.len()) as u32;
+        // SAFETY: masked-out elements are not touched.
+        let x = unsafe { _mm512_maskz_loadu_epi16(mask, part.as_ptr().cast()) };
+        any |= _mm512_testn_epi16_mask(x, exponent) & _mm512_test_epi16_mask(x, fraction);
+    }
+    any != 0
+}
+
+/// Writes rows of 16-bit elements as rows of pairs, with 0 for what is missing: [`Interleave`].
+///
+/// # Safety
+/// AVX-512 F, VL and BW are there; the elements can be read, and there is room for the words.
+#[cfg(feature = "half")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(in super::super) unsafe fn interleave_pairs(i: &Interleave<u16>) {
+    for first in (0..i.cols).step_by(16) {
+        let mask = mask16(i.cols - first);
+        let row = |row: usize| {
+            if row >= i.rows {
+                return _mm512_setzero_si512();
+            }
+            // SAFETY: masked-out elements are not touched, others are there by the function's own contract.
+            _mm512_cvtepu16_epi32(unsafe {
+                _mm256_maskz_loadu_epi16(mask, i.from.add(row * i.from_stride + first).cast())
+            })
+        };
+        for word in 0..i.rows.div_ceil(2) {
+            let pairs = _mm512_or_si512(row(2 * word), _mm512_slli_epi32::<16>(row(2 * word + 1)));
+            // SAFETY: there is room for whole vectors by the function's own contract.
+            unsafe { _mm512_storeu_si512(i.to.add(word * i.to_stride + first).cast(), pairs) };
+        }
+    }
+}
+
+/// Writes rows of bytes as rows of quads, with 0 for what is missing, and adds them to the sums of the
+/// columns: [`Interleave`].
+///
+/// # Safety
+/// AVX-512 F, VL, BW and VNNI are there; the elements can be read, there is room for the words, and there
+/// are sums for all columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(in super::super) unsafe fn interleave_quads(i: &Interleave<i8>) {
+    let ones = _mm512_set1_epi8(1);
+    for first in (0..i.cols).step_by(16) {
+        let mask = mask16(i.cols - first);
+        let row = |row: usize| {
+            if row >= i.rows {
+                return _mm_setzero_si128();
+            }
+            // SAFETY: masked-out elements are not touched, others are there by the function's own contract.
+            unsafe { _mm_maskz_loadu_epi8(mask, i.from.add(row * i.from_stride + first)) }
+        };
+        // SAFETY: as above.
+        let mut sums = unsafe { _mm512_maskz_loadu_epi32(mask, i.sums.add(first)) };
+        for word in 0..i.rows.div_ceil(4) {
+            let [r0, r1, r2, r3] = [0, 1, 2, 3].map(|i| row(4 * word + i));
+            // Bytes of rows 0 and 1 by turns, of 2 and 3, then pairs of both by turns.
+            let (low01, high01) = (_mm_unpacklo_epi8(r0, r1), _mm_unpackhi_epi8(r0, r1));
+            let (low23, high23) = (_mm_unpacklo_epi8(r2, r3), _mm_unpackhi_epi8(r2, r3));
+            let low = _mm256_set_m128i(_mm_unpackhi_epi16(low01, low23), _mm_unpacklo_epi16(low01, low23));
+            let high =
+                _mm256_set_m128i(_mm_unpackhi_epi16(high01, high23), _mm_unpacklo_epi16(high01, high23));
+            let quads = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+            sums = _mm512_dpbusd_epi32(sums, ones, quads);
+            // SAFETY: there is room for whole vectors by the function's own contract.
+            unsafe { _mm512_storeu_si512(i.to.add(word * i.to_stride + first).cast(), quads) };
+        }
+        // SAFETY: as above.
+        unsafe { _mm512_mask_storeu_epi32(i.sums.add(first), mask, sums) };
+    }
+}
+
+/// The first `count` lanes of at most 16.
+const fn mask16(count: usize) -> __mmask16 {
+    if count >= 16 { !0 } else { (1 << count) - 1 }
+}
