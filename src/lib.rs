@@ -139,6 +139,10 @@ struct ReadmeExamples;
 struct AbiExamples;
 
 #[cfg(doctest)]
+#[doc = include_str!("../docs/accuracy.md")]
+struct AccuracyExamples;
+
+#[cfg(doctest)]
 #[doc = include_str!("../docs/cache.md")]
 struct CacheExamples;
 
