@@ -26,11 +26,25 @@
 //!   why.
 //! - [`Compiled`] is shared by threads; an [`Executor`] belongs to one at a time. [`ProductCache`] keeps
 //!   products of many shapes within bounds.
-//! - [`accuracy`] computes float64 references and error bounds.
+//! - [`ElementTypes`] and [`Quantization`] describe f16, bf16, 8-bit integers and 8 and 4-bit weights, which
+//!   [`quantize`] makes.
+//! - [`accuracy`] computes float64 references and error bounds; [`SelfCheck`] verifies results while a program
+//!   runs; [`probe`] tries products out that may crash or hang.
+//! - [`ShimLibrary`] loads engines of other makers by a C ABI.
+//!
+//! What goes wrong is an [`Error`] that says what to do; what a backend does not do is a [`Refusal`] with its
+//! reason, before anything is compiled. Nothing falls back to another backend unless it is asked to.
 //!
 //! # Features
-//! None is on by default. `blas`: the system's CBLAS. `half`: f16 and bf16 elements. `ndarray`,
-//! `npy`, `safetensors`: conversions and files. `evidence`: which device ran. `profile`: profiles of machines in files. `cli`: the command line.
+//! None is on by default.
+//!
+//! - `blas`: the system's CBLAS as backend `blas`. Apple systems have `accelerate` without it.
+//! - `half`: elements of `half::f16` and `half::bf16`.
+//! - `ndarray`: conversions from and to `ndarray` arrays.
+//! - `npy`, `safetensors`: files.
+//! - `profile`: the measured profile of a machine, in a file, for the backend `auto`.
+//! - `evidence`: which device ran a product; with `energy` the chip's energy counters too, on macOS.
+//! - `cli`: the command line, `ane-matmul`; of no use to a library.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::pedantic)]

@@ -14,6 +14,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// A refusal with its explanation.
+    #[must_use]
     pub fn new(reason: RefusalReason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }

@@ -54,6 +54,7 @@ impl BackendId {
     pub const MPSGRAPH: Self = Self(Cow::Borrowed("mpsgraph"));
 
     /// A backend by its name; whether it is known shows when it is used.
+    #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self(Cow::Owned(name.into()))
     }
