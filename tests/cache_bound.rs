@@ -1,59 +1,34 @@
 //! 10,000 random shapes: the memory of a cache stays under its bound, and all of it comes back.
 //!
-//! A program of its own, without the test harness, whose threads would be counted too.
+//! A program of its own, without the test harness, whose threads would be counted too. `--shapes N` asks for
+//! another number of shapes, for where everything takes longer.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[path = "support/counting.rs"]
+mod counting;
+
 use std::time::Instant;
 
 use ane_matmul::{
     BackendId, Backends, CacheLimits, CompileOptions, Inputs, MatMul, ProductCache, Random, Tensor, Threads,
     Weights,
 };
-
-struct Counting;
-
-static BYTES_LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        BYTES_LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps to the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        BYTES_LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps to the contract of `dealloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-fn live() -> usize {
-    BYTES_LIVE.load(Ordering::Relaxed)
-}
-
-const SHAPES: usize = 10_000;
+use counting::bytes_live;
 
 /// Some of the products share weights, some bring their own, some have none.
-fn shapes(limits: CacheLimits) {
+fn shapes(count: usize, limits: CacheLimits) {
     let options = CompileOptions::default().threads(Threads::ONE);
     // The engine looks at the machine once, and standard output gets its buffer.
     MatMul::new(1, 1, 1).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
-    println!("{SHAPES} shapes, {limits:?}");
-    let before = live();
+    println!("{count} shapes, {limits:?}");
+    let before = bytes_live();
     let shared: Vec<Weights> =
         (0..4).map(|i| Weights::from_tensor(Tensor::filled(64 << i, 96, 1f32).unwrap())).collect();
     let mut random = Random::new(8);
     let mut below = |limit| random.below(limit);
-    let empty = live();
+    let empty = bytes_live();
     let cache = ProductCache::new(Backends::new(), limits);
     let (mut peak_counted, mut peak_live, mut last) = (0, 0, None);
-    for shape in 0..SHAPES {
+    for shape in 0..count {
         let (m, n, k) = (1 + below(256), 2 + below(255), 1 + below(512));
         let weights = match below(3) {
             0 => None,
@@ -78,25 +53,29 @@ fn shapes(limits: CacheLimits) {
         let statistics = cache.statistics();
         assert!(statistics.bytes <= limits.bytes && statistics.products <= limits.products, "{statistics:?}");
         peak_counted = peak_counted.max(statistics.bytes);
-        let held = live().saturating_sub(empty + callers);
+        let held = bytes_live().saturating_sub(empty + callers);
         peak_live = peak_live.max(held);
         assert!(held <= limits.bytes + SLACK, "{held} bytes at shape {shape}, {statistics:?}");
     }
     let statistics = cache.statistics();
-    assert_eq!(statistics.misses + statistics.hits, SHAPES as u64);
-    assert!(statistics.evictions > 1000, "{statistics:?}");
+    assert_eq!(statistics.misses + statistics.hits, count as u64);
+    assert!(statistics.evictions > count as u64 / 10, "{statistics:?}");
     println!("at most {peak_counted} bytes counted, {peak_live} allocated; {statistics:?}");
     drop((last, cache, shared));
-    assert_eq!(live(), before, "bytes left behind");
+    assert_eq!(bytes_live(), before, "bytes left behind");
 }
 
 /// The cache itself and its backends, which are not counted.
 const SLACK: usize = 16 << 10;
 
 fn main() {
-    shapes(CacheLimits::new().bytes(4 << 20).products(1 << 20));
-    shapes(CacheLimits::new().bytes(1 << 20).products(1 << 20));
-    shapes(CacheLimits::new().bytes(1 << 30).products(100));
+    let arguments: Vec<String> = std::env::args().collect();
+    let count = arguments.iter().position(|argument| argument == "--shapes").map_or(10_000, |at| {
+        arguments.get(at + 1).and_then(|count| count.parse().ok()).expect("--shapes wants a number")
+    });
+    shapes(count, CacheLimits::new().bytes(4 << 20).products(1 << 20));
+    shapes(count, CacheLimits::new().bytes(1 << 20).products(1 << 20));
+    shapes(count, CacheLimits::new().bytes(1 << 30).products(100));
 
     // What a hit costs: printed, not asserted.
     let cache = ProductCache::new(Backends::new(), CacheLimits::default());
@@ -106,7 +85,7 @@ fn main() {
         cache.compile(&BackendId::CPU, product, None, &options).unwrap();
     }
     let start = Instant::now();
-    let rounds = 2000;
+    let rounds = count / 5;
     for _ in 0..rounds {
         for product in &products {
             cache.compile(&BackendId::CPU, product, None, &options).unwrap();

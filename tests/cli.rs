@@ -1,24 +1,18 @@
 //! The command line, end to end.
 #![cfg(feature = "cli")]
 
+#[path = "support/place.rs"]
+mod place;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use ane_matmul::npy::{self, NpyTensor};
 use ane_matmul::{Activation, Tensor};
+use place::Place;
 
-struct Workplace(tempfile::TempDir);
-
-impl Workplace {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary directory"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
+impl Place {
     fn save<T: ane_matmul::Element + npyz::AutoSerialize>(&self, name: &str, tensor: &Tensor<T>) -> PathBuf {
         let path = self.path(name);
         npy::write(&path, tensor).expect("a NumPy file");
@@ -29,15 +23,6 @@ impl Workplace {
         let path = self.path(name);
         fs::write(&path, bytes).expect("a file");
         path
-    }
-
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(self.0.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
     }
 }
 
@@ -96,7 +81,7 @@ fn read_f32(path: &Path) -> Tensor<f32> {
 
 #[test]
 fn multiply_writes_the_product() {
-    let place = Workplace::new();
+    let place = Place::new();
     let (a, b) = (integers(3, 5), integers(5, 4));
     let (pa, pb, pc) = (place.save("a.npy", &a), place.save("b.npy", &b), place.path("c.npy"));
     assert_eq!(succeeded(&multiply(&pa, &pb, &pc, &[])), "");
@@ -107,7 +92,7 @@ fn multiply_writes_the_product() {
 
 #[test]
 fn transposes_bias_activation_threads_and_check() {
-    let place = Workplace::new();
+    let place = Place::new();
     let (a, b) = (integers(30, 50), integers(50, 40));
     let pa = place.save("a.npy", &a.transposed().unwrap());
     let pb = place.save("b.npy", &b.transposed().unwrap());
@@ -143,7 +128,7 @@ fn transposes_bias_activation_threads_and_check() {
 
 #[test]
 fn the_result_has_the_widest_input_type_or_the_one_asked_for() {
-    let place = Workplace::new();
+    let place = Place::new();
     let narrow = place.save("a.npy", &integers(2, 2));
     let wide = place.save("b.npy", &integers(2, 2).to_f64().unwrap());
     let c = place.path("c.npy");
@@ -161,7 +146,7 @@ fn the_result_has_the_widest_input_type_or_the_one_asked_for() {
 
 #[test]
 fn batches_and_shared_matrices() {
-    let place = Workplace::new();
+    let place = Place::new();
     let batch =
         Tensor::from_vec_batched([integers(3, 5).data(), integers(3, 5).data()].concat(), 2, 3, 5).unwrap();
     let (pa, pb) = (place.save("a.npy", &batch), place.save("b.npy", &integers(5, 4)));
@@ -177,7 +162,7 @@ fn batches_and_shared_matrices() {
 
 #[test]
 fn zero_and_one_are_dimensions() {
-    let place = Workplace::new();
+    let place = Place::new();
     for (m, n, k) in [(0, 3, 2), (3, 0, 2), (3, 2, 0), (1, 1, 1), (0, 0, 0)] {
         let a = place.save("a.npy", &integers(m, k));
         let b = place.save("b.npy", &integers(k, n));
@@ -191,7 +176,7 @@ fn zero_and_one_are_dimensions() {
 
 #[test]
 fn nan_and_infinity_propagate() {
-    let place = Workplace::new();
+    let place = Place::new();
     let mut a = integers(3, 3);
     a.data_mut()[0] = f32::NAN;
     a.data_mut()[4] = f32::INFINITY;
@@ -205,7 +190,7 @@ fn nan_and_infinity_propagate() {
 
 #[test]
 fn numbers_beyond_f32_become_infinity_and_are_counted() {
-    let place = Workplace::new();
+    let place = Place::new();
     let a = place.save("a.npy", &Tensor::filled(1, 2, 1e300).unwrap());
     let b = place.save("b.npy", &Tensor::filled(2, 1, 1.0).unwrap());
     let c = place.path("c.npy");
@@ -223,7 +208,7 @@ fn numbers_beyond_f32_become_infinity_and_are_counted() {
 
 #[test]
 fn bad_input_is_an_error_and_leaves_the_output_alone() {
-    let place = Workplace::new();
+    let place = Place::new();
     let a = place.save("a.npy", &integers(3, 5));
     let b = place.save("b.npy", &integers(5, 4));
     let c = place.bytes("c.npy", b"precious");
@@ -265,10 +250,10 @@ fn bad_input_is_an_error_and_leaves_the_output_alone() {
     if !cfg!(target_vendor = "apple") {
         failed(&multiply(&a, &b, &c, &["--backend", "metal"]), "Metal exists on macOS and iOS only");
     }
-    failed(&multiply(place.0.path(), &b, &c, &[]), "is not a regular file");
+    failed(&multiply(place.directory(), &b, &c, &[]), "is not a regular file");
     assert_eq!(fs::read(&c).unwrap(), b"precious");
 
-    failed(&multiply(&a, &b, place.0.path(), &[]), "is a directory");
+    failed(&multiply(&a, &b, place.directory(), &[]), "is a directory");
     failed(&multiply(&a, &b, &place.path("no/such/c.npy"), &[]), "No such file");
     usage(&multiply(&a, &b, &c, &["--threads", "0"]), "--threads");
     usage(&multiply(&a, &b, &c, &["--threads=-1"]), "--threads");
@@ -285,7 +270,7 @@ fn bad_input_is_an_error_and_leaves_the_output_alone() {
 #[test]
 fn an_unwritable_or_unreadable_path_is_an_error() {
     use std::os::unix::fs::PermissionsExt as _;
-    let place = Workplace::new();
+    let place = Place::new();
     let (a, b) = (place.save("a.npy", &integers(2, 2)), place.save("b.npy", &integers(2, 2)));
     failed(&multiply(&a, &b, Path::new("/proc/c.npy"), &[]), "/proc/c.npy: write:");
     // The superuser may read and write everything: nothing to see then.
@@ -318,7 +303,7 @@ fn devices_lists_every_known_backend() {
 
 #[test]
 fn compare_keeps_its_contract() {
-    let place = Workplace::new();
+    let place = Place::new();
     let (json, svg, report) = (place.path("out.json"), place.path("out.svg"), place.path("out.html"));
     let text = succeeded(&run(&[
         &"compare",
@@ -385,9 +370,9 @@ fn compare_keeps_its_contract() {
 
 #[test]
 fn compare_refuses_bad_requests() {
-    let place = Workplace::new();
+    let place = Place::new();
     failed(&run(&[&"compare", &"--backend", &"cpu,cuda"]), "unknown backend `cuda`");
-    failed(&run(&[&"compare", &"--sizes", &"8", &"--json", &place.0.path()]), "is a directory");
+    failed(&run(&[&"compare", &"--sizes", &"8", &"--json", &place.directory()]), "is a directory");
     let same = place.path("same");
     failed(
         &run(&[&"compare", &"--sizes", &"8", &"--json", &same, &"--svg", &same]),
@@ -397,7 +382,7 @@ fn compare_refuses_bad_requests() {
         &run(&[&"compare", &"--sizes", &"8", &"--svg", &same, &"--report", &same]),
         "--svg and --report name the same file",
     );
-    failed(&run(&[&"compare", &"--sizes", &"8", &"--report", &place.0.path()]), "is a directory");
+    failed(&run(&[&"compare", &"--sizes", &"8", &"--report", &place.directory()]), "is a directory");
     assert!(!same.exists());
     failed(&run(&[&"compare", &"--sizes", &"18446744073709551615"]), "overflow");
     failed(&run(&[&"compare", &"--sizes", &"100000000"]), "out of memory");
@@ -456,7 +441,7 @@ fn figure(text: &str, what: &str) -> f64 {
 
 #[test]
 fn multiply_in_narrow_types_says_what_that_costs() {
-    let place = Workplace::new();
+    let place = Place::new();
     let a = Tensor::random_normal_f32(20, 64, 1.0, 1).unwrap();
     let b = Tensor::random_normal_f32(64, 30, 1.0, 2).unwrap();
     let bias = place.save("bias.npy", &Tensor::filled(1, 30, 0.5f32).unwrap());
@@ -497,7 +482,7 @@ fn multiply_in_narrow_types_says_what_that_costs() {
 /// differ in size, so that the wrong row would show.
 #[test]
 fn a_large_product_in_narrow_types_is_compared_by_random_rows() {
-    let place = Workplace::new();
+    let place = Place::new();
     let (items, m, n, k) = (2, 4100, 512, 513);
     let a = Tensor::from_fn_batched(items, m, k, |item, row, p| {
         #[allow(clippy::cast_precision_loss)]
@@ -521,7 +506,7 @@ fn a_large_product_in_narrow_types_is_compared_by_random_rows() {
 /// A number beyond f16 becomes infinity: its row counts neither as error nor as size.
 #[test]
 fn elements_that_are_not_compared_do_not_count() {
-    let place = Workplace::new();
+    let place = Place::new();
     let a = Tensor::from_fn(2, 64, |row, _| if row == 0 { 1e6f32 } else { 1.0 }).unwrap();
     let (pa, pb) = (place.save("a.npy", &a), place.save("b.npy", &Tensor::filled(64, 5, 1f32).unwrap()));
     let text = succeeded(&multiply(&pa, &pb, &place.path("c.npy"), &["--precision", "f16"]));
@@ -534,7 +519,7 @@ fn quantize_writes_a_file_that_loads_back() {
     use ane_matmul::quantize::dequantize;
     use ane_matmul::safetensors::SafetensorsFile;
 
-    let place = Workplace::new();
+    let place = Place::new();
     let w = Tensor::random_normal_f32(8, 256, 0.02, 1).unwrap();
     let data: Vec<u8> = w.data().iter().flat_map(|x| x.to_le_bytes()).collect();
     let header = format!(
@@ -581,7 +566,7 @@ fn quantize_keeps_one_tensor_at_a_time_in_memory() {
     use ane_matmul::safetensors::SafetensorsFile;
     use std::io::Write as _;
 
-    let place = Workplace::new();
+    let place = Place::new();
     let input = place.path("in.safetensors");
     let (tensors, rows, cols) = (12, 1024, 2048);
     let bytes = rows * cols * 4;
@@ -672,7 +657,7 @@ fn help_and_completions_name_everything() {
 #[cfg(unix)]
 #[test]
 fn a_crash_is_a_verdict() {
-    let place = Workplace::new();
+    let place = Place::new();
     let profile = place.path("new/profile.json");
     let run = |fault: &str, args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
@@ -742,7 +727,7 @@ fn a_shim_named_in_the_environment_is_a_backend() {
         println!("{name}");
         failed(&output, expected);
     }
-    let place = Workplace::new();
+    let place = Place::new();
     let (a, b, c) =
         (place.save("a.npy", &integers(3, 5)), place.save("b.npy", &integers(5, 4)), place.path("c.npy"));
     let arguments = [
@@ -773,7 +758,7 @@ fn python(program: &str, directory: &Path) {
 #[test]
 #[ignore = "needs python3 with numpy; scripts/test runs it"]
 fn numpy_reads_what_is_written_and_the_reverse() {
-    let place = Workplace::new();
+    let place = Place::new();
     python(
         "import numpy as np
 rng = np.random.default_rng(1)
@@ -784,7 +769,7 @@ for name, dtype in [('f4', '<f4'), ('f8', '<f8'), ('be', '>f4')]:
     np.save(f'c_{name}.npy', a @ b)
     np.save(f'a2_{name}.npy', np.asfortranarray(a[0].astype(dtype))); np.save(f'b2_{name}.npy', b[0].astype(dtype))
     np.save(f'c2_{name}.npy', a[0] @ b[0])",
-        place.0.path(),
+        place.directory(),
     );
     for name in ["f4", "f8", "be"] {
         for kind in ["", "2"] {
@@ -799,12 +784,12 @@ for name, dtype in [('f4', np.float32), ('f8', np.float64), ('be', np.float32)]:
         out, c = np.load(f'out{kind}_{name}.npy'), np.load(f'c{kind}_{name}.npy')
         assert out.dtype == dtype and out.flags.c_contiguous, (name, out.dtype)
         assert out.shape == c.shape and (out == c).all(), (name, kind)",
-        place.0.path(),
+        place.directory(),
     );
 }
 
 /// The command line with a profile of its own.
-fn with_profile(workplace: &Workplace, args: &[&str]) -> Output {
+fn with_profile(workplace: &Place, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
     command.env("ANE_MATMUL_PROFILE", workplace.path("data/profile.json"));
     command.args(args).output().expect("the command line runs")
@@ -812,7 +797,7 @@ fn with_profile(workplace: &Workplace, args: &[&str]) -> Output {
 
 #[test]
 fn a_damaged_profile_is_ignored_with_a_message_rebuilt_and_used() {
-    let workplace = Workplace::new();
+    let workplace = Place::new();
     let json = |output: &Output| serde_json::from_str::<serde_json::Value>(&succeeded(output)).expect("JSON");
     let stderr = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
     let explain = ["explain", "32x64x96", "--threads", "1", "--runs", "1", "--json"];
@@ -860,7 +845,7 @@ fn a_damaged_profile_is_ignored_with_a_message_rebuilt_and_used() {
 #[test]
 fn an_interrupted_calibration_changes_nothing() {
     use std::io::Read as _;
-    let workplace = Workplace::new();
+    let workplace = Place::new();
     fs::create_dir(workplace.path("data")).unwrap();
     let path = workplace.bytes("data/profile.json", b"damaged");
     let mut child = Command::new(env!("CARGO_BIN_EXE_ane-matmul"))
@@ -880,7 +865,7 @@ fn an_interrupted_calibration_changes_nothing() {
 
 #[test]
 fn calibrate_refuses_what_it_cannot_measure() {
-    let workplace = Workplace::new();
+    let workplace = Place::new();
     failed(&with_profile(&workplace, &["calibrate", "--backend", "nothing"]), "unknown backend `nothing`");
     failed(&with_profile(&workplace, &["calibrate", "--backend", "auto"]), "name another");
     usage(&with_profile(&workplace, &["calibrate", "--quick", "--full"]), "cannot be used with");
@@ -890,7 +875,7 @@ fn calibrate_refuses_what_it_cannot_measure() {
 
 #[test]
 fn compare_times_auto_beside_the_others() {
-    let workplace = Workplace::new();
+    let workplace = Place::new();
     let args = ["compare", "--sizes", "16", "--backend", "auto,cpu", "--samples", "3", "--threads", "1"];
     let text = succeeded(&with_profile(&workplace, &args));
     assert!(text.contains("note: auto at 16x16x16 is cpu: without a profile"), "{text}");

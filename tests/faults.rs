@@ -1,15 +1,20 @@
-//! Full disks, missing permissions and signals: nothing that was there is lost, and nothing half is left.
+//! Full disks and missing permissions: nothing that was there is lost, and nothing half is left.
 #![cfg(all(feature = "cli", unix))]
 
+#[path = "support/place.rs"]
+mod place;
+
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use ane_matmul::{BackendId, Backends, CompileOptions, Inputs, MatMul, ShimLibrary, Tensor, Weights, npy};
+use ane_matmul::{BackendId, Backends, CompileOptions, Inputs, MatMul, ShimLibrary, Tensor, Weights};
 use ane_matmul_shims::REFERENCE;
+use place::Place;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ane-matmul");
 
@@ -21,45 +26,6 @@ const SHIM: &str = "ANE_MATMUL_TEST_SHIM";
 
 /// The user `nobody` of most systems.
 const NOBODY: u32 = 65_534;
-
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(self.0.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
-    /// An m x 1 and a 1 x n matrix: the product is much larger than they are.
-    fn factors(&self, m: usize, n: usize) -> [PathBuf; 2] {
-        let paths = [self.path("a.npy"), self.path("b.npy")];
-        npy::write(&paths[0], &Tensor::filled(m, 1, 1f32).unwrap()).unwrap();
-        npy::write(&paths[1], &Tensor::filled(1, n, 2f32).unwrap()).unwrap();
-        paths
-    }
-
-    /// A safetensors file of one tensor.
-    fn weights(&self) -> PathBuf {
-        let header = r#"{"w":{"dtype":"F32","shape":[128,128],"data_offsets":[0,65536]}}       "#;
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(header.bytes());
-        bytes.resize(bytes.len() + 65_536, 0);
-        fs::write(self.path("w.safetensors"), bytes).unwrap();
-        self.path("w.safetensors")
-    }
-}
 
 /// The command line whose files may have so many bytes; a write beyond fails as on a full disk.
 fn limited(bytes: usize) -> Command {
@@ -79,25 +45,19 @@ fn failed(output: &Output, part: &str) {
 #[test]
 fn a_full_disk_loses_nothing() {
     let place = Place::new();
-    let [a, b] = place.factors(200, 200);
-    let weights = place.weights();
     let out = place.path("out");
+    let commands = place.writers(&out);
     fs::write(&out, "old").unwrap();
     let before = place.names();
-    let commands: [&[&dyn AsRef<std::ffi::OsStr>]; 5] = [
-        &[&"multiply", &a, &b, &"-o", &out],
-        &[&"quantize", &weights, &out, &"--type", &"int8"],
-        &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--json", &out],
-        &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--svg", &out],
-        &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--report", &out],
-    ];
     for arguments in commands {
-        let output = limited(1024).args(arguments.iter().map(AsRef::as_ref)).output().unwrap();
-        failed(&output, "File too large");
-        assert_eq!(fs::read(&out).unwrap(), b"old", "{}", arguments[0].as_ref().display());
-        assert_eq!(place.names(), before, "{}", arguments[0].as_ref().display());
+        failed(&limited(1024).args(&arguments).output().unwrap(), "File too large");
+        assert_eq!(
+            (fs::read(&out).unwrap(), place.names()),
+            (b"old".to_vec(), before.clone()),
+            "{arguments:?}"
+        );
         // And with room it is replaced.
-        let output = Command::new(PROGRAM).args(arguments.iter().map(AsRef::as_ref)).output().unwrap();
+        let output = Command::new(PROGRAM).args(&arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(fs::metadata(&out).unwrap().len() > 1024);
         fs::write(&out, "old").unwrap();
@@ -202,7 +162,7 @@ fn a_directory_for_packages_that_may_not_be_written_to_is_noted() {
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     fs::copy(REFERENCE, &shim).unwrap();
     fs::create_dir(&packages).unwrap();
-    for (path, mode) in [(place.0.path(), 0o755), (&packages, 0o555), (&program, 0o755), (&shim, 0o755)] {
+    for (path, mode) in [(place.directory(), 0o755), (&packages, 0o555), (&program, 0o755), (&shim, 0o755)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
     let mut command = Command::new(&program);
@@ -211,7 +171,7 @@ fn a_directory_for_packages_that_may_not_be_written_to_is_noted() {
     }
     command
         .args(["--exact", "a_directory_for_packages_that_may_not_be_written_to_is_noted", "--nocapture"])
-        .current_dir(place.0.path())
+        .current_dir(place.directory())
         .envs([(CHILD, &packages), (SHIM, &shim)]);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -243,30 +203,23 @@ fn a_directory_that_may_not_be_written_to_keeps_its_files() {
     let administrator = user() == "0";
     let program = place.path("program");
     fs::copy(PROGRAM, &program).unwrap();
-    let [a, b] = place.factors(20, 20);
-    let weights = place.weights();
     let locked = place.path("locked");
     fs::create_dir(&locked).unwrap();
     let out = locked.join("out");
+    let calibrate = ["calibrate", "--backend", "cpu", "--profile"].map(OsString::from);
+    let calibrate = calibrate.into_iter().chain([out.clone().into()]).collect();
+    let commands = place.writers(&out).into_iter().chain([calibrate]);
     fs::write(&out, "old").unwrap();
-    for (path, mode) in [(place.0.path(), 0o755), (&locked, 0o555), (&program, 0o755)] {
+    for (path, mode) in [(place.directory(), 0o755), (&locked, 0o555), (&program, 0o755)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
-    let commands: [&[&dyn AsRef<std::ffi::OsStr>]; 6] = [
-        &[&"multiply", &a, &b, &"-o", &out],
-        &[&"quantize", &weights, &out, &"--type", &"int8"],
-        &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--json", &out],
-        &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--svg", &out],
-        &[&"compare", &"--sizes", &"8", &"--samples", &"1", &"--report", &out],
-        &[&"calibrate", &"--backend", &"cpu", &"--profile", &out],
-    ];
     for arguments in commands {
         let mut command = Command::new(&program);
         if administrator {
             command.uid(NOBODY).gid(NOBODY);
         }
         let start = Instant::now();
-        let output = command.args(arguments.iter().map(AsRef::as_ref)).output().unwrap();
+        let output = command.args(arguments).output().unwrap();
         failed(&output, "ermission denied");
         assert!(start.elapsed() < Duration::from_secs(60), "it measured before it failed");
         assert_eq!(fs::read(&out).unwrap(), b"old");
@@ -278,92 +231,4 @@ fn a_directory_that_may_not_be_written_to_keeps_its_files() {
 fn user() -> String {
     let output = Command::new("id").arg("-u").output().unwrap();
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-}
-
-fn parts(directory: &Path) -> Vec<PathBuf> {
-    fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "part"))
-        .collect()
-}
-
-#[test]
-fn a_signal_while_a_result_is_written_leaves_the_old_one_or_the_new_one() {
-    let place = Place::new();
-    let side = 3000;
-    let [a, b] = place.factors(side, side);
-    let out = place.path("out.npy");
-    let (mut killed, mut numbers) = (0, [("TERM", 15), ("INT", 2), ("HUP", 1)].into_iter().cycle());
-    for _ in 0..12 {
-        fs::write(&out, "old").unwrap();
-        let mut command = Command::new(PROGRAM);
-        command.args(["multiply", "--backend", "cpu"]).args([&a, &b]).arg("-o").arg(&out);
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let (name, number) = numbers.next().unwrap();
-        // The file that is being written, not the one that only tries whether that is allowed.
-        let writing =
-            || parts(place.0.path()).iter().any(|part| fs::metadata(part).is_ok_and(|data| data.len() > 0));
-        while !writing() && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        signal(&child, name);
-        let status = child.wait().unwrap();
-        let whole = fs::metadata(&out).unwrap().len() == (side * side * 4 + 128) as u64;
-        let old = fs::read(&out).unwrap() == b"old";
-        assert!(whole || old, "a half file");
-        assert_eq!(parts(place.0.path()), [] as [PathBuf; 0], "{status}");
-        if status.signal() == Some(number) {
-            killed += 1;
-        } else {
-            assert!(status.success() && whole, "{status}");
-        }
-    }
-    assert!(killed > 0, "no signal came while the result was written");
-    println!("{killed} of 12 were ended while they wrote");
-}
-
-#[test]
-fn a_signal_ends_calibrate_and_leaves_its_profile() {
-    let place = Place::new();
-    let profile = place.path("profile.json");
-    fs::write(&profile, "old").unwrap();
-    let mut command = Command::new(PROGRAM);
-    command.args(["calibrate", "--backend", "cpu", "--threads", "1", "--profile"]).arg(&profile);
-    let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(child.try_wait().unwrap(), None, "it measured nothing");
-    signal(&child, "TERM");
-    assert_eq!(child.wait().unwrap().signal(), Some(15));
-    assert_eq!(
-        (fs::read(&profile).unwrap(), place.names()),
-        (b"old".to_vec(), vec!["profile.json".to_owned()])
-    );
-}
-
-#[test]
-fn a_signal_that_is_ignored_stays_ignored() {
-    let place = Place::new();
-    let [a, b] = place.factors(1500, 1500);
-    let out = place.path("out.npy");
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", PROGRAM, "multiply"])
-        .args([&a, &b])
-        .arg("-o")
-        .arg(&out);
-    let mut child = command.spawn().unwrap();
-    for _ in 0..5 {
-        std::thread::sleep(Duration::from_millis(20));
-        // It may have ended.
-        let _ =
-            Command::new("kill").args(["-s", "HUP", &child.id().to_string()]).stderr(Stdio::null()).status();
-    }
-    assert!(child.wait().unwrap().success());
-    assert!(out.exists());
 }

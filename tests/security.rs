@@ -1,28 +1,19 @@
 //! What `SECURITY.md` says of the command line and its surroundings.
 #![cfg(all(feature = "cli", unix))]
 
-use std::ffi::OsStr;
+#[path = "support/place.rs"]
+mod place;
+
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use ane_matmul::{ShimLibrary, Tensor, npy};
+use ane_matmul::ShimLibrary;
 use ane_matmul_shims::REFERENCE;
+use place::Place;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ane-matmul");
-
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-}
 
 fn succeeded(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -51,25 +42,11 @@ fn code_from_a_place_that_everybody_may_write_to_is_named() {
 #[test]
 fn links_are_replaced_and_never_followed() {
     let place = Place::new();
-    let [matrix, weights, out, target] =
-        ["m.npy", "w.safetensors", "out", "target"].map(|name| place.path(name));
-    npy::write(&matrix, &Tensor::filled(4, 4, 1f32).unwrap()).unwrap();
-    let header = r#"{"w":{"dtype":"F32","shape":[32,32],"data_offsets":[0,4096]}}   "#;
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.bytes());
-    bytes.resize(bytes.len() + 4096, 0);
-    fs::write(&weights, bytes).unwrap();
-    let compare: [&dyn AsRef<OsStr>; 5] = [&"compare", &"--sizes", &"8", &"--samples", &"1"];
-    let commands: [Vec<&dyn AsRef<OsStr>>; 6] = [
-        vec![&"multiply", &matrix, &matrix, &"-o", &out],
-        vec![&"quantize", &weights, &out, &"--type", &"int8"],
-        [&compare[..], &[&"--json", &out]].concat(),
-        [&compare[..], &[&"--svg", &out]].concat(),
-        [&compare[..], &[&"--report", &out]].concat(),
-        vec![&"probe", &"8x8x8", &"--backend", &"reference", &"--quarantine", &out],
-    ];
-    for arguments in commands {
-        let name = arguments[0].as_ref().display().to_string();
+    let [out, target] = ["out", "target"].map(|name| place.path(name));
+    let probe = ["probe", "8x8x8", "--backend", "reference", "--quarantine"].map(OsString::from);
+    let probe = probe.into_iter().chain([out.clone().into()]).collect();
+    for arguments in place.writers(&out).into_iter().chain([probe]) {
+        let name = arguments[0].display().to_string();
         fs::write(&target, "target").unwrap();
         let _ = fs::remove_file(&out);
         symlink(&target, &out).unwrap();
@@ -78,7 +55,7 @@ fn links_are_replaced_and_never_followed() {
             // It writes what it finds.
             command.env("ANE_MATMUL_SHIM", REFERENCE).env("ANE_REFERENCE_FAULT", "wrong");
         }
-        let output = command.args(arguments.iter().map(AsRef::as_ref)).output().unwrap();
+        let output = command.args(arguments).output().unwrap();
         if name != "probe" {
             succeeded(&output);
         }
@@ -97,7 +74,7 @@ fn nothing_is_loaded_from_the_working_directory() {
     fs::write(place.path(profile), "{").unwrap();
     let devices = |place: &Place| {
         let mut command = Command::new(PROGRAM);
-        let output = command.arg("devices").current_dir(place.0.path()).env("HOME", empty.0.path());
+        let output = command.arg("devices").current_dir(place.directory()).env("HOME", empty.directory());
         let output = output.env_remove("XDG_DATA_HOME").output().unwrap();
         succeeded(&output);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -107,7 +84,7 @@ fn nothing_is_loaded_from_the_working_directory() {
 
     // A name without a directory is a file here, and not a library of the system's.
     let mut command = Command::new(PROGRAM);
-    command.arg("devices").current_dir(empty.0.path()).env("ANE_MATMUL_SHIM", "libc.so.6");
+    command.arg("devices").current_dir(empty.directory()).env("ANE_MATMUL_SHIM", "libc.so.6");
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && text.contains("libc.so.6: load: No such file"), "{text}");

@@ -1,11 +1,14 @@
 //! Mixed products from 8 threads through a cache that evicts, self-checks on, on backends that fail and
-//! miscalculate at random: no wrong number, no deadlock, memory and threads flat.
+//! miscalculate at random, and on the CPU engine with threads of its own that products share while they
+//! live: no wrong number, no deadlock, memory and threads flat.
 //!
 //! A program of its own. Without arguments it runs for a few seconds; `scripts/soak --seconds N` for
 //! longer. Time passes in rounds: each loads the shims anew, with other faults, and ends with nothing left.
 
-use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+#[path = "support/counting.rs"]
+mod counting;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ane_matmul::{
@@ -13,6 +16,7 @@ use ane_matmul::{
     OnMismatch, ProductCache, Random, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
 };
 use ane_matmul_shims::{NEURAL, REFERENCE, TEST_DOUBLE};
+use counting::bytes_live;
 
 const THREADS: usize = 8;
 
@@ -32,33 +36,12 @@ const RESIDENT_SLACK: usize = 48 << 20;
 const STUCK_TICKS: u32 = 600;
 const TICK: Duration = Duration::from_millis(100);
 
-struct Counting;
-
-static BYTES_LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: AllocLayout) -> *mut u8 {
-        BYTES_LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps to the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: AllocLayout) {
-        BYTES_LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps to the contract of `dealloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
 /// What happened, of all rounds.
 #[derive(Debug, Default)]
 struct Tally {
     runs: AtomicU64,
     executors: AtomicU64,
+    on_several_threads: AtomicU64,
     planted_errors: AtomicU64,
     wrong_results_found: AtomicU64,
     reruns: AtomicU64,
@@ -101,7 +84,8 @@ impl Job {
             [4, 16, 16],
             [8, 40, 24],
             [17, 65, 30],
-            [64, 64, 64],
+            // Large enough for three threads of the CPU engine, where `open` allows so many.
+            [64, 128, 144],
             [3, 128, 100],
             [1, 7, 300],
             [31, 5, 9],
@@ -201,6 +185,9 @@ impl Worker<'_> {
             Ok(compiled) => compiled,
             Err(error) => return self.planted(&error, &id),
         };
+        if compiled.report().threads > Some(1) {
+            count(&self.tally.on_several_threads, 1);
+        }
         match compiled.executor() {
             Ok(executor) => self.held.push((index, executor, rerun)),
             Err(error) => return self.planted(&error, &id),
@@ -330,7 +317,7 @@ fn left(live_before: usize, idle: usize) -> (usize, usize, usize) {
     let mut now = (0, 0, 0);
     for _ in 0..300 {
         let (resident, threads) = process().unwrap_or((0, 1));
-        now = (BYTES_LIVE.load(Ordering::Relaxed), resident, threads);
+        now = (bytes_live(), resident, threads);
         if threads == idle && now.0 <= live_before {
             break;
         }
@@ -389,6 +376,7 @@ fn main() {
     );
     for (what, number) in [
         ("runs", &tally.runs),
+        ("executors on several threads", &tally.on_several_threads),
         ("planted errors", &tally.planted_errors),
         ("wrong results found", &tally.wrong_results_found),
         ("reruns", &tally.reruns),

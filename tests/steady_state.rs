@@ -2,8 +2,8 @@
 //!
 //! A program of its own, without the test harness, whose threads would be counted too.
 
-use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[path = "support/counting.rs"]
+mod counting;
 
 use ane_matmul::{
     Activation, BackendId, Backends, CompileOptions, ElementType, ElementTypes, Inputs, InstantStart, MatMul,
@@ -11,30 +11,7 @@ use ane_matmul::{
 };
 use ane_matmul_conformance::{Case, with_run};
 use ane_matmul_shims::REFERENCE;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static BYTES_LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: AllocLayout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        BYTES_LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps to the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: AllocLayout) {
-        BYTES_LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps to the contract of `dealloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use counting::{allocations, bytes_live};
 
 /// While another backend compiles, after the move to it, and after its failure.
 fn instant_start() {
@@ -58,12 +35,12 @@ fn instant_start() {
         // The move allocates; and the thread that compiles may do so while it starts.
         executor.run(&inputs, &mut c).unwrap();
         let quiet = (0..100).any(|_| {
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let before = allocations();
             for _ in 0..1000 {
                 executor.run(&inputs, &mut c).unwrap();
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
-            ALLOCATIONS.load(Ordering::Relaxed) == before
+            allocations() == before
         });
         println!("instant start, {fault}: {:?}", state());
         assert!(quiet, "{fault}: runs allocate");
@@ -94,9 +71,9 @@ fn narrow_types() {
             };
             with_run(&case, &options, |run| {
                 run();
-                let before = ALLOCATIONS.load(Ordering::Relaxed);
+                let before = allocations();
                 (0..20).for_each(|_| run());
-                assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "allocations of {case}");
+                assert_eq!(allocations() - before, 0, "allocations of {case}");
             });
             products += 1;
         }
@@ -134,11 +111,11 @@ fn main() {
     let inputs = Inputs::new(&x).bias(&bias).residual(&residual);
     executor.run(&inputs, &mut y).unwrap();
 
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = allocations();
     for _ in 0..1000 {
         executor.run(&inputs, &mut y).unwrap();
     }
-    let total = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let total = allocations() - before;
     println!("8x40x24: {total} allocations in 1000 runs");
     assert_eq!(total, 0);
 
@@ -150,11 +127,11 @@ fn main() {
     let mut c = Tensor::<f32>::zeros(256, 288).unwrap();
     let inputs_large = Inputs::new(&a).b(&b);
     let warm_up = |runs, executor: &mut ane_matmul::Executor, c: &mut Tensor<f32>| {
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let before = allocations();
         for _ in 0..runs {
             executor.run(&inputs_large, &mut *c).unwrap();
         }
-        ALLOCATIONS.load(Ordering::Relaxed) - before
+        allocations() - before
     };
     warm_up(50, &mut large, &mut c);
     let total = warm_up(100, &mut large, &mut c);
@@ -169,11 +146,11 @@ fn main() {
     let mut executor64 = compiled.executor().unwrap();
     let inputs64 = Inputs::new(&wide).b(&wide);
     executor64.run_f64(&inputs64, c64.view_mut()).unwrap();
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = allocations();
     for _ in 0..100 {
         executor64.run_f64(&inputs64, c64.view_mut()).unwrap();
     }
-    let total = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let total = allocations() - before;
     assert_eq!(total, 0, "allocations of run_f64");
 
     // On the threads of `large`, which have started.
@@ -190,24 +167,20 @@ fn main() {
             let b = weights.view();
             let inputs = if constant { Inputs::new(&x) } else { Inputs::new(&x).b(b) };
             executor.run(&inputs, &mut y).unwrap();
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let before = allocations();
             for _ in 0..100 {
                 executor.run(&inputs, &mut y).unwrap();
             }
-            assert_eq!(
-                ALLOCATIONS.load(Ordering::Relaxed) - before,
-                0,
-                "allocations of {product} with checks"
-            );
+            assert_eq!(allocations() - before, 0, "allocations of {product} with checks");
             assert_eq!(executor.checks().checked, 101);
         }
     }
 
-    let live = BYTES_LIVE.load(Ordering::Relaxed);
+    let live = bytes_live();
     for _ in 0..1_000_000 {
         executor.run(&inputs, &mut y).unwrap();
     }
-    assert_eq!(BYTES_LIVE.load(Ordering::Relaxed), live, "bytes after 1,000,000 runs");
+    assert_eq!(bytes_live(), live, "bytes after 1,000,000 runs");
     println!("1,000,000 runs: {live} bytes live before and after");
     // Last: a thread of it hangs until the end.
     instant_start();

@@ -1,5 +1,5 @@
 //! Builds the reference shim twice, linked in and as a dynamic library, once more as a test double,
-//! and libraries that are broken on purpose.
+//! libraries that are broken on purpose, and one that ends what it is preloaded into.
 
 use std::path::{Path, PathBuf};
 
@@ -44,6 +44,8 @@ fn main() {
     library("double", Path::new("double.c"));
     println!("cargo::rerun-if-changed=neural.c");
     library("neural", Path::new("neural.c"));
+    println!("cargo::rerun-if-changed=signal_at_fsync.c");
+    library("signal_at_fsync", Path::new("signal_at_fsync.c"));
     for (name, change) in CHANGED {
         let whole = change.contains("ane_matmul_shim") || change.starts_with("int");
         let text = if whole {

@@ -11,6 +11,10 @@ pub const TEST_DOUBLE: &str = env!("SHIM_DOUBLE");
 /// The reference shim as `neural`, which takes the Neural Engine as a candidate.
 pub const NEURAL: &str = env!("SHIM_NEURAL");
 
+/// No shim: preloaded into a program (`LD_PRELOAD`), it sends the signal `ANE_MATMUL_TEST_SIGNAL` where a file
+/// that is written is flushed to the disk, and keeps it from going on.
+pub const SIGNAL_AT_FSYNC: &str = env!("SHIM_SIGNAL_AT_FSYNC");
+
 /// A name, the library, and a part of the message that loading it must give.
 pub const BROKEN: [(&str, &str, &str); 8] = [
     ("missing symbol", env!("SHIM_MISSING_SYMBOL"), "does not export `ane_matmul_shim`"),
