@@ -217,4 +217,16 @@ mod tests {
         assert_eq!(layout.span(), 6);
         assert!(!layout.is_packed());
     }
+
+    #[test]
+    fn strides_are_named_where_they_matter() {
+        let text = |batch, rows, cols, leading_dimension, batch_stride| {
+            Layout::strided(batch, rows, cols, leading_dimension, batch_stride).unwrap().to_string()
+        };
+        assert_eq!(text(1, 2, 3, 3, 6), "2x3");
+        assert_eq!(text(1, 1, 3, 9, 100), "1x3");
+        assert_eq!(text(3, 4, 5, 5, 20), "3x4x5");
+        assert_eq!(text(3, 4, 5, 7, 28), "3x4x5 with leading dimension 7");
+        assert_eq!(text(3, 4, 5, 5, 100), "3x4x5 with batch stride 100");
+    }
 }

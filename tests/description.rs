@@ -108,3 +108,23 @@ fn contradictory_types_and_schemes_are_errors() {
     let bias = ElementTypes { bias: ElementType::U8, ..ElementTypes::F32 };
     assert!(problem(MatMul::builder(1, 1, 1).types(bias).bias(true)).contains("a bias of type u8"));
 }
+
+#[test]
+fn a_description_says_what_is_not_the_default() {
+    let text = |builder: MatMulBuilder| builder.build().unwrap().to_string();
+    assert_eq!(text(MatMul::builder(2, 3, 4)), "2x3x4 f32");
+    let everything = MatMul::builder(2, 3, 4)
+        .batch(5)
+        .transpose_a(true)
+        .transpose_b(true)
+        .constant_b(true)
+        .variable_m(true)
+        .alpha(0.5)
+        .bias(true)
+        .residual(true)
+        .activation(Activation::Relu);
+    let expected = "5 x 2x3x4 f32 A^T B^T constant B variable m alpha 0.5 +bias +residual relu";
+    assert_eq!(text(everything), expected);
+    let types = ElementTypes { b: ElementType::F16, output: ElementType::F32, ..ElementTypes::BF16 };
+    assert_eq!(text(MatMul::builder(2, 3, 4).types(types)), "2x3x4 bf16 x f16 -> f32");
+}

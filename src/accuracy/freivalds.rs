@@ -302,4 +302,47 @@ mod tests {
         let inputs = Inputs::new(&one).b(&one).bias(&[1f32]);
         assert!(matches!(freivalds(&product, &inputs, None, &one, 1, 1), Err(Error::Description { .. })));
     }
+
+    #[test]
+    fn errors_that_cancel_in_a_sum_are_found() {
+        let (product, a, b, mut c) = setup();
+        c.data_mut()[3] += 1.0;
+        c.data_mut()[4] -= 1.0;
+        assert!(!freivalds(&product, &Inputs::new(&a).b(&b), None, &c, 20, 1).unwrap().passed());
+    }
+
+    #[test]
+    fn columns_with_nan_are_left_out_and_no_rounds_find_nothing() {
+        let (product, a, mut b, mut c) = setup();
+        b.data_mut()[3 * 30 + 5] = f32::NAN; // column 5
+        for row in 0..20 {
+            c.data_mut()[row * 30 + 5] = f32::NAN;
+        }
+        let inputs = Inputs::new(&a).b(&b);
+        let found = freivalds(&product, &inputs, None, &c, 5, 1).unwrap();
+        assert!(found.passed(), "{found:?}");
+        assert_eq!(found.skipped, (0, 1));
+        c.data_mut()[6] += 1.0;
+        assert!(!freivalds(&product, &inputs, None, &c, 20, 1).unwrap().passed());
+        let none = freivalds(&product, &inputs, None, &c, 0, 1).unwrap();
+        assert_eq!((none.passed(), none.failure_probability), (true, 1.0));
+    }
+
+    #[test]
+    fn the_tolerance_of_a_row_is_the_sum_of_its_bounds() {
+        let (product, a, b, c) = setup();
+        let detectable = freivalds(&product, &Inputs::new(&a).b(&b), None, &c, 1, 1).unwrap().detectable;
+        let size = |i: usize| -> f64 {
+            (0..40)
+                .map(|p| {
+                    let row: f64 = (0..30).map(|j| f64::from(b.data()[p * 30 + j]).abs()).sum();
+                    f64::from(a.data()[p * 20 + i]).abs() * row
+                })
+                .sum()
+        };
+        let largest = (0..20).map(size).fold(0.0, f64::max);
+        // gamma_40, at least one rounding for alpha, one for C.
+        let least = 0.5 * largest * 42.0 * 2f64.powi(-24);
+        assert!(detectable >= least && detectable < 1.1 * least, "{detectable} {least}");
+    }
 }

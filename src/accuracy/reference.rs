@@ -396,6 +396,7 @@ fn multiply_on_threads(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::matmul::ElementTypes;
     use crate::tensor::Tensor;
     use crate::view::TensorView;
 
@@ -467,5 +468,25 @@ mod tests {
         let (mut sums2, mut sizes2) = (vec![0.0; m * n], vec![0.0; m * n]);
         multiply_on_threads(a.data(), b.data(), (n, k), &mut sums2, &mut sizes2);
         assert_eq!((sums, sizes), (sums2, sizes2));
+    }
+
+    #[test]
+    fn truncated_operands_widen_the_bound() {
+        let mut bounds = Bounds::new(&MatMul::new(2, 2, 40).unwrap());
+        let gamma_k = bounds.gamma_k;
+        bounds.allow_truncated_operands();
+        let expected = gamma_k + (2f64.powi(-9) + 2f64.powi(-20)) * (1.0 + gamma_k);
+        assert!((bounds.gamma_k - expected).abs() < 1e-15, "{} {expected}", bounds.gamma_k);
+    }
+
+    #[test]
+    fn roundings_after_an_exact_sum_are_counted() {
+        let types = ElementTypes { output: ElementType::I32, bias: ElementType::I32, ..ElementTypes::INT8 };
+        let plain = || MatMul::builder(2, 3, 4).types(types);
+        assert_eq!(integer_roundings(&plain().build().unwrap()), 0);
+        assert_eq!(integer_roundings(&plain().bias(true).build().unwrap()), 5);
+        assert_eq!(integer_roundings(&plain().residual(true).build().unwrap()), 6);
+        let floats = MatMul::builder(2, 3, 4).types(ElementTypes::INT8).build().unwrap();
+        assert_eq!(integer_roundings(&floats), 4);
     }
 }

@@ -60,7 +60,7 @@ fn check(b: &Tensor<f32>, transpose: bool, how: &WeightScheme) {
     let back = dequantize(&weights, transpose, how.scheme).unwrap();
     let groups = Groups::new(weights.layout(), transpose, how.scheme).unwrap().unwrap();
     let scales = weights.scales().unwrap();
-    let (mut max, mut sum) = (0f64, 0f64);
+    let (mut max, mut sum, mut squares) = (0f64, 0f64, 0f64);
     for ((x, y), (item, row, col)) in b.data().iter().zip(back.data()).zip(elements(weights.layout())) {
         let (group, column) = groups.place(row, col);
         let scale = scales.get(item, group, column).unwrap();
@@ -68,8 +68,11 @@ fn check(b: &Tensor<f32>, transpose: bool, how: &WeightScheme) {
         assert!(off <= scale / 2.0 * (1.0 + 2f64.powi(-16)), "{how:?}: {x} became {y}, scale {scale}");
         max = max.max(off);
         sum += off * off;
+        squares += f64::from(*x) * f64::from(*x);
     }
-    let rms = (sum / b.data().len() as f64).sqrt();
+    let root_mean = |sum: f64| (sum / b.data().len() as f64).sqrt();
+    let rms = root_mean(sum);
+    assert!((error.rms - root_mean(squares)).abs() <= 1e-7, "{how:?}");
     assert!((error.max_abs_error - max).abs() <= 1e-7 && (error.rms_error - rms).abs() <= 1e-7, "{how:?}");
     assert!(error.rms_error > 0.0 && error.rms_error <= error.max_abs_error);
 }
@@ -100,8 +103,14 @@ fn zeros_stay_zeros_and_bad_weights_are_errors() {
 #[test]
 fn what_is_representable_is_what_can_be_quantised() {
     let limit = f32::from(half::f16::MAX);
-    for scheme in [WeightScheme::INT8, WeightScheme::INT4, WeightScheme::INT4.with_scales(ElementType::F32)] {
-        let (first, last) = scheme.range().unwrap();
+    let off_centre = WeightScheme {
+        element: ElementType::U8,
+        ..WeightScheme::INT8.with_scheme(QuantB::PerTensor { zero_point: 100 })
+    };
+    let f32_scales = WeightScheme::INT4.with_scales(ElementType::F32);
+    for scheme in [WeightScheme::INT8, WeightScheme::INT4, f32_scales, off_centre] {
+        let zero = f64::from(scheme.scheme.zero_point());
+        let (first, last) = scheme.range().map(|(first, last)| (first - zero, last - zero)).unwrap();
         let mut both = [false; 2];
         #[allow(clippy::cast_possible_truncation, reason = "small numbers")]
         let ends = [limit * last as f32, limit * first as f32];
@@ -136,4 +145,30 @@ fn scales_are_rounded_up_and_those_beyond_f16_are_errors() {
     let large = Tensor::filled(2, 2, 1e9f32).unwrap();
     assert!(matches!(quantize(&large, false, &WeightScheme::INT8), Err(Error::Scale { .. })));
     assert!(quantize(&large, false, &WeightScheme::INT8.with_scales(ElementType::F32)).is_ok());
+}
+
+#[test]
+fn scales_of_f32_are_the_smallest_that_suffice() {
+    for x in [0.1, 1.0, 1.0 + 1e-9, 1.0 - 1e-9, 3e38] {
+        let scale = round_up(x, ElementType::F32).unwrap();
+        assert!(f64::from(scale) >= x && f64::from(scale.next_down()) < x, "{x}: {scale}");
+    }
+}
+
+#[test]
+fn columns_and_groups_have_scales_of_their_own() {
+    let b = Tensor::from_fn(8, 3, |row, col| if row < 4 { (1 + col) as f32 } else { 10.0 }).unwrap();
+    let scales = |scheme| quantize(&b, false, &WeightScheme::INT8.with_scheme(scheme)).unwrap().0;
+    let groups = QuantB::PerGroup { group_size: 4, zero_point: 0 };
+    let weights = scales(groups);
+    let by_group = weights.scales().unwrap();
+    for (group, col, largest) in [(0, 0, 1.0), (0, 2, 3.0), (1, 0, 10.0), (1, 2, 10.0)] {
+        let scale = by_group.get(0, group, col).unwrap();
+        assert!((scale * 127.0 / largest - 1.0).abs() < 1e-3, "{group} {col}: {scale}");
+    }
+    let by_column = scales(QuantB::PerColumn { zero_point: 0 });
+    let wrong = dequantize(&by_column, false, groups);
+    assert!(matches!(wrong, Err(Error::Shape { operand: crate::Operand::Scales, .. })), "{wrong:?}");
+    let bare = Weights::new(&Tensor::filled(8, 3, 1i8).unwrap()).unwrap();
+    assert!(matches!(dequantize(&bare, false, groups), Err(Error::Missing { .. })));
 }
