@@ -289,32 +289,40 @@ fn the_longest_sums() {
 
 /// bf16 numbers below the smallest normal one count, in A and in B; dot-product instructions take them for 0.
 fn subnormals() {
-    let (large, small) = (bf16::from_f32(2f32.powi(100)), bf16::from_f32(2f32.powi(-130)));
-    assert!(small != bf16::ZERO);
-    for (a, b) in [(large, small), (small, large)] {
-        for constant_b in [true, false] {
-            let product = MatMul::builder(3, N, 5)
-                .types(ElementTypes::BF16)
-                .constant_b(constant_b)
-                .build()
-                .expect("a valid description");
-            // One element of each is not 0: in row 1 of A and column 20 of B.
-            let a =
-                Tensor::from_fn(3, 5, |row, p| if (row, p) == (1, 4) { a } else { bf16::ZERO }).expect("A");
-            let b =
-                Tensor::from_fn(5, N, |p, col| if (p, col) == (4, 20) { b } else { bf16::ZERO }).expect("B");
-            let weights = Weights::new(&b).expect("weights");
-            let compiled = product
-                .compile(&BackendId::CPU, constant_b.then_some(&weights), &CompileOptions::default())
-                .expect("it compiles");
-            let inputs = if constant_b { Inputs::new(&a) } else { Inputs::new(&a).b(&b) };
-            let mut c = Tensor::filled(3, N, f32::NAN).expect("C");
-            compiled.executor().expect("an executor").run(&inputs, &mut c).expect("it runs");
-            let expected =
-                Tensor::from_fn(3, N, |row, col| if (row, col) == (1, 20) { 2f32.powi(-30) } else { 0.0 });
-            assert_eq!(c, expected.expect("C"), "constant: {constant_b}");
+    let large = bf16::from_f32(2f32.powi(100));
+    // The smallest and the largest, both signs.
+    for small in [1, 0x7f, 0x8001, 0x807f].map(bf16::from_bits) {
+        let product = f32::from(large) * f32::from(small);
+        for (a, b) in [(large, small), (small, large)] {
+            for (constant_b, transpose_b) in [(true, false), (true, true), (false, false), (false, true)] {
+                one_element(a, b, product, constant_b, transpose_b);
+            }
         }
     }
+}
+
+/// One element of each operand is not 0: in row 1 of A and column 20 of op(B).
+fn one_element(a: bf16, b: bf16, product: f32, constant_b: bool, transpose_b: bool) {
+    const K: usize = 5;
+    let description = MatMul::builder(3, N, K)
+        .types(ElementTypes::BF16)
+        .constant_b(constant_b)
+        .transpose_b(transpose_b)
+        .build()
+        .expect("a valid description");
+    let a = Tensor::from_fn(3, K, |row, p| if (row, p) == (1, 4) { a } else { bf16::ZERO }).expect("A");
+    let (rows, cols, place) = if transpose_b { (N, K, (20, 4)) } else { (K, N, (4, 20)) };
+    let b = Tensor::from_fn(rows, cols, |row, col| if (row, col) == place { b } else { bf16::ZERO });
+    let b = b.expect("B");
+    let weights = Weights::new(&b).expect("weights");
+    let compiled = description
+        .compile(&BackendId::CPU, constant_b.then_some(&weights), &CompileOptions::default())
+        .expect("it compiles");
+    let inputs = if constant_b { Inputs::new(&a) } else { Inputs::new(&a).b(&b) };
+    let mut c = Tensor::filled(3, N, f32::NAN).expect("C");
+    compiled.executor().expect("an executor").run(&inputs, &mut c).expect("it runs");
+    let expected = Tensor::from_fn(3, N, |row, col| if (row, col) == (1, 20) { product } else { 0.0 });
+    assert_eq!(c, expected.expect("C"), "constant: {constant_b}, transposed: {transpose_b}");
 }
 
 fn all() {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::buffer::Buffer;
 use super::super::finish::Finish;
@@ -113,10 +114,9 @@ impl DotRun {
 
 impl Run for DotRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
-        // SAFETY: a plan's kernels are of instructions that are here.
-        let subnormals = |view: &AnyView<'_>| unsafe { has_subnormals(view) };
         if let Some(exact) = &mut self.exact
-            && (subnormals(&args.a) || args.b.as_ref().is_some_and(subnormals))
+            // SAFETY: a plan's kernels are of instructions that are here.
+            && unsafe { has_subnormals(&args.a) }
         {
             return exact.run(args);
         }
@@ -139,6 +139,7 @@ impl Run for DotRun {
             residual: args.residual,
             output,
             scratch: self.scratch.as_mut_ptr(),
+            subnormal_b: AtomicBool::new(false),
         };
         let (items, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
         match &typed.pool {
@@ -149,6 +150,11 @@ impl Run for DotRun {
                     call.compute(index, &split.share(plan.kernels, index, items, rows, cols));
                 });
             }
+        }
+        if let Some(exact) = &mut self.exact
+            && call.subnormal_b.into_inner()
+        {
+            return exact.run(args);
         }
         Ok(())
     }
@@ -163,6 +169,8 @@ struct Call<'a> {
     residual: Option<AnyView<'a>>,
     output: Output<'a>,
     scratch: *mut Scratch,
+    /// Whether packing met a subnormal element, so that C is not what it should be.
+    subnormal_b: AtomicBool,
 }
 
 // SAFETY: C and the scratch memory come from exclusive borrows that outlive the run; each share accesses
@@ -220,7 +228,9 @@ impl Call<'_> {
         let start = block.panels.start_mut();
         // SAFETY: the executor has checked that B covers its layout; the panels have room for a block's
         // columns; a plan's kernels are of instructions that are here.
-        unsafe { block.packer.pack(view, item, cols, start, sums) };
+        if unsafe { block.packer.pack(view, item, cols, start, sums) } {
+            self.subnormal_b.store(true, Ordering::Relaxed);
+        }
         let offset = offset(&plan.typed);
         for sum in &mut *sums {
             *sum = sum.wrapping_mul(offset);

@@ -103,7 +103,8 @@ impl Packer {
         Ok(Self { kernels, lane, transpose, k: product.k(), stage })
     }
 
-    /// Packs some columns of op(B); the sums of integers are written to `sums`, which is empty for bf16.
+    /// Packs some columns of op(B); the sums of integers are written to `sums`, which is empty for bf16. Whether
+    /// a bf16 among them is subnormal, which the instruction would take for 0.
     ///
     /// # Safety
     /// `view` covers the product's B, `out` has room for [`packed_b_len`] of its words, and the
@@ -115,7 +116,7 @@ impl Packer {
         cols: &Range<usize>,
         out: *mut f32,
         sums: &mut [i32],
-    ) {
+    ) -> bool {
         sums.fill(0);
         let layout = view.layout();
         match (self.lane, view) {
@@ -125,14 +126,14 @@ impl Packer {
                 // SAFETY: a bf16 is its 16 bits.
                 let data = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u16>(), data.len()) };
                 // SAFETY: by the function's own contract.
-                unsafe { self.pack_elements::<u16, 2>(data, layout, item, cols, out, sums) };
+                unsafe { self.pack_elements::<u16, 2>(data, layout, item, cols, out, sums) }
             }
             (Lane::Int8Quad, AnyView::I8(view)) => {
                 // SAFETY: by the function's own contract.
-                unsafe { self.pack_elements::<i8, 4>(view.data(), layout, item, cols, out, sums) };
+                unsafe { self.pack_elements::<i8, 4>(view.data(), layout, item, cols, out, sums) }
             }
             // `lane_of` leaves the two.
-            _ => {}
+            _ => false,
         }
     }
 
@@ -147,7 +148,8 @@ impl Packer {
         cols: &Range<usize>,
         out: *mut f32,
         sums: &mut [i32],
-    ) {
+    ) -> bool {
+        let mut subnormal = false;
         let (kernels, k) = (self.kernels, self.k);
         let (panel, words) = (kernels.panel(), k.div_ceil(PER_WORD));
         let (start, stride) = (layout.item_offset(item), layout.leading_dimension());
@@ -160,6 +162,7 @@ impl Packer {
                     for (word, elements) in row.iter_mut().zip(&mut elements) {
                         *word = word_of::<T, PER_WORD>(elements);
                     }
+                    subnormal |= column.iter().fold(false, |any, x| any | x.is_subnormal());
                     if let Some(sum) = sums.get_mut(first - cols.start + i) {
                         *sum = column.iter().fold(0, |sum, x| sum.wrapping_add(x.integer()));
                     }
@@ -169,7 +172,7 @@ impl Packer {
                 // SAFETY: the stage has the columns, and `out` room for them; kernels move words as they are.
                 unsafe { pack_b(kernels, from, words, there, out) };
             }
-            return;
+            return subnormal;
         }
         // Few rows at a time, so that their pages stay at hand.
         for first_word in (0..words).step_by(K_STEP) {
@@ -188,9 +191,10 @@ impl Packer {
                 };
                 // SAFETY: the rows are there, since B covers its layout, as well as the sums of integers;
                 // `out` has room for the panel's words.
-                unsafe { T::interleave::<PER_WORD>(&of_panel) };
+                subnormal |= unsafe { T::interleave::<PER_WORD>(&of_panel) };
             }
         }
+        subnormal
     }
 }
 
@@ -214,14 +218,18 @@ trait Narrow: Copy {
     /// What sums of columns are of.
     fn integer(self) -> i32;
 
+    /// Whether the instruction takes it for 0, though it is not.
+    fn is_subnormal(self) -> bool;
+
     /// Writes `PER_WORD` rows at a time as words, with 0 for what is missing, and adds integers to the sums
-    /// of their columns.
+    /// of their columns; whether an element is subnormal.
     ///
     /// # Safety
     /// The elements and the sums are there, there is room for the words, and the instructions of the
     /// kernels are here.
     #[inline(always)]
-    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<Self>) {
+    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<Self>) -> bool {
+        let mut subnormal = false;
         for word in 0..i.rows.div_ceil(PER_WORD) {
             for col in 0..i.to_stride {
                 let rows = word * PER_WORD..i.rows.min((word + 1) * PER_WORD);
@@ -230,6 +238,7 @@ trait Narrow: Copy {
                     // SAFETY: by the function's own contract.
                     let x = unsafe { *i.from.add(row * i.from_stride + col) };
                     bits |= x.bits() << (place * 32 / PER_WORD);
+                    subnormal |= x.is_subnormal();
                     if PER_WORD == 4 {
                         // SAFETY: as above.
                         unsafe { *i.sums.add(col) = (*i.sums.add(col)).wrapping_add(x.integer()) };
@@ -239,6 +248,7 @@ trait Narrow: Copy {
                 unsafe { i.to.add(word * i.to_stride + col).write(bits) };
             }
         }
+        subnormal
     }
 }
 
@@ -253,11 +263,17 @@ impl Narrow for i8 {
         self.into()
     }
 
+    #[inline(always)]
+    fn is_subnormal(self) -> bool {
+        false
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<i8>) {
+    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<i8>) -> bool {
         // SAFETY: by the function's own contract.
         unsafe { interleave_quads(i) };
+        false
     }
 }
 
@@ -274,11 +290,16 @@ impl Narrow for u16 {
         0
     }
 
+    #[inline(always)]
+    fn is_subnormal(self) -> bool {
+        self & 0x7f80 == 0 && self & 0x007f != 0
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<u16>) {
+    unsafe fn interleave<const PER_WORD: usize>(i: &Interleave<u16>) -> bool {
         // SAFETY: by the function's own contract.
-        unsafe { interleave_pairs(i) };
+        unsafe { interleave_pairs(i) }
     }
 }
 

@@ -64,49 +64,74 @@ pub(in super::super) unsafe fn copy_rows_unsigned(
     }
 }
 
-/// Whether a bf16 is subnormal: neither 0 nor with a bit in its exponent.
+/// The least of what [`subnormals`] looks at.
+#[cfg(feature = "half")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn least(least: __m512i, bf16: __m512i) -> __m512i {
+    // Without the sign and less one, so that 0 is the largest.
+    let twice = _mm512_add_epi16(bf16, bf16);
+    _mm512_min_epu16(least, _mm512_add_epi16(twice, _mm512_set1_epi16(-1)))
+}
+
+/// Whether there was a subnormal bf16, neither 0 nor with a bit in its exponent.
+#[cfg(feature = "half")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn subnormals(least: __m512i) -> bool {
+    _mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(0x00fe)) != 0
+}
+
+/// Whether a bf16 is subnormal.
 ///
 /// # Safety
 /// AVX-512 F and BW are there.
 #[cfg(feature = "half")]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(in super::super) unsafe fn any_subnormal(elements: &[u16]) -> bool {
-    let (exponent, fraction) = (_mm512_set1_epi16(0x7f80), _mm512_set1_epi16(0x007f));
-    let mut any = 0;
+    let mut seen = _mm512_set1_epi16(-1);
     for part in elements.chunks(32) {
         #[allow(clippy::cast_possible_truncation, reason = "32 lanes")]
         let mask = lanes(part.len()) as u32;
         // SAFETY: masked-out elements are not touched.
-        let x = unsafe { _mm512_maskz_loadu_epi16(mask, part.as_ptr().cast()) };
-        any |= _mm512_testn_epi16_mask(x, exponent) & _mm512_test_epi16_mask(x, fraction);
+        seen = least(seen, unsafe { _mm512_maskz_loadu_epi16(mask, part.as_ptr().cast()) });
     }
-    any != 0
+    subnormals(seen)
 }
 
-/// Writes rows of 16-bit elements as rows of pairs, with 0 for what is missing: [`Interleave`].
+/// How far ahead of its use a part of a row is asked for: rows are read a few bytes each, which the hardware
+/// does not follow.
+const AHEAD_BYTES: usize = 256;
+
+/// Writes rows of bf16 as rows of pairs, with 0 for what is missing, and says whether one is subnormal:
+/// [`Interleave`].
 ///
 /// # Safety
 /// AVX-512 F, VL and BW are there; the elements can be read, and there is room for the words.
 #[cfg(feature = "half")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(in super::super) unsafe fn interleave_pairs(i: &Interleave<u16>) {
+pub(in super::super) unsafe fn interleave_pairs(i: &Interleave<u16>) -> bool {
+    let mut seen = _mm512_set1_epi16(-1);
     for first in (0..i.cols).step_by(16) {
         let mask = mask16(i.cols - first);
         let row = |row: usize| {
             if row >= i.rows {
                 return _mm512_setzero_si512();
             }
-            // SAFETY: masked-out elements are not touched, others are there by the function's own contract.
+            let from = i.from.wrapping_add(row * i.from_stride + first);
+            // SAFETY: masked-out elements are not touched, others are there by the function's own contract;
+            // any address may be asked for.
             _mm512_cvtepu16_epi32(unsafe {
-                _mm256_maskz_loadu_epi16(mask, i.from.add(row * i.from_stride + first).cast())
+                _mm_prefetch::<_MM_HINT_T0>(from.cast::<i8>().wrapping_add(4 * AHEAD_BYTES));
+                _mm256_maskz_loadu_epi16(mask, from.cast())
             })
         };
         for word in 0..i.rows.div_ceil(2) {
             let pairs = _mm512_or_si512(row(2 * word), _mm512_slli_epi32::<16>(row(2 * word + 1)));
+            seen = least(seen, pairs);
             // SAFETY: there is room for whole vectors by the function's own contract.
             unsafe { _mm512_storeu_si512(i.to.add(word * i.to_stride + first).cast(), pairs) };
         }
     }
+    subnormals(seen)
 }
 
 /// Writes rows of bytes as rows of quads, with 0 for what is missing, and adds them to the sums of the
@@ -124,8 +149,13 @@ pub(in super::super) unsafe fn interleave_quads(i: &Interleave<i8>) {
             if row >= i.rows {
                 return _mm_setzero_si128();
             }
-            // SAFETY: masked-out elements are not touched, others are there by the function's own contract.
-            unsafe { _mm_maskz_loadu_epi8(mask, i.from.add(row * i.from_stride + first)) }
+            let from = i.from.wrapping_add(row * i.from_stride + first);
+            // SAFETY: masked-out elements are not touched, others are there by the function's own contract;
+            // any address may be asked for.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD_BYTES));
+                _mm_maskz_loadu_epi8(mask, from)
+            }
         };
         // SAFETY: as above.
         let mut sums = unsafe { _mm512_maskz_loadu_epi32(mask, i.sums.add(first)) };
