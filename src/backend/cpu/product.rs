@@ -309,7 +309,8 @@ impl Block {
             c_stride: part.c_stride,
             tail: kernels.lanes,
             accumulate: part.accumulate || self.first_k + inner > 0,
-            results: if complete { part.results } else { std::ptr::null() },
+            complete,
+            results: part.results,
             row: first_row,
             col,
         };

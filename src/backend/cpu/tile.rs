@@ -29,7 +29,9 @@ pub(super) struct Tile {
     pub tail: usize,
     /// Whether the sums go on from what C holds; else C is not read.
     pub accumulate: bool,
-    /// What makes results of the sums of integers; null leaves the sums.
+    /// Whether the sums are complete after this tile.
+    pub complete: bool,
+    /// What makes results of complete sums of integers; null leaves the sums.
     pub results: *const Results,
     /// The tile's first row and column in the part of C that `results` is for.
     pub row: usize,
@@ -79,6 +81,16 @@ pub(super) trait Dot<V: Simd> {
     unsafe fn load_b(from: *const f32, mask: Option<V::Mask>) -> V {
         // SAFETY: by the trait's contract.
         unsafe { V::load_part(from, mask) }
+    }
+
+    /// What the sums of each row start from, where they do not go on from what C holds.
+    ///
+    /// # Safety
+    /// As [`tile`].
+    #[inline(always)]
+    unsafe fn start<const NV: usize, const TAIL: bool>(_: &Tile) -> [V; NV] {
+        // SAFETY: by the trait's contract.
+        [unsafe { V::splat(0.0) }; NV]
     }
 
     /// `sum + a * b`, in each lane.
@@ -189,7 +201,7 @@ pub(super) unsafe fn tile<
         let mask = V::mask(t.tail);
         let last = |v: usize| TAIL && v == NV - 1;
         let column = |v: usize| v * V::LANES;
-        let mut sums = [[V::splat(0.0); NV]; MR];
+        let mut sums = [D::start::<NV, TAIL>(t); MR];
         if t.accumulate {
             for (i, row) in sums.iter_mut().enumerate() {
                 for (v, sum) in row.iter_mut().enumerate() {

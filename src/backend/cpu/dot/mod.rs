@@ -33,7 +33,7 @@ use crate::weights::Weights;
     not(any(target_arch = "x86_64", target_arch = "aarch64")),
     allow(unused_imports, reason = "kernels of these two alone use it")
 )]
-pub(super) use results::{Integers, store_results};
+pub(super) use results::{Integers, start_of_columns, store_results};
 use run::DotRun;
 #[cfg_attr(
     not(target_arch = "x86_64"),

@@ -17,31 +17,17 @@ pub(in super::super) unsafe trait Integers: Simd {
     unsafe fn to_floats(self) -> Self;
 }
 
-/// The sums less what is taken off: i32.
-struct Exact<'a>(&'a Results);
-
-/// That, times the scale of the column.
+/// The sums times the scale of the column.
 struct ByColumn<'a>(&'a Results);
 
 /// With what rows add, times the scales of row and column.
 struct ByRow<'a>(&'a Results);
 
-impl<V: Integers> Outcome<V> for Exact<'_> {
+impl<V: Integers> Outcome<V> for ByColumn<'_> {
     #[inline(always)]
     unsafe fn of(&self, sum: V, _: usize, col: usize, mask: Option<V::Mask>) -> V {
         // SAFETY: by the trait's contract.
-        unsafe { sum.sub_integers(V::load_part(self.0.taken_off.cast::<f32>().add(col), mask)) }
-    }
-}
-
-impl<V: Integers> Outcome<V> for ByColumn<'_> {
-    #[inline(always)]
-    unsafe fn of(&self, sum: V, row: usize, col: usize, mask: Option<V::Mask>) -> V {
-        // SAFETY: by the trait's contract.
-        unsafe {
-            let sum = Exact(self.0).of(sum, row, col, mask).to_floats();
-            sum.mul(V::load_part(self.0.scales.add(col), mask))
-        }
+        unsafe { sum.to_floats().mul(V::load_part(self.0.scales.add(col), mask)) }
     }
 }
 
@@ -51,10 +37,32 @@ impl<V: Integers> Outcome<V> for ByRow<'_> {
         // SAFETY: by the trait's contract.
         unsafe {
             let terms = &*self.0.rows.add(row);
-            let sum = Exact(self.0).of(sum, row, col, mask).add_integers(V::splat_integer(terms.add));
             let scale = V::splat(terms.scale).mul(V::load_part(self.0.scales.add(col), mask));
-            sum.to_floats().mul(scale)
+            sum.add_integers(V::splat_integer(terms.add)).to_floats().mul(scale)
         }
+    }
+}
+
+/// What is taken off the sums of each column, from which they start.
+///
+/// # Safety
+/// As [`tile`](super::super::tile::tile); the results are for the part that the tile belongs to.
+#[inline(always)]
+pub(in super::super) unsafe fn start_of_columns<V: Integers, const NV: usize, const TAIL: bool>(
+    t: &Tile,
+) -> [V; NV] {
+    // SAFETY: by the function's own contract.
+    unsafe {
+        let mut start = [V::splat_integer(0); NV];
+        let Some(results) = t.results.as_ref() else {
+            return start;
+        };
+        let mask = V::mask(t.tail);
+        for (v, start) in start.iter_mut().enumerate() {
+            let taken_off = results.taken_off.wrapping_add(t.col + v * V::LANES).cast();
+            *start = start.sub_integers(V::load_part(taken_off, (TAIL && v == NV - 1).then_some(mask)));
+        }
+        start
     }
 }
 
@@ -74,18 +82,16 @@ pub(in super::super) unsafe fn store_results<
 ) {
     // SAFETY: by the function's own contract.
     unsafe {
-        let Some(part) = t.results.as_ref() else {
+        let Some(part) = t.results.as_ref().filter(|part| t.complete && !part.scales.is_null()) else {
             return store_each::<V, AsTheyAre, MR, NV, TAIL>(t, sums, &AsTheyAre);
         };
         // From the tile's first row and column on.
         let results = &Results {
-            taken_off: part.taken_off.wrapping_add(t.col),
+            taken_off: part.taken_off,
             scales: part.scales.wrapping_add(t.col),
             rows: part.rows.wrapping_add(t.row),
         };
-        if part.scales.is_null() {
-            store_each::<V, Exact<'_>, MR, NV, TAIL>(t, sums, &Exact(results));
-        } else if part.rows.is_null() {
+        if part.rows.is_null() {
             store_each::<V, ByColumn<'_>, MR, NV, TAIL>(t, sums, &ByColumn(results));
         } else {
             store_each::<V, ByRow<'_>, MR, NV, TAIL>(t, sums, &ByRow(results));

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::dot::{Integers, store_results};
+use super::super::dot::{Integers, start_of_columns, store_results};
 use super::super::tile::{Dot, Tile};
 use super::avx512::Avx512;
 
@@ -33,6 +33,12 @@ impl Dot<Avx512> for Bf16Pairs {
 pub(in super::super) struct Int8Quads;
 
 impl Dot<Avx512> for Int8Quads {
+    #[inline(always)]
+    unsafe fn start<const NV: usize, const TAIL: bool>(t: &Tile) -> [Avx512; NV] {
+        // SAFETY: by the trait's contract.
+        unsafe { start_of_columns::<Avx512, NV, TAIL>(t) }
+    }
+
     #[inline(always)]
     unsafe fn add_product(a: Avx512, b: Avx512, sum: Avx512) -> Avx512 {
         // SAFETY: the caller vouches for the instruction set.

@@ -5,7 +5,7 @@ use std::arch::aarch64::{
 };
 use std::arch::asm;
 
-use super::super::dot::{Integers, store_results};
+use super::super::dot::{Integers, start_of_columns, store_results};
 use super::super::tile::{Dot, Tile};
 use super::neon::Neon;
 
@@ -14,6 +14,12 @@ use super::neon::Neon;
 pub(in super::super) struct Int8Quads;
 
 impl Dot<Neon> for Int8Quads {
+    #[inline(always)]
+    unsafe fn start<const NV: usize, const TAIL: bool>(t: &Tile) -> [Neon; NV] {
+        // SAFETY: by the trait's contract.
+        unsafe { start_of_columns::<Neon, NV, TAIL>(t) }
+    }
+
     #[inline(always)]
     unsafe fn add_product(a: Neon, b: Neon, sum: Neon) -> Neon {
         let mut sum = sum.0;
