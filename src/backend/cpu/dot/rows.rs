@@ -50,17 +50,29 @@ pub(super) fn has_terms(plan: &Plan) -> bool {
 /// The instructions of the kernels are here.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
 pub(super) unsafe fn has_subnormals(view: &AnyView<'_>) -> bool {
+    let layout = view.layout();
+    if layout.is_empty() {
+        return false;
+    }
     match view {
         #[cfg(feature = "half")]
-        AnyView::Bf16(view) => view.layout().row_spans().any(|(_, _, span)| {
-            let row = &view.data()[span];
-            // SAFETY: a bf16 is its 16 bits; the instructions are here by the function's own contract.
-            #[cfg(target_arch = "x86_64")]
-            let any = unsafe { any_subnormal(std::slice::from_raw_parts(row.as_ptr().cast(), row.len())) };
-            #[cfg(not(target_arch = "x86_64"))]
-            let any = row.iter().any(|x| x.to_bits() & 0x7f80 == 0 && x.to_bits() & 0x007f != 0);
-            any
-        }),
+        AnyView::Bf16(view) => {
+            let (rows, cols, stride) = (layout.rows(), layout.cols(), layout.leading_dimension());
+            // Rows without a gap are one.
+            let (rows, cols) = if stride == cols { (1, rows * cols) } else { (rows, cols) };
+            (0..layout.batch()).any(|item| {
+                let elements = &view.data()[layout.item_offset(item)..][..(rows - 1) * stride + cols];
+                // SAFETY: a bf16 is its 16 bits; the rows are there, and the instructions by the function's
+                // own contract.
+                #[cfg(target_arch = "x86_64")]
+                let any = unsafe { any_subnormal(elements.as_ptr().cast(), stride, rows, cols) };
+                #[cfg(not(target_arch = "x86_64"))]
+                let any = elements.chunks(stride).any(|row| {
+                    row[..cols].iter().any(|x| x.to_bits() & 0x7f80 == 0 && x.to_bits() & 0x7f != 0)
+                });
+                any
+            })
+        }
         _ => false,
     }
 }

@@ -80,19 +80,33 @@ fn subnormals(least: __m512i) -> bool {
     _mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(0x00fe)) != 0
 }
 
-/// Whether a bf16 is subnormal.
+/// Whether a bf16 is subnormal in some rows, `stride` apart.
 ///
 /// # Safety
-/// AVX-512 F and BW are there.
+/// AVX-512 F and BW are there, and `from` has the rows of `cols` elements.
 #[cfg(feature = "half")]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in super::super) unsafe fn any_subnormal(elements: &[u16]) -> bool {
+pub(in super::super) unsafe fn any_subnormal(
+    from: *const u16,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+) -> bool {
+    let whole = cols / 32 * 32;
+    #[allow(clippy::cast_possible_truncation, reason = "32 lanes")]
+    let rest = lanes(cols - whole) as u32;
     let mut seen = _mm512_set1_epi16(-1);
-    for part in elements.chunks(32) {
-        #[allow(clippy::cast_possible_truncation, reason = "32 lanes")]
-        let mask = lanes(part.len()) as u32;
-        // SAFETY: masked-out elements are not touched.
-        seen = least(seen, unsafe { _mm512_maskz_loadu_epi16(mask, part.as_ptr().cast()) });
+    for row in 0..rows {
+        // SAFETY: masked-out elements are not touched, others are there by the function's own contract.
+        unsafe {
+            let from = from.add(row * stride).cast::<i16>();
+            for first in (0..whole).step_by(32) {
+                seen = least(seen, _mm512_loadu_epi16(from.add(first)));
+            }
+            if rest != 0 {
+                seen = least(seen, _mm512_maskz_loadu_epi16(rest, from.add(whole)));
+            }
+        }
     }
     subnormals(seen)
 }
