@@ -215,35 +215,41 @@ fn bf16_integers_are_exact_and_subnormals_are_not_lost() {
     }
 }
 
-/// Shares of rows find their own part of C and of the residual.
+/// Shares of rows and of columns find their own part of C, the bias and the residual.
 #[test]
-fn threads_add_the_rows_of_the_residual_that_are_theirs() {
-    const M: usize = 1500;
-    const N: usize = 33;
+fn shares_add_the_part_of_bias_and_residual_that_is_theirs() {
     const K: usize = 260;
-    let mut random = Random::new(11);
-    let (a, b) = (signed(&bytes(&mut random, M * K)), signed(&bytes(&mut random, K * N)));
-    let residual = Tensor::from_fn(M, N, |row, col| (row * N + col) as f32).unwrap();
-    let product =
-        MatMul::builder(M, N, K).types(ElementTypes::INT8).constant_b(true).residual(true).build().unwrap();
-    let weights = Weights::new(TensorView::new(&b, K, N).unwrap()).unwrap();
-    let options = CompileOptions::default().threads(Threads::count(3).unwrap());
-    let Some(compiled) = both(Lane::Int8Quad, &product, &weights, &options) else {
-        return;
-    };
-    assert_eq!(compiled[0].facts().threads, Some(3), "the product is worth threads");
-    let [by_dot, plain] = compiled.map(|compiled| {
-        let mut c = Tensor::filled(M, N, f32::NAN).unwrap();
-        let args = RunArgs {
-            m: M,
-            a: TensorView::new(&a, M, K).unwrap().into(),
-            b: None,
-            bias: None,
-            residual: Some(residual.view().into()),
-            c: c.view_mut().into(),
+    for (m, n) in [(1500, 33), (40, 2001)] {
+        let mut random = Random::new(11);
+        let (a, b) = (signed(&bytes(&mut random, m * K)), signed(&bytes(&mut random, K * n)));
+        let bias = Tensor::from_fn(1, n, |_, col| col as f32).unwrap();
+        let residual = Tensor::from_fn(m, n, |row, col| (row * n + col) as f32).unwrap();
+        let product = MatMul::builder(m, n, K)
+            .types(ElementTypes::INT8)
+            .constant_b(true)
+            .bias(true)
+            .residual(true)
+            .build()
+            .unwrap();
+        let weights = Weights::new(TensorView::new(&b, K, n).unwrap()).unwrap();
+        let options = CompileOptions::default().threads(Threads::count(3).unwrap());
+        let Some(compiled) = both(Lane::Int8Quad, &product, &weights, &options) else {
+            return;
         };
-        compiled.open().unwrap().run(args).unwrap();
-        c.into_vec()
-    });
-    assert!(by_dot == plain, "a row of another share");
+        assert_eq!(compiled[0].facts().threads, Some(3), "the product is worth threads");
+        let [by_dot, plain] = compiled.map(|compiled| {
+            let mut c = Tensor::filled(m, n, f32::NAN).unwrap();
+            let args = RunArgs {
+                m,
+                a: TensorView::new(&a, m, K).unwrap().into(),
+                b: None,
+                bias: Some(bias.view().into()),
+                residual: Some(residual.view().into()),
+                c: c.view_mut().into(),
+            };
+            compiled.open().unwrap().run(args).unwrap();
+            c.into_vec()
+        });
+        assert!(by_dot == plain, "{product}: the part of another share");
+    }
 }
