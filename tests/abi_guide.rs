@@ -16,7 +16,7 @@ const PAGE: &str = include_str!("../docs/ABI.md");
 const CARGO_RUN: &str = "cargo run --release --features cli --";
 
 /// The texts between a line that is `fence` and the next fence.
-fn blocks<'p>(fence: &'p str) -> impl Iterator<Item = &'p str> {
+fn blocks(fence: &str) -> impl Iterator<Item = &str> {
     PAGE.split("\n```")
         .skip(1)
         .step_by(2)
