@@ -49,6 +49,7 @@ impl Place {
         fs::write(self.path("w.safetensors"), bytes).unwrap();
         self.path("w.safetensors")
     }
+
     /// Command lines that write `out`, over a kilobyte each, with what they read.
     pub(crate) fn writers(&self, out: &Path) -> [Vec<OsString>; 5] {
         let ([a, b], weights) = (self.factors(200, 200), self.weights());

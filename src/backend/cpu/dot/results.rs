@@ -1,7 +1,7 @@
 //! Results from the sums of integers, before a tile is stored.
 
 use super::super::simd::Simd;
-use super::super::tile::{AsTheyAre, Outcome, Results, Tile, store_each};
+use super::super::tile::{AsTheyAre, Outcome, RowTerms, Tile, store_each};
 
 /// Vectors whose lanes are taken for i32.
 ///
@@ -18,26 +18,34 @@ pub(in super::super) unsafe trait Integers: Simd {
 }
 
 /// The sums times the scale of the column.
-struct ByColumn<'a>(&'a Results);
+struct ByColumn {
+    /// Of the tile's columns.
+    scales: *const f32,
+}
 
 /// With what rows add, times the scales of row and column.
-struct ByRow<'a>(&'a Results);
+struct ByRow {
+    /// Of the tile's columns.
+    scales: *const f32,
+    /// Of the tile's rows.
+    rows: *const RowTerms,
+}
 
-impl<V: Integers> Outcome<V> for ByColumn<'_> {
+impl<V: Integers> Outcome<V> for ByColumn {
     #[inline(always)]
     unsafe fn of(&self, sum: V, _: usize, col: usize, mask: Option<V::Mask>) -> V {
         // SAFETY: by the trait's contract.
-        unsafe { sum.to_floats().mul(V::load_part(self.0.scales.add(col), mask)) }
+        unsafe { sum.to_floats().mul(V::load_part(self.scales.add(col), mask)) }
     }
 }
 
-impl<V: Integers> Outcome<V> for ByRow<'_> {
+impl<V: Integers> Outcome<V> for ByRow {
     #[inline(always)]
     unsafe fn of(&self, sum: V, row: usize, col: usize, mask: Option<V::Mask>) -> V {
         // SAFETY: by the trait's contract.
         unsafe {
-            let terms = &*self.0.rows.add(row);
-            let scale = V::splat(terms.scale).mul(V::load_part(self.0.scales.add(col), mask));
+            let terms = &*self.rows.add(row);
+            let scale = V::splat(terms.scale).mul(V::load_part(self.scales.add(col), mask));
             sum.add_integers(V::splat_integer(terms.add)).to_floats().mul(scale)
         }
     }
@@ -85,16 +93,12 @@ pub(in super::super) unsafe fn store_results<
         let Some(part) = t.results.as_ref().filter(|part| t.complete && !part.scales.is_null()) else {
             return store_each::<V, AsTheyAre, MR, NV, TAIL>(t, sums, &AsTheyAre);
         };
-        // From the tile's first row and column on.
-        let results = &Results {
-            taken_off: part.taken_off,
-            scales: part.scales.wrapping_add(t.col),
-            rows: part.rows.wrapping_add(t.row),
-        };
+        let scales = part.scales.wrapping_add(t.col);
         if part.rows.is_null() {
-            store_each::<V, ByColumn<'_>, MR, NV, TAIL>(t, sums, &ByColumn(results));
+            store_each::<V, ByColumn, MR, NV, TAIL>(t, sums, &ByColumn { scales });
         } else {
-            store_each::<V, ByRow<'_>, MR, NV, TAIL>(t, sums, &ByRow(results));
+            let rows = part.rows.wrapping_add(t.row);
+            store_each::<V, ByRow, MR, NV, TAIL>(t, sums, &ByRow { scales, rows });
         }
     }
 }

@@ -12,6 +12,8 @@ use super::super::tile::RowTerms;
 use super::super::typed::Plan;
 use super::super::typed::load::{load_row, quantized, scale_for};
 use super::SET_WORDS;
+#[cfg(all(not(target_arch = "x86_64"), feature = "half"))]
+use super::words::Narrow;
 use super::words::lane_elements;
 use crate::element::ElementType;
 use crate::quantization::QuantA;
@@ -67,9 +69,7 @@ pub(super) unsafe fn has_subnormals(view: &AnyView<'_>) -> bool {
                 #[cfg(target_arch = "x86_64")]
                 let any = unsafe { any_subnormal(elements.as_ptr().cast(), stride, rows, cols) };
                 #[cfg(not(target_arch = "x86_64"))]
-                let any = elements.chunks(stride).any(|row| {
-                    row[..cols].iter().any(|x| x.to_bits() & 0x7f80 == 0 && x.to_bits() & 0x7f != 0)
-                });
+                let any = elements.chunks(stride).any(|row| row[..cols].iter().any(|x| x.is_subnormal()));
                 any
             })
         }

@@ -212,7 +212,7 @@ pub(in super::super) struct Interleave<T> {
 }
 
 /// An element that words hold.
-trait Narrow: Copy {
+pub(super) trait Narrow: Copy {
     fn bits(self) -> u32;
 
     /// What sums of columns are of.
