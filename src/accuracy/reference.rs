@@ -342,7 +342,8 @@ impl Reference {
             if ratio > 1.0 {
                 deviation.violations += 1;
             }
-            if ratio > deviation.worst_ratio || deviation.bound == 0.0 {
+            // Where nothing deviates, an element whose bound is not 0 says more.
+            if ratio > deviation.worst_ratio || (deviation.worst_ratio == 0.0 && deviation.bound == 0.0) {
                 (deviation.worst_ratio, deviation.bound, deviation.worst) = (ratio, bound, at);
             }
         }
@@ -430,6 +431,18 @@ mod tests {
         assert!((deviation.worst_ratio - 3.0).abs() < 1e-6);
         c[6] = f64::NAN;
         assert_eq!(compare(&c).worst_ratio, f64::INFINITY);
+    }
+
+    #[test]
+    fn a_wrong_element_that_must_be_exact_is_located() {
+        let types = ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 };
+        let product = MatMul::builder(1, 3, 1).types(types).build().unwrap();
+        let (a, b) = (Tensor::filled(1, 1, 2i8).unwrap(), Tensor::filled(1, 3, 3i8).unwrap());
+        let reference = Reference::new(&product, &Inputs::new(&a).b(&b), None).unwrap();
+        let c = Tensor::from_vec(vec![6, 7, 6], 1, 3).unwrap();
+        let deviation = reference.compare(&c).unwrap();
+        assert_eq!((deviation.violations, deviation.worst, deviation.bound), (1, (0, 0, 1), 0.0));
+        assert_eq!(deviation.worst_ratio, f64::INFINITY);
     }
 
     #[test]
