@@ -198,3 +198,138 @@ pub(super) fn check_unquantized(product: &MatMul) -> Result<()> {
         help: "pass the compiled product, which knows them, to Reference::of",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matmul::{ElementTypes, MatMulBuilder};
+    use crate::quantization::NibbleOrder;
+    use crate::tensor::Tensor;
+
+    const SCALES: Scales = Scales { a: 0.5, b: 0.25, c: 0.5 };
+
+    fn floats(b: QuantB) -> MatMulBuilder {
+        let types = ElementTypes { b: ElementType::U8, ..ElementTypes::F32 };
+        let quantization = Quantization { b, ..Quantization::default() };
+        MatMul::builder(1, 2, 3).constant_b(true).types(types).quantization(quantization)
+    }
+
+    fn integers(quantization: Quantization) -> MatMul {
+        MatMul::builder(2, 2, 3).types(ElementTypes::INT8).quantization(quantization).build().unwrap()
+    }
+
+    fn source(view: AnyView<'_>, rows: usize, cols: usize) -> Source<'_> {
+        Source { view, item: 0, transpose: false, rows, cols }
+    }
+
+    #[test]
+    fn a_static_a_is_what_its_zero_point_leaves() {
+        let a = Tensor::from_vec(vec![3i8, 4, -128, 127, 0, 1], 2, 3).unwrap();
+        let quantization = Quantization { a: QuantA::Static { zero_point: 3 }, ..Default::default() };
+        let real = real_a(&integers(quantization), &source(a.view().erased(), 2, 3), SCALES).unwrap();
+        assert_eq!(real, (vec![0.0, 1.0, -131.0, 124.0, -3.0, -2.0], vec![0.5; 2]));
+    }
+
+    #[test]
+    fn a_row_is_quantised_by_a_127th_of_its_largest_magnitude() {
+        let quantized = |mut row: Vec<f64>| (quantize_row(&mut row), row);
+        assert_eq!(quantized(vec![3.0, -254.0, 5.0, 100.9]), (2.0, vec![2.0, -127.0, 2.0, 50.0]));
+        assert_eq!(quantized(vec![0.0; 2]), (f64::from(f32::MIN_POSITIVE), vec![0.0; 2]));
+        for wrong in [f64::NAN, f64::INFINITY] {
+            let (scale, row) = quantized(vec![1.0, wrong]);
+            assert!(scale.is_nan());
+            assert_eq!(row, [0.0; 2]);
+        }
+    }
+
+    #[test]
+    fn a_scale_of_b_belongs_to_its_item_group_and_column() {
+        let by_group = QuantB::PerGroup { group_size: 2, zero_point: 0 };
+        let product = |b: QuantB| floats(b).build().unwrap();
+        let terms = |b: QuantB| terms_to_a_scale(&product(b));
+        assert_eq!(terms(by_group), 2);
+        assert_eq!(terms(QuantB::PerGroup { group_size: 9, zero_point: 0 }), 3);
+        assert_eq!(terms(QuantB::PerColumn { zero_point: 0 }), 3);
+
+        let one = Tensor::from_vec(vec![1f32, 2.0, 3.0, 4.0], 2, 2).unwrap();
+        let two = Tensor::from_vec_batched(vec![1f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 2, 2, 2).unwrap();
+        let scale = |b: QuantB, scales: Option<AnyView<'_>>, item, group, col| {
+            scale_of_b(&product(b), scales, SCALES, item, group, col)
+        };
+        let (one, two) = (one.view().erased(), two.view().erased());
+        assert_eq!(scale(by_group, Some(two), 0, 1, 0), 3.0);
+        assert_eq!(scale(by_group, Some(two), 1, 1, 0), 7.0);
+        assert_eq!(scale(by_group, Some(one), 1, 1, 1), 4.0);
+        assert_eq!(scale(QuantB::PerColumn { zero_point: 0 }, Some(one), 0, 0, 1), 2.0);
+        assert_eq!(scale(QuantB::PerTensor { zero_point: 0 }, Some(one), 0, 0, 1), 1.0);
+        assert_eq!(scale(QuantB::PerTensor { zero_point: 0 }, None, 0, 0, 1), 0.25);
+        assert_eq!(scale(QuantB::None, Some(one), 0, 0, 1), 1.0);
+    }
+
+    #[test]
+    fn weights_of_a_sum_of_floats_carry_their_scales() {
+        let b = Tensor::from_vec(vec![8u8, 9, 10, 0, 6, 11], 3, 2).unwrap();
+        let scales = Tensor::from_vec(vec![1f32, 2.0, 4.0, 8.0], 2, 2).unwrap();
+        let real = |zero_point| {
+            let product = floats(QuantB::PerGroup { group_size: 2, zero_point }).build().unwrap();
+            real_b(&product, &source(b.view().erased(), 3, 2), Some(scales.view().erased()), SCALES).unwrap()
+        };
+        let shifted = real(8);
+        assert_eq!(shifted.values, [0.0, 2.0, 2.0, -16.0, -8.0, 24.0]);
+        assert_eq!(shifted.magnitudes.unwrap(), [16.0, 34.0, 18.0, 16.0, 56.0, 152.0]);
+        assert!(shifted.columns.is_empty());
+        assert!(real(0).magnitudes.is_none());
+    }
+
+    #[test]
+    fn weights_of_a_sum_of_integers_are_integers() {
+        let b = Tensor::from_vec(vec![8i8, 9, 10, 0, -6, 11], 3, 2).unwrap();
+        let scales = Tensor::from_vec(vec![1f32, 2.0], 1, 2).unwrap();
+        let quantization = Quantization { b: QuantB::PerColumn { zero_point: 1 }, ..Default::default() };
+        let product = MatMul::builder(2, 2, 3)
+            .constant_b(true)
+            .types(ElementTypes::INT8)
+            .quantization(quantization)
+            .build()
+            .unwrap();
+        let scales = Some(scales.view().erased());
+        let real = real_b(&product, &source(b.view().erased(), 3, 2), scales, SCALES).unwrap();
+        assert_eq!(real.values, [7.0, 8.0, 9.0, -1.0, -7.0, 10.0]);
+        assert_eq!(real.columns, [1.0, 2.0]);
+        assert!(real.magnitudes.is_none());
+    }
+
+    #[test]
+    fn a_number_becomes_the_nearest_integer_or_one_within_its_bound() {
+        let types = ElementTypes { output: ElementType::I8, ..ElementTypes::INT8 };
+        let quantization = Quantization {
+            a: QuantA::Static { zero_point: 0 },
+            output: QuantOutput::Static { zero_point: 5 },
+            ..Default::default()
+        };
+        let product = MatMul::builder(1, 1, 1).types(types).quantization(quantization).build().unwrap();
+        let output = IntegerOutput::new(&product, SCALES).unwrap();
+        assert_eq!(output.real(9.0), 2.0);
+        assert_eq!(output.round(1.0, 0.0), (7.0, 0.0));
+        assert_eq!(output.round(f64::NAN, 0.0), (5.0, 0.0));
+        assert_eq!((output.round(1e9, 0.0).0, output.round(-1e9, 0.0).0), (127.0, -128.0));
+        // Ties go to even, and a bound of 0 allows no other integer.
+        assert_eq!(output.round(1.25, 0.0), (7.0, 0.0));
+        // In units of the scale: 2.485 and 2.515, 0.02 to either side of them.
+        assert_eq!(output.round(1.2425, 0.01), (7.0, 1.0));
+        assert_eq!(output.round(1.2575, 0.01), (8.0, 1.0));
+        // Two roundings to f32 may carry a number that is hardly away from the middle over it, and no other.
+        assert_eq!(output.round(0.5 * (2.5 - 2f64.powi(-22)), 1e-300), (7.0, 1.0));
+        assert_eq!(output.round(1.0, 1e-9), (7.0, 0.0));
+        // Neither half of this error reaches the middle alone.
+        assert_eq!(output.round(0.5 * (2.5 - 2f64.powi(-20)), 0.5 * 2f64.powi(-21)), (7.0, 1.0));
+    }
+
+    #[test]
+    fn the_order_of_nibbles_alone_is_no_quantisation() {
+        let with = |quantization| check_unquantized(&integers(quantization));
+        assert!(with(Quantization { nibble_order: NibbleOrder::HighFirst, ..Default::default() }).is_ok());
+        let scaled = Quantization { a: QuantA::Static { zero_point: 0 }, ..Default::default() };
+        assert!(matches!(with(scaled), Err(Error::Missing { operand: Operand::Scales, .. })));
+    }
+}

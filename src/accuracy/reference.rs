@@ -459,6 +459,8 @@ mod tests {
         assert_eq!(ratio(1.0, f64::INFINITY, 1.0, max), f64::INFINITY);
         assert_eq!(ratio(max * 2.0, f64::INFINITY, 1.0, max), 1.0);
         assert_eq!(ratio(-max * 2.0, f64::INFINITY, 1.0, max), f64::INFINITY);
+        assert_eq!(ratio(max * 0.9, f64::INFINITY, max * 0.2, max), 1.0);
+        assert_eq!(ratio(max * 0.5, f64::INFINITY, 4.0, max), f64::INFINITY);
     }
 
     #[test]
@@ -499,7 +501,61 @@ mod tests {
         assert_eq!(integer_roundings(&plain().build().unwrap()), 0);
         assert_eq!(integer_roundings(&plain().bias(true).build().unwrap()), 5);
         assert_eq!(integer_roundings(&plain().residual(true).build().unwrap()), 6);
+        assert_eq!(integer_roundings(&plain().alpha(2.0).build().unwrap()), 4);
         let floats = MatMul::builder(2, 3, 4).types(ElementTypes::INT8).build().unwrap();
         assert_eq!(integer_roundings(&floats), 4);
+    }
+
+    #[test]
+    fn addends_near_the_end_of_the_range_may_overflow() {
+        let bounds = Bounds::new(&MatMul::builder(1, 1, 1).bias(true).build().unwrap());
+        let max = f64::from(f32::MAX);
+        assert_eq!(bounds.element(0.7 * max, 0.7 * max, -0.7 * max, 0.0).1, f64::INFINITY);
+        assert!(bounds.element(0.7 * max, 0.7 * max, 2.0, 0.0).1.is_finite());
+    }
+
+    #[test]
+    fn a_right_result_is_held_to_a_bound_and_may_overflow_at_the_end_of_the_range() {
+        let product = MatMul::new(1, 1, 1).unwrap();
+        let one = Tensor::filled(1, 1, 1f32).unwrap();
+        let compare = |a: f32, c: f32| {
+            let a = Tensor::filled(1, 1, a).unwrap();
+            let reference = Reference::new(&product, &Inputs::new(&a).b(&one), None).unwrap();
+            let deviation = reference.compare(&Tensor::filled(1, 1, c).unwrap()).unwrap();
+            (deviation.violations, deviation.worst_ratio, deviation.bound == reference.bounds()[0])
+        };
+        assert_eq!(compare(3.0, 3.0), (0, 0.0, true));
+        assert_eq!(compare(f32::MAX.next_down(), f32::INFINITY), (0, 1.0, true));
+    }
+
+    #[test]
+    fn scales_of_rows_and_columns_count_in_values_and_bounds() {
+        use crate::backend::BackendId;
+        use crate::options::CompileOptions;
+        use crate::quantization::{QuantA, QuantB};
+        let quantization = Quantization {
+            a: QuantA::Static { zero_point: 1 },
+            b: QuantB::PerColumn { zero_point: 0 },
+            ..Quantization::default()
+        };
+        let product = MatMul::builder(1, 2, 1)
+            .constant_b(true)
+            .types(ElementTypes::INT8)
+            .quantization(quantization)
+            .build()
+            .unwrap();
+        let (a, b) = ([9i8], [3i8, 5]);
+        let scales = [4f32, 0.25];
+        let weights = Weights::new(TensorView::new(&b, 1, 2).unwrap()).unwrap();
+        let weights = weights.with_scales(TensorView::new(&scales, 1, 2).unwrap()).unwrap();
+        let options = CompileOptions::default().scale_a(0.5);
+        let compiled = product.compile(&BackendId::CPU, Some(&weights), &options).unwrap();
+        let a = TensorView::new(&a, 1, 1).unwrap();
+        let reference = Reference::of(&compiled, &Inputs::new(a)).unwrap();
+        assert_eq!(reference.values(), [48.0, 5.0]);
+        let bounds = Bounds::new(&product);
+        for (value, bound) in reference.values().iter().zip(reference.bounds()) {
+            assert_eq!(bounds.element(*value, *value, 0.0, 0.0), (*value, *bound));
+        }
     }
 }

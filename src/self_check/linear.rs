@@ -436,3 +436,141 @@ fn residue(bounds: &Bounds, per_col: f64, [c, ab, residual, bias]: [[f64; FOUND]
     let total: f64 = residues.iter().sum();
     if (total + tolerance).is_finite() { largest / tolerance } else { f64::NAN }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+
+    const M: usize = 4;
+    const N: usize = 19;
+    const K: usize = 7;
+
+    /// Three passes over a product without a constant B.
+    fn setup() -> (MatMul, Tensor<f32>, Tensor<f32>, Projections) {
+        let product = MatMul::new(M, N, K).unwrap();
+        let a = Tensor::random_normal_f32(M, K, 1.0, 1).unwrap();
+        let b = Tensor::random_normal_f32(K, N, 1.0, 2).unwrap();
+        let projections = Projections::new(&product, None, 3 * VECTORS, &mut Random::new(3)).unwrap();
+        assert_eq!(projections.passes, 3);
+        (product, a, b, projections)
+    }
+
+    fn fill(product: &MatMul, b: &Tensor<f32>, projections: &Projections) -> Side {
+        let mut side = Side::new(N, K, projections.passes).unwrap();
+        side.fill(projections, product, b.view().erased(), 0, &mut []);
+        side
+    }
+
+    #[test]
+    fn numbers_of_vectors_have_both_signs_and_all_sizes_from_a_half_on() {
+        let mut random = Random::new(1);
+        let numbers: Vec<f32> = (0..1000).map(|_| sign_and_size(&mut random)).collect();
+        assert!(numbers.iter().all(|x| (0.5..1.0).contains(&x.abs())));
+        let positive = numbers.iter().filter(|x| **x > 0.0).count();
+        assert!((400..600).contains(&positive), "{positive}");
+        for tenth in [0.5, 0.6, 0.7, 0.8, 0.9] {
+            assert!(numbers.iter().any(|x| (tenth..tenth + 0.1).contains(&x.abs())), "{tenth}");
+        }
+    }
+
+    #[test]
+    fn every_pass_has_vectors_of_its_own() {
+        let (product, _, b, projections) = setup();
+        let side = fill(&product, &b, &projections);
+        assert!(!side.beyond_f32);
+        for index in 0..3 {
+            let random = pass(&projections.random, N, index);
+            let projected = pass(&side.vectors, K, index);
+            for other in 0..index {
+                assert_ne!(random.data, pass(&projections.random, N, other).data);
+            }
+            for p in 0..K {
+                for i in 0..VECTORS {
+                    let expected: f64 = (0..N)
+                        .map(|col| {
+                            f64::from(b.data()[p * N + col]) * f64::from(random.data[i * random.stride + col])
+                        })
+                        .sum();
+                    assert!((side.exact[index * K + p][i] - expected).abs() < 1e-5);
+                    assert!((f64::from(projected.data[i * projected.stride + p]) - expected).abs() < 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_column_that_overflows_f32_is_known() {
+        let (product, _, mut b, projections) = setup();
+        b.data_mut()[2 * N..3 * N].fill(f32::MAX);
+        assert!(fill(&product, &b, &projections).beyond_f32);
+    }
+
+    #[test]
+    fn nan_is_recomputed_with_the_vectors_of_each_pass() {
+        let (product, mut a, mut b, projections) = setup();
+        b.data_mut()[N + 3] = f32::NAN;
+        a.data_mut()[2 * K + 4] = f32::INFINITY;
+        #[allow(clippy::cast_possible_truncation)]
+        let c = Tensor::from_fn(M, N, |row, col| {
+            let term = |p: usize| f64::from(a.data()[row * K + p]) * f64::from(b.data()[p * N + col]);
+            (0..K).map(term).sum::<f64>() as f32
+        })
+        .unwrap();
+        let mut state = Linear::new(&product, Arc::new(projections)).unwrap();
+        let bounds = Bounds::new(&product);
+        let mut suspects = |c: &Tensor<f32>| {
+            let (inputs, mut random) = (Inputs::new(&a).b(&b), Random::new(4));
+            let (b, c) = (b.view().erased(), c.view().erased());
+            let found = state.suspects(&product, &bounds, &inputs, b, c, &mut random);
+            (found.worst, found.unverifiable)
+        };
+        assert_eq!(suspects(&c), (None, Some((0, 2))));
+        let mut wrong = c;
+        wrong.data_mut()[N + 5] += 0.01;
+        assert_eq!(suspects(&wrong), (Some((0, 1)), Some((0, 2))));
+    }
+
+    #[test]
+    fn each_of_those_that_count_the_same_may_be_chosen() {
+        let mut chosen = [0; 3];
+        for seed in 0..300 {
+            let (mut choice, mut random) = (Choice::default(), Random::new(seed));
+            (0..3).for_each(|row| choice.offer((0, row), &mut random));
+            chosen[choice.chosen.unwrap().1] += 1;
+        }
+        assert!(chosen.iter().all(|count| (60..140).contains(count)), "{chosen:?}");
+    }
+
+    #[test]
+    fn a_residue_is_a_share_of_half_the_mean_bound() {
+        let mut bounds = Bounds::new(&MatMul::builder(1, 1, 1).alpha(-2.0).build().unwrap());
+        (bounds.gamma_k, bounds.gamma_e, bounds.u_out, bounds.underflow) = (0.25, 0.125, 0.0625, 2.0);
+        // |alpha| |A| |B r| is 22, bias and residual are 4, the results 32; of four columns.
+        let [ab, residual, bias] = [[-3.0, 0.5, 11.0], [1.5, 1.0, 3.0], [0.5, 2.0, 1.0]];
+        let ratio = |c: [f64; FOUND]| residue(&bounds, per_col(4), [c, ab, residual, bias]);
+        let tolerance = 0.5 * ((5.5 + 3.25 + 2.0) / 4.0 + 2.0);
+        assert_eq!(ratio([8.0, 2.0, 32.0]), 0.0);
+        assert_eq!(ratio([8.0 - tolerance, 2.0 + 2.0 * tolerance, 32.0]), 2.0);
+        assert_eq!(ratio([8.0 - 4.0 * tolerance, 2.0, 32.0]), 4.0);
+        for c in [[f64::NAN, 2.0, 32.0], [8.0, f64::INFINITY, 32.0], [8.0, 2.0, f64::INFINITY]] {
+            assert!(ratio(c).is_nan());
+        }
+    }
+
+    #[cfg(feature = "half")]
+    #[test]
+    fn weights_in_f16_are_converted_run_by_run() {
+        use crate::matmul::ElementTypes;
+        let b = Tensor::from_fn(K, N, |p, col| half::f16::from_f32(p as f32 - col as f32 * 0.5)).unwrap();
+        let product = MatMul::builder(M, N, K).constant_b(true).types(ElementTypes::F16).build().unwrap();
+        let weights = Weights::new(&b).unwrap();
+        let projections = Projections::new(&product, Some(&weights), VECTORS, &mut Random::new(5)).unwrap();
+        let random = pass(&projections.random, N, 0);
+        for (p, found) in projections.constant.as_ref().unwrap()[0].exact.iter().enumerate() {
+            let number = |col: usize| b.data()[p * N + col].to_f64();
+            let expected: f64 = (0..N).map(|col| number(col) * f64::from(random.data[col])).sum();
+            assert!((found[0] - expected).abs() < 1e-4, "{} {expected}", found[0]);
+        }
+    }
+}

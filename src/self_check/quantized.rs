@@ -308,3 +308,161 @@ fn dot(x: &[f64], y: &[f64]) -> f64 {
     }
     sums.iter().sum::<f64>() + rest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matmul::ElementTypes;
+    use crate::quantization::{QuantA, QuantOutput, Quantization};
+    use crate::scales::Scales;
+    use crate::self_check::tests::{Integers, Scheme};
+    use crate::view::TensorView;
+
+    const VECTORS: usize = 3;
+
+    fn projections(numbers: &Integers) -> Projections {
+        Projections::new(&numbers.reals, numbers.constant_b(), VECTORS, &mut Random::new(1)).unwrap()
+    }
+
+    fn suspects(numbers: &Integers, c: &[f32]) -> [Option<(usize, usize)>; 2] {
+        let mut state = Quantized::new(&numbers.product, Arc::new(projections(numbers))).unwrap();
+        let c = TensorView::with_layout(c, *numbers.product.c()).unwrap().erased();
+        let (inputs, mut random) = (numbers.inputs(), Random::new(2));
+        let found = state.suspects(&numbers.reals, &numbers.bounds, &inputs, numbers.b(), c, &mut random);
+        [found.worst, found.unverifiable]
+    }
+
+    fn close(got: f64, expected: f64) {
+        assert!((got - expected).abs() <= 1e-12 * expected.abs().max(1.0), "{got}, not {expected}");
+    }
+
+    #[test]
+    fn a_right_result_has_no_suspects_and_a_wrong_element_is_in_one() {
+        for numbers in Integers::all() {
+            let right = numbers.c.data();
+            assert_eq!(suspects(&numbers, right), [None, None], "{}", numbers.product);
+            for at in 0..right.len() {
+                let row = Some((at / Integers::N / Integers::M, at / Integers::N % Integers::M));
+                for wrong in [right[at] + 0.01, f32::NAN, f32::INFINITY] {
+                    let mut c = right.to_vec();
+                    c[at] = wrong;
+                    assert_eq!(suspects(&numbers, &c), [row, None], "{wrong} in {}", numbers.product);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_worst_row_is_named() {
+        for numbers in Integers::all() {
+            for worst in [0, 1] {
+                let mut c = numbers.c.data().to_vec();
+                c[Integers::N] += if worst == 0 { 100.0 } else { 1.0 };
+                c[4 * Integers::N] += if worst == 0 { 1.0 } else { 100.0 };
+                assert_eq!(suspects(&numbers, &c)[0], Some([(0, 1), (1, 1)][worst]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_nan_cannot_be_verified() {
+        let mut numbers = Integers::new(Scheme::Weights, false);
+        numbers.a_floats[Integers::K * 2 + 1] = f32::NAN;
+        let mut c = numbers.c.data().to_vec();
+        c[2 * Integers::N..][..Integers::N].fill(f32::NAN);
+        assert_eq!(suspects(&numbers, &c), [None, Some((0, 2))]);
+        c[5 * Integers::N] += 1.0;
+        assert_eq!(suspects(&numbers, &c), [Some((1, 2)), Some((0, 2))]);
+    }
+
+    #[test]
+    fn b_is_projected_with_its_scales() {
+        for numbers in Integers::all() {
+            let projections = projections(&numbers);
+            let mut scratch = Scratch::new(&numbers.product).unwrap();
+            for item in 0..Integers::ITEMS {
+                let mut side = Side::new(&numbers.product, VECTORS).unwrap();
+                // What an earlier run left does not count.
+                side.projected.fill(1.0);
+                side.sizes.fill(1.0);
+                let b = Source { reals: &numbers.reals, b: numbers.b(), item };
+                side.fill(&projections, b, &mut scratch);
+                for p in 0..Integers::K {
+                    for index in 0..VECTORS {
+                        let r = projections.vector(index, Integers::N);
+                        close(
+                            side.projected[index * Integers::K + p],
+                            (0..Integers::N).map(|col| numbers.real_b(item, p, col) * r[col]).sum(),
+                        );
+                    }
+                    let size = (0..Integers::N).map(|col| numbers.size_b(item, p, col)).sum();
+                    close(side.sizes[p], size);
+                }
+                if let Some(constant) = &projections.constant {
+                    assert_eq!(constant[item].projected, side.projected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_vector_is_another() {
+        let numbers = Integers::new(Scheme::Columns, false);
+        let projections = projections(&numbers);
+        let [first, second, third] = [0, 1, 2].map(|index| projections.vector(index, Integers::N));
+        assert!(first != second && second != third && first != third);
+        assert_eq!(third.len(), Integers::N);
+    }
+
+    #[test]
+    fn a_tolerance_is_half_the_mean_bound_and_float64_s_own_rounding() {
+        let numbers = Integers::new(Scheme::Weights, false);
+        let mut bounds = numbers.bounds;
+        (bounds.gamma_k, bounds.gamma_e, bounds.u_out, bounds.underflow) = (0.25, 0.125, 0.0625, 2.0);
+        let rows: [&[f64]; 5] =
+            [&[1.0, -2.0], &[3.0, 4.0], &[4.0, -4.0, 8.0, 16.0], &[1.0, -1.0], &[-1.0, 1.0]];
+        // |scale| |a| sizes are 22, the results 32, bias and residual 4.
+        close(tolerance(&numbers.reals, &bounds, -2.0, rows), 0.5 * ((5.5 + 3.25 + 2.0) / 4.0 + 2.0));
+        // Of integers the results and addends count: 36.
+        let integers = Integers::new(Scheme::Columns, false).reals;
+        close(tolerance(&integers, &bounds, -2.0, rows), 0.5 * ((9.0 + 5.0 + 2.0) / 4.0 + 2.0));
+        (bounds.gamma_k, bounds.gamma_e, bounds.u_out, bounds.underflow) = (0.0, 0.0, 0.0, 0.0);
+        let own = tolerance(&numbers.reals, &bounds, -2.0, rows);
+        assert!((own / (0.5 * 6.0 * f64::EPSILON * 58.0 / 4.0) - 1.0).abs() < 1e-12, "{own}");
+    }
+
+    #[test]
+    fn sums_and_scaled_sums_are_linear_and_rounded_ones_are_not() {
+        let linear = |types: ElementTypes, quantization: Quantization, activation, bias| {
+            let product = MatMul::builder(2, 3, 4)
+                .types(types)
+                .quantization(quantization)
+                .activation(activation)
+                .bias(bias)
+                .build()
+                .unwrap();
+            let scales = Scales { a: 1.0, b: 1.0, c: 1.0 };
+            is_linear(&Reals::new(&product, scales, None), &Bounds::new(&product))
+        };
+        let none = Quantization::default();
+        let scaled = Quantization { a: QuantA::Static { zero_point: 0 }, ..none };
+        let rounded = Quantization { output: QuantOutput::Static { zero_point: 0 }, ..scaled };
+        let sums = ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 };
+        let bytes = ElementTypes { output: ElementType::I8, ..ElementTypes::INT8 };
+        assert!(linear(ElementTypes::INT8, scaled, Activation::None, true));
+        assert!(!linear(ElementTypes::INT8, scaled, Activation::Relu, false));
+        assert!(linear(sums, none, Activation::None, false));
+        assert!(!linear(sums, none, Activation::None, true));
+        assert!(!linear(sums, none, Activation::Relu, false));
+        assert!(!linear(bytes, rounded, Activation::None, false));
+    }
+
+    #[test]
+    fn a_dot_product_of_any_length() {
+        for length in 0..20u8 {
+            let x: Vec<f64> = (0..length).map(|i| f64::from(i) + 2.0).collect();
+            let y: Vec<f64> = (0..length).map(|i| f64::from(i) * 3.0 - 1.0).collect();
+            assert_eq!(dot(&x, &y), x.iter().zip(&y).map(|(x, y)| x * y).sum::<f64>());
+        }
+    }
+}

@@ -122,3 +122,32 @@ impl Row {
         worst.1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::self_check::tests::Integers;
+
+    #[test]
+    fn rows_of_integers_are_what_they_stand_for() {
+        for numbers in Integers::all() {
+            let mut row = Row::new(&numbers.product).unwrap();
+            for (item, at) in [(0, 2), (1, 0), (1, 1)] {
+                row.compute(&numbers.reals, &numbers.bounds, &numbers.inputs(), numbers.b(), (item, at));
+                for col in 0..Integers::N {
+                    let terms = |of_b: fn(&Integers, usize, usize, usize) -> f64| {
+                        (0..Integers::K)
+                            .map(move |p| (p, of_b))
+                            .map(|(p, of_b)| (numbers.real_a(item, at, p), of_b(&numbers, item, p, col)))
+                    };
+                    let sum = terms(Integers::real_b).map(|(a, b)| a * b).sum();
+                    let size = terms(Integers::size_b).map(|(a, b)| magnitude(a * b)).sum();
+                    let (bias, residual) = (numbers.bias(col), numbers.residual(item, at, col));
+                    let (value, bound) = numbers.bounds.element(sum, size, bias, residual);
+                    assert_eq!(row.values[col], value, "{}", numbers.product);
+                    assert!((row.bounds[col] / bound - 1.0).abs() < 1e-9, "{}", numbers.product);
+                }
+            }
+        }
+    }
+}

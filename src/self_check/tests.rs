@@ -2,8 +2,11 @@
 
 use std::num::NonZeroU32;
 
+use super::reals::Reals;
 use super::*;
 use crate::accuracy::{Bounds, Reference};
+use crate::scales::Scales;
+use crate::view::AnyView;
 use crate::{
     Activation, ElementTypes, Inputs, Layout, MatMul, MatMulBuilder, Operand, Random, Tensor, TensorView,
     Weights,
@@ -340,4 +343,190 @@ fn probabilities_become_vectors_and_rows() {
     assert_eq!(check.failure_probability(1e-3).wrong_share(0.1).rows(), 66);
     assert_eq!(check.wrong_share(1.0).rows(), 1);
     assert_eq!(SelfCheck::one_in(NonZeroU32::MIN).schedule, CheckSchedule::OneIn(NonZeroU32::MIN));
+}
+
+/// A batch of two products with integers among their operands, in numbers that f32 holds exactly, and what
+/// they stand for.
+pub(super) struct Integers {
+    pub(super) product: MatMul,
+    pub(super) reals: Reals,
+    pub(super) bounds: Bounds,
+    weights: Option<Weights>,
+    a: Vec<i8>,
+    /// The same for a float A.
+    pub(super) a_floats: Vec<f32>,
+    b: Vec<i8>,
+    scales_b: Vec<f32>,
+    bias: Vec<f32>,
+    residual: Vec<f32>,
+    pub(super) c: Tensor<f32>,
+}
+
+/// The schemes of [`Integers`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Scheme {
+    /// A float A by weights with a scale for every two of them.
+    Weights,
+    /// Integers by integers with a scale for each column.
+    Columns,
+    /// Integers by integers that come with every run.
+    EveryRun,
+}
+
+impl Integers {
+    pub(super) const ITEMS: usize = 2;
+    pub(super) const M: usize = 3;
+    pub(super) const N: usize = 11;
+    pub(super) const K: usize = 5;
+    pub(super) const ALPHA: f64 = -0.5;
+    const ZERO_A: i32 = 3;
+    const ZERO_B: i32 = -2;
+    const SCALE_A: f32 = 0.5;
+    const SCALE_B: f32 = 0.25;
+
+    /// All schemes, with B as it is and transposed.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        [Scheme::Weights, Scheme::Columns, Scheme::EveryRun]
+            .into_iter()
+            .flat_map(|scheme| [false, true].map(|transposed| Self::new(scheme, transposed)))
+    }
+
+    pub(super) fn new(scheme: Scheme, transposed: bool) -> Self {
+        use crate::{ElementType, QuantA, QuantB, Quantization};
+        let (types, a, b) = match scheme {
+            Scheme::Weights => (
+                ElementTypes { b: ElementType::I8, ..ElementTypes::F32 },
+                QuantA::None,
+                QuantB::PerGroup { group_size: 2, zero_point: Self::ZERO_B },
+            ),
+            Scheme::Columns => (
+                ElementTypes::INT8,
+                QuantA::Static { zero_point: Self::ZERO_A },
+                QuantB::PerColumn { zero_point: Self::ZERO_B },
+            ),
+            Scheme::EveryRun => (
+                ElementTypes::INT8,
+                QuantA::Static { zero_point: Self::ZERO_A },
+                QuantB::PerTensor { zero_point: Self::ZERO_B },
+            ),
+        };
+        let product = MatMul::builder(Self::M, Self::N, Self::K)
+            .batch(Self::ITEMS)
+            .transpose_b(transposed)
+            .constant_b(scheme != Scheme::EveryRun)
+            .alpha(-0.5)
+            .bias(true)
+            .residual(true)
+            .types(types)
+            .quantization(Quantization { a, b, ..Quantization::default() })
+            .build()
+            .unwrap();
+        let mut random = Random::new(7);
+        let mut draw =
+            |count: usize| -> Vec<i8> { (0..count).map(|_| random.below(41) as i8 - 20).collect() };
+        let (a, b) = (draw(Self::ITEMS * Self::M * Self::K), draw(Self::ITEMS * Self::K * Self::N));
+        let halves = |numbers: Vec<i8>| numbers.into_iter().map(|x| f32::from(x) * 0.5).collect::<Vec<_>>();
+        let (bias, residual) = (halves(draw(Self::N)), halves(draw(Self::ITEMS * Self::M * Self::N)));
+        let groups = if scheme == Scheme::Weights { Self::K.div_ceil(2) } else { 1 };
+        let scales_b =
+            (0..Self::ITEMS * groups * Self::N).map(|_| [0.25, 0.5, 1.0, 2.0][random.below(4)]).collect();
+        let mut numbers = Self {
+            reals: Reals::new(&product, Scales { a: Self::SCALE_A, b: Self::SCALE_B, c: 1.0 }, None),
+            bounds: Bounds::new(&product),
+            weights: None,
+            a_floats: a.iter().map(|&x| f32::from(x)).collect(),
+            a,
+            b,
+            scales_b,
+            bias,
+            residual,
+            c: Tensor::zeros_batched(Self::ITEMS, Self::M, Self::N).unwrap(),
+            product,
+        };
+        if scheme != Scheme::EveryRun {
+            let layout = Layout::packed(Self::ITEMS, groups, Self::N).unwrap();
+            let scales = TensorView::with_layout(&numbers.scales_b, layout).unwrap();
+            let weights = Weights::new(numbers.b_view()).unwrap().with_scales(scales).unwrap();
+            let scales = Scales { a: Self::SCALE_A, b: 1.0, c: 1.0 };
+            numbers.reals = Reals::new(&numbers.product, scales, Some(&weights));
+            numbers.weights = Some(weights);
+        }
+        for item in 0..Self::ITEMS {
+            for row in 0..Self::M {
+                for col in 0..Self::N {
+                    let sum: f64 = (0..Self::K)
+                        .map(|p| numbers.real_a(item, row, p) * numbers.real_b(item, p, col))
+                        .sum();
+                    let right = Self::ALPHA * sum + numbers.bias(col) + numbers.residual(item, row, col);
+                    numbers.c.data_mut()[(item * Self::M + row) * Self::N + col] = right as f32;
+                }
+            }
+        }
+        numbers
+    }
+
+    fn b_view(&self) -> AnyView<'_> {
+        TensorView::with_layout(&self.b, *self.product.b()).unwrap().erased()
+    }
+
+    pub(super) fn constant_b(&self) -> Option<AnyView<'_>> {
+        self.weights.as_ref().map(|_| self.b_view())
+    }
+
+    pub(super) fn b(&self) -> AnyView<'_> {
+        self.b_view()
+    }
+
+    pub(super) fn inputs(&self) -> Inputs<'_> {
+        let a = *self.product.a();
+        let inputs = if self.reals.sums_integers {
+            Inputs::new(TensorView::with_layout(&self.a, a).unwrap())
+        } else {
+            Inputs::new(TensorView::with_layout(&self.a_floats, a).unwrap())
+        };
+        let residual = TensorView::with_layout(&self.residual, *self.product.residual().unwrap()).unwrap();
+        let inputs = inputs.bias(&self.bias).residual(residual);
+        if self.weights.is_some() { inputs } else { inputs.b(self.b_view()) }
+    }
+
+    /// What an element of A stands for.
+    pub(super) fn real_a(&self, item: usize, row: usize, p: usize) -> f64 {
+        let a = f64::from(self.a[(item * Self::M + row) * Self::K + p]);
+        if self.reals.sums_integers { 0.5 * (a - f64::from(Self::ZERO_A)) } else { a }
+    }
+
+    fn stored_b(&self, item: usize, p: usize, col: usize) -> f64 {
+        let at = if self.product.transpose_b() { col * Self::K + p } else { p * Self::N + col };
+        self.b[item * Self::K * Self::N + at].into()
+    }
+
+    fn scale_b(&self, item: usize, p: usize, col: usize) -> f64 {
+        if self.weights.is_none() {
+            return Self::SCALE_B.into();
+        }
+        let groups = self.scales_b.len() / Self::ITEMS / Self::N;
+        let group = if groups == 1 { 0 } else { p / 2 };
+        self.scales_b[(item * groups + group) * Self::N + col].into()
+    }
+
+    /// What an element of op(B) stands for.
+    pub(super) fn real_b(&self, item: usize, p: usize, col: usize) -> f64 {
+        self.scale_b(item, p, col) * (self.stored_b(item, p, col) - f64::from(Self::ZERO_B))
+    }
+
+    /// What it counts in the error bound.
+    pub(super) fn size_b(&self, item: usize, p: usize, col: usize) -> f64 {
+        if self.reals.sums_integers {
+            return self.real_b(item, p, col).abs();
+        }
+        self.scale_b(item, p, col) * (self.stored_b(item, p, col).abs() + f64::from(Self::ZERO_B).abs())
+    }
+
+    pub(super) fn bias(&self, col: usize) -> f64 {
+        self.bias[col].into()
+    }
+
+    pub(super) fn residual(&self, item: usize, row: usize, col: usize) -> f64 {
+        self.residual[(item * Self::M + row) * Self::N + col].into()
+    }
 }
