@@ -85,11 +85,10 @@ pub(crate) fn shapes(extent: Extent) -> Vec<Shape> {
     shapes
 }
 
-/// 1 for an eighth of the places, then evenly in the logarithm.
+/// 1 for an eighth of the places, where the exponent is negative, then evenly in the logarithm.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn dimension(place: f64, maximum: usize) -> usize {
-    let place = (place - 0.125) / 0.875;
-    if place < 0.0 { 1 } else { (maximum as f64).powf(place).round().max(1.0) as usize }
+    (maximum as f64).powf((place - 0.125) / 0.875).round().max(1.0) as usize
 }
 
 /// 1 for three quarters of the places, then up to 32.
@@ -120,5 +119,50 @@ mod tests {
             assert!(shapes.iter().filter(|shape| shape.batch > 1).count() >= extent.scattered / 10);
             assert!(shapes.iter().filter(|shape| shape.constant_b).count() >= extent.scattered / 3);
         }
+    }
+
+    fn shape(batch: usize, m: usize, n: usize, k: usize) -> Shape {
+        Shape { batch, m, n, k, constant_b: false }
+    }
+
+    #[test]
+    fn what_is_too_large_does_not_fit() {
+        assert_eq!(shape(2, 3, 5, 7).work(), 210);
+        for fits in [shape(1, 2048, 2048, 2048), shape(1, 4096, 1, 4096), shape(2, 1, 4096, 2048)] {
+            assert!(fits.fits(), "{fits:?}");
+        }
+        // The work of the first, an operand of each of the others.
+        let beyond = [
+            shape(1, 2048, 2049, 2048),
+            shape(1, 8192, 1, 4096),
+            shape(1, 1, 8192, 4096),
+            shape(1, 8192, 4096, 1),
+            shape(2, 4096, 1, 4096),
+        ];
+        for beyond in beyond {
+            assert!(!beyond.fits(), "{beyond:?}");
+        }
+    }
+
+    #[test]
+    fn places_become_dimensions_and_batches() {
+        let dimensions = [0.0, 0.125, 0.5625, 1.0].map(|place| dimension(place, 2048));
+        assert_eq!(dimensions, [1, 1, 45, 2048]);
+        assert_eq!([0.0, 0.74, 0.75, 0.875, 1.0].map(batch), [1, 1, 2, 6, 32]);
+    }
+
+    #[test]
+    fn squares_and_as_many_scattered_shapes_as_wanted() {
+        for (extent, squares, beyond) in [(QUICK, 12, 0), (FULL, 13, 1)] {
+            let shapes = shapes(extent);
+            assert_eq!(shapes.len(), 2 * (squares - beyond) + extent.scattered);
+            for square in (0..squares - beyond).map(|octave| 1 << octave) {
+                for constant_b in [false, true] {
+                    assert!(shapes.contains(&Shape { constant_b, ..shape(1, square, square, square) }));
+                }
+            }
+        }
+        // The first of the sequence: its places are the fractions of 0.5 + ratio^-1, ratio^-2 and so on.
+        assert!(shapes(QUICK).contains(&Shape { constant_b: true, ..shape(1, 9, 4, 2) }));
     }
 }

@@ -269,3 +269,18 @@ impl Operand {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_of_odd_and_even_numbers_of_values() {
+        assert_eq!(median(vec![]), 0.0);
+        assert_eq!(median(vec![5.0]), 5.0);
+        assert_eq!(median(vec![9.0, 1.0, 4.0]), 4.0);
+        assert_eq!(median(vec![8.0, 1.0, 2.0, 4.0]), 3.0);
+        assert_eq!(median(vec![8.0, 1.0, 2.0, 4.0, 16.0, 32.0]), 6.0);
+        assert_eq!(ns(Duration::from_micros(3)), 3000.0);
+    }
+}

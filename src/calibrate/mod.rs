@@ -248,3 +248,62 @@ impl Drop for BlasThreads {
 fn record(series: &mut Series, product: &MatMul, compile_ns: f64, run_ns: f64) {
     series.samples.push(Sample::new(product, compile_ns, run_ns.max(1.0)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_to_measure_are_those_named_or_one_and_all() {
+        let all = Threads::Auto.number();
+        let quick = CalibrateOptions::new(Effort::Quick).thread_counts();
+        assert_eq!(quick, if all == 1 { vec![1] } else { vec![1, all] });
+        let full = CalibrateOptions::new(Effort::Full).thread_counts();
+        assert!(full.is_sorted_by(|one, next| one < next), "{full:?}");
+        assert_eq!((full[0], full[full.len() - 1]), (1, all));
+        assert_eq!(full.len(), 1 + all.next_power_of_two().ilog2() as usize);
+        let threads = [5, 3].map(|count: usize| count.try_into().unwrap()).to_vec();
+        assert_eq!(CalibrateOptions { threads, ..CalibrateOptions::default() }.thread_counts(), [5, 3]);
+    }
+
+    #[test]
+    fn backends_that_are_no_engines_are_not_measured() {
+        let backends = Backends::new();
+        let measured = |ids: &[BackendId]| {
+            let options = CalibrateOptions { backends: ids.to_vec(), ..CalibrateOptions::default() };
+            selected(&backends, &options).map(|ids| ids.into_iter().map(|(id, _)| id).collect::<Vec<_>>())
+        };
+        let all = measured(&[]).unwrap();
+        assert!(all.contains(&BackendId::CPU) && !all.contains(&BackendId::AUTO));
+        assert_eq!(measured(&[BackendId::CPU, BackendId::CPU]).unwrap(), [BackendId::CPU]);
+        assert!(matches!(measured(&[BackendId::AUTO]), Err(Error::Unavailable { .. })));
+        assert!(matches!(measured(&[BackendId::new("none")]), Err(Error::UnknownBackend { .. })));
+    }
+
+    #[test]
+    fn every_type_that_a_backend_may_run_is_measured() {
+        let kinds = kinds();
+        assert!(kinds.contains(&(ElementTypes::F32, Device::Unknown)));
+        assert_eq!(kinds.len(), if cfg!(feature = "half") { 5 } else { 1 });
+        assert_eq!(
+            kinds.iter().filter(|(_, device)| *device == Device::NeuralEngine).count(),
+            usize::from(cfg!(feature = "half"))
+        );
+    }
+
+    #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
+    #[test]
+    fn threads_of_a_blas_are_left_alone_unless_they_may_be_set() {
+        assert!(BlasThreads::remember(false).0.is_none());
+        assert_eq!(BlasThreads::remember(true).0.is_some(), crate::backend::blas_threads().is_some());
+    }
+
+    #[test]
+    fn a_sample_takes_a_nanosecond_at_least() {
+        let product = MatMul::new(2, 3, 4).unwrap();
+        let mut series = Series::new(BackendId::CPU, "test", ElementTypes::F32, Device::Unknown, 1);
+        record(&mut series, &product, 5.0, 0.0);
+        record(&mut series, &product, 5.0, 7.0);
+        assert_eq!(series.samples.iter().map(|sample| sample.run_ns).collect::<Vec<_>>(), [1.0, 7.0]);
+    }
+}

@@ -193,3 +193,67 @@ fn interpolation_weights(places: &[[f64; 5]], errors: Vec<f64>, noise: f64) -> V
     }
     weights
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(got: f64, expected: f64) {
+        assert!((got - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{got}, not {expected}");
+    }
+
+    #[test]
+    fn a_vector_lies_apart_from_a_narrow_matrix() {
+        assert_eq!([0.5, 1.0, 2.0, 8.0].map(octaves), [-1.5, -1.5, 1.0, 3.0]);
+    }
+
+    #[test]
+    fn errors_are_less_alike_the_farther_they_are_apart() {
+        let place = [1.0, 2.0, 3.0, 4.0, 0.0];
+        assert_eq!(alike(&place, &place), 1.0);
+        // At one length sqrt(3): 1 + sqrt(3) times e^-sqrt(3).
+        let root = 3f64.sqrt();
+        close(alike(&place, &[5.0, 2.0, 3.0, 4.0, 0.0]), (1.0 + root) * (-root).exp());
+        close(alike(&place, &[1.0, 2.0, 3.0, 0.0, 3.0]), (1.0 + 1.25 * root) * (-1.25 * root).exp());
+    }
+
+    #[test]
+    fn costs_are_recovered_from_exact_samples_and_none_is_negative() {
+        let cost = |terms: [f64; 3]| 100.0 * terms[0] + 0.25 * terms[2];
+        let terms =
+            [[1.0, 5.0, 1.0], [1.0, 1.0, 100.0], [1.0, 70.0, 1e4], [1.0, 300.0, 2e4], [1.0, 9.0, 1e6]];
+        let [call, nothing, bytes] = fit(&terms.map(|terms| (terms, cost(terms))));
+        close(call, 100.0);
+        close(bytes, 0.25);
+        assert!((0.0..1e-3).contains(&nothing), "{nothing}");
+        assert_eq!(fit(&[([1.0, 1.0], 1.0), ([1.0, 2.0], 0.5)])[1], 0.0);
+    }
+
+    #[test]
+    fn weights_solve_the_equations_of_the_interpolation() {
+        let places =
+            [[0.0; 5], [1.0, 0.0, 2.0, 0.0, 0.0], [3.0, 5.0, 0.0, 1.0, 1.5], [-1.5, 3.0, 7.0, 8.0, 0.0]];
+        let errors = [0.5, -0.25, 0.125, 1.0];
+        let noise = 0.3;
+        let weights = interpolation_weights(&places, errors.to_vec(), noise);
+        for (i, error) in errors.into_iter().enumerate() {
+            let sum: f64 = (0..4).map(|j| weights[j] * alike(&places[i], &places[j])).sum();
+            close(sum + weights[i] * (noise / SIGNAL).powi(2), error);
+        }
+        // One place twice and hardly any noise: each counts half.
+        let weights = interpolation_weights(&[[1.0; 5]; 2], vec![1.0; 2], 1e-9);
+        close(weights[0], 0.5);
+        close(weights[1], 0.5);
+    }
+
+    #[test]
+    fn a_prediction_carries_the_errors_of_its_neighbours() {
+        let samples = [([1.0], 100.0), ([1.0], 300.0)];
+        let places = [[0.0; 5], [40.0, 0.0, 0.0, 0.0, 0.0]];
+        let fit = Fit::new(&samples, &places, 1e-9);
+        close(fit.predict(&[1.0], &places[0]), 100.0);
+        close(fit.predict(&[1.0], &places[1]), 300.0);
+        // Far from both nothing is known but the fit: the least squares of relative errors.
+        close(fit.predict(&[1.0], &[0.0, 400.0, 0.0, 0.0, 0.0]), 120.0);
+    }
+}
