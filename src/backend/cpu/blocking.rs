@@ -51,8 +51,12 @@ impl Caches {
     const DEFAULT: Self = Self { l1_bytes: 32 << 10, l2_bytes: 512 << 10 };
 
     pub(super) fn of_this_machine() -> Self {
-        Self::read()
-            .filter(|caches| caches.l1_bytes >= 8 << 10 && caches.l2_bytes >= caches.l1_bytes)
+        Self::or_default(Self::read())
+    }
+
+    /// What was read, unless it is too small to be true.
+    fn or_default(read: Option<Self>) -> Self {
+        read.filter(|caches| caches.l1_bytes >= 8 << 10 && caches.l2_bytes >= caches.l1_bytes)
             .unwrap_or(Self::DEFAULT)
     }
 
@@ -122,5 +126,49 @@ impl Caches {
     ))]
     fn read() -> Option<Self> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_small_to_be_true_is_not_taken() {
+        let caches = |l1_bytes, l2_bytes| Some(Caches { l1_bytes, l2_bytes });
+        for (read, taken) in [
+            (None, false),
+            (caches(8 << 10, 8 << 10), true),
+            (caches((8 << 10) - 1, 1 << 20), false),
+            (caches(64 << 10, 32 << 10), false),
+        ] {
+            let expected = if taken { read.unwrap() } else { Caches::DEFAULT };
+            assert_eq!(Caches::or_default(read), expected, "{read:?}");
+        }
+    }
+
+    #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
+    #[test]
+    fn the_processor_says_what_the_kernel_says_of_its_caches() {
+        let Caches { l1_bytes, l2_bytes } = Caches::read().unwrap();
+        let read = |index: usize, name: &str| {
+            let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}");
+            std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok()
+        };
+        assert!((8 << 10..=1 << 20).contains(&l1_bytes) && (64 << 10..=1 << 28).contains(&l2_bytes));
+        for index in 0..8 {
+            // A kernel may have no tables.
+            let (Some(level), Some(kind), Some(size)) =
+                (read(index, "level"), read(index, "type"), read(index, "size"))
+            else {
+                continue;
+            };
+            let bytes = size.trim_end_matches('K').parse::<usize>().unwrap() << 10;
+            match (level.as_str(), kind.as_str()) {
+                ("1", "Data" | "Unified") => assert_eq!(l1_bytes, bytes),
+                ("2", "Data" | "Unified") => assert_eq!(l2_bytes, bytes),
+                _ => {}
+            }
+        }
     }
 }

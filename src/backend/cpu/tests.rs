@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use super::blocking::{Blocking, Caches};
+use super::blocking::{Blocking, Caches, K_MULTIPLE};
 use super::finish::Finish;
 use super::kernel::{Kernels, here};
+use super::plan::{Method, Plan};
 use super::split::Split;
-use super::{Cpu, CpuProduct};
-use crate::backend::{CompiledProduct, RunArgs};
+use super::steps::Steps;
+use super::{Cpu, CpuProduct, worthwhile_threads};
+use crate::backend::{Backend, CompiledProduct, RunArgs};
 use crate::layout::Layout;
-use crate::options::{CompileOptions, Threads};
+use crate::options::{CompileOptions, Device, Threads};
 use crate::view::{TensorView, TensorViewMut};
-use crate::{Activation, MatMul, Random, Tensor, Weights};
+use crate::{Activation, ElementTypes, MatMul, MatMulBuilder, Random, Tensor, Weights};
 
 /// Blocks so small that modest products have several of each.
 const TINY: Caches = Caches { l1_bytes: 1 << 11, l2_bytes: 1 << 14 };
@@ -20,6 +22,12 @@ fn cpu(kernels: &'static Kernels, caches: Caches) -> Cpu {
     let mut blocking = Blocking::new(kernels, caches);
     blocking.cols = blocking.cols.min(3 * kernels.panel());
     Cpu { kernels, blocking, pools: std::sync::Mutex::default() }
+}
+
+/// What is decided for a product without a constant B, on one thread.
+fn plan(cpu: &Cpu, builder: MatMulBuilder) -> Arc<Plan> {
+    let product = builder.build().unwrap();
+    cpu.compile_for(&product, None, &CompileOptions::default().threads(Threads::ONE), 1).unwrap().0
 }
 
 struct Operands {
@@ -349,4 +357,133 @@ fn a_batch_that_shares_b_packs_it_once() {
     let one_item = cpu.compile_for(&product, Some(&weights), &CompileOptions::default(), 1).unwrap();
     let bytes = one_item.facts().bytes_held;
     assert!(bytes < 2 * 9 * 32 * 4 + 4096, "{bytes} bytes");
+}
+
+#[test]
+fn blocks_are_as_large_as_their_caches_allow() {
+    for kernels in here() {
+        for caches in [TINY, Caches { l1_bytes: 48 << 10, l2_bytes: 1 << 20 }] {
+            let Blocking { k_inner, k_outer, strips, plain_a_bytes, cols } = Blocking::new(kernels, caches);
+            let panel = |k: usize| k * kernels.panel() * 4;
+            assert!(k_inner.is_multiple_of(K_MULTIPLE) && panel(k_inner) >= caches.l1_bytes);
+            assert!(panel(k_inner - K_MULTIPLE) < caches.l1_bytes);
+            assert_eq!(k_outer, 2 * k_inner);
+            let strip = |strips: usize| strips * kernels.max_rows() * k_outer * 4;
+            assert!(strips == 1 || strip(strips) <= caches.l2_bytes / 2);
+            assert!(strip(strips + 1) > caches.l2_bytes / 2);
+            assert_eq!(plain_a_bytes, caches.l2_bytes);
+            let packed = |cols: usize| cols * k_outer * 4;
+            assert!(packed(cols + 1) > 4 << 20 && packed(cols - kernels.panel()) < 4 << 20);
+        }
+    }
+}
+
+#[test]
+fn threads_are_used_for_the_work_that_pays_for_them() {
+    let threads = |product: &MatMul, elements| worthwhile_threads(product, 16, elements);
+    // 2.34 million multiply-adds at 60 in a nanosecond: 6.5 times 6 microseconds. 64 at a time take less
+    // than the bytes of the operands, 2.3 times as long.
+    let product = MatMul::new(60, 100, 390).unwrap();
+    assert_eq!([threads(&product, 1), threads(&product, 2), threads(&product, 64)], [6, 3, 2]);
+    assert_eq!(worthwhile_threads(&product, 4, 1), 4);
+    // 1.2 MB at 20 bytes in a nanosecond: 10.04 times.
+    let vector = |types| MatMul::builder(1, 300, 1000).types(types).build().unwrap();
+    assert_eq!(threads(&vector(ElementTypes::F32), 1), 10);
+    assert_eq!(threads(&vector(ElementTypes::INT8), 4), 2);
+    assert_eq!(threads(&MatMul::new(1, 1, 1).unwrap(), 1), 1);
+}
+
+#[test]
+fn a_pool_is_shared_by_products_of_as_many_threads() {
+    let cpu = cpu(here()[0], TINY);
+    let pool = |threads: usize| cpu.pool_for(&CompileOptions::default(), threads).unwrap();
+    assert!(pool(1).is_none());
+    let (one, same, other) = (pool(2).unwrap(), pool(2).unwrap(), pool(3).unwrap());
+    assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));
+    assert_eq!(cpu.pools.lock().unwrap().len(), 2);
+    drop((one, same, other));
+    let again = pool(2).unwrap();
+    assert_eq!(cpu.pools.lock().unwrap().len(), 1);
+    drop(again);
+}
+
+#[test]
+fn a_product_knows_its_method() {
+    let cpu = cpu(here()[0], Caches { l1_bytes: 32 << 10, l2_bytes: 512 << 10 });
+    let rows = cpu.kernels.max_rows();
+    let method = |builder: MatMulBuilder, m: usize| plan(&cpu, builder).method(m);
+    assert_eq!(method(MatMul::builder(9, 1, 100), 9), Method::ATimesColumn);
+    assert_eq!(method(MatMul::builder(9, 1, 100), 1), Method::ATimesColumn);
+    assert_eq!(method(MatMul::builder(9, 500, 500), 1), Method::RowTimesB);
+    assert_eq!(method(MatMul::builder(rows, 500, 500), rows), Method::Plain);
+    assert_eq!(method(MatMul::builder(rows + 1, 500, 500), rows + 1), Method::Pack);
+    assert_eq!(method(MatMul::builder(2, 500, 500).transpose_b(true), 2), Method::Pack);
+    // 32 KiB of B, and a little more.
+    assert_eq!(method(MatMul::builder(200, 64, 128), 200), Method::Plain);
+    assert_eq!(method(MatMul::builder(200, 64, 129), 200), Method::Pack);
+}
+
+#[test]
+fn a_is_packed_where_it_is_read_often_and_badly() {
+    let cpu = cpu(here()[0], Caches { l1_bytes: 32 << 10, l2_bytes: 512 << 10 });
+    let packs = |m: usize, k: usize, transposed: bool, cols: usize| {
+        plan(&cpu, MatMul::builder(m, 192, k).transpose_a(transposed)).packs_a(m, cols)
+    };
+    // Rows of 4 KiB, columns, 512 KiB and a little more; fewer columns of C than pay.
+    assert!(packs(4, 1024, false, 192) && !packs(4, 1024, false, 191));
+    assert!(!packs(4, 1000, false, 192));
+    assert!(packs(4, 1000, true, 192) && !packs(4, 1000, true, 191));
+    assert!(!packs(512, 256, false, 192) && packs(513, 256, false, 192));
+}
+
+#[test]
+fn an_epilogue_is_what_is_not_the_plain_product() {
+    let cpu = cpu(here()[0], TINY);
+    let plain = || MatMul::builder(2, 3, 4);
+    let parts = |builder: MatMulBuilder| {
+        let plan = plan(&cpu, builder);
+        (plan.alpha(), plan.has_epilogue())
+    };
+    assert_eq!(parts(plain()), (None, false));
+    assert_eq!(parts(plain().alpha(0.5)), (Some(0.5), true));
+    assert_eq!(parts(plain().bias(true)), (None, true));
+    assert_eq!(parts(plain().residual(true)), (None, true));
+    assert_eq!(parts(plain().activation(Activation::Relu)), (None, true));
+}
+
+#[test]
+fn small_products_are_listed_and_others_are_not() {
+    let cpu = cpu(here()[0], Caches { l1_bytes: 32 << 10, l2_bytes: 512 << 10 });
+    let listed = |builder: MatMulBuilder| Steps::of(&plan(&cpu, builder)).is_some();
+    assert!(listed(MatMul::builder(8, 32, 32)));
+    assert!(listed(MatMul::builder(8, 32, 32).bias(true).transpose_a(true)));
+    // Empty, of a batch, to be packed, of too many tiles.
+    for (m, n, k) in [(0, 32, 32), (8, 0, 32), (8, 32, 0), (4, 192, 1024), (64 * 16 * 8, 16, 16)] {
+        assert!(!listed(MatMul::builder(m, n, k)), "{m}x{n}x{k}");
+    }
+    assert!(!listed(MatMul::builder(8, 32, 32).batch(2)));
+    assert!(!listed(MatMul::builder(8, 32, 32).transpose_b(true)));
+    let product = MatMul::new(8, 32, 32).unwrap();
+    let pooled = cpu.compile_for(&product, None, &CompileOptions::default(), 2).unwrap();
+    assert!(Steps::of(&pooled.0).is_none());
+}
+
+#[test]
+fn a_compiled_product_tells_what_it_holds() {
+    let cpu = cpu(here()[0], TINY);
+    assert_eq!(cpu.device().0, Device::Cpu);
+    assert!(cpu.describe().contains(cpu.kernels.name));
+    let weights = Weights::from_tensor(Tensor::filled(8, 40, 1f32).unwrap());
+    let product = MatMul::builder(3, 40, 8).constant_b(true).build().unwrap();
+    let facts = cpu.compile_for(&product, Some(&weights), &CompileOptions::default(), 2).unwrap().facts();
+    let (_, packed) = facts.shared.unwrap();
+    assert!(packed >= 8 * 40 * 4 && facts.bytes_held > packed);
+    assert_eq!(facts.threads, Some(2));
+    // What is bound by the reading of A, or reads nothing, packs nothing.
+    for (n, k) in [(1, 8), (40, 0)] {
+        let weights = Weights::from_tensor(Tensor::filled(k, n, 1f32).unwrap());
+        let product = MatMul::builder(3, n, k).constant_b(true).build().unwrap();
+        let compiled = cpu.compile_for(&product, Some(&weights), &CompileOptions::default(), 1).unwrap();
+        assert!(compiled.facts().shared.is_none());
+    }
 }
