@@ -211,3 +211,97 @@ fn sgemm(product: &MatMul, m: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::view::{TensorView, TensorViewMut};
+    use crate::{Activation, Operand};
+
+    /// Held while the threads of the process's BLAS matter.
+    static THREADS: Mutex<()> = Mutex::new(());
+
+    fn compiled(product: &MatMul, threads: Threads) -> Box<dyn CompiledProduct> {
+        Blas::new().compile(product, None, &CompileOptions::default().threads(threads)).unwrap()
+    }
+
+    #[test]
+    fn a_blas_on_the_cpu_says_so() {
+        let (device, name) = Blas::new().device();
+        assert_eq!((device, name.as_str()), (Device::Cpu, std::env::consts::ARCH));
+        assert!(Blas::new().describe().contains("CBLAS"));
+        let product = MatMul::new(2, 2, 2).unwrap();
+        let _lock = THREADS.lock();
+        let facts = compiled(&product, Threads::Auto).facts();
+        assert_eq!((facts.observed, facts.threads, facts.note), (Device::Cpu, threads(), None));
+        assert!(facts.bytes_held >= size_of::<Plan>());
+    }
+
+    #[test]
+    fn dimensions_beyond_32_bits_are_refused() {
+        let supports = |product: &MatMul| Blas::new().supports(product, &CompileOptions::default());
+        assert!(supports(&MatMul::new(2, 3, i32::MAX as usize).unwrap()).is_ok());
+        let refusal = supports(&MatMul::new(2, 3, i32::MAX as usize + 1).unwrap()).unwrap_err();
+        assert_eq!(refusal.reason, RefusalReason::Dimension);
+        let wide = MatMul::builder(1, 1, 1).leading_dimension(Operand::C, 1 << 31).build().unwrap();
+        assert!(supports(&wide).is_err());
+    }
+
+    #[test]
+    fn products_of_a_batch_have_their_epilogue() {
+        for k in [2, 0] {
+            let product = MatMul::builder(2, 3, k)
+                .batch(2)
+                .alpha(2.0)
+                .bias(true)
+                .activation(Activation::Relu)
+                .leading_dimension(Operand::C, 4)
+                .build()
+                .unwrap();
+            let (a, b): (Vec<f32>, Vec<f32>) = (
+                (0..4 * k).map(|i| i as f32 - 3.0).collect(),
+                (0..6 * k).map(|i| 0.5 * i as f32 - 2.0).collect(),
+            );
+            let bias = [1.0, -1.0, 0.5];
+            let mut c = vec![f32::NAN; product.c().span()];
+            let args = RunArgs {
+                m: 2,
+                a: TensorView::with_layout(&a, *product.a()).unwrap().erased(),
+                b: Some(TensorView::with_layout(&b, *product.b()).unwrap().erased()),
+                bias: Some(TensorView::new(&bias, 1, 3).unwrap().erased()),
+                residual: None,
+                c: TensorViewMut::with_layout(&mut c, *product.c()).unwrap().erased(),
+            };
+            compiled(&product, Threads::Auto).open().unwrap().run(args).unwrap();
+            for (item, row, span) in product.c().row_spans() {
+                for (col, got) in c[span].iter().enumerate() {
+                    let sum: f32 =
+                        (0..k).map(|p| a[(item * 2 + row) * k + p] * b[(item * k + p) * 3 + col]).sum();
+                    assert_eq!(*got, (2.0 * sum + bias[col]).max(0.0), "k = {k}, {item}, {row}, {col}");
+                }
+            }
+        }
+    }
+
+    #[cfg(all(unix, not(target_vendor = "apple")))]
+    #[test]
+    fn threads_that_a_blas_was_not_told_of_are_noted() {
+        let _lock = THREADS.lock();
+        let Some(before) = threads() else {
+            // Another BLAS can neither be asked nor told.
+            assert!(!set_blas_threads(std::num::NonZeroUsize::MIN));
+            return;
+        };
+        let product = MatMul::new(2, 2, 2).unwrap();
+        assert!(set_blas_threads(std::num::NonZeroUsize::MIN));
+        assert_eq!(threads(), Some(1));
+        assert_eq!(Blas::new().threads(&CompileOptions::default()), 1);
+        assert_eq!(compiled(&product, Threads::ONE).facts().note, None);
+        let note = compiled(&product, Threads::Count(7.try_into().unwrap())).facts().note.unwrap();
+        assert!(note.contains("7 threads were asked for, the BLAS uses 1"), "{note}");
+        assert!(set_blas_threads(before.try_into().unwrap()));
+        assert_eq!(threads(), Some(before));
+    }
+}

@@ -66,3 +66,48 @@ impl<'a> Epilogue<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matmul::MatMulBuilder;
+
+    fn applied(builder: MatMulBuilder, bias: Option<&[f32]>, residual: Option<&[f32]>) -> (bool, Vec<f32>) {
+        let product = builder.build().unwrap();
+        let bias = bias.map(|bias| TensorView::new(bias, 1, 2).unwrap().erased());
+        let residual = residual
+            .map(|data| TensorView::with_layout(data, *product.residual().unwrap()).unwrap().erased());
+        let epilogue = Epilogue::new(&product, bias, residual);
+        let mut c: Vec<f32> = (0..8u8).map(|i| f32::from(i) - 3.0).collect();
+        epilogue.apply_all(&mut c, product.c());
+        (epilogue.is_identity(), c)
+    }
+
+    #[test]
+    fn each_part_of_an_epilogue_is_applied() {
+        let plain = || MatMul::builder(2, 2, 3).batch(2);
+        let residual = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0];
+        assert_eq!(applied(plain(), None, None), (true, vec![-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0]));
+        let (identity, c) = applied(plain().alpha(-2.0), None, None);
+        assert_eq!((identity, c), (false, vec![6.0, 4.0, 2.0, -0.0, -2.0, -4.0, -6.0, -8.0]));
+        let (identity, c) = applied(plain().bias(true), Some(&[1.0, -1.0]), None);
+        assert_eq!((identity, c), (false, vec![-2.0, -3.0, 0.0, -1.0, 2.0, 1.0, 4.0, 3.0]));
+        let (identity, c) = applied(plain().residual(true), None, Some(&residual));
+        assert_eq!((identity, c), (false, vec![7.0, 18.0, 29.0, 40.0, 51.0, 62.0, 73.0, 84.0]));
+        let (identity, c) = applied(plain().activation(Activation::Relu), None, None);
+        assert_eq!((identity, c), (false, vec![0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]));
+    }
+
+    #[test]
+    fn some_columns_of_a_row_meet_their_own_bias_and_residual() {
+        let product = MatMul::builder(2, 4, 3).alpha(0.5).bias(true).residual(true).build().unwrap();
+        let residual: Vec<f32> = (0..8u8).map(f32::from).collect();
+        let residual = TensorView::new(&residual, 2, 4).unwrap().erased();
+        let bias = [10f32, 20.0, 30.0, 40.0];
+        let bias = TensorView::new(&bias, 1, 4).unwrap().erased();
+        let epilogue = Epilogue::new(&product, Some(bias), Some(residual));
+        let mut row = [2.0, 4.0];
+        epilogue.apply(0, 1, 2, &mut row);
+        assert_eq!(row, [37.0, 49.0]);
+    }
+}
