@@ -3,6 +3,8 @@
 mod key;
 mod store;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 

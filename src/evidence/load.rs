@@ -277,3 +277,120 @@ fn energy(idle: Result<Power, String>, with: &Watched, without: Option<&Watched>
 fn f64_from(count: u64) -> f64 {
     count as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::Witness;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn watched() -> (Compiled, Watched) {
+        let product = MatMul::new(2, 2, 2).unwrap();
+        let mut operands = Operands::random(&product).unwrap();
+        let compiled = product.compile(&BackendId::CPU, None, &CompileOptions::default()).unwrap();
+        let watched = Watched::new(&compiled, &mut operands).unwrap();
+        (compiled, watched)
+    }
+
+    #[test]
+    fn a_load_is_what_was_asked_for() {
+        let load = Load::default().window(3 * SECOND).rounds(7);
+        assert_eq!(load, Load { window: 3 * SECOND, rounds: 7 });
+    }
+
+    #[test]
+    fn what_was_seen_before_the_load_does_not_count() {
+        let (compiled, mut watched) = watched();
+        assert_eq!((watched.runs, watched.device_time, watched.observed), (0, Duration::ZERO, None));
+        watched.runs_per_sample = 3;
+        let mut operands = Operands::random(compiled.product()).unwrap();
+        watched.sample(&mut operands).unwrap();
+        watched.sample(&mut operands).unwrap();
+        assert_eq!((watched.runs, watched.observed), (6, Some(Device::Unknown)));
+        // Runs that are said to be of different devices are of none that is known.
+        watched.observed = Some(Device::Gpu);
+        watched.runs_per_sample = 1;
+        watched.sample(&mut operands).unwrap();
+        assert_eq!(watched.observed, Some(Device::Unknown));
+        assert_eq!(watched.observed(&compiled), Device::Cpu);
+        watched.observed = Some(Device::Gpu);
+        assert_eq!(watched.observed(&compiled), Device::Gpu);
+    }
+
+    #[test]
+    fn a_load_lasts_as_long_as_its_window() {
+        let (compiled, mut watched) = watched();
+        let mut operands = Operands::random(compiled.product()).unwrap();
+        let window = Duration::from_millis(20);
+        watched.run_for(window, false, &mut operands).unwrap();
+        assert!(watched.wall >= window && !watched.samples.is_empty() && watched.power.is_empty());
+        assert!(watched.cpu.unwrap() > Duration::ZERO);
+        watched.run_for(Duration::ZERO, true, &mut operands).unwrap();
+        assert_eq!(watched.power.len(), 1);
+    }
+
+    #[test]
+    fn times_of_a_device_are_those_of_a_run() {
+        let ((_, mut with), (_, mut control)) = (watched(), watched());
+        assert!(matches!(with.device_time(None), Witness::Absent { kind: "device-time", .. }));
+        (with.device_time, with.wall, with.runs) = (6 * SECOND, 8 * SECOND, 2);
+        let time = |with: &Watched, control: Option<&Watched>| match with.device_time(control) {
+            Witness::DeviceTime { device, control, wall } => (device, control, wall),
+            other => panic!("{other}"),
+        };
+        assert_eq!(time(&with, None), (3 * SECOND, None, 4 * SECOND));
+        assert_eq!(time(&with, Some(&control)), (3 * SECOND, None, 4 * SECOND));
+        (control.device_time, control.runs) = (10 * SECOND, 5);
+        assert_eq!(time(&with, Some(&control)), (3 * SECOND, Some(2 * SECOND), 4 * SECOND));
+    }
+
+    #[test]
+    fn power_is_the_mean_of_its_readings() {
+        let (_, mut with) = watched();
+        let power = |cpu: f64| Ok(Power { cpu, gpu: 10.0 * cpu, neural_engine: 100.0 * cpu });
+        with.power = vec![power(1.0), power(2.0), power(6.0)];
+        let witnesses = energy(power(0.5), &with, None);
+        let watts: Vec<_> = witnesses
+            .iter()
+            .map(|witness| match witness {
+                Witness::Energy { device, idle_watts, control_watts: None, load_watts } => {
+                    (*device, *idle_watts, *load_watts)
+                }
+                other => panic!("{other}"),
+            })
+            .collect();
+        assert_eq!(
+            watts,
+            [(Device::NeuralEngine, 50.0, 300.0), (Device::Gpu, 5.0, 30.0), (Device::Cpu, 0.5, 3.0)]
+        );
+        with.power.push(Err("unreadable".into()));
+        let witnesses = energy(power(0.5), &with, None);
+        assert!(
+            matches!(&witnesses[..], [Witness::Absent { kind: "energy", reason }] if reason == "unreadable")
+        );
+    }
+
+    #[test]
+    fn quartiles_of_samples_in_any_order() {
+        let (_, mut with) = watched();
+        with.samples = [7, 1, 5, 3, 8, 2, 6, 4].map(Duration::from_secs).to_vec();
+        let Quartiles { lower, median, upper } = with.quartiles();
+        assert_eq!([lower, median, upper].map(|time| time.as_secs()), [3, 5, 7]);
+    }
+
+    #[test]
+    fn operands_are_as_widely_spread_as_the_project_s_first_ones() {
+        let mut operands = Operands::random(&MatMul::new(1, 1000, 1).unwrap()).unwrap();
+        let (inputs, _) = operands.parts().unwrap();
+        let b = inputs.b_view().unwrap();
+        let variance = (0..1000).map(|col| b.get(0, 0, col).unwrap().powi(2)).sum::<f64>() / 1000.0;
+        assert!((0.015..0.025).contains(&variance.sqrt()), "{variance}");
+    }
+
+    #[cfg(not(target_os = "macos"))]
+    #[test]
+    fn counters_of_another_system_are_absent() {
+        assert!(idle_power(Duration::ZERO).is_err() && meter::power(Duration::ZERO).is_err());
+    }
+}

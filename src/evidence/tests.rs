@@ -365,3 +365,46 @@ fn constant_weights_and_refusals() {
         Err(error) => assert!(matches!(error, Error::Refused { .. }), "{error}"),
     }
 }
+
+#[test]
+fn witnesses_at_the_ends_of_what_they_may_say() {
+    let gpu = |idle, control, load| energy(Gpu, idle, control, load).says();
+    let says = [
+        ("as much CPU time as of one that waits", cpu(0.2).says(), Statement::Nothing),
+        ("a quarter of the control, half of the time", device(50, Some(200)).says(), Statement::For(Gpu)),
+        ("a rise of less than 0.1 W", gpu(0.03, None, 0.08), Statement::Nothing),
+        ("less than twice as much", gpu(3.0, None, 5.5), Statement::Nothing),
+        ("a rise", gpu(1.0, None, 3.0), Statement::For(Gpu)),
+        ("less than nothing", gpu(-1.0, None, 3.0), Statement::Nothing),
+        ("no number", gpu(1.0, None, f64::INFINITY), Statement::Nothing),
+        ("a control and a load that do not rise", gpu(1.0, Some(1.05), 1.0), Statement::Nothing),
+        ("a tenth of the control's rise", gpu(1.0, Some(11.0), 2.0), Statement::Against(Gpu)),
+        ("an eighth of it, more than half in watts", gpu(1.0, Some(5.0), 1.5), Statement::Against(Gpu)),
+        ("a quarter of it", gpu(1.0, Some(5.0), 2.0), Statement::Nothing),
+        ("more than half of it, from a high idle", gpu(4.0, Some(9.0), 6.6), Statement::For(Gpu)),
+        ("quartiles that meet", times([80, 100, 120], [120, 200, 210]).says(), Statement::Nothing),
+    ];
+    for (name, says, expected) in says {
+        assert_eq!(says, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_reason_says_which_witnesses_decided() {
+    let busy = || device(80, Some(90));
+    let idle = || energy(Gpu, 0.02, Some(8.0), 0.1);
+    let cases = [
+        (vec![engine(Gpu), device(5, Some(90))], Unknown, "says gpu, but the GPU did little"),
+        (vec![busy(), idle()], Unknown, "contradict each other"),
+        (vec![idle()], Unknown, "the GPU did little, and nothing shows"),
+        (vec![idle(), cpu(1.0)], Cpu, "kept the CPU busy"),
+        (vec![busy(), energy(Gpu, 0.02, Some(8.0), 7.5), moved()], Gpu, "changed the time"),
+        (vec![moved()], Unknown, "changed the time, but nothing shows"),
+        (vec![same_times()], Unknown, "no witness shows"),
+    ];
+    for (witnesses, observed, reason) in cases {
+        let verdict = judge(&witnesses);
+        assert_eq!(verdict.observed, observed, "{verdict:?}");
+        assert!(verdict.reasons[0].contains(reason), "{reason}: {verdict:?}");
+    }
+}

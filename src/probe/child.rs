@@ -169,3 +169,26 @@ fn end_of(text: &str, bytes: usize) -> &str {
     }
     &text[start..]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_text_starts_with_a_whole_character() {
+        assert_eq!(end_of("  short \n", 100), "short");
+        assert_eq!(end_of("abcdef", 3), "def");
+        // Two bytes each: the third from the end is the second half of one.
+        assert_eq!(end_of("\u{e4}\u{f6}\u{fc}", 3), "\u{fc}");
+        assert_eq!(end_of("", 3), "");
+    }
+
+    #[test]
+    fn the_last_bytes_of_a_long_stream_are_kept() {
+        let bytes: Vec<u8> = (0..=250).cycle().take(3 * KEPT_BYTES + 1000).collect();
+        let kept = drain(std::io::Cursor::new(bytes.clone())).unwrap().recv().unwrap();
+        assert!((KEPT_BYTES..=2 * KEPT_BYTES).contains(&kept.len()) && bytes.ends_with(&kept));
+        let whole = bytes[..KEPT_BYTES].to_vec();
+        assert_eq!(drain(std::io::Cursor::new(whole.clone())).unwrap().recv().unwrap(), whole);
+    }
+}

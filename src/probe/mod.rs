@@ -273,3 +273,19 @@ impl Probe {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_told_with_the_name_of_its_signal() {
+        let names = [4, 5, 6, 8, 9, 11, 15, if cfg!(target_vendor = "apple") { 10 } else { 7 }]
+            .map(|signal| signal_name(signal).unwrap());
+        assert_eq!(
+            names,
+            ["SIGILL", "SIGTRAP", "SIGABRT", "SIGFPE", "SIGKILL", "SIGSEGV", "SIGTERM", "SIGBUS"]
+        );
+        assert_eq!(signal_name(64), None);
+    }
+}
