@@ -440,4 +440,9 @@ mod tests {
             assert!(bad.parse::<Shape>().is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn types_of_integers_have_names() {
+        assert_eq!([QuantizedType::Int8, QuantizedType::Int4].map(QuantizedType::name), ["int8", "int4"]);
+    }
 }

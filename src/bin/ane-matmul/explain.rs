@@ -130,3 +130,92 @@ fn obstacle_json(obstacle: &Obstacle) -> Value {
         "source": obstacle.source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use ane_matmul::{
+        BackendId, Backends, CompileOptions, Device, MachineKey, Profile, Sample, Series, Threads,
+    };
+
+    use super::*;
+
+    /// Of a product whose time on `cpu` is in a profile.
+    fn explanation() -> Explanation {
+        let mut backends = Backends::new();
+        let description = backends.info(&BackendId::CPU).unwrap().description;
+        let mut series = Series::new(BackendId::CPU, description, ElementTypes::F32, Device::Unknown, 1);
+        let product = MatMul::new(8, 16, 32).unwrap();
+        series.samples = vec![Sample::new(&product, 2000.0, 1500.0)];
+        let mut profile = Profile::new(MachineKey::here());
+        profile.add_series(series).unwrap();
+        backends.set_profile(Some(profile));
+        let mut options = CompileOptions::default().threads(Threads::ONE);
+        options.expected_runs = Some(10);
+        backends.explain(&product, &options)
+    }
+
+    fn candidate<'a>(explanation: &'a mut Explanation, id: &BackendId) -> &'a mut Candidate {
+        explanation.candidates.iter_mut().find(|candidate| candidate.backend == *id).unwrap()
+    }
+
+    #[test]
+    fn every_verdict_is_a_row_of_the_text() {
+        let mut explanation = explanation();
+        let row = |explanation: &Explanation, id: &BackendId| {
+            let text = to_text(explanation);
+            let start = format!("| {id} ");
+            text.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("{text}")).to_owned()
+        };
+        let predicted = row(&explanation, &BackendId::CPU);
+        assert!(predicted.contains("us") && predicted.contains("chosen"), "{predicted}");
+        let absent = row(&explanation, &BackendId::METAL);
+        assert!(absent.contains("not here: ") && !absent.contains("chosen"), "{absent}");
+        candidate(&mut explanation, &BackendId::METAL).verdict = Verdict::Unmeasured("never tried".into());
+        assert!(row(&explanation, &BackendId::METAL).contains("| not measured: never tried"));
+        candidate(&mut explanation, &BackendId::CPU).verdict = Verdict::Unmeasured("never tried".into());
+        assert!(row(&explanation, &BackendId::CPU).contains("chosen; not measured: never tried"));
+        let refusal = ane_matmul::Refusal::new(ane_matmul::RefusalReason::Device, "not there");
+        candidate(&mut explanation, &BackendId::METAL).verdict = Verdict::Refused(refusal);
+        assert!(row(&explanation, &BackendId::METAL).contains("refused: "));
+        let text = to_text(&explanation);
+        assert!(text.contains("runs expected: 10\n") && text.contains("auto is cpu: "), "{text}");
+        explanation.neural_engine.clear();
+        assert!(to_text(&explanation).ends_with("nothing that is known"));
+    }
+
+    #[test]
+    fn every_verdict_has_its_figures_in_json() {
+        let mut explanation = explanation();
+        let of = |explanation: &Explanation, id: &BackendId| {
+            let json = to_json(explanation);
+            let all = json["candidates"].as_array().unwrap().clone();
+            all.into_iter().find(|candidate| candidate["backend"] == id.as_str()).unwrap()
+        };
+        let predicted = of(&explanation, &BackendId::CPU);
+        assert_eq!((&predicted["verdict"], &predicted["threads"]), (&json!("predicted"), &json!(1)));
+        assert!(predicted["run_ns"].as_f64().unwrap() > 0.0);
+        assert_eq!(of(&explanation, &BackendId::METAL)["verdict"], "unavailable");
+        candidate(&mut explanation, &BackendId::METAL).verdict = Verdict::Unmeasured("never tried".into());
+        let unmeasured = json!({ "backend": "metal", "verdict": "unmeasured", "reason": "never tried" });
+        assert_eq!(of(&explanation, &BackendId::METAL), unmeasured);
+        let refusal = ane_matmul::Refusal::new(ane_matmul::RefusalReason::Device, "not there");
+        candidate(&mut explanation, &BackendId::METAL).verdict = Verdict::Refused(refusal);
+        let refused = of(&explanation, &BackendId::METAL);
+        assert_eq!((&refused["verdict"], &refused["message"]), (&json!("refused"), &json!("not there")));
+
+        let whole = to_json(&explanation);
+        assert_eq!((&whole["product"]["k"], &whole["choice"]["backend"]), (&json!(32), &json!("cpu")));
+        for obstacle in whole["neural_engine_obstacles"].as_array().unwrap() {
+            assert!(obstacle["kind"].is_string() && obstacle["message"].is_string(), "{obstacle}");
+        }
+        assert!(!explanation.neural_engine.is_empty());
+        for (state, name) in [
+            (ProfileState::Used, json!({ "state": "used", "problem": null })),
+            (ProfileState::Absent, json!({ "state": "absent", "problem": null })),
+            (ProfileState::Ignored("old".into()), json!({ "state": "ignored", "problem": "old" })),
+        ] {
+            explanation.profile = state;
+            assert_eq!(to_json(&explanation)["profile"], name);
+        }
+    }
+}

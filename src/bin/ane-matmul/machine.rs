@@ -86,3 +86,48 @@ fn instruction_sets() -> Vec<&'static str> {
     detect!(is_aarch64_feature_detected: "neon", "fp16", "dotprod", "bf16", "i8mm", "sve", "sve2");
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_as_many_cores_as_threads_are_allowed_at_least() {
+        let machine = Machine::new();
+        assert!(machine.cores >= machine.allowed_threads, "{machine:?}");
+        #[cfg(not(target_vendor = "apple"))]
+        if let Ok(info) = std::fs::read_to_string("/proc/cpuinfo") {
+            let listed = info.matches("\nprocessor").count() + usize::from(info.starts_with("processor"));
+            assert_eq!(cores(), Some(listed).filter(|&count| count != 0));
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn instruction_sets_are_those_that_were_detected() {
+        let found = instruction_sets();
+        assert_eq!(found.contains(&"avx2"), is_x86_feature_detected!("avx2"));
+        assert_eq!(found.contains(&"sse4.2"), is_x86_feature_detected!("sse4.2"));
+        assert!(
+            found
+                .iter()
+                .all(|name| ["sse", "avx", "f16c", "fma"].iter().any(|start| name.starts_with(start)))
+        );
+    }
+
+    #[cfg(not(target_vendor = "apple"))]
+    #[test]
+    fn the_system_has_the_name_that_it_gives_itself() {
+        match std::fs::read_to_string("/etc/os-release") {
+            Ok(release) if release.contains("PRETTY_NAME=") => {
+                let name = os_name().unwrap();
+                assert!(
+                    release.contains(&format!("PRETTY_NAME=\"{name}\""))
+                        || release.contains(&format!("PRETTY_NAME={name}"))
+                );
+                assert!(!name.is_empty());
+            }
+            _ => assert_eq!(os_name(), None),
+        }
+    }
+}

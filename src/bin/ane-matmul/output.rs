@@ -61,3 +61,14 @@ pub(crate) fn time(ns: f64) -> String {
         ns => format!("{:.2} s", ns / 1e9),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_the_unit_that_suits_them() {
+        let times = [999.0, 1e3, 999_900.0, 1e6, 1e9, 2.5e9].map(time);
+        assert_eq!(times, ["999 ns", "1.0 us", "999.9 us", "1.00 ms", "1.00 s", "2.50 s"]);
+    }
+}

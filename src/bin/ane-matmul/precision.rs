@@ -196,3 +196,49 @@ fn reference_row(given: &Given<'_>, item: usize, row: usize) -> Vec<f64> {
     }
     sums
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(m: usize, a: Vec<f32>, c: Vec<f32>) -> String {
+        let product = MatMul::new(m, 2, 2).unwrap();
+        let a = NpyTensor::F32(Tensor::from_vec(a, m, 2).unwrap());
+        let b = NpyTensor::F32(Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0], 2, 2).unwrap());
+        let given = Given { product: &product, a: &a, b: &b, bias: None };
+        error(&given, &Tensor::from_vec(c, m, 2).unwrap())
+    }
+
+    #[test]
+    fn an_error_is_told_in_figures() {
+        let text = told(2, vec![1.0, 2.0, 3.0, 4.0], vec![1.5, 2.0, 3.0, 4.0]);
+        assert_eq!(
+            text,
+            "error against float64 on all 2 rows: largest 5.000e-1, RMS 2.500e-1, RMS of the result 2.739e0"
+        );
+        assert_eq!(told(0, vec![], vec![]), "error against float64: there are no elements");
+    }
+
+    #[test]
+    fn elements_that_are_not_finite_in_one_alone_are_counted() {
+        let infinite = vec![f32::MAX, f32::MAX, 1.0, 1.0];
+        assert!(!told(2, infinite, vec![f32::MAX, f32::MAX, 1.0, 1.0]).contains("not counted"));
+        // NaN times 0 is NaN too: both elements of the row.
+        let nan = || vec![f32::NAN, 1.0, 1.0, 1.0];
+        assert!(!told(2, nan(), vec![f32::NAN, f32::NAN, 1.0, 1.0]).contains("not counted"));
+        let text = told(2, nan(), vec![f32::NAN, f32::INFINITY, 1.0, 1.0]);
+        assert!(text.ends_with("; 1 elements NaN or infinite in one alone, not counted"), "{text}");
+        let text = told(2, vec![1.0; 4], vec![f32::INFINITY, f32::NAN, 1.0, 1.0]);
+        assert!(text.ends_with("; 2 elements NaN or infinite in one alone, not counted"), "{text}");
+    }
+
+    #[test]
+    fn rows_of_a_batch_are_those_of_their_item() {
+        let product =
+            MatMul::builder(1, 2, 2).batch(2).batch_stride(ane_matmul::Operand::B, 0).build().unwrap();
+        let a = NpyTensor::F32(Tensor::from_vec_batched(vec![1.0, 2.0, 3.0, 4.0], 2, 1, 2).unwrap());
+        let b = NpyTensor::F32(Tensor::from_vec(vec![1.0, 0.0, 0.0, 2.0], 2, 2).unwrap());
+        let given = Given { product: &product, a: &a, b: &b, bias: None };
+        assert_eq!([0, 1].map(|item| reference_row(&given, item, 0)), [[1.0, 4.0], [3.0, 8.0]]);
+    }
+}

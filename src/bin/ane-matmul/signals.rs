@@ -74,3 +74,33 @@ pub(crate) fn clean_up(command: &Command) -> Output {
     let _ = outputs(command);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::Cli;
+
+    #[test]
+    fn what_a_command_writes_is_known() {
+        let written = |arguments: &str| {
+            let cli = Cli::parse_from(arguments.split(' '));
+            outputs(&cli.command)
+        };
+        assert_eq!(written("ane-matmul multiply a.npy b.npy --output c.npy"), [PathBuf::from("c.npy")]);
+        assert_eq!(written("ane-matmul calibrate --profile p.json"), [PathBuf::from("p.json")]);
+        let compare = written("ane-matmul compare --json a.json --svg b.svg");
+        assert_eq!(compare, ["a.json", "b.svg"].map(PathBuf::from));
+        assert!(written("ane-matmul devices").is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn ignored_signals_are_told_from_others() {
+        // Rust has every program ignore SIGPIPE.
+        assert!(is_ignored(libc::SIGPIPE));
+        assert!(!is_ignored(libc::SIGTERM));
+        assert!(!is_ignored(-1));
+    }
+}

@@ -121,6 +121,8 @@ fn witness_json(witness: &Witness) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use ane_matmul::evidence::Quartiles;
+
     use super::*;
 
     #[test]
@@ -148,5 +150,37 @@ mod tests {
             witness_json(&energy),
             json!({ "witness": "energy", "says": null, "device": "neural-engine", "idle_watts": 0.0, "control_watts": null, "load_watts": 0.0 })
         );
+    }
+
+    #[test]
+    fn every_witness_has_its_figures_in_json() {
+        let second = Duration::from_secs(1);
+        let quartiles = Quartiles { lower: second, median: 2 * second, upper: 3 * second };
+        let cases = [
+            (Witness::Engine { observed: Device::Cpu }, json!({ "observed": "cpu" })),
+            (
+                Witness::CpuTime { cpu: second, wall: 2 * second },
+                json!({ "cpu_ns": 1_000_000_000u64, "wall_ns": 2_000_000_000u64 }),
+            ),
+            (
+                Witness::DeviceTime { device: second, control: None, wall: 2 * second },
+                json!({ "device_ns": 1_000_000_000u64, "control_ns": null, "wall_ns": 2_000_000_000u64 }),
+            ),
+            (
+                Witness::CandidateTime { with: quartiles, without: quartiles },
+                json!({
+                    "with_ns": [1_000_000_000u64, 2_000_000_000u64, 3_000_000_000u64],
+                    "without_ns": [1_000_000_000u64, 2_000_000_000u64, 3_000_000_000u64],
+                }),
+            ),
+            (Witness::Absent { kind: "energy", reason: "none".into() }, json!({ "absent": "none" })),
+        ];
+        for (witness, mut expected) in cases {
+            expected["witness"] = witness.kind().into();
+            let mut figures = witness_json(&witness);
+            expected["says"] = figures["says"].take();
+            figures["says"] = expected["says"].clone();
+            assert_eq!(figures, expected);
+        }
     }
 }

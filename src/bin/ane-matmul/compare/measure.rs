@@ -208,4 +208,15 @@ mod tests {
         assert!((median(&[1.0, 2.0, 10.0]) - 2.0).abs() < 1e-12);
         assert!((median(&[1.0, 2.0, 4.0, 10.0]) - 3.0).abs() < 1e-12);
     }
+
+    #[test]
+    fn a_timing_is_made_of_its_samples() {
+        let mut timing = crate::compare::fixture::timing(4, "cpu", 0.0);
+        finish(&mut timing, &mut [4.0, 1.0, 2.0], 10.0);
+        assert_eq!((timing.samples, timing.gflops.to_bits()), (3, 5f64.to_bits()));
+        assert_eq!([timing.median_ns, timing.min_ns].map(f64::to_bits), [2.0, 1.0].map(f64::to_bits));
+        finish(&mut timing, &mut [], 10.0);
+        assert_eq!(timing.gflops.to_bits(), 0f64.to_bits());
+        assert_eq!(median(&[5.0]).to_bits(), 5f64.to_bits());
+    }
 }

@@ -287,4 +287,20 @@ mod tests {
         assert_eq!(time(2.5e6), "2.50 ms");
         assert_eq!(time(3.25e9), "3.25 s");
     }
+
+    #[test]
+    fn speeds_are_shares_of_the_best_and_only_squares_cross_over() {
+        use crate::compare::fixture::timing;
+        let share = |ns, best| share_of_best(&timing(4, "cpu", ns), &timing(4, "metal", best)).to_bits();
+        assert_eq!([share(8.0, 2.0), share(0.0, 0.0)], [0.25, 1.0].map(f64::to_bits));
+        let mut comparison = comparison(&[(4, "cpu", 8.0), (4, "metal", 2.0)]);
+        comparison
+            .measured
+            .timings
+            .push(Timing { shape: Shape { m: 4, n: 5, k: 5 }, ..timing(4, "cpu", 1.0) });
+        assert_eq!(comparison.square_winners().len(), 1);
+        let text = comparison.to_text();
+        assert_eq!(text.matches("4x4x4").count(), 1, "{text}");
+        assert!(text.lines().any(|line| line.contains("metal") && line.contains("winner")), "{text}");
+    }
 }
