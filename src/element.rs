@@ -193,4 +193,14 @@ mod tests {
         assert_eq!(ElementType::F32.unit_roundoff() * 2.0, f64::from(f32::EPSILON));
         assert_eq!(ElementType::F64.unit_roundoff() * 2.0, f64::EPSILON);
     }
+
+    #[test]
+    fn types_have_the_figures_of_their_formats() {
+        let figures = |element: ElementType| (element.unit_roundoff(), element.min_positive());
+        assert_eq!(figures(ElementType::F64), (f64::EPSILON / 2.0, f64::MIN_POSITIVE));
+        assert_eq!(figures(ElementType::F32), (f64::from(f32::EPSILON) / 2.0, f64::from(f32::MIN_POSITIVE)));
+        assert_eq!(figures(ElementType::F16), (1.0 / 2048.0, 1.0 / 16384.0));
+        assert_eq!(figures(ElementType::Bf16), (1.0 / 256.0, f64::from(f32::MIN_POSITIVE)));
+        assert_eq!(figures(ElementType::I8), (0.0, 0.0));
+    }
 }

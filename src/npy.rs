@@ -428,4 +428,11 @@ mod tests {
         let f = file(&header("'<f4'", "False", "(2, 1)"), &values);
         assert!(read_vector(f.path()).is_err());
     }
+
+    #[test]
+    fn a_batch_is_told_from_a_matrix() {
+        let matrix = Tensor::filled(2, 3, 1f32).unwrap();
+        assert!(!NpyTensor::F32(matrix).is_batched());
+        assert!(NpyTensor::F64(Tensor::zeros_batched(1, 2, 3).unwrap()).is_batched());
+    }
 }

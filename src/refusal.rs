@@ -120,3 +120,16 @@ impl fmt::Display for RefusalReason {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_name_of_its_own() {
+        let names: std::collections::HashSet<_> =
+            RefusalReason::ALL.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), RefusalReason::ALL.len());
+        assert!(names.iter().all(|name| !name.is_empty()));
+    }
+}

@@ -167,3 +167,39 @@ pub(crate) fn check_b(product: &MatMul, scales: Option<AnyView<'_>>) -> Result<(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matmul::ElementTypes;
+    use crate::quantization::Quantization;
+
+    #[test]
+    fn options_get_the_scales_that_a_product_asks_for() {
+        let scales = Scales { a: 0.5, b: 0.25, c: 2.0 };
+        let of = |quantization: Quantization, output, constant_b| {
+            let types = ElementTypes { output, ..ElementTypes::INT8 };
+            let product = MatMul::builder(1, 2, 3)
+                .types(types)
+                .quantization(quantization)
+                .constant_b(constant_b)
+                .build()
+                .unwrap();
+            let options = CompileOptions { allow_known_faults: true, ..CompileOptions::default() };
+            let options = options.scale_a(7.0).scale_b(7.0).scale_c(7.0).with_scales(&product, scales);
+            assert!(options.allow_known_faults);
+            [options.scale_a, options.scale_b, options.scale_c]
+        };
+        let a = QuantA::Static { zero_point: 0 };
+        let all = Quantization {
+            a,
+            b: QuantB::PerTensor { zero_point: 0 },
+            output: QuantOutput::Static { zero_point: 0 },
+            ..Quantization::default()
+        };
+        assert_eq!(of(all, ElementType::I8, false), [Some(0.5), Some(0.25), Some(2.0)]);
+        assert_eq!(of(all, ElementType::I8, true), [Some(0.5), None, Some(2.0)]);
+        let of_a = Quantization { a, ..Quantization::default() };
+        assert_eq!(of(of_a, ElementType::F32, false), [Some(0.5), None, None]);
+    }
+}

@@ -424,4 +424,27 @@ mod tests {
         changed[11] += 1.0;
         assert_ne!(hash(3, 4, &data), hash(3, 4, &changed));
     }
+
+    #[test]
+    fn nibbles_lie_in_the_order_of_the_description() {
+        use crate::element::ElementType;
+        use crate::int4::Int4View;
+        use crate::matmul::ElementTypes;
+        use crate::quantization::{NibbleOrder, Quantization};
+        let product = |nibble_order| {
+            MatMul::builder(1, 2, 2)
+                .constant_b(true)
+                .types(ElementTypes { b: ElementType::I4, ..ElementTypes::F32 })
+                .quantization(Quantization { nibble_order, ..Quantization::default() })
+                .build()
+                .unwrap()
+        };
+        let bytes = [0x21, 0x43];
+        let layout = Layout::packed(1, 2, 2).unwrap();
+        let weights =
+            Weights::new(Int4View::signed(&bytes, layout, NibbleOrder::HighFirst).unwrap()).unwrap();
+        assert!(weights.check(&product(NibbleOrder::HighFirst)).is_ok());
+        let other = weights.check(&product(NibbleOrder::LowFirst));
+        assert!(matches!(other, Err(Error::Description { .. })), "{other:?}");
+    }
 }

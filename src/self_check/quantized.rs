@@ -465,4 +465,29 @@ mod tests {
             assert_eq!(dot(&x, &y), x.iter().zip(&y).map(|(x, y)| x * y).sum::<f64>());
         }
     }
+
+    #[test]
+    fn items_that_share_b_and_its_scales_are_projected_once() {
+        use crate::quantization::QuantB;
+        let quantization = Quantization { b: QuantB::PerColumn { zero_point: 0 }, ..Quantization::default() };
+        let product = MatMul::builder(2, 3, 4)
+            .batch(2)
+            .batch_stride(crate::Operand::B, 0)
+            .constant_b(true)
+            .types(ElementTypes { b: ElementType::I8, ..ElementTypes::F32 })
+            .quantization(quantization)
+            .build()
+            .unwrap();
+        let (b, scales) = ([1i8; 12], [1f32; 6]);
+        let b = TensorView::with_layout(&b, *product.b()).unwrap();
+        let sides = |batch: usize| {
+            let layout = crate::layout::Layout::packed(batch, 1, 3).unwrap();
+            let scales = TensorView::with_layout(&scales[..batch * 3], layout).unwrap();
+            let weights = crate::Weights::new(b).unwrap().with_scales(scales).unwrap();
+            let reals = Reals::new(&product, Scales { a: 1.0, b: 1.0, c: 1.0 }, Some(&weights));
+            let projections = Projections::new(&reals, Some(b.erased()), 2, &mut Random::new(1)).unwrap();
+            projections.constant.unwrap().len()
+        };
+        assert_eq!([sides(1), sides(2)], [1, 2]);
+    }
 }

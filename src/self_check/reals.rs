@@ -114,3 +114,26 @@ pub(super) fn read(view: AnyView<'_>, item: usize, row: usize, out: &mut [f64]) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::int4::Int4View;
+    use crate::layout::Layout;
+    use crate::quantization::NibbleOrder;
+
+    #[test]
+    fn rows_of_4_bit_integers_are_read_where_they_lie() {
+        let bytes: Vec<u8> = (0..20u8).map(|i| i.wrapping_mul(37)).collect();
+        let layout = Layout::strided(2, 2, 5, 7, 17).unwrap();
+        for order in [NibbleOrder::LowFirst, NibbleOrder::HighFirst] {
+            let view = Int4View::signed(&bytes, layout, order).unwrap();
+            for (item, row) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let mut out = [f64::NAN; 5];
+                read(AnyView::Int4(view), item, row, &mut out);
+                let expected = [0, 1, 2, 3, 4].map(|col| f64::from(view.get(item, row, col).unwrap()));
+                assert_eq!(out, expected, "item {item}, row {row}");
+            }
+        }
+    }
+}

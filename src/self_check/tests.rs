@@ -530,3 +530,23 @@ impl Integers {
         self.residual[(item * Self::M + row) * Self::N + col].into()
     }
 }
+
+#[test]
+fn an_error_is_a_multiple_of_its_bound() {
+    let wrong = WrongElement { item: 0, row: 0, col: 0, expected: 2.0, got: 5.0, bound: 1.5 };
+    assert_eq!(wrong.ratio(), 2.0);
+    assert_eq!(WrongElement { got: f64::NAN, ..wrong }.ratio(), f64::INFINITY);
+}
+
+#[test]
+fn the_key_of_a_check_is_all_that_it_does() {
+    let check = SelfCheck::every_run();
+    let others = [
+        SelfCheck::first_run(),
+        check.on_mismatch(OnMismatch::RerunOnCpu),
+        check.failure_probability(1e-5),
+        check.wrong_share(0.3),
+    ];
+    assert_eq!(check.key(), SelfCheck::every_run().key());
+    assert!(others.iter().all(|other| other.key() != check.key()));
+}

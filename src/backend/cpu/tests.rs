@@ -487,3 +487,53 @@ fn a_compiled_product_tells_what_it_holds() {
         assert!(compiled.facts().shared.is_none());
     }
 }
+
+#[test]
+fn every_part_of_c_has_its_own_epilogue() {
+    let cpu = cpu(here()[0], TINY);
+    let dims = [(5, 3, 4), (70, 70, 40), (37, 200, 40), (1, 300, 50), (300, 1, 50), (40, 70, 0)];
+    for ((m, n, k), (constant_b, threads)) in dims
+        .into_iter()
+        .flat_map(|dims| [(false, 1), (true, 1), (false, 3), (true, 3)].map(|how| (dims, how)))
+    {
+        let product = MatMul::builder(m, n, k)
+            .batch(2)
+            .alpha(2.0)
+            .bias(true)
+            .residual(true)
+            .activation(Activation::Relu)
+            .constant_b(constant_b)
+            .leading_dimension(crate::Operand::C, n + 3)
+            .leading_dimension(crate::Operand::Residual, n + 5)
+            .build()
+            .unwrap();
+        let mut random = Random::new((m * n + k) as u64);
+        let mut draw = |count: usize| -> Vec<f32> {
+            (0..count).map(|_| f32::from(u8::try_from(random.below(9)).unwrap()) - 4.0).collect()
+        };
+        let residual_layout = *product.residual().unwrap();
+        let (a, b, bias) = (draw(product.a().span()), draw(product.b().span()), draw(n));
+        let residual = draw(residual_layout.span());
+        let b_view = TensorView::with_layout(&b, *product.b()).unwrap();
+        let weights = constant_b.then(|| Weights::new(b_view).unwrap());
+        let mut c = vec![f32::NAN; product.c().span()];
+        let args = RunArgs {
+            m,
+            a: TensorView::with_layout(&a, *product.a()).unwrap().into(),
+            b: (!constant_b).then_some(b_view.into()),
+            bias: Some(TensorView::new(&bias, 1, n).unwrap().into()),
+            residual: Some(TensorView::with_layout(&residual, residual_layout).unwrap().into()),
+            c: TensorViewMut::with_layout(&mut c, *product.c()).unwrap().into(),
+        };
+        compile(&cpu, &product, weights.as_ref(), threads).open().unwrap().run(args).unwrap();
+        for (item, row, span) in product.c().row_spans() {
+            for (col, got) in c[span].iter().enumerate() {
+                let sum: f32 =
+                    (0..k).map(|p| a[(item * m + row) * k + p] * b[(item * k + p) * n + col]).sum();
+                let residual = residual[residual_layout.item_offset(item) + row * (n + 5) + col];
+                let expected = (2.0 * sum + bias[col] + residual).max(0.0);
+                assert_eq!(*got, expected, "{product} on {threads} threads: {item}, {row}, {col}");
+            }
+        }
+    }
+}
