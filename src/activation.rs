@@ -242,4 +242,20 @@ mod tests {
         }
         assert!("swish".parse::<Activation>().is_err());
     }
+
+    #[test]
+    fn errors_of_f32_are_counted_in_units_of_its_last_place() {
+        let ulp = f64::from(f32::EPSILON);
+        let units = |activation: Activation, x, fx| activation.error_f32(x, fx) / ulp;
+        for activation in [Activation::Sigmoid, Activation::Tanh] {
+            assert_eq!(units(activation, -0.5, 0.25), 6.0);
+            assert_eq!(units(activation, 8.0, -1.0), 20.0);
+        }
+        for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+            assert_eq!(units(activation, -2.0, 0.5), 16.0);
+            assert_eq!(units(activation, 32.0, 32.0), 576.0);
+            assert_eq!(units(activation, f64::INFINITY, f64::INFINITY), 0.0);
+        }
+        assert_eq!(units(Activation::Relu, 3.0, 3.0), 0.0);
+    }
 }

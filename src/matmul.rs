@@ -555,3 +555,16 @@ fn check_zero_point(operand: Operand, element: ElementType, zero_point: i32) -> 
         Some(_) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_may_be_summed_in_floats() {
+        let types = ElementTypes { accumulator: ElementType::F32, ..ElementTypes::INT8 };
+        assert!(MatMul::builder(2, 3, 4).types(types).build().is_ok());
+        let types = ElementTypes { accumulator: ElementType::I8, ..ElementTypes::INT8 };
+        assert!(MatMul::builder(2, 3, 4).types(types).build().is_err());
+    }
+}

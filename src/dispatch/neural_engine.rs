@@ -269,4 +269,15 @@ mod tests {
         assert_eq!(last.kind, ObstacleKind::OsVersion);
         assert!(last.message.ends_with(std::env::consts::OS), "{last}");
     }
+
+    #[test]
+    fn an_obstacle_says_what_it_is_what_follows_and_who_says_so() {
+        let obstacle = Obstacle {
+            kind: ObstacleKind::VendorFault,
+            consequence: Consequence::Unreliable,
+            message: "it fails".into(),
+            source: "a page",
+        };
+        assert_eq!(obstacle.to_string(), "vendor fault (unreliable): it fails [a page]");
+    }
 }

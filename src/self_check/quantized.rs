@@ -485,6 +485,14 @@ mod tests {
             let scales = TensorView::with_layout(&scales[..batch * 3], layout).unwrap();
             let weights = crate::Weights::new(b).unwrap().with_scales(scales).unwrap();
             let reals = Reals::new(&product, Scales { a: 1.0, b: 1.0, c: 1.0 }, Some(&weights));
+            let check = crate::SelfCheck::every_run();
+            let mut checker = crate::ResultChecker::new(&product, Some(&weights), &check).unwrap();
+            let a = crate::Tensor::from_vec_batched(vec![1f32; 16], 2, 2, 4).unwrap();
+            let mut c = crate::Tensor::from_vec_batched(vec![4f32; 12], 2, 2, 3).unwrap();
+            assert_eq!(checker.check(&Inputs::new(&a), &c).unwrap(), None);
+            c.data_mut()[10] = 5.0;
+            let found = checker.check(&Inputs::new(&a), &c).unwrap().unwrap();
+            assert_eq!((found.item, found.row, found.col), (1, 1, 1));
             let projections = Projections::new(&reals, Some(b.erased()), 2, &mut Random::new(1)).unwrap();
             projections.constant.unwrap().len()
         };
