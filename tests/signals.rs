@@ -92,6 +92,14 @@ mod between_the_last_byte_and_the_rename {
 
     use super::*;
 
+    /// The program, which ends at a signal even where these tests run in the background of a shell that had
+    /// signals ignored.
+    fn program() -> Command {
+        let mut command = Command::new("env");
+        command.args(["--default-signal", PROGRAM]);
+        command
+    }
+
     /// Runs a command until it flushes what it has written, where `number` must end it.
     fn end(command: &mut Command, number: i32) {
         command.env("LD_PRELOAD", SIGNAL_AT_FSYNC).env("ANE_MATMUL_TEST_SIGNAL", number.to_string());
@@ -110,7 +118,7 @@ mod between_the_last_byte_and_the_rename {
         for (arguments, number) in
             commands.iter().flat_map(|command| SIGNALS.map(|(_, number)| (command, number)))
         {
-            end(Command::new(PROGRAM).args(arguments), number);
+            end(program().args(arguments), number);
             assert_eq!(
                 (fs::read(&out).unwrap(), place.names()),
                 (b"old".to_vec(), before.clone()),
@@ -136,7 +144,7 @@ mod between_the_last_byte_and_the_rename {
                     let place = Place::new();
                     let (profile, before) = profile(&place);
                     let names = place.names();
-                    let mut command = Command::new(PROGRAM);
+                    let mut command = program();
                     command.args(["calibrate", "--backend", "cpu", "--threads", "1", "--profile"]);
                     end(command.arg(&profile), number);
                     assert_eq!((fs::read(&profile).unwrap(), place.names()), (before, names), "{number}");
@@ -151,7 +159,7 @@ mod between_the_last_byte_and_the_rename {
         let (profile, before) = profile(&place);
         let names = place.names();
         for (_, number) in SIGNALS {
-            let mut command = Command::new(PROGRAM);
+            let mut command = program();
             // It writes what it finds.
             command.env("ANE_MATMUL_SHIM", REFERENCE).env("ANE_REFERENCE_FAULT", "wrong");
             command.args(["probe", "8x8x8", "--backend", "reference", "--quarantine"]);
