@@ -465,7 +465,7 @@ pub(crate) fn check_weights(product: &MatMul, weights: Option<&Weights>) -> Resu
 }
 
 // Inlined: a copy of the operands takes a tenth of the time of the smallest products.
-#[inline(always)]
+#[inline]
 fn args<'v>(m: usize, inputs: &Inputs<'v>, c: AnyViewMut<'v>) -> RunArgs<'v> {
     RunArgs { m, a: inputs.a, b: inputs.b, bias: inputs.bias, residual: inputs.residual, c }
 }
@@ -522,7 +522,7 @@ pub(crate) fn check(product: &MatMul, inputs: &Inputs<'_>, c: &Layout) -> Result
     Ok(m)
 }
 
-#[inline(always)]
+#[inline]
 fn check_layout(operand: Operand, expected: &Layout, got: &Layout) -> Result<()> {
     if expected.addresses_same(got) { Ok(()) } else { Err(wrong_shape(operand, expected, got)) }
 }
