@@ -229,4 +229,25 @@ mod tests {
         assert_eq!(text(3, 4, 5, 7, 28), "3x4x5 with leading dimension 7");
         assert_eq!(text(3, 4, 5, 5, 100), "3x4x5 with batch stride 100");
     }
+
+    #[test]
+    fn the_same_elements_are_addressed_where_what_counts_is_the_same() {
+        let layout =
+            |batch, rows, cols, leading, stride| Layout::strided(batch, rows, cols, leading, stride).unwrap();
+        let one = layout(2, 3, 4, 5, 20);
+        assert!(one.addresses_same(&one));
+        for other in [
+            layout(3, 3, 4, 5, 20),
+            layout(2, 2, 4, 5, 20),
+            layout(2, 3, 3, 5, 20),
+            layout(2, 3, 4, 6, 20),
+            layout(2, 3, 4, 5, 21),
+        ] {
+            assert!(!one.addresses_same(&other) && !other.addresses_same(&one), "{other}");
+        }
+        assert!(layout(1, 3, 4, 5, 20).addresses_same(&layout(1, 3, 4, 5, 99)));
+        assert!(layout(1, 1, 4, 5, 20).addresses_same(&layout(1, 1, 4, 6, 20)));
+        assert!(layout(2, 3, 0, 5, 20).addresses_same(&layout(2, 3, 0, 6, 21)));
+        assert!(!layout(2, 3, 0, 5, 20).addresses_same(&layout(2, 2, 0, 5, 20)));
+    }
 }

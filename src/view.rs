@@ -399,4 +399,12 @@ mod tests {
         assert_eq!(view.row(0, 0), None);
         assert_eq!(TensorView::<f32>::new(&[], 3, 0).unwrap().row(0, 2), Some([].as_slice()));
     }
+
+    #[test]
+    fn a_row_outside_the_matrix_is_none() {
+        let data = [1f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+        let view = TensorView::with_layout(&data, Layout::packed(2, 2, 2).unwrap()).unwrap();
+        assert_eq!(view.row(1, 0), Some(&[5.0, 6.0][..]));
+        assert_eq!((view.row(0, 2), view.row(2, 0)), (None, None));
+    }
 }

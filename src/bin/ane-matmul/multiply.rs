@@ -181,3 +181,27 @@ fn narrow(path: &Path, tensor: NpyTensor) -> Output<Tensor<f32>> {
         _ => Err(Failure::new(format!("{}: unexpected element type", path.display()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    #[test]
+    fn a_matrix_multiplies_every_item_of_a_batch() {
+        let cli = Cli::parse_from("ane-matmul multiply a.npy b.npy --output c.npy".split(' '));
+        let Command::Multiply(args) = cli.command else { panic!("not that command") };
+        let matrix = || NpyTensor::F32(Tensor::filled(2, 2, 1.0).unwrap());
+        let batch = |items| NpyTensor::F32(Tensor::zeros_batched(items, 2, 2).unwrap());
+        let strides = |a: &NpyTensor, b: &NpyTensor| {
+            let product = describe(&args, a, b, None).unwrap();
+            (product.batch(), product.a().batch_stride(), product.b().batch_stride())
+        };
+        assert_eq!(strides(&batch(3), &batch(3)), (3, 4, 4));
+        assert_eq!(strides(&matrix(), &batch(3)), (3, 0, 4));
+        assert_eq!(strides(&batch(3), &matrix()), (3, 4, 0));
+        assert!(describe(&args, &batch(3), &batch(2), None).is_err());
+    }
+}

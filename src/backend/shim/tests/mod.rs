@@ -358,3 +358,23 @@ fn descriptions_reach_the_shim_unchanged() {
     assert_eq!((desc.zero_point_a, desc.zero_point_b, desc.zero_point_c), (-3, 2, 5));
     assert_eq!((desc.group_size, desc.nibble_order, desc.type_scale), (128, 1, sys::ANE_TYPE_F32));
 }
+
+#[test]
+fn scales_have_a_type_where_anything_is_quantised() {
+    use crate::matmul::ElementTypes;
+    use crate::quantization::{QuantA, QuantB, QuantOutput, Quantization};
+    let of = |types: ElementTypes, quantization: Quantization| {
+        let product = MatMul::builder(2, 3, 4).types(types).quantization(quantization).constant_b(true);
+        convert::description(&product.build().unwrap()).type_scale
+    };
+    let none = Quantization::default();
+    assert_eq!(of(ElementTypes::F32, none), sys::ANE_TYPE_NONE);
+    let a = Quantization { a: QuantA::Static { zero_point: 0 }, ..none };
+    assert_eq!(of(ElementTypes::INT8, a), sys::ANE_TYPE_F32);
+    let b = Quantization { b: QuantB::PerTensor { zero_point: 0 }, ..none };
+    let weights = ElementTypes { b: crate::ElementType::I8, ..ElementTypes::F32 };
+    assert_eq!(of(weights, b), sys::ANE_TYPE_F32);
+    let output = Quantization { output: QuantOutput::Static { zero_point: 0 }, ..none };
+    let bytes = ElementTypes { output: crate::ElementType::I8, ..weights };
+    assert_eq!(of(bytes, output), sys::ANE_TYPE_F32);
+}
