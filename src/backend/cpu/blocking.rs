@@ -152,8 +152,6 @@ mod tests {
     #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
     #[test]
     fn the_processor_says_what_the_kernel_says_of_its_caches() {
-        let Caches { l1_bytes, l2_bytes } = Caches::read().unwrap();
-        assert!((8 << 10..=1 << 20).contains(&l1_bytes) && (64 << 10..=1 << 28).contains(&l2_bytes));
         let read = |cpu: usize, index: usize, name: &str| {
             let path = format!("/sys/devices/system/cpu/cpu{cpu}/cache/index{index}/{name}");
             std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok()
@@ -174,6 +172,11 @@ mod tests {
                 _ => {}
             }
         }
+        let Some(Caches { l1_bytes, l2_bytes }) = Caches::read() else {
+            assert!(l1.is_empty() && l2.is_empty(), "{l1:?} and {l2:?} were not read");
+            return;
+        };
+        assert!((8 << 10..=1 << 20).contains(&l1_bytes) && (64 << 10..=1 << 28).contains(&l2_bytes));
         assert!(l1.is_empty() || l1.contains(&l1_bytes), "{l1_bytes} is none of {l1:?}");
         assert!(l2.is_empty() || l2.contains(&l2_bytes), "{l2_bytes} is none of {l2:?}");
     }
