@@ -329,6 +329,33 @@ mod tests {
     }
 
     #[test]
+    fn arrays_of_many_buffers_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.npy");
+        let tensor = Tensor::from_fn(2, 5001, |r, c| (r * 10_000 + c) as f32).unwrap();
+        write(&path, &tensor).unwrap();
+        assert_eq!(read(&path).unwrap(), NpyTensor::F32(tensor));
+    }
+
+    #[test]
+    fn a_header_is_taken_up_to_its_limits() {
+        let padded = |length: usize| {
+            let text = header("'<f4'", "False", "(1, 1)");
+            let text = format!("{}{}\n", text.trim_end(), " ".repeat(length - text.trim_end().len() - 1));
+            read(file(&text, &1f32.to_le_bytes()).path())
+        };
+        assert!(padded(MAX_HEADER_BYTES).is_ok());
+        assert!(padded(MAX_HEADER_BYTES + 1).unwrap_err().to_string().contains("has a header of"));
+        let nested = |depth: usize| check_header_text("(".repeat(depth).as_bytes());
+        assert_eq!(nested(MAX_NESTING), Ok(()));
+        assert!(nested(MAX_NESTING + 1).unwrap_err().contains("nested"));
+        // The product is 2^64 - 1, and 2^64.
+        assert_eq!(check_header_text(b"(4294967295, 4294967297)"), Ok(()));
+        assert!(check_header_text(b"(4294967296, 4294967296)").unwrap_err().contains("overflows"));
+        assert!(check_header_text(br"'a\'b'").unwrap_err().contains("escaped"));
+    }
+
+    #[test]
     fn round_trip() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.npy");

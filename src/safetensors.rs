@@ -299,7 +299,9 @@ mod tests {
                 assert_eq!(weights.view().get(0, 0, 2), Some(3.25));
                 assert_eq!(file.vector_f32("h").unwrap(), [1.5, -0.25]);
                 assert_eq!(file.weights("b").unwrap().element_type(), crate::ElementType::Bf16);
-                assert_eq!(file.weights_f32("b").unwrap().view().get(0, 0, 1), Some(0.5));
+                let widened = file.weights_f32("b").unwrap();
+                assert_eq!(widened.element_type(), crate::ElementType::F32);
+                assert_eq!(widened.view().get(0, 0, 1), Some(0.5));
             }
         }
     }
@@ -314,6 +316,33 @@ mod tests {
         assert!(range.contains(&view.data().as_ptr().cast()));
         drop(file);
         assert_eq!(weights.view().get(0, 1, 2), Some(6.0));
+    }
+
+    #[test]
+    fn a_tensor_of_three_dimensions_is_a_batch() {
+        let halves: Vec<u8> = (0..12u8).flat_map(|x| f16::from(x).to_le_bytes()).collect();
+        let sample = file(&[("w", "F16", &[2, 2, 3], halves)], 0);
+        let file = SafetensorsFile::read(sample.path()).unwrap();
+        for weights in [file.weights("w").unwrap(), file.weights_f32("w").unwrap()] {
+            assert_eq!(*weights.layout(), Layout::packed(2, 2, 3).unwrap());
+            assert_eq!(
+                [(0, 1, 2), (1, 0, 1)].map(|(i, r, c)| weights.view().get(i, r, c)),
+                [Some(5.0), Some(7.0)]
+            );
+        }
+    }
+
+    #[test]
+    fn some_of_many_names_are_told() {
+        let told = |count: usize| {
+            let names: Vec<String> = (0..count).map(|i| format!("t{i}")).collect();
+            let parts: Vec<_> =
+                names.iter().map(|name| (name.as_str(), "F32", &[1][..], vec![0; 4])).collect();
+            let file = SafetensorsFile::read(file(&parts, 0).path()).unwrap();
+            file.weights("x").unwrap_err().to_string()
+        };
+        assert!(told(8).ends_with("it holds t0, t1, t2, t3, t4, t5, t6, t7"), "{}", told(8));
+        assert!(told(10).ends_with("t1, t2, t3, t4, t5, t6, t7 and 2 more"), "{}", told(10));
     }
 
     #[test]

@@ -64,6 +64,10 @@ impl Backend for Slow {
         (Device::Gpu, "a test".into())
     }
 
+    fn is_foreign(&self) -> bool {
+        true
+    }
+
     fn supports(&self, _: &MatMul, _: &CompileOptions) -> Result<(), Refusal> {
         if self.refuses { Err(Refusal::new(RefusalReason::Other, "a test")) } else { Ok(()) }
     }
@@ -250,4 +254,21 @@ fn the_cpu_itself_starts_at_once() {
     let options = CompileOptions::default().instant_start(true);
     let compiled = Backends::new().compile(&BackendId::CPU, &product, Some(&weights), &options).unwrap();
     assert_eq!(compiled.report().instant_start, None);
+}
+
+#[test]
+fn the_backend_that_was_asked_for_speaks_for_itself() {
+    let (product, ..) = operands();
+    for refuses in [false, true] {
+        let Fixture { backends, id, .. } = fixture(refuses);
+        let cpu = backends.get(&BackendId::CPU).unwrap();
+        for asked_for in [cpu, backends.get(&id).unwrap()] {
+            let both = WithInstantStart::new(Ok(cpu), asked_for, &product, &options());
+            let said = |backend: &dyn Backend| {
+                let supports = backend.supports(&product, &options()).map_err(|refusal| refusal.to_string());
+                (backend.describe(), backend.device(), backend.is_foreign(), supports)
+            };
+            assert_eq!(said(&both), said(&**asked_for));
+        }
+    }
 }

@@ -155,6 +155,15 @@ mod tests {
     }
 
     #[test]
+    fn the_default_place_is_named_or_of_the_user() {
+        let path = Profile::default_path().unwrap();
+        match std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
+            Some(named) => assert_eq!(path, PathBuf::from(named)),
+            None => assert!(path.is_absolute() && path.ends_with("ane-matmul/profile.json"), "{path:?}"),
+        }
+    }
+
+    #[test]
     fn a_profile_is_saved_and_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/deep/profile.json");

@@ -60,6 +60,7 @@ fn check(b: &Tensor<f32>, transpose: bool, how: &WeightScheme) {
     let back = dequantize(&weights, transpose, how.scheme).unwrap();
     let groups = Groups::new(weights.layout(), transpose, how.scheme).unwrap().unwrap();
     let scales = weights.scales().unwrap();
+    assert_eq!(scales.element_type(), how.scales);
     let (mut max, mut sum, mut squares) = (0f64, 0f64, 0f64);
     for ((x, y), (item, row, col)) in b.data().iter().zip(back.data()).zip(elements(weights.layout())) {
         let (group, column) = groups.place(row, col);

@@ -266,13 +266,88 @@ mod tests {
             write(&path, parts, HashMap::from([(format!("{KEY}w"), text.into())])).unwrap();
             assert!(SafetensorsFile::read(&path).unwrap().quantized("w").is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn nibbles_lie_in_the_order_that_the_metadata_say() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("w.safetensors");
+        for (text, order, elements) in [
+            ("low-first", NibbleOrder::LowFirst, [1.0, 2.0, 3.0, 4.0]),
+            ("high-first", NibbleOrder::HighFirst, [2.0, 1.0, 4.0, 3.0]),
+        ] {
+            let parts = vec![
+                part("w", Dtype::U8, &[2], vec![0x21, 0x43]),
+                part("w.scales", Dtype::F16, &[1, 2], vec![0, 0x3C, 0, 0x3C]),
+            ];
+            let text = format!("i4 2 2 group 2 {text} out-in");
+            write(&path, parts, HashMap::from([(format!("{KEY}w"), text)])).unwrap();
+            let quantized = SafetensorsFile::read(&path).unwrap().quantized("w").unwrap();
+            assert_eq!(quantized.quantization.nibble_order, order);
+            let got =
+                [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(row, col)| quantized.weights.view().get(0, row, col));
+            assert_eq!(got, elements.map(Some));
+        }
+    }
+
+    #[test]
+    fn integers_have_the_type_and_the_shape_that_their_metadata_ask_for() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("w.safetensors");
+        for (element, dtype, shape, right) in [
+            ("i8", Dtype::I8, &[2, 2][..], true),
+            ("i8", Dtype::U8, &[2, 2], false),
+            ("i8", Dtype::I8, &[4], false),
+            ("i4", Dtype::U8, &[2], true),
+            ("i4", Dtype::I8, &[2], false),
+            ("i4", Dtype::U8, &[3], false),
+        ] {
+            let parts = vec![
+                part("w", dtype, shape, vec![0x21; shape.iter().product()]),
+                part("w.scales", Dtype::F16, &[1, 2], vec![0, 0x3C, 0, 0x3C]),
+            ];
+            let text = format!("{element} 2 2 group 2 low-first out-in");
+            write(&path, parts, HashMap::from([(format!("{KEY}w"), text)])).unwrap();
+            let quantized = SafetensorsFile::read(&path).unwrap().quantized("w");
+            assert_eq!(quantized.is_ok(), right, "{element} in {dtype:?} {shape:?}");
+        }
+    }
+
+    #[test]
+    fn tensors_of_every_float_are_quantised_and_what_no_scheme_holds_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let (from, to) = (place.path().join("in.safetensors"), place.path().join("out.safetensors"));
+        let numbers = [0.5f32, -1.0, 0.25, 0.125];
+        let narrow = |bits: fn(f32) -> u16, last: f32| {
+            let numbers = numbers[..3].iter().copied().chain([last]);
+            numbers.flat_map(|x| bits(x).to_le_bytes()).collect::<Vec<u8>>()
+        };
+        let (f16, bf16) = (|x| half::f16::from_f32(x).to_bits(), |x| half::bf16::from_f32(x).to_bits());
         let parts = vec![
-            part("w", Dtype::U8, &[2], vec![0x21, 0x43]),
-            part("w.scales", Dtype::F16, &[1, 2], vec![0, 0x3C, 0, 0x3C]),
+            part("b", Dtype::BF16, &[2, 2], narrow(bf16, 0.125)),
+            part("b infinite", Dtype::BF16, &[2, 2], narrow(bf16, f32::INFINITY)),
+            part("h", Dtype::F16, &[2, 2], narrow(f16, 0.125)),
+            part("h infinite", Dtype::F16, &[2, 2], narrow(f16, f32::INFINITY)),
         ];
-        let text = "i4 2 2 group 2 low-first out-in";
-        write(&path, parts, HashMap::from([(format!("{KEY}w"), text.into())])).unwrap();
-        let quantized = SafetensorsFile::read(&path).unwrap().quantized("w").unwrap();
-        assert_eq!([0, 1].map(|col| quantized.weights.view().get(0, 1, col)), [Some(3.0), Some(4.0)]);
+        write(&from, parts, HashMap::new()).unwrap();
+        let file = SafetensorsFile::read(&from).unwrap();
+        let mut quantized = Vec::new();
+        file.quantize(ElementType::I8, 2, true, &to, |name, outcome| match outcome {
+            Outcome::Quantized { .. } => quantized.push(name.to_owned()),
+            Outcome::Copied { reason } => assert!(reason.contains("inf"), "{name}: {reason}"),
+        })
+        .unwrap();
+        assert_eq!(quantized, ["b", "h"]);
+        let loaded = SafetensorsFile::read(&to).unwrap();
+        for name in ["b", "h"] {
+            let weights = loaded.quantized(name).unwrap();
+            let back = dequantize(&weights.weights, true, weights.quantization.b).unwrap();
+            let close = back.data().iter().zip(numbers).all(|(x, y)| (x - y).abs() < 0.005);
+            assert!(close, "{:?}", back.data());
+        }
+        for (element, group_size) in [(ElementType::F32, 2), (ElementType::U8, 2), (ElementType::I8, 0)] {
+            let result = file.quantize(element, group_size, true, &to, |_, _| ());
+            assert!(matches!(result, Err(crate::Error::Description { .. })), "{element}, {group_size}");
+        }
     }
 }
