@@ -69,7 +69,8 @@ pub(super) unsafe fn has_subnormals(view: &AnyView<'_>) -> bool {
                 #[cfg(target_arch = "x86_64")]
                 let any = unsafe { any_subnormal(elements.as_ptr().cast(), stride, rows, cols) };
                 #[cfg(not(target_arch = "x86_64"))]
-                let any = elements.chunks(stride).any(|row| row[..cols].iter().any(|x| x.is_subnormal()));
+                let any =
+                    elements.chunks(stride).any(|row| row[..cols].iter().any(|x| x.to_bits().is_subnormal()));
                 any
             })
         }
