@@ -26,10 +26,6 @@ fn main() {
 
     let mut build = cc::Build::new();
     build.include(&include).std("c11").warnings(true).extra_warnings(true).warnings_into_errors(true);
-    // A second runtime of AddressSanitizer would end the process; scripts/test-abi has these under its own.
-    if std::env::var("CARGO_ENCODED_RUSTFLAGS").is_ok_and(|flags| flags.contains("sanitizer=address")) {
-        build.inherit_rustflags(false);
-    }
     println!("cargo::rerun-if-changed=direct.c");
     build.clone().file(&source).file("direct.c").compile("ane_matmul_reference");
     println!("cargo::rustc-link-lib=m");
