@@ -491,9 +491,14 @@ fn a_compiled_product_tells_what_it_holds() {
 #[test]
 fn every_part_of_c_has_its_own_epilogue() {
     let cpu = cpu(here()[0], TINY);
-    let dims = [(5, 3, 4), (70, 70, 40), (37, 200, 40), (1, 300, 50), (300, 1, 50), (40, 70, 0)];
+    let dims = if cfg!(miri) {
+        &[(5, 3, 4), (1, 20, 5), (20, 1, 5), (4, 7, 0)][..]
+    } else {
+        &[(5, 3, 4), (70, 70, 40), (37, 200, 40), (1, 300, 50), (300, 1, 50), (40, 70, 0)]
+    };
     for ((m, n, k), (constant_b, threads)) in dims
-        .into_iter()
+        .iter()
+        .copied()
         .flat_map(|dims| [(false, 1), (true, 1), (false, 3), (true, 3)].map(|how| (dims, how)))
     {
         let product = MatMul::builder(m, n, k)
