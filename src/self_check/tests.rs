@@ -446,7 +446,7 @@ impl Integers {
         if scheme != Scheme::EveryRun {
             let layout = Layout::packed(Self::ITEMS, groups, Self::N).unwrap();
             let scales = TensorView::with_layout(&numbers.scales_b, layout).unwrap();
-            let weights = Weights::new(numbers.b_view()).unwrap().with_scales(scales).unwrap();
+            let weights = Weights::new(numbers.b()).unwrap().with_scales(scales).unwrap();
             let scales = Scales { a: Self::SCALE_A, b: 1.0, c: 1.0 };
             numbers.reals = Reals::new(&numbers.product, scales, Some(&weights));
             numbers.weights = Some(weights);
@@ -465,16 +465,12 @@ impl Integers {
         numbers
     }
 
-    fn b_view(&self) -> AnyView<'_> {
+    pub(super) fn b(&self) -> AnyView<'_> {
         TensorView::with_layout(&self.b, *self.product.b()).unwrap().erased()
     }
 
     pub(super) fn constant_b(&self) -> Option<AnyView<'_>> {
-        self.weights.as_ref().map(|_| self.b_view())
-    }
-
-    pub(super) fn b(&self) -> AnyView<'_> {
-        self.b_view()
+        self.weights.as_ref().map(|_| self.b())
     }
 
     pub(super) fn inputs(&self) -> Inputs<'_> {
@@ -486,7 +482,7 @@ impl Integers {
         };
         let residual = TensorView::with_layout(&self.residual, *self.product.residual().unwrap()).unwrap();
         let inputs = inputs.bias(&self.bias).residual(residual);
-        if self.weights.is_some() { inputs } else { inputs.b(self.b_view()) }
+        if self.weights.is_some() { inputs } else { inputs.b(self.b()) }
     }
 
     /// What an element of A stands for.
