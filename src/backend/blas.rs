@@ -213,7 +213,7 @@ fn sgemm(product: &MatMul, m: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Mutex;
 
     use super::*;
@@ -221,7 +221,7 @@ mod tests {
     use crate::{Activation, Operand};
 
     /// Held while the threads of the process's BLAS matter.
-    static THREADS: Mutex<()> = Mutex::new(());
+    pub(crate) static THREADS: Mutex<()> = Mutex::new(());
 
     fn compiled(product: &MatMul, threads: Threads) -> Box<dyn CompiledProduct> {
         Blas::new().compile(product, None, &CompileOptions::default().threads(threads)).unwrap()

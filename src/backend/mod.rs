@@ -27,6 +27,8 @@ mod epilogue;
 mod f32_only;
 #[allow(unsafe_code, reason = "shims are foreign code")]
 mod shim;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use auto::ProfileSlot;
 pub(crate) use cpu::project;
@@ -34,6 +36,8 @@ pub use shim::ShimLibrary;
 
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use blas::set_blas_threads;
+#[cfg(all(test, feature = "blas", unix, not(target_vendor = "apple")))]
+pub(crate) use blas::tests::THREADS as BLAS_THREADS;
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub(crate) use blas::threads as blas_threads;
 

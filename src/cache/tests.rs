@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::key::Key;
 use super::store::{Counts, Limits, Store};
 use super::*;
+use crate::backend::tests::Scripted;
 use crate::options::{ThreadPool, Threads};
 
 /// A value that weighs what it says, now and later.
@@ -139,9 +140,10 @@ fn threads_are_a_part_of_the_key() {
 #[test]
 fn a_cache_tells_its_limits_backends_and_what_it_holds() {
     let limits = CacheLimits::default().bytes(1 << 20).products(3);
-    let cache = ProductCache::new(Backends::new(), limits);
+    let (backends, id) = Scripted::default().registered();
+    let cache = ProductCache::new(backends, limits);
     assert_eq!(cache.limits(), limits);
-    assert!(cache.backends().info(&BackendId::CPU).is_ok());
+    assert_eq!(cache.backends().info(&id).unwrap().description, "scripted");
     let product = MatMul::new(2, 3, 4).unwrap();
     let compiled = cache.compile(&BackendId::CPU, &product, None, &CompileOptions::default()).unwrap();
     let record = Store::<Key, Compiled, Error>::RECORD_BYTES;

@@ -1,0 +1,111 @@
+//! What backends have in common, and one that says what it is told.
+
+use super::*;
+use crate::executor::Inputs;
+use crate::machine::MachineKey;
+use crate::options::Threads;
+use crate::profile::{Profile, Quarantine};
+use crate::tensor::Tensor;
+
+/// A backend that says what it is told, and whose runs leave C as it is.
+#[derive(Default)]
+pub(crate) struct Scripted {
+    pub(crate) device: Device,
+    /// What a compiled product says of itself; `None` where compiling fails.
+    pub(crate) facts: Option<Facts>,
+    /// What the runs of an executor observe, in turns.
+    pub(crate) observations: Vec<RunObservation>,
+}
+
+impl Scripted {
+    /// The registry of the built-in backends and this one.
+    pub(crate) fn registered(self) -> (Backends, BackendId) {
+        let (mut backends, id) = (Backends::new(), BackendId::new("scripted"));
+        backends.add_for_test(id.clone(), Arc::new(self));
+        (backends, id)
+    }
+}
+
+impl Backend for Scripted {
+    fn describe(&self) -> String {
+        "scripted".into()
+    }
+
+    fn device(&self) -> (Device, String) {
+        (self.device, String::new())
+    }
+
+    fn supports(&self, _: &MatMul, _: &CompileOptions) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn compile(
+        &self,
+        _: &MatMul,
+        _: Option<&Weights>,
+        _: &CompileOptions,
+    ) -> Result<Box<dyn CompiledProduct>> {
+        let facts = self.facts.clone().ok_or(Error::SizeOverflow { what: "a scripted product" })?;
+        Ok(Box::new(ScriptedProduct { facts, observations: self.observations.clone() }))
+    }
+}
+
+struct ScriptedProduct {
+    facts: Facts,
+    observations: Vec<RunObservation>,
+}
+
+impl CompiledProduct for ScriptedProduct {
+    fn open(&self) -> Result<Box<dyn Run>> {
+        Ok(Box::new(ScriptedRun(self.observations.clone())))
+    }
+
+    fn facts(&self) -> Facts {
+        self.facts.clone()
+    }
+}
+
+struct ScriptedRun(Vec<RunObservation>);
+
+impl Run for ScriptedRun {
+    fn run(&mut self, _: RunArgs<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn run_observed(&mut self, _: RunArgs<'_>) -> Result<RunObservation> {
+        let observation = self.0.first().copied().unwrap_or_default();
+        let turn = usize::from(!self.0.is_empty());
+        self.0.rotate_left(turn);
+        Ok(observation)
+    }
+}
+
+#[test]
+fn a_backend_that_says_nothing_else_is_a_part_of_this_crate_and_wraps_any_memory() {
+    let (backends, id) = Scripted::default().registered();
+    assert!(!backends.get(&id).unwrap().is_foreign());
+    let options = CompileOptions::default().threads(Threads::count(3).unwrap());
+    assert_eq!(backends.threads(&id, &options).unwrap(), 3);
+    assert_eq!(backends.info(&id).unwrap().wrap_alignment_bytes, Some(ALIGNMENT_BYTES));
+}
+
+#[test]
+fn a_run_computes_although_its_engine_observes_nothing() {
+    let product = MatMul::new(2, 2, 3).unwrap();
+    let compiled = product.compile(&BackendId::CPU, None, &CompileOptions::default()).unwrap();
+    let (a, b) = (Tensor::filled(2, 3, 2f32).unwrap(), Tensor::filled(3, 2, 1f32).unwrap());
+    let mut c = Tensor::<f32>::zeros(2, 2).unwrap();
+    let seen = compiled.executor().unwrap().run_observed(&Inputs::new(&a).b(&b), &mut c).unwrap();
+    assert_eq!((seen, c.data()), (RunObservation::default(), [6f32; 4].as_slice()));
+}
+
+#[test]
+fn a_registry_has_the_profile_that_it_was_given() {
+    let mut profile = Profile::new(MachineKey::here());
+    profile.add_quarantine(Quarantine::here(BackendId::new("scripted"), None, "a test"));
+    let mut backends = Backends::new();
+    backends.set_profile(Some(profile.clone()));
+    assert_eq!(backends.profile(), Some(&profile));
+    backends.set_profile(None);
+    assert_eq!(backends.profile(), None);
+}
