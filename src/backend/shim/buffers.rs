@@ -158,3 +158,43 @@ impl Drop for ShimBuffer {
         unsafe { (self.device.table().slots.buffer_destroy)(self.raw.as_ptr()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(address: usize) -> NonNull<sys::ANEBuffer> {
+        NonNull::new(std::ptr::without_provenance_mut(address)).unwrap()
+    }
+
+    #[test]
+    fn an_operand_is_found_where_it_lies_in_a_buffer_to_its_last_byte() {
+        let (one, two) = (raw(16), raw(32));
+        let registry = Registry::default();
+        let find = |start, bytes| registry.find(std::ptr::without_provenance(start), bytes);
+        assert_eq!(find(1000, 4), None);
+        // The second begins where the first ends; they are made in another order.
+        registry.insert(1100, 50, two);
+        registry.insert(1000, 100, one);
+        for (start, bytes, found) in [
+            (999, 1, None),
+            (999, 101, None),
+            (1000, 100, Some((one, 0))),
+            (1000, 101, None),
+            (1099, 1, Some((one, 99))),
+            (1099, 2, None),
+            (1100, 50, Some((two, 0))),
+            (1149, 1, Some((two, 49))),
+            (1149, 2, None),
+            (1150, 1, None),
+            (1120, usize::MAX, None),
+            // What has no bytes is in no buffer.
+            (1000, 0, None),
+            (1150, 0, None),
+        ] {
+            assert_eq!(find(start, bytes), found, "{bytes} bytes at {start}");
+        }
+        registry.remove(two);
+        assert_eq!((find(1100, 1), find(1000, 100)), (None, Some((one, 0))));
+    }
+}
