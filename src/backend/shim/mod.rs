@@ -409,7 +409,6 @@ impl CompiledProduct for ShimProduct {
             Ok(()) => Facts {
                 bytes_held: usize::try_from(info.bytes_held).unwrap_or(usize::MAX),
                 observed: convert::device(info.observed),
-                threads: None,
                 note: self.note.clone(),
                 from_package: info.flags & sys::ANE_PRODUCT_FLAG_FROM_PACKAGE.cast_unsigned() != 0,
                 ..Facts::default()

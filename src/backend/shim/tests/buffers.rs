@@ -103,6 +103,16 @@ fn only_whole_pages_are_wrapped() {
 }
 
 #[test]
+fn a_device_that_wraps_nothing_says_so() {
+    let (backends, id) = with_mock(|mock| mock.wrap_alignment = 0);
+    assert_eq!(backends.info(&id).unwrap().wrap_alignment_bytes, None);
+    let mut page = Page([5.0; 64]);
+    // SAFETY: nothing is wrapped.
+    let error = unsafe { backends.wrap_memory(&id, page.0.as_mut_ptr().cast(), 256) }.unwrap_err();
+    assert!(matches!(error, Error::WrapAlignment { alignment_bytes: None, .. }), "{error}");
+}
+
+#[test]
 fn failures_of_the_shim_become_errors() {
     for slot in ["buffer_create", "buffer_wrap"] {
         for empty_handed in [false, true] {

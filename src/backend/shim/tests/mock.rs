@@ -37,6 +37,8 @@ pub(super) struct Mock {
     /// What a run that is asked observes: device, start and end.
     pub(super) run_info: (sys::ANEDeviceKind, u64, u64),
     pub(super) chip: &'static [u8],
+    /// 0 for a device that wraps no memory.
+    pub(super) wrap_alignment: u64,
     pub(super) next: usize,
 }
 
@@ -123,7 +125,7 @@ extern "C" fn device_info(
     info.name[127] = c_char::from_ne_bytes([0xC3]);
     info.flags = sys::ANE_DEVICE_FLAG_TEST_DOUBLE.cast_unsigned();
     info.kind = 77;
-    info.wrap_alignment = 256;
+    info.wrap_alignment = mock(|mock| mock.wrap_alignment);
     for (target, &byte) in info.chip.iter_mut().zip(mock(|mock| mock.chip)) {
         *target = c_char::from_ne_bytes([byte]);
     }
@@ -369,7 +371,12 @@ pub(super) fn check(table: &sys::ANEShim) -> Result<ShimLibrary> {
 /// A registry with the mock, whose state is fresh but for `fail`.
 pub(super) fn with_mock(setup: impl FnOnce(&mut Mock)) -> (Backends, BackendId) {
     mock(|mock| {
-        *mock = Mock { message: b"a message\0".to_vec(), chip: b"mock chip\0", ..Mock::default() };
+        *mock = Mock {
+            message: b"a message\0".to_vec(),
+            chip: b"mock chip\0",
+            wrap_alignment: 256,
+            ..Mock::default()
+        };
         setup(mock);
     });
     let mut backends = Backends::new();

@@ -1,6 +1,7 @@
 //! Saved products over the mock.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::mock::{Mock, assert_nothing_leaked, mock, with_mock};
 use super::{STATUSES, thinned};
@@ -100,7 +101,7 @@ fn whatever_changes_the_product_compiles_again() {
         &product(2),
         Some(&weights(2, 1.0)),
         |_| {},
-        |options| options.expected_runs(5),
+        |options| CompileOptions { time_limit: Some(Duration::from_secs(5)), ..options.expected_runs(5) },
     );
     assert_eq!(seen, LOADED);
 }
