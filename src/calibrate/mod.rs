@@ -129,14 +129,25 @@ fn kinds() -> Vec<(ElementTypes, Device)> {
 pub fn calibrate(
     backends: &Backends,
     options: &CalibrateOptions,
-    mut progress: impl FnMut(CalibrateProgress<'_>) -> ControlFlow<()>,
+    progress: impl FnMut(CalibrateProgress<'_>) -> ControlFlow<()>,
 ) -> Result<Profile> {
-    let ids = selected(backends, options)?;
-    let counts = options.thread_counts();
     let (shapes, limits) = match options.effort {
         Effort::Quick => (grid::shapes(grid::QUICK), Limits::QUICK),
         Effort::Full => (grid::shapes(grid::FULL), Limits::FULL),
     };
+    calibrate_on(&shapes, &limits, backends, options, progress)
+}
+
+/// [`calibrate`] on some shapes.
+fn calibrate_on(
+    shapes: &[grid::Shape],
+    limits: &Limits,
+    backends: &Backends,
+    options: &CalibrateOptions,
+    mut progress: impl FnMut(CalibrateProgress<'_>) -> ControlFlow<()>,
+) -> Result<Profile> {
+    let ids = selected(backends, options)?;
+    let counts = options.thread_counts();
     let mut plan: Vec<(usize, Device, Vec<BackendId>, Vec<MatMul>)> = Vec::new();
     for (types, device) in kinds() {
         let products: Vec<MatMul> = shapes.iter().map(|shape| shape.product(types)).collect::<Result<_>>()?;
@@ -176,7 +187,7 @@ pub fn calibrate(
             if progress(CalibrateProgress { done, total, product, threads }).is_break() {
                 return Err(Error::Interrupted);
             }
-            bench.measure(backends, product, &compile_options, &limits, &mut series)?;
+            bench.measure(backends, product, &compile_options, limits, &mut series)?;
             done += 1;
         }
         for (series, _) in series {
@@ -252,6 +263,7 @@ fn record(series: &mut Series, product: &MatMul, compile_ns: f64, run_ns: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::tests::Scripted;
 
     #[test]
     fn threads_to_measure_are_those_named_or_one_and_all() {
@@ -293,9 +305,39 @@ mod tests {
 
     #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
     #[test]
-    fn threads_of_a_blas_are_left_alone_unless_they_may_be_set() {
-        assert!(BlasThreads::remember(false).0.is_none());
-        assert_eq!(BlasThreads::remember(true).0.is_some(), crate::backend::blas_threads().is_some());
+    fn threads_of_a_blas_are_put_back_and_left_alone_unless_they_may_be_set() {
+        use crate::backend::blas_threads;
+        let _lock = crate::backend::BLAS_THREADS.lock();
+        let before = blas_threads();
+        for allowed in [false, true] {
+            let restore = BlasThreads::remember(allowed);
+            // Not every BLAS can be told.
+            let other = before.map(|count| if count == 1 { 2 } else { 1 });
+            restore.set(other.unwrap_or(1));
+            assert_eq!(blas_threads(), if allowed { other } else { before });
+            drop(restore);
+            assert_eq!(blas_threads(), before);
+        }
+    }
+
+    #[test]
+    fn engines_of_other_devices_are_measured_once_and_all_progress_is_told() {
+        let shapes = &grid::shapes(grid::QUICK)[..2];
+        for (device, counts) in [(Device::Gpu, &[1][..]), (Device::Cpu, &[1, 2])] {
+            // It cannot compile: there is nothing to be timed.
+            let (backends, id) = Scripted { device, ..Scripted::default() }.registered();
+            let threads = [1, 2].map(|count: usize| count.try_into().unwrap()).to_vec();
+            let options = CalibrateOptions { backends: vec![id], threads, ..CalibrateOptions::default() };
+            let mut told = Vec::new();
+            let profile = calibrate_on(shapes, &Limits::QUICK, &backends, &options, |step| {
+                told.push((step.done, step.total, step.threads));
+                ControlFlow::Continue(())
+            });
+            assert!(profile.unwrap().series().is_empty());
+            let total = kinds().len() * counts.len() * shapes.len();
+            let expected = (0..total).map(|done| (done, total, counts[done / shapes.len() % counts.len()]));
+            assert_eq!(told, expected.collect::<Vec<_>>());
+        }
     }
 
     #[test]
