@@ -237,6 +237,33 @@ fn without_a_usable_profile_the_rule_applies() {
     let ignored = explained(&engines, Some(&predictor), &product, &options);
     assert!(matches!(ignored.profile, ProfileState::Ignored(problem) if problem.contains("OS build")));
     assert!(matches!(ignored.choice, Some((_, Basis::DefaultRule { .. }))));
+    // Nothing was measured: a profile of quarantine alone.
+    let predictor = Predictor::new(Profile::new(MachineKey::here()));
+    assert_eq!(explained(&engines, Some(&predictor), &product, &options).profile, ProfileState::Absent);
+    #[cfg(feature = "profile")]
+    {
+        let predictor = Predictor::unusable("damaged".into());
+        let ignored = explained(&engines, Some(&predictor), &product, &options);
+        assert_eq!(ignored.profile, ProfileState::Ignored("damaged".into()));
+    }
+}
+
+#[test]
+fn what_was_measured_goes_before_what_was_not_and_one_alone_needs_no_reason() {
+    let engines = engines();
+    let predictor = Predictor::new(profile(&engines[1..2], 1));
+    let product = MatMul::new(64, 64, 64).unwrap();
+    let options = CompileOptions::default().threads(Threads::ONE);
+    let basis = |engines: &[Simulated], predictor| {
+        explained(engines, predictor, &product, &options).choice.map(|(id, basis)| (id.to_string(), basis))
+    };
+    for predictor in [None, Some(&predictor)] {
+        assert_eq!(basis(&engines[1..2], predictor), Some(("gpu".into(), Basis::OnlyOne)));
+    }
+    let Some((id, Basis::Profile { runner_up: None, .. })) = basis(&engines[..2], Some(&predictor)) else {
+        panic!("the one that was measured")
+    };
+    assert_eq!(id, "gpu");
 }
 
 #[test]
@@ -258,11 +285,11 @@ fn a_series_of_another_version_or_type_is_not_used() {
 #[test]
 fn numbers_of_threads_are_interpolated() {
     let engines = [Simulated::new("cpu", cpu)];
-    let mut both = profile(&engines, 1);
+    let mut both = profile(&engines, 2);
     let mut eight = both.series()[0].clone();
     eight.threads = 8;
     for sample in &mut eight.samples {
-        sample.run_ns /= 8.0;
+        sample.run_ns /= 4.0;
     }
     both.add_series(eight).unwrap();
     let predictor = Predictor::new(both);
@@ -272,7 +299,7 @@ fn numbers_of_threads_are_interpolated() {
             Question { backend: &BackendId::CPU, description: "simulated", device: Device::Unknown, threads };
         predictor.predict(&question, &product).unwrap().run_ns
     };
-    for (threads, speedup) in [(1, 1.0), (2, 2.0), (4, 4.0), (8, 8.0), (16, 8.0)] {
+    for (threads, speedup) in [(1, 1.0), (2, 1.0), (4, 2.0), (8, 4.0), (16, 4.0)] {
         assert!((time(1) / time(threads) - speedup).abs() < 1e-6, "{threads}");
     }
 }
