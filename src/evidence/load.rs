@@ -281,7 +281,10 @@ fn f64_from(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Facts;
+    use crate::backend::tests::Scripted;
     use crate::evidence::Witness;
+    use crate::executor::RunObservation;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -316,6 +319,38 @@ mod tests {
         assert_eq!(watched.observed(&compiled), Device::Cpu);
         watched.observed = Some(Device::Gpu);
         assert_eq!(watched.observed(&compiled), Device::Gpu);
+    }
+
+    #[test]
+    fn runs_on_one_device_are_of_it_and_their_times_add_up() {
+        let seen = |observed, seconds| RunObservation { observed, device_time: Some(seconds * SECOND) };
+        let observed = |observations: Vec<RunObservation>| {
+            let scripted = Scripted { facts: Some(Facts::default()), observations, ..Scripted::default() };
+            let (backends, id) = scripted.registered();
+            let product = MatMul::new(2, 2, 2).unwrap();
+            let mut operands = Operands::random(&product).unwrap();
+            let compiled = backends.compile(&id, &product, None, &CompileOptions::default()).unwrap();
+            let mut watched = Watched::new(&compiled, &mut operands).unwrap();
+            watched.runs_per_sample = 2;
+            watched.sample(&mut operands).unwrap();
+            (watched.observed, watched.device_time)
+        };
+        assert_eq!(observed(vec![seen(Device::Gpu, 3)]), (Some(Device::Gpu), 6 * SECOND));
+        let both = vec![seen(Device::Gpu, 3), seen(Device::NeuralEngine, 1)];
+        assert_eq!(observed(both), (Some(Device::Unknown), 4 * SECOND));
+    }
+
+    #[test]
+    fn without_the_neural_engine_there_is_no_control() {
+        let product = MatMul::new(2, 2, 2).unwrap();
+        let load = Load::default().window(Duration::ZERO).rounds(0);
+        let options = CompileOptions::default();
+        let receipt = verify(&Backends::new(), &BackendId::CPU, &product, &options, &load).unwrap();
+        let reason = receipt.witnesses.iter().find_map(|witness| match witness {
+            Witness::Absent { kind: "candidate-time", reason } => Some(reason.as_str()),
+            _ => None,
+        });
+        assert_eq!(reason, Some("the Neural Engine was not requested"));
     }
 
     #[test]
