@@ -596,3 +596,29 @@ fn widen(source: &[f32], target: &mut TensorViewMut<'_, f64>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_holds_what_is_its_own_and_what_it_shares_apart() {
+        for constant in [false, true] {
+            let product = MatMul::builder(2, 40, 3).constant_b(constant).build().unwrap();
+            let weights = Weights::from_tensor(Tensor::<f32>::zeros(3, 40).unwrap());
+            let options = CompileOptions::default();
+            let compiled = product.compile(&BackendId::CPU, constant.then_some(&weights), &options).unwrap();
+            let Weight { own, shared, may_change } = compiled.holding();
+            let shared_bytes = shared.map_or(0, |(_, bytes)| bytes);
+            assert_eq!(own + shared_bytes, size_of::<Shared>() + compiled.report().bytes_held);
+            assert_eq!((shared_bytes >= 3 * 40 * size_of::<f32>(), may_change), (constant, false));
+        }
+    }
+
+    #[test]
+    fn threads_are_those_that_were_asked_for() {
+        let options = CompileOptions::default().threads(Threads::count(3).unwrap());
+        let compiled = MatMul::new(1, 1, 1).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
+        assert!(matches!(compiled.threads(), Threads::Count(count) if count.get() == 3));
+    }
+}
