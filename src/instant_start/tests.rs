@@ -249,6 +249,12 @@ fn a_product_that_the_cpu_refuses_is_waited_for() {
 }
 
 #[test]
+fn the_cpu_is_asked_for_the_same_but_for_the_device() {
+    let of_cpu = for_cpu(&options().threads(crate::Threads::count(3).unwrap()).scale_a(0.5));
+    assert_eq!((of_cpu.device, of_cpu.threads.number(), of_cpu.scale_a), (Device::Unknown, 3, Some(0.5)));
+}
+
+#[test]
 fn the_cpu_itself_starts_at_once() {
     let (product, _, weights) = operands();
     let options = CompileOptions::default().instant_start(true);
