@@ -70,16 +70,10 @@ impl PackageStore {
             write(&new.join(PRODUCT))?;
             let manifest = manifest(key, &new.join(PRODUCT)).map_err(error)?;
             fs::write(new.join(MANIFEST), manifest).map_err(error)?;
-            // A directory cannot be renamed onto another that has files.
-            match fs::rename(&place, &old) {
-                Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
-                moved => moved.map_err(error)?,
-            }
-            match fs::rename(&new, &place) {
-                // Another process was faster, with the same package.
-                Err(_) if self.find(key).is_some() => Ok(()),
-                moved => moved.map_err(error),
-            }
+            // A directory cannot be renamed onto another that has files: where this fails for another
+            // reason than that there is none, so does what follows.
+            let _ = fs::rename(&place, &old);
+            self.put(key, &new).map_err(error)
         };
         let result = attempt();
         for leftover in [&new, &old] {
@@ -88,6 +82,17 @@ impl PackageStore {
             }
         }
         result
+    }
+}
+
+impl PackageStore {
+    /// Moves a package to its place, from which the one before was moved.
+    fn put(&self, key: &str, new: &Path) -> io::Result<()> {
+        match fs::rename(new, self.place(key)) {
+            // Another process was faster, with the same package.
+            Err(_) if self.find(key).is_some() => Ok(()),
+            moved => moved,
+        }
     }
 }
 
@@ -183,6 +188,20 @@ mod tests {
         save(&store, "key", "1");
         fs::remove_file(store.place("key").join(MANIFEST)).unwrap();
         assert_eq!(store.find("key"), None);
+    }
+
+    #[test]
+    fn a_place_that_was_taken_meanwhile_is_left_where_it_has_the_same_package() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = PackageStore::open(directory.path()).unwrap();
+        let new = directory.path().join("new");
+        fs::create_dir(&new).unwrap();
+        save(&store, "key", "1");
+        store.put("key", &new).unwrap();
+        let product = store.find("key").unwrap();
+        fs::write(product.join("more"), "").unwrap();
+        assert!(store.put("key", &new).is_err());
+        assert!(product.join("more").exists() && new.exists());
     }
 
     #[cfg(unix)]
