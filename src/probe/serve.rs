@@ -1,6 +1,6 @@
 //! The helper's side: one request, one answer.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use crate::weights::Weights;
 /// probe asked; probes read the answer.
 #[must_use]
 pub fn serve(backends: &Backends) -> ExitCode {
-    let request = match read_request() {
+    let request = match read_request(std::io::stdin().lock()) {
         Ok(request) => request,
         Err(error) => {
             eprintln!("error: {error}; this program is started by a probe, not by hand");
@@ -56,13 +56,12 @@ pub fn serve(backends: &Backends) -> ExitCode {
     if answer(&line) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn read_request() -> Result<Request> {
+fn read_request(mut input: impl Read) -> Result<Request> {
     let problem = |problem: String| Error::Probe { problem };
     let mut text = Vec::new();
-    let mut stdin = std::io::stdin().lock();
     let mut byte = [0];
     while !Request::is_whole(&text) {
-        match stdin.read(&mut byte) {
+        match input.read(&mut byte) {
             Ok(1) if text.len() < MAXIMUM_REQUEST_BYTES => text.push(byte[0]),
             Ok(1) => return Err(problem("the request is too long".into())),
             Ok(_) => return Err(problem("no request came on standard input".into())),
@@ -190,4 +189,26 @@ fn inputs<'a>(
         inputs = inputs.residual(residual.view(*layout)?);
     }
     Ok(inputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_read_to_its_end_and_no_further_than_its_longest() {
+        let product = MatMul::new(2, 3, 4).unwrap();
+        let request = Request::new(&crate::BackendId::CPU, &product, &crate::CompileOptions::default());
+        let text = request.unwrap().to_text();
+        assert_eq!(read_request((text + "more").as_bytes()).unwrap().product, product);
+        let problem = |bytes: usize| {
+            let text = vec![b'x'; bytes];
+            read_request(text.as_slice()).unwrap_err().to_string()
+        };
+        assert!(problem(0).contains("no request came"), "{}", problem(0));
+        let longest = problem(MAXIMUM_REQUEST_BYTES);
+        assert!(longest.contains("no request came"), "{longest}");
+        let longer = problem(MAXIMUM_REQUEST_BYTES + 1);
+        assert!(longer.contains("too long"), "{longer}");
+    }
 }
