@@ -136,3 +136,35 @@ fn quarantine(compiled: &Compiled, mismatch: &Mismatch) {
         log::error!("backend `{}` is not quarantined: {error}", mismatch.backend);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backend::Facts;
+    use crate::backend::tests::Scripted;
+    use crate::matmul::MatMul;
+    use crate::tensor::Tensor;
+
+    #[test]
+    fn a_wrong_result_is_of_the_cpu_until_the_backend_asked_for_has_compiled() {
+        let (runs_on_cpu, reason) = (0, String::from("a test"));
+        for (instant_start, of_cpu) in [
+            (None, false),
+            (Some(InstantStart::Compiling { runs_on_cpu }), true),
+            (Some(InstantStart::Failed { runs_on_cpu, reason: reason.clone() }), true),
+            (Some(InstantStart::Switched { runs_on_cpu, compile_time: Duration::ZERO }), false),
+            (Some(InstantStart::Waited { reason }), false),
+        ] {
+            let facts = Some(Facts { instant_start, ..Facts::default() });
+            let (backends, id) = Scripted { facts, ..Scripted::default() }.registered();
+            let options = CompileOptions::default().self_check(SelfCheck::every_run());
+            let compiled = backends.compile(&id, &MatMul::new(2, 2, 2).unwrap(), None, &options).unwrap();
+            let (one, mut c) = (Tensor::filled(2, 2, 1f32).unwrap(), Tensor::<f32>::zeros(2, 2).unwrap());
+            let result = compiled.executor().unwrap().run(&Inputs::new(&one).b(&one), &mut c);
+            let Err(Error::WrongResult(mismatch)) = result else { panic!("{result:?}") };
+            assert_eq!(mismatch.backend, if of_cpu { BackendId::CPU } else { id });
+        }
+    }
+}

@@ -9,7 +9,7 @@ use crate::scales::Scales;
 use crate::view::AnyView;
 use crate::{
     Activation, ElementTypes, Inputs, Layout, MatMul, MatMulBuilder, Operand, Random, Tensor, TensorView,
-    Weights,
+    TensorViewMut, Weights,
 };
 
 /// A batch of `rows` x `cols` in the layout of an operand, gaps filled with NaN.
@@ -70,14 +70,22 @@ impl Case {
         inputs
     }
 
-    fn check(&self, check: &SelfCheck) -> Option<WrongElement> {
+    /// The operands of a run.
+    fn run_inputs(&self) -> Inputs<'_> {
+        if self.product.constant_b() { self.inputs() } else { self.all_inputs() }
+    }
+
+    fn checker(&self, check: &SelfCheck) -> ResultChecker {
         let weights = self
             .product
             .constant_b()
             .then(|| Weights::new(TensorView::with_layout(&self.b, *self.product.b()).unwrap()).unwrap());
-        let inputs = if weights.is_some() { self.inputs() } else { self.all_inputs() };
-        let mut checker = ResultChecker::new(&self.product, weights.as_ref(), check).unwrap();
-        checker.check(&inputs, TensorView::with_layout(&self.c, *self.product.c()).unwrap()).unwrap()
+        ResultChecker::new(&self.product, weights.as_ref(), check).unwrap()
+    }
+
+    fn check(&self, check: &SelfCheck) -> Option<WrongElement> {
+        let c = TensorView::with_layout(&self.c, *self.product.c()).unwrap();
+        self.checker(check).check(&self.run_inputs(), c).unwrap()
     }
 
     /// The place of an element of C in memory.
@@ -148,6 +156,20 @@ fn right_results_pass_and_wrong_elements_are_named() {
             case.c[at] = right;
         }
         assert_eq!(case.check(&ALL_ROWS), None);
+    }
+}
+
+#[test]
+fn a_result_is_computed_again_in_all_of_c_and_in_no_gap() {
+    for builder in builders() {
+        let mut case = Case::new(builder, 4);
+        let gaps: Vec<bool> = case.c.iter().map(|x| x.is_nan()).collect();
+        let mut c: Vec<f32> = gaps.iter().map(|&gap| if gap { f32::NAN } else { 1e30 }).collect();
+        let view = TensorViewMut::with_layout(&mut c, *case.product.c()).unwrap();
+        case.checker(&SelfCheck::every_run()).recompute_all(&case.run_inputs(), &mut view.erased());
+        assert!(c.iter().map(|x| x.is_nan()).eq(gaps), "{}", case.product);
+        case.c = c;
+        assert_eq!(case.check(&ALL_ROWS), None, "{}", case.product);
     }
 }
 
