@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crate::accuracy::Bounds;
 use crate::activation::Activation;
 use crate::alloc;
-use crate::element::ElementType;
 use crate::error::{Error, Result};
 use crate::executor::Inputs;
 use crate::matmul::MatMul;
@@ -290,8 +289,8 @@ fn tolerance(reals: &Reals, bounds: &Bounds, scale: f64, [a, sizes, c, residual,
 /// floating-point numbers, or the sums themselves.
 pub(super) fn is_linear(reals: &Reals, bounds: &Bounds) -> bool {
     let product = &reals.product;
-    // The sums themselves are not rounded.
-    let is_sum = product.types().output == ElementType::I32 && reals.sums_integers && bounds.gamma_e == 0.0;
+    // Sums of integers that nothing rounds are those that are put out as they are, in i32.
+    let is_sum = reals.sums_integers && bounds.gamma_e == 0.0;
     product.activation() == Activation::None && (product.types().output.is_float() || is_sum)
 }
 
@@ -312,6 +311,7 @@ fn dot(x: &[f64], y: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::element::ElementType;
     use crate::matmul::ElementTypes;
     use crate::quantization::{QuantA, QuantOutput, Quantization};
     use crate::scales::Scales;
@@ -454,6 +454,8 @@ mod tests {
         assert!(linear(sums, none, Activation::None, false));
         assert!(!linear(sums, none, Activation::None, true));
         assert!(!linear(sums, none, Activation::Relu, false));
+        let rounded_sums = ElementTypes { output: ElementType::I32, ..ElementTypes::F32 };
+        assert!(!linear(rounded_sums, none, Activation::None, false));
         assert!(!linear(bytes, rounded, Activation::None, false));
     }
 
