@@ -401,6 +401,26 @@ mod tests {
     }
 
     #[test]
+    fn float64_numbers_are_rounded_to_every_type_in_their_span_alone() {
+        fn write<T: Element + PartialEq>(around: T, [a, b, c, d]: [T; 4]) {
+            let mut data = [around; 6];
+            let mut view = TensorViewMut::new(&mut data, 1, 6).unwrap().erased();
+            view.write_row(1..5, &[-1e10, 7.0, 1e10, 0.1]);
+            assert_eq!(data, [around, a, b, c, d, around]);
+        }
+        write(3f64, [-1e10, 7.0, 1e10, 0.1]);
+        write(3f32, [-1e10, 7.0, 1e10, 0.1]);
+        #[cfg(feature = "half")]
+        {
+            write(half::f16::ONE, [0xFC00, 0x4700, 0x7C00, 0x2E66].map(half::f16::from_bits));
+            write(half::bf16::ONE, [0xD015, 0x40E0, 0x5015, 0x3DCD].map(half::bf16::from_bits));
+        }
+        write(3i32, [i32::MIN, 7, i32::MAX, 0]);
+        write(3i8, [i8::MIN, 7, i8::MAX, 0]);
+        write(3u8, [0, 7, u8::MAX, 0]);
+    }
+
+    #[test]
     fn a_row_outside_the_matrix_is_none() {
         let data = [1f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
         let view = TensorView::with_layout(&data, Layout::packed(2, 2, 2).unwrap()).unwrap();
