@@ -426,6 +426,15 @@ mod tests {
     }
 
     #[test]
+    fn the_hash_is_blake3_of_the_type_the_shape_and_all_of_a_long_row() {
+        let data: Vec<f32> = (0..1030u16).map(f32::from).collect();
+        let bytes = data.iter().flat_map(|x| x.to_le_bytes());
+        let hashed: Vec<u8> = b"f32:1x1x1030:".iter().copied().chain(bytes).collect();
+        let weights = Weights::new(TensorView::new(&data, 1, 1030).unwrap()).unwrap();
+        assert_eq!(weights.content_hash(), blake3::hash(&hashed).as_bytes());
+    }
+
+    #[test]
     fn nibbles_lie_in_the_order_of_the_description() {
         use crate::element::ElementType;
         use crate::int4::Int4View;
