@@ -206,6 +206,29 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_removed_is_told_and_the_rest_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out");
+        let file = WholeFile::create(&path).unwrap();
+        let kept = directory.path().join(format!("{}kept{SUFFIX}", prefix()));
+        fs::create_dir(&kept).unwrap();
+        let text = WholeFile::remove_unfinished(&path).unwrap_err().to_string();
+        assert!(text.contains("remove unfinished files in"), "{text}");
+        assert_eq!((fs::read_dir(directory.path()).unwrap().count(), kept.exists()), (1, true));
+        drop(file);
+    }
+
+    #[test]
+    fn what_was_flushed_is_in_the_file_before_it_has_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = WholeFile::create(directory.path().join("out")).unwrap();
+        file.write_all(b"new").unwrap();
+        file.flush().unwrap();
+        let part = fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(fs::read(part).unwrap(), b"new");
+    }
+
+    #[test]
     fn directories_and_devices_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         assert!(WholeFile::create(directory.path()).unwrap_err().to_string().contains("is a directory"));
