@@ -64,7 +64,7 @@ pub(crate) fn verify(
 fn verify_rows(operands: &Operands, c: &Tensor<f32>, seed: u64) -> Output<usize> {
     let product = &operands.product;
     let all = product.batch() * product.m();
-    if all == 0 || product.n() == 0 {
+    if product.n() == 0 {
         return Ok(0);
     }
     let mut random = Random::new(seed);
@@ -96,4 +96,42 @@ fn verify_rows(operands: &Operands, c: &Tensor<f32>, seed: u64) -> Output<usize>
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use ane_matmul::Activation;
+
+    use super::*;
+
+    /// What is said of relu(A B) = A B, whose rows all differ, where one of the rows is zero.
+    fn verified(m: usize, n: usize, wrong: Option<(usize, usize)>, seed: u64) -> Output<usize> {
+        let number = |item: usize, row: usize| f32::from(u8::try_from(10 * item + row + 1).unwrap());
+        let builder = MatMul::builder(m, n, 2).batch(2).activation(Activation::Relu);
+        let a = Tensor::from_fn_batched(2, m, 2, |item, row, _| number(item, row)).unwrap();
+        let b = Tensor::from_fn_batched(2, 2, n, |_, _, _| 1f32).unwrap();
+        let c = |item, row, _| if wrong == Some((item, row)) { 0.0 } else { 2.0 * number(item, row) };
+        let c = Tensor::from_fn_batched(2, m, n, c).unwrap();
+        verify_rows(&Operands::new(builder.build().unwrap(), a, b, None), &c, seed)
+    }
+
+    #[test]
+    fn rows_of_every_item_are_recomputed() {
+        for wrong in [(0, 0), (0, 2), (1, 0), (1, 1)] {
+            let said = |seed| match verified(3, 4, Some(wrong), seed) {
+                Err(Failure::Message(message)) => Some(message),
+                _ => None,
+            };
+            // Some seed draws that row.
+            let message = (0..20).find_map(said).expect("a wrong row");
+            assert!(message.contains(&format!("row {} of item {} is wrong", wrong.1, wrong.0)), "{message}");
+        }
+    }
+
+    #[test]
+    fn right_rows_are_counted_up_to_a_limit_and_empty_ones_not_at_all() {
+        for (m, n, count) in [(3, 4, 6), (40, 1, ROWS), (0, 4, 0), (3, 0, 0)] {
+            assert!(verified(m, n, None, 1).is_ok_and(|verified| verified == count), "{m}x{n}");
+        }
+    }
 }

@@ -20,6 +20,10 @@ pub(crate) struct Operands {
 }
 
 impl Operands {
+    pub(crate) fn new(product: MatMul, a: Tensor<f32>, b: Tensor<f32>, bias: Option<Tensor<f32>>) -> Self {
+        Self { product, a, b, bias }
+    }
+
     /// A matrix stands for every item of the batch.
     fn view<'a>(tensor: &'a Tensor<f32>, layout: &Layout) -> Output<TensorView<'a, f32>> {
         Ok(TensorView::with_layout(tensor.data(), *layout)?)
@@ -73,12 +77,8 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
         print(precision::multiply(&given, &backends, &id, &options, &mut c, args.check)?)?;
         return write(args, output_type, &c);
     }
-    let operands = Operands {
-        a: narrow(&args.a, a)?,
-        b: narrow(&args.b, b)?,
-        bias: args.bias.as_ref().zip(bias).map(|(path, bias)| narrow(path, bias)).transpose()?,
-        product,
-    };
+    let bias = args.bias.as_ref().zip(bias).map(|(path, bias)| narrow(path, bias)).transpose()?;
+    let operands = Operands::new(product, narrow(&args.a, a)?, narrow(&args.b, b)?, bias);
     let compiled = backends.compile(&id, &operands.product, None, &options)?;
     let id = compiled.report().backend;
     if let Some(note) = compiled.report().note {
