@@ -209,6 +209,21 @@ mod tests {
         assert!((median(&[1.0, 2.0, 4.0, 10.0]) - 3.0).abs() < 1e-12);
     }
 
+    #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
+    #[test]
+    fn a_note_of_a_backend_is_kept_once() {
+        // More threads than any BLAS was built for.
+        let options = CompileOptions::default().threads(ane_matmul::Threads::count(4096).unwrap());
+        let (mut measured, one) = (Measured::default(), NonZeroUsize::new(1));
+        for size in [1, 2] {
+            let shape = Shape { m: size, n: size, k: size };
+            let (backends, ids) = (Backends::new(), [BackendId::BLAS]);
+            measure(&backends, &ids, shape, &options, one, &ProgressBar::hidden(), &mut measured).unwrap();
+        }
+        let [note] = &measured.notes[..] else { panic!("{:?}", measured.notes) };
+        assert!(note.starts_with("blas: 4096 threads were asked for"), "{note}");
+    }
+
     #[test]
     fn a_timing_is_made_of_its_samples() {
         let mut timing = crate::compare::fixture::timing(4, "cpu", 0.0);

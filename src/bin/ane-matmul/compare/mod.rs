@@ -123,3 +123,23 @@ fn select(backends: &Backends, names: &[String]) -> Output<(Vec<BackendId>, Vec<
     }
     Ok((ids, unavailable))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(unsafe_code, reason = "a shim is foreign code")]
+    fn a_test_double_is_named_and_not_timed() {
+        let mut backends = Backends::new();
+        // SAFETY: the library is built from this repository.
+        let shim = unsafe { ane_matmul::ShimLibrary::open(ane_matmul_shims::TEST_DOUBLE) };
+        let double = backends.add(shim.unwrap()).unwrap();
+        let (ids, unavailable) = select(&backends, &[]).unwrap();
+        assert!(ids.contains(&BackendId::CPU) && !ids.contains(&double));
+        let doubles: Vec<_> = unavailable.iter().filter(|absent| absent.is_test_double).collect();
+        assert_eq!(doubles.iter().map(|absent| &absent.backend).collect::<Vec<_>>(), [&double]);
+        assert!(doubles[0].reason.contains("test double"));
+        assert!(select(&backends, &[double.to_string()]).is_err());
+    }
+}
