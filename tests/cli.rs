@@ -540,6 +540,11 @@ fn quantize_writes_a_file_that_loads_back() {
     let done = quantize(&["--type", "int4", "--json"]);
     assert!(String::from_utf8_lossy(&done.stderr).contains("note: `bias` is copied unchanged: 1 dimensions"));
     let json: serde_json::Value = serde_json::from_str(&succeeded(&done)).unwrap();
+    assert_eq!(
+        (&json["tensors"][0]["name"], &json["tensors"][0]["quantized"]),
+        (&"bias".into(), &false.into())
+    );
+    assert!(json["tensors"][0]["reason"].as_str().unwrap().contains("1 dimensions"), "{json}");
     let quantized = SafetensorsFile::read(&output).unwrap().quantized("w").unwrap();
     let back = dequantize(&quantized.weights, true, quantized.quantization.b).unwrap();
     let off = w.data().iter().zip(back.data()).fold(0f32, |off, (x, y)| off.max((x - y).abs()));
@@ -548,7 +553,9 @@ fn quantize_writes_a_file_that_loads_back() {
     assert_eq!(json["tensors"][1]["bytes_after"], 8 * 256 / 2 + 8 * 2 * 2);
 
     let text = succeeded(&quantize(&["--type", "int8", "--group-size", "32"]));
-    assert!(text.contains("1 tensors quantised") && text.contains("largest error"), "{text}");
+    // A byte for each element, and a scale of two for every 32.
+    let sum = "1 tensors quantised, 8192 bytes to 2176; 1 copied unchanged";
+    assert!(text.contains(sum) && text.contains("largest error"), "{text}");
     let before = fs::read(&output).unwrap();
     failed(&run(&[&"quantize", &output, &output, &"--type", &"int4"]), "quantised already");
     failed(&run(&[&"quantize", &place.path("no"), &output, &"--type", &"int4"]), "No such file");
@@ -840,6 +847,50 @@ fn a_damaged_profile_is_ignored_with_a_message_rebuilt_and_used() {
 
     let text = succeeded(&with_profile(&workplace, &["explain", "32x64x96", "--threads", "1"]));
     assert!(text.contains("auto is cpu") && text.contains("chosen"), "{text}");
+}
+
+#[test]
+fn only_a_choice_by_the_profile_tells_that_it_is_ignored() {
+    let place = Place::new();
+    fs::create_dir(place.path("data")).unwrap();
+    place.bytes("data/profile.json", b"damaged");
+    let explained = succeeded(&with_profile(&place, &["explain", "8x8x8", "--json"]));
+    let explained: serde_json::Value = serde_json::from_str(&explained).unwrap();
+    assert_eq!(explained["profile"]["state"], "ignored");
+    let (a, c) = (place.save("a.npy", &integers(2, 2)), place.path("c.npy"));
+    let (a, c) = (a.to_str().unwrap(), c.to_str().unwrap());
+    for (backend, told) in [("auto", true), ("cpu", false)] {
+        let output = with_profile(&place, &["multiply", a, a, "-o", c, "--backend", backend]);
+        succeeded(&output);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(stderr.contains("profile.json") && stderr.contains("it is ignored"), told, "{stderr}");
+    }
+}
+
+/// With a backend that is left out at once, since it crashes.
+#[cfg(unix)]
+#[test]
+fn a_calibration_of_some_backends_keeps_what_was_measured_of_others_on_this_machine() {
+    use ane_matmul::{BackendId, Device, ElementTypes, MachineKey, MatMul, Profile, Sample, Series};
+    let place = Place::new();
+    let path = place.path("data/profile.json");
+    let kept = |machine: MachineKey| {
+        let mut series = Series::new(BackendId::CPU, "a test", ElementTypes::F32, Device::Unknown, 1);
+        series.samples = vec![Sample::new(&MatMul::new(2, 2, 2).unwrap(), 1.0, 1.0)];
+        let mut profile = Profile::new(machine);
+        profile.add_series(series).unwrap();
+        profile.save(&path).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(["calibrate", "--backend", "reference"]).env("ANE_MATMUL_PROFILE", &path);
+        command.env("ANE_MATMUL_SHIM", ane_matmul_shims::REFERENCE).env("ANE_REFERENCE_FAULT", "abort");
+        succeeded(&command.output().expect("the command line runs"));
+        let profile = Profile::load(&path).unwrap();
+        assert_eq!(profile.machine().os_build, MachineKey::here().os_build);
+        profile.series().len()
+    };
+    let mut other = MachineKey::here();
+    other.os_build = "another".into();
+    assert_eq!((kept(MachineKey::here()), kept(other)), (1, 0));
 }
 
 #[test]
