@@ -30,11 +30,16 @@ fn main() {
     build.clone().file(&source).file("direct.c").compile("ane_matmul_reference");
     println!("cargo::rustc-link-lib=m");
 
+    // A library with the C compiler's runtime of AddressSanitizer would end a program that has the Rust one.
+    let sanitized = std::env::var_os("CARGO_CFG_SANITIZE").is_some();
     let library = |name: &str, file: &Path| {
         let target =
             out.join(format!("lib{name}.{}", if cfg!(target_os = "macos") { "dylib" } else { "so" }));
         let mut command = build.get_compiler().to_command();
         command.args(["-fPIC", "-shared", "-o"]).arg(&target).arg(file).arg("-lm");
+        if sanitized {
+            command.arg("-fno-sanitize=all");
+        }
         let status = command.status().expect("the C compiler runs");
         assert!(status.success(), "{name}: {status}");
         println!("cargo::rustc-env=SHIM_{}={}", name.to_uppercase(), target.display());
