@@ -70,10 +70,10 @@ impl ElementType {
     #[must_use]
     pub fn unit_roundoff(self) -> f64 {
         match self {
-            Self::F64 => 2f64.powi(-53),
-            Self::F32 => 2f64.powi(-24),
-            Self::F16 => 2f64.powi(-11),
-            Self::Bf16 => 2f64.powi(-8),
+            Self::F64 => f64::EPSILON / 2.0,
+            Self::F32 => f64::from(f32::EPSILON) / 2.0,
+            Self::F16 => 1.0 / 2048.0,
+            Self::Bf16 => 1.0 / 256.0,
             _ => 0.0,
         }
     }
@@ -100,7 +100,7 @@ impl ElementType {
         match self {
             Self::F64 => f64::MIN_POSITIVE,
             Self::F32 | Self::Bf16 => f64::from(f32::MIN_POSITIVE),
-            Self::F16 => 2f64.powi(-14),
+            Self::F16 => 1.0 / 16384.0,
             _ => 0.0,
         }
     }

@@ -29,7 +29,7 @@ impl Random {
     /// A uniform number in [0, 1) with 53 random bits.
     #[allow(clippy::cast_precision_loss, reason = "53 bits fit f64")]
     pub fn uniform(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 * 2f64.powi(-53)
+        (self.bits() >> 11) as f64 * (f64::EPSILON / 2.0)
     }
 
     /// A uniform integer below `limit`, which must not be 0; the bias is below `limit` / 2^64.

@@ -99,7 +99,7 @@ impl Projections {
 #[allow(clippy::cast_precision_loss, reason = "23 bits fit f32")]
 pub(super) fn sign_and_size(random: &mut Random) -> f32 {
     let bits = random.bits();
-    let size = 0.5 + (bits >> 41) as f32 * 2f32.powi(-24);
+    let size = 0.5 + (bits >> 41) as f32 * (f32::EPSILON / 2.0);
     if bits & 1 == 0 { size } else { -size }
 }
 

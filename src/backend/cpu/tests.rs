@@ -147,10 +147,10 @@ fn every_kernel_is_exact_on_integers_at_every_edge() {
         for (i, &m) in m.iter().enumerate() {
             for (j, &n) in n.iter().enumerate() {
                 for (l, &k) in k.iter().enumerate() {
-                    if cfg!(miri) && (i + j + l) % 11 != 0 {
-                        continue;
-                    }
                     for form in 0..8 {
+                        if cfg!(miri) && ((i + j) % 2, form) != (0, (3 * i + j + 5 * l) % 8) {
+                            continue;
+                        }
                         let transposes = [form & 1 != 0, form & 2 != 0];
                         let operands = Operands::new([m, n, k], transposes, form & 4 != 0, true);
                         let threads = 1 + (i + j + l + form) % 3;
@@ -285,12 +285,13 @@ fn an_epilogue_is_the_same_wherever_an_element_lies() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe arithmetic, which takes an interpreter minutes")]
 fn shares_cover_c_exactly_once() {
     for kernels in here() {
         for (items, rows, cols) in
             [(1, 1, 1), (1, 100, 7), (3, 7, 100), (2, 96, 96), (5, 1, 1000), (16, 3, 40)]
         {
-            for threads in 1..if cfg!(miri) { 3 } else { 7 } {
+            for threads in 1..7 {
                 for pack_b in [false, true] {
                     let split = Split::new(kernels, threads, items, rows, cols, pack_b);
                     assert!(split.parts() <= threads);
