@@ -107,6 +107,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it calls chown")]
     fn what_is_another_users_is_not_trusted() {
         let directory = tempfile::tempdir().unwrap();
         if chown(directory.path(), Some(65_534), None).is_err() {

@@ -204,7 +204,9 @@ mod tests {
 
     #[test]
     fn a_vector_lies_apart_from_a_narrow_matrix() {
-        assert_eq!([0.5, 1.0, 2.0, 8.0].map(octaves), [-1.5, -1.5, 1.0, 3.0]);
+        assert_eq!([0.5, 1.0].map(octaves), [-1.5; 2]);
+        close(octaves(2.0), 1.0);
+        close(octaves(8.0), 3.0);
     }
 
     #[test]

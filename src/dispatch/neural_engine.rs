@@ -12,11 +12,11 @@ const MAXIMUM_DIMENSION: usize = 16384;
 /// Arrays of so many bytes are refused.
 const MAXIMUM_BYTES: u128 = 1 << 32;
 
-/// The side of a square product below which handing it over takes most of a run.
-const SMALLEST: f64 = 512.0;
+/// The operations of a product of 512^3, below which handing it over takes most of a run.
+const SMALLEST_FLOPS: f64 = 2.0 * 512.0 * 512.0 * 512.0;
 
-/// The side of a square product that timed out there and gave NaN.
-const TIMED_OUT: f64 = 16384.0;
+/// The operations of a product of 16384^3, which timed out there and gave NaN.
+const TIMED_OUT_FLOPS: f64 = 2.0 * 16384.0 * 16384.0 * 16384.0;
 
 /// A series of measurements of the M4's Neural Engine through private interfaces, by one author.
 const M4_BENCHMARKS: &str = "maderix.substack.com/p/inside-the-m4-apple-neural-engine-615";
@@ -170,7 +170,7 @@ pub fn why_not_neural_engine(product: &MatMul) -> Vec<Obstacle> {
             );
         }
     }
-    if product.flops() >= 2.0 * TIMED_OUT.powi(3) {
+    if product.flops() >= TIMED_OUT_FLOPS {
         add(
             ObstacleKind::VendorFault,
             Consequence::Unreliable,
@@ -178,7 +178,7 @@ pub fn why_not_neural_engine(product: &MatMul) -> Vec<Obstacle> {
             "github.com/pytorch/pytorch/issues/110975",
         );
     }
-    if product.flops() < 2.0 * SMALLEST.powi(3) {
+    if product.flops() < SMALLEST_FLOPS {
         add(
             ObstacleKind::Size,
             Consequence::Slow,

@@ -4,10 +4,10 @@ use crate::backend::BackendId;
 use crate::matmul::MatMul;
 use crate::options::Device;
 
-/// The size of a square product from which a GPU won over the CPU's matrix unit, and how much it won by
-/// there: the project's first measurements, on an M4 Max, f32: at 1024 Metal took 2644 us, Accelerate
+/// The operations of a product of 1024^3, from which a GPU won over the CPU's matrix unit, and how much it
+/// won by there: the project's first measurements, on an M4 Max, f32: at 1024 Metal took 2644 us, Accelerate
 /// 3380 us; at 512 817 us and 378 us.
-const CROSSOVER: f64 = 1024.0;
+const CROSSOVER_FLOPS: f64 = 2.0 * 1024.0 * 1024.0 * 1024.0;
 const GAIN_AT_CROSSOVER_NS: f64 = 736_000.0;
 
 /// What compiling for a GPU took in the same measurements, about.
@@ -20,7 +20,7 @@ const OFF_CPU: [BackendId; 2] = [BackendId::METAL, BackendId::MPSGRAPH];
 /// Whether an accelerator pays: the product is as large as a square one at the crossover, and the runs
 /// expected earn what compiling costs, where the gain grows with the arithmetic.
 pub(crate) fn accelerator_pays(product: &MatMul, expected_runs: Option<u64>) -> bool {
-    let size = product.flops() / (2.0 * CROSSOVER.powi(3));
+    let size = product.flops() / CROSSOVER_FLOPS;
     #[allow(clippy::cast_precision_loss, reason = "an estimate")]
     let gain_ns = expected_runs.map(|runs| runs as f64 * GAIN_AT_CROSSOVER_NS * size);
     size >= 1.0 && gain_ns.is_none_or(|gain_ns| gain_ns >= COMPILE_NS)
