@@ -73,9 +73,8 @@ impl Run for ScriptedRun {
     }
 
     fn run_observed(&mut self, _: RunArgs<'_>) -> Result<RunObservation> {
-        let observation = self.0.first().copied().unwrap_or_default();
-        let turn = usize::from(!self.0.is_empty());
-        self.0.rotate_left(turn);
+        let Some(&observation) = self.0.first() else { return Ok(RunObservation::default()) };
+        self.0.rotate_left(1);
         Ok(observation)
     }
 }

@@ -70,14 +70,13 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     }
     backends.supports(&id, &product, &options)?;
 
+    let bias = args.bias.as_ref().zip(bias).map(|(path, bias)| narrow(path, bias)).transpose()?;
     if args.precision != Precision::F32 {
-        let bias = args.bias.as_ref().zip(bias).map(|(path, bias)| narrow(path, bias)).transpose()?;
         let given = Given { product: &product, a: &a, b: &b, bias: bias.as_ref() };
         let mut c = output(&product, batched)?;
         print(precision::multiply(&given, &backends, &id, &options, &mut c, args.check)?)?;
         return write(args, output_type, &c);
     }
-    let bias = args.bias.as_ref().zip(bias).map(|(path, bias)| narrow(path, bias)).transpose()?;
     let operands = Operands::new(product, narrow(&args.a, a)?, narrow(&args.b, b)?, bias);
     let compiled = backends.compile(&id, &operands.product, None, &options)?;
     let id = compiled.report().backend;
