@@ -70,9 +70,11 @@ impl PackageStore {
             write(&new.join(PRODUCT))?;
             let manifest = manifest(key, &new.join(PRODUCT)).map_err(error)?;
             fs::write(new.join(MANIFEST), manifest).map_err(error)?;
-            // A directory cannot be renamed onto another that has files: where this fails for another
-            // reason than that there is none, so does what follows.
-            let _ = fs::rename(&place, &old);
+            // A directory cannot be renamed onto another that has files.
+            match fs::rename(&place, &old) {
+                Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+                moved => moved.map_err(error)?,
+            }
             self.put(key, &new).map_err(error)
         };
         let result = attempt();
@@ -83,9 +85,7 @@ impl PackageStore {
         }
         result
     }
-}
 
-impl PackageStore {
     /// Moves a package to its place, from which the one before was moved.
     fn put(&self, key: &str, new: &Path) -> io::Result<()> {
         match fs::rename(new, self.place(key)) {

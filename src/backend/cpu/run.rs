@@ -276,10 +276,9 @@ impl Call<'_> {
     /// The panels of a constant B from a share's first column on.
     fn panels(&self, packed: &PackedB, item: usize, share: &Share) -> Panels {
         let Plan { product, kernels, .. } = self.plan;
-        let k = product.k();
-        let start = packed.buffer.start().wrapping_add(item * packed.item_stride + share.cols.start * k);
-        // Shares begin at panels: the last panel is as wide as if this one began at the first column.
-        Panels::packed(kernels, start, k, product.n())
+        let (k, first) = (product.k(), share.cols.start);
+        let start = packed.buffer.start().wrapping_add(item * packed.item_stride + first * k);
+        Panels::packed(kernels, start, k, product.n() - first)
     }
 
     /// `y = matrix x` for `outputs` rows, and the epilogue.

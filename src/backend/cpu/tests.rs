@@ -131,7 +131,7 @@ fn edges(kernels: &Kernels) -> (Vec<usize>, Vec<usize>, Vec<usize>) {
     };
     // An interpreter has time for few.
     if cfg!(miri) {
-        return (around(&[2, rows, 2 * rows]), around(&[lanes, panel, 3 * panel]), vec![1, 19]);
+        return (around(&[2, rows, 2 * rows]), around(&[lanes, panel, 3 * panel]), vec![1, 2, 19]);
     }
     let m = around(&[2, rows, 3 * rows]);
     let n = around(&[lanes, panel, 4 * panel, 7 * panel]);
@@ -169,7 +169,7 @@ fn every_kernel_is_exact_on_integers_at_every_edge() {
             }
         }
         println!("{}: {cases} products", kernels.name);
-        assert!(cases > 40);
+        assert!(cases > 50);
     }
 }
 
