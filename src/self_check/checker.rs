@@ -47,9 +47,9 @@ use crate::weights::Weights;
 /// in float64, element by element: if a share f of the rows is wrong, s rows miss that with probability (1 - f)^s.
 ///
 /// NaN and infinity must be where they belong. A row of A or of the residual that holds one is
-/// outside Freivalds' method, and one such row, drawn at random, is recomputed; so are columns of B
-/// that hold one, and the rows are then verified without them, in float64, at about the cost of the
-/// product.
+/// outside Freivalds' method, and one such row, drawn at random, is recomputed. So is one row of those
+/// where C alone holds one, be it wrong or the end of C's range. Columns of B that hold one are outside
+/// too, and the rows are then verified without them, in float64, at about the cost of the product.
 ///
 /// ```
 /// use ane_matmul::{Inputs, MatMul, ResultChecker, SelfCheck, Tensor};
@@ -235,7 +235,7 @@ impl ResultChecker {
                 );
             }
         };
-        Ok([suspects.worst, suspects.unverifiable].into_iter().flatten().find_map(recompute))
+        Ok(suspects.rows().find_map(recompute))
     }
 
     /// Writes the float64 result, rounded to C's type, into `c`.

@@ -231,12 +231,21 @@ impl Matrix<'_> {
 }
 
 /// What Freivalds' method leaves to be recomputed exactly.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Suspects {
-    /// Item and row of the largest residue, where it is beyond the row's tolerance.
+    /// Item and row of the largest finite residue, where it is beyond the row's tolerance.
     pub worst: Option<(usize, usize)>,
+    /// A random row of those where C holds NaN or infinity, though the inputs there are finite: a fault, or
+    /// a sum beyond the range of C's type.
+    pub infinite: Option<(usize, usize)>,
     /// A random row of those that no vector can verify: A holds NaN or infinity there.
     pub unverifiable: Option<(usize, usize)>,
+}
+
+impl Suspects {
+    pub(super) fn rows(self) -> impl Iterator<Item = (usize, usize)> {
+        [self.worst, self.infinite, self.unverifiable].into_iter().flatten()
+    }
 }
 
 /// The state of one executor.
@@ -377,7 +386,7 @@ impl Linear {
                 }
             }
         }
-        Suspects { worst: infinite.chosen.or(worst), unverifiable: unverifiable.chosen }
+        Suspects { worst, infinite: infinite.chosen, unverifiable: unverifiable.chosen }
     }
 }
 
@@ -522,13 +531,18 @@ mod tests {
         let mut suspects = |c: &Tensor<f32>| {
             let (inputs, mut random) = (Inputs::new(&a).b(&b), Random::new(4));
             let (b, c) = (b.view().erased(), c.view().erased());
-            let found = state.suspects(&product, &bounds, &inputs, b, c, &mut random);
-            (found.worst, found.unverifiable)
+            state.suspects(&product, &bounds, &inputs, b, c, &mut random)
         };
-        assert_eq!(suspects(&c), (None, Some((0, 2))));
+        let mut expected = Suspects { unverifiable: Some((0, 2)), ..Suspects::default() };
+        assert_eq!(suspects(&c), expected);
         let mut wrong = c;
         wrong.data_mut()[N + 5] += 0.01;
-        assert_eq!(suspects(&wrong), (Some((0, 1)), Some((0, 2))));
+        expected.worst = Some((0, 1));
+        assert_eq!(suspects(&wrong), expected);
+        // An infinity hides no other row.
+        wrong.data_mut()[3 * N + 5] = f32::INFINITY;
+        expected.infinite = Some((0, 3));
+        assert_eq!(suspects(&wrong), expected);
     }
 
     #[test]

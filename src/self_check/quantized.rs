@@ -265,7 +265,7 @@ impl Quantized {
                 }
             }
         }
-        Suspects { worst: infinite.chosen.or(worst), unverifiable: unverifiable.chosen }
+        Suspects { worst, infinite: infinite.chosen, unverifiable: unverifiable.chosen }
     }
 }
 
@@ -324,12 +324,11 @@ mod tests {
         Projections::new(&numbers.reals, numbers.constant_b(), VECTORS, &mut Random::new(1)).unwrap()
     }
 
-    fn suspects(numbers: &Integers, c: &[f32]) -> [Option<(usize, usize)>; 2] {
+    fn suspects(numbers: &Integers, c: &[f32]) -> Suspects {
         let mut state = Quantized::new(&numbers.product, Arc::new(projections(numbers))).unwrap();
         let c = TensorView::with_layout(c, *numbers.product.c()).unwrap().erased();
         let (inputs, mut random) = (numbers.inputs(), Random::new(2));
-        let found = state.suspects(&numbers.reals, &numbers.bounds, &inputs, numbers.b(), c, &mut random);
-        [found.worst, found.unverifiable]
+        state.suspects(&numbers.reals, &numbers.bounds, &inputs, numbers.b(), c, &mut random)
     }
 
     fn close(got: f64, expected: f64) {
@@ -340,13 +339,18 @@ mod tests {
     fn a_right_result_has_no_suspects_and_a_wrong_element_is_in_one() {
         for numbers in Integers::all() {
             let right = numbers.c.data();
-            assert_eq!(suspects(&numbers, right), [None, None], "{}", numbers.product);
+            assert_eq!(suspects(&numbers, right), Suspects::default(), "{}", numbers.product);
             for at in 0..right.len() {
                 let row = Some((at / Integers::N / Integers::M, at / Integers::N % Integers::M));
                 for wrong in [right[at] + 0.01, f32::NAN, f32::INFINITY] {
                     let mut c = right.to_vec();
                     c[at] = wrong;
-                    assert_eq!(suspects(&numbers, &c), [row, None], "{wrong} in {}", numbers.product);
+                    let expected = if wrong.is_finite() {
+                        Suspects { worst: row, ..Suspects::default() }
+                    } else {
+                        Suspects { infinite: row, ..Suspects::default() }
+                    };
+                    assert_eq!(suspects(&numbers, &c), expected, "{wrong} in {}", numbers.product);
                 }
             }
         }
@@ -359,7 +363,7 @@ mod tests {
                 let mut c = numbers.c.data().to_vec();
                 c[Integers::N] += if worst == 0 { 100.0 } else { 1.0 };
                 c[4 * Integers::N] += if worst == 0 { 1.0 } else { 100.0 };
-                assert_eq!(suspects(&numbers, &c)[0], Some([(0, 1), (1, 1)][worst]));
+                assert_eq!(suspects(&numbers, &c).worst, Some([(0, 1), (1, 1)][worst]));
             }
         }
     }
@@ -370,9 +374,15 @@ mod tests {
         numbers.a_floats[Integers::K * 2 + 1] = f32::NAN;
         let mut c = numbers.c.data().to_vec();
         c[2 * Integers::N..][..Integers::N].fill(f32::NAN);
-        assert_eq!(suspects(&numbers, &c), [None, Some((0, 2))]);
+        let mut expected = Suspects { unverifiable: Some((0, 2)), ..Suspects::default() };
+        assert_eq!(suspects(&numbers, &c), expected);
         c[5 * Integers::N] += 1.0;
-        assert_eq!(suspects(&numbers, &c), [Some((1, 2)), Some((0, 2))]);
+        expected.worst = Some((1, 2));
+        assert_eq!(suspects(&numbers, &c), expected);
+        // An infinity hides no other row.
+        c[4 * Integers::N] = f32::INFINITY;
+        expected.infinite = Some((1, 1));
+        assert_eq!(suspects(&numbers, &c), expected);
     }
 
     #[test]

@@ -287,6 +287,36 @@ fn narrow_types_have_their_own_bound() {
     assert_eq!(checker.check(&inputs, &c).unwrap().map(|found| (found.row, found.col)), Some((4, 4)));
 }
 
+/// Rows 0 and 4 are beyond the range of f16, in floats and with integer weights.
+#[cfg(feature = "half")]
+#[test]
+fn a_result_beyond_its_type_s_range_hides_no_fault_elsewhere() {
+    use crate::ElementType;
+    use half::f16;
+    let floats = ElementTypes { output: ElementType::F16, ..ElementTypes::F32 };
+    for types in [floats, ElementTypes { b: ElementType::I8, ..floats }] {
+        let product = MatMul::builder(5, 6, 2).types(types).build().unwrap();
+        let a: Vec<f32> = [4e4, 1.0, 2.0, 3.0, -5e4].into_iter().flat_map(|x| [x, x]).collect();
+        let a = Tensor::from_vec(a, 5, 2).unwrap();
+        let (floats, bytes) = (Tensor::filled(2, 6, 1f32).unwrap(), Tensor::filled(2, 6, 1i8).unwrap());
+        let inputs = if types.b.is_float() { Inputs::new(&a).b(&floats) } else { Inputs::new(&a).b(&bytes) };
+        let right = Tensor::from_fn(5, 6, |row, _| f16::from_f32(2.0 * a.data()[2 * row])).unwrap();
+        assert!(right.data()[0] == f16::INFINITY && right.data()[24] == f16::NEG_INFINITY);
+        let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+        for _ in 0..20 {
+            assert_eq!(checker.check(&inputs, &right).unwrap(), None);
+            let mut c = right.clone();
+            c.data_mut()[15] = f16::from_f32(5.0);
+            let found = checker.check(&inputs, &c).unwrap().expect("a wrong element");
+            assert_eq!((found.row, found.col, found.expected, found.got), (2, 3, 4.0, 5.0));
+            // Of the rows with an infinity one is drawn.
+            c.data_mut()[15] = f16::INFINITY;
+            let found = (0..200).find_map(|_| checker.check(&inputs, &c).unwrap());
+            assert_eq!(found.map(|found| (found.row, found.col)), Some((2, 3)));
+        }
+    }
+}
+
 #[test]
 fn long_f16_sums_are_held_to_the_sum_of_their_magnitudes() {
     let f16_sums = ElementTypes::uniform(crate::ElementType::F16);
