@@ -149,9 +149,9 @@ pub(super) unsafe fn store_each<
     // through memory all along.
     macro_rules! rows {
         ($($row:literal)*) => {$(
-            if let Some(sums) = sums.get($row) {
+            if const { $row < MR } {
                 let mask = V::mask(t.tail);
-                for (v, sum) in sums.iter().enumerate() {
+                for (v, sum) in sums[$row].iter().enumerate() {
                     let mask = (TAIL && v == NV - 1).then_some(mask);
                     let col = v * V::LANES;
                     outcome.of(*sum, $row, col, mask).store_part(t.c.add($row * t.c_stride + col), mask);
@@ -215,9 +215,9 @@ pub(super) unsafe fn tile<
         for _ in 0..t.k {
             // Four panels are as many streams, which the processor foresees by itself: to ask as well costs
             // a tenth of a product of one row (Zen 5, 2026-11-25).
-            if NV <= 2 * PANEL {
+            if const { NV <= 2 * PANEL } {
                 V::prefetch(ahead);
-                if NV > PANEL {
+                if const { NV > PANEL } {
                     // Few rows: B is all that is waited for.
                     for v in 1..NV {
                         let of_panel = v / PANEL * t.b_panel_stride;
@@ -225,7 +225,7 @@ pub(super) unsafe fn tile<
                     }
                 }
             }
-            if PACK && NV > 1 {
+            if const { PACK && NV > 1 } {
                 V::prefetch(ahead.wrapping_add((NV - 1) * V::LANES));
                 V::prefetch(ahead.wrapping_add(NV * V::LANES - 1));
             }
