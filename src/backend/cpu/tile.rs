@@ -146,7 +146,8 @@ pub(super) unsafe fn store_each<
     outcome: &O,
 ) {
     // Row by row in so many words: a loop that is not unrolled would index the sums, and they would go
-    // through memory all along.
+    // through memory all along. Rows that the tile does not have are left out by `const`, before the
+    // optimiser: they were a sixth of all that it was given of this crate.
     macro_rules! rows {
         ($($row:literal)*) => {$(
             if const { $row < MR } {
