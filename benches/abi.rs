@@ -1,6 +1,6 @@
 //! The cost of one call through a shim's table against a direct call of the same function.
 //!
-//! `cargo bench --bench abi`
+//! `cargo bench -p ane-matmul-benches --bench abi`
 #![allow(missing_docs, reason = "criterion's macros generate public functions")]
 
 use ane_matmul::{Backends, CompileOptions, Inputs, MatMul, ShimLibrary, Tensor};

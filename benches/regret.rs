@@ -1,7 +1,7 @@
 //! How much slower the backend that `auto` chooses is than the best one, on products that were not
 //! calibrated with: `scripts/regret`.
 //!
-//! `cargo bench --features profile,blas --bench regret -- [--full] [--profile FILE] [--json FILE]`
+//! `cargo bench -p ane-matmul-benches --features blas --bench regret -- [--full] [--profile FILE] [--json FILE]`
 //!
 //! Measures a profile (or reads the one of `--profile`), then times every backend on 120 products with one
 //! thread and again with all, the backends in turn. The reference shim is loaded as a third

@@ -1,6 +1,6 @@
 //! Small products beside a direct call of the gemm crate, and products of typical sizes.
 //!
-//! `cargo bench --bench run`
+//! `cargo bench -p ane-matmul-benches --bench run`
 #![allow(missing_docs, reason = "criterion's macros generate public functions")]
 
 use ane_matmul::{Activation, BackendId, CompileOptions, Inputs, MatMul, Tensor, Threads, Weights};

@@ -1,11 +1,15 @@
 //! Random products on the CPU engine against the float64 reference: shapes, strides, transposes,
 //! epilogues, threads, constant and dynamic B.
 
+#[path = "support/draws.rs"]
+mod draws;
+
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
     Activation, BackendId, CompileOptions, Inputs, Layout, MatMul, Operand, Random, TensorView,
     TensorViewMut, Threads, Weights,
 };
+use draws::draws;
 use proptest::prelude::*;
 
 /// The NaN around the elements of C: no arithmetic makes it.
@@ -207,7 +211,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(draws(400, 1500))]
 
     #[test]
     fn any_product_is_within_its_bound_on_any_number_of_threads(case in case()) {

@@ -1,9 +1,13 @@
 //! Algebraic properties on random shapes. Small integers make every comparison exact.
 
+#[path = "support/draws.rs"]
+mod draws;
+
 use ane_matmul::{
     BackendId, CompileOptions, Inputs, Layout, MatMul, Operand, Random, Tensor, TensorView, TensorViewMut,
     Threads,
 };
+use draws::draws;
 use proptest::prelude::*;
 
 fn integers(rows: usize, cols: usize, seed: u64) -> Tensor<f32> {
@@ -22,7 +26,7 @@ fn run(product: &MatMul, a: &Tensor<f32>, b: &Tensor<f32>) -> Tensor<f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(draws(64, 500))]
 
     #[test]
     fn transpose_of_a_product((m, n, k) in (0..60usize, 0..60usize, 0..60usize), seed: u64) {

@@ -4,6 +4,8 @@
 //! `run_case` holds each to the reference, runs it twice on each of two executors, and looks at the
 //! guards around C.
 
+#[path = "support/draws.rs"]
+mod draws;
 mod support;
 
 use ane_matmul::ElementType::{Bf16, F16, F32, I4, I8, I32, U4, U8};
@@ -12,6 +14,7 @@ use ane_matmul::{
     QuantOutput, Quantization, Threads,
 };
 use ane_matmul_conformance::{Case, Contents, Failure, Stride, run_case};
+use draws::draws;
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
 use support::{emulated, on_every_kernel_of_narrow_types, report};
@@ -192,9 +195,9 @@ fn check(backends: &Backends, case: &Case, seed: u64) -> Result<(), TestCaseErro
 
 fn properties() {
     let backends = Backends::new();
-    let cases = if emulated() { 40 } else { 250 };
-    let mut runner =
-        TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() });
+    let config = if emulated() { draws(40, 40) } else { draws(50, 250) };
+    let cases = config.cases;
+    let mut runner = TestRunner::new(config);
     match runner.run(&(case(), any::<u64>()), |(case, seed)| check(&backends, &case, seed)) {
         Ok(()) => {}
         Err(TestError::Fail(reason, (_, seed))) => panic!("{reason}; seed {seed}"),

@@ -207,26 +207,31 @@ pub fn cases() -> Vec<Case> {
 pub struct Tally {
     /// Cases.
     pub cases: u32,
-    /// Dispatches, over all schedules.
+    /// Dispatches, over the schedules.
     pub dispatches: u32,
     /// Threadgroup memory in bytes.
     pub threadgroup_bytes: u32,
 }
 
-/// Runs cases under all schedules: tallies by kernel, or the first failures.
+/// Runs cases under schedules: tallies by kernel, or the first failures.
 ///
 /// # Errors
 /// A line for each case that failed, up to `most`.
-pub fn run(kernels: &Kernels, cases: &[Case], most: usize) -> Result<BTreeMap<String, Tally>, Vec<String>> {
+pub fn run(
+    kernels: &Kernels,
+    cases: &[Case],
+    schedules: &[Schedule],
+    most: usize,
+) -> Result<BTreeMap<String, Tally>, Vec<String>> {
     let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
     let mut failures = Vec::new();
     for case in cases {
-        match case.run(kernels, &SCHEDULES) {
+        match case.run(kernels, schedules) {
             Ok(outcome) => {
                 for launch in &outcome.plan.launches[..outcome.plan.launch_count as usize] {
                     let tally = tallies.entry(launch.function()).or_default();
                     tally.cases += 1;
-                    tally.dispatches += SCHEDULES.len() as u32;
+                    tally.dispatches += schedules.len() as u32;
                     tally.threadgroup_bytes = launch.threadgroup_bytes;
                 }
             }

@@ -5,12 +5,14 @@
 //! of a certain bit pattern, and whatever is no element of C must still hold it afterwards. Integer
 //! operands have guards of a large number instead.
 
+mod amount;
 mod cases;
 mod checked;
 mod data;
 mod quantized;
 mod run;
 
+pub use amount::{some, thorough};
 pub use cases::{Case, Contents, Scale, Stride, cases, cases_of_type};
 pub use data::Guarded;
 pub use quantized::{integer_cases, narrow_types, shared_cases, weight_only_cases};

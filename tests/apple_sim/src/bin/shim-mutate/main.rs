@@ -28,7 +28,7 @@ fn judge_kernels(objc: &Path, out: &Path) -> Result<(), String> {
     let library = build(&wanted, out).map_err(|e| format!("COMPILER: {e}"))?;
     let kernels = Kernels::open(&library)?;
     let cases: Vec<_> = sweep::cases().into_iter().filter(|c| c.input == element::F32).collect();
-    sweep::run(&kernels, &cases, 1).map(drop).map_err(|e| e.join("\n"))
+    sweep::run(&kernels, &cases, &sweep::SCHEDULES, 1).map(drop).map_err(|e| e.join("\n"))
 }
 
 /// What judges a fault.

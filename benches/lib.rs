@@ -1,0 +1,1 @@
+//! Cargo wants a library beside the benches: this one is empty.

@@ -1,0 +1,73 @@
+# What the scripts share: each reads this from the repository's root.
+
+# Incremental builds help nobody here and take gigabytes.
+export CARGO_INCREMENTAL=0
+target=${CARGO_TARGET_DIR:-target}
+
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+step() { printf '\n== %s\n' "$*"; }
+
+# The comment at the top of the script that is run: what it does and how it is used.
+usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
+
+host() { rustc -vV | sed -n 's/^host: //p'; }
+
+install_packages() {
+    local missing=() sudo=()
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    command -v apt-get >/dev/null || fail "missing, and there is no apt-get to install them: ${missing[*]}"
+    echo "installing Debian packages: ${missing[*]}" >&2
+    [ "$(id -u)" = 0 ] || sudo=(sudo)
+    "${sudo[@]}" apt-get update -q >/dev/null
+    DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+add_targets() {
+    for name in "$@"; do
+        rustup target list --installed | grep -qx "$name" && continue
+        echo "installing with rustup: the target $name" >&2
+        rustup target add "$name"
+    done
+}
+
+# The nightly toolchain, with components.
+add_nightly() {
+    local installed
+    installed=$(rustup component list --toolchain nightly --installed 2>/dev/null) || installed=
+    for component in rust-std "$@"; do
+        grep -q "^$component" <<<"$installed" && continue
+        echo "installing with rustup: the nightly toolchain with rust-std $*" >&2
+        rustup toolchain install nightly --profile minimal "${@/#/--component=}"
+        return
+    done
+}
+
+add_cargo_tool() {
+    command -v "$1" >/dev/null && return
+    echo "installing with cargo: $1" >&2
+    cargo install -q --locked "$1"
+}
+
+# The tests of a command must pass, and be at least so many: a filter that matches nothing passes too.
+expect() {
+    local least=$1 output passed
+    shift
+    output=$("$@" 2>&1) || { printf '%s\n' "$output" >&2; fail "failed: $*"; }
+    # What tests say of what they ran, and their number.
+    printf '%s\n' "$output" | grep -E '^(not run: |test result: ok|\.*[a-z0-9_]+: .*(passed|products|found))' | grep -v ' 0 passed' || true
+    passed=$(printf '%s\n' "$output" | grep -oE '\b[0-9]+ passed' | awk '{ sum += $1 } END { print sum + 0 }')
+    [ "$passed" -ge "$least" ] || fail "$passed tests ran, at least $least were expected: $*"
+}
+
+# One set of packages and features for all that is built of the workspace: another set would build the library,
+# which takes the longest, once more. `--lib`, `--test NAME` and the like choose among it.
+features=ane-matmul/evidence,ane-matmul/half,ane-matmul/ndarray,ane-matmul/npy,ane-matmul/profile,ane-matmul/safetensors
+all=(-p ane-matmul -p ane-matmul-cli -p ane-matmul-misuse)
+if [ "$(uname -s)" = Linux ]; then
+    features+=,ane-matmul/blas
+    all+=(-p apple-sim)
+fi
+all+=(--features "$features")

@@ -1,0 +1,1 @@
+//! Cargo wants a library beside the test: this one is empty.
