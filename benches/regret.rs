@@ -8,14 +8,15 @@
 //! backend.
 
 use std::hint::black_box;
-use std::num::NonZeroUsize;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use ane_matmul::{
-    BackendId, Backends, CalibrateOptions, CompileOptions, Effort, Executor, Inputs, MatMul, Profile, Random,
+    BackendId, Backends, CalibrateOptions, CompileOptions, Effort, Executor, Inputs, MatMul, Profile,
     ShimLibrary, Tensor, TensorView, TensorViewMut, Threads, Verdict, Weights, calibrate,
 };
+use fastrand::Rng;
 
 /// Products for each number of threads.
 const PRODUCTS: usize = 120;
@@ -82,7 +83,7 @@ fn main() {
     let counts = [1, Threads::Auto.number()];
     for threads in counts {
         #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
-        ane_matmul::set_blas_threads(NonZeroUsize::new(threads).expect("not 0"));
+        ane_matmul::set_blas_threads(std::num::NonZeroUsize::new(threads).expect("not 0"));
         let options = CompileOptions::default().threads(Threads::count(threads).expect("few threads"));
         for product in products(threads as u64) {
             cases.push(measure(&backends, product, threads, &options));
@@ -109,19 +110,19 @@ fn measure_profile(backends: &Backends, effort: Effort) -> Profile {
 /// Random products: every size from 1 up in the logarithm, half of them rounded to multiples of 8 as layers
 /// of networks are.
 fn products(seed: u64) -> Vec<MatMul> {
-    let mut random = Random::new(2000 + seed);
+    let mut random = Rng::with_seed(2000 + seed);
     let mut products = Vec::new();
     while products.len() < PRODUCTS {
-        let even = random.below(2) == 0;
+        let even = random.bool();
         let mut dimension = || {
-            let size = 2048f64.powf(random.uniform()).round().max(1.0) as usize;
+            let size = 2048f64.powf(random.f64()).round().max(1.0) as usize;
             if even && size > 8 { size.next_multiple_of(8) } else { size }
         };
         let (m, n, k) = (dimension(), dimension(), dimension());
-        let batch = if random.below(5) == 0 { 2 + random.below(15) } else { 1 };
+        let batch = if random.usize(..5) == 0 { 2 + random.usize(..15) } else { 1 };
         let fits = [m * k, k * n, m * n].into_iter().all(|elements| batch * elements <= ELEMENTS);
         if fits && batch * m * n * k <= WORK {
-            let constant_b = random.below(2) == 0;
+            let constant_b = random.bool();
             products.push(
                 MatMul::builder(m, n, k).batch(batch).constant_b(constant_b).build().expect("a product"),
             );

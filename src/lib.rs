@@ -44,7 +44,6 @@
 //! - `npy`, `safetensors`: files.
 //! - `profile`: the measured profile of a machine, in a file, for the backend `auto`.
 //! - `evidence`: which device ran a product; with `energy` the chip's energy counters too, on macOS.
-//! - `cli`: the command line, `ane-matmul`; of no use to a library.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::pedantic)]
@@ -132,7 +131,6 @@ pub use matmul::{ElementTypes, MatMul, MatMulBuilder};
 pub use options::{CompileOptions, Device, ThreadPool, Threads, UnknownDevice};
 pub use profile::{Profile, Quarantine, Sample, Series, ShapeClass};
 pub use quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
-pub use random::Random;
 pub use refusal::{Refusal, RefusalReason};
 pub use self_check::{
     CheckCounts, CheckSchedule, Mismatch, OnMismatch, ResultChecker, SelfCheck, WrongElement,
@@ -141,8 +139,6 @@ pub use shared_buffer::SharedBuffer;
 pub use tensor::Tensor;
 pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 pub use weights::Weights;
-#[cfg(any(feature = "npy", feature = "profile", feature = "safetensors"))]
-pub use whole_file::WholeFile;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

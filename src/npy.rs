@@ -101,7 +101,7 @@ pub fn read_vector(path: impl AsRef<Path>) -> Result<NpyTensor> {
 }
 
 /// Writes a tensor as a 2-D array, or as a 3-D array where it is a batch, in C order, whole or not
-/// at all ([`WholeFile`]).
+/// at all.
 ///
 /// # Errors
 /// [`Error::Io`]; an existing file is left as it was then.

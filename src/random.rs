@@ -1,24 +1,23 @@
-//! Reproducible random numbers for test data.
+//! Reproducible random numbers, of checks and of test data.
 //!
 //! Small enough to keep here: the same seed gives the same numbers on every platform and in every
 //! version, which the general crates do not promise.
 
 /// `SplitMix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 #[derive(Debug, Clone)]
-pub struct Random {
+pub(crate) struct Random {
     state: u64,
     spare: Option<f64>,
 }
 
 impl Random {
     /// A generator whose numbers depend on `seed` alone.
-    #[must_use]
-    pub const fn new(seed: u64) -> Self {
+    pub(crate) const fn new(seed: u64) -> Self {
         Self { state: seed, spare: None }
     }
 
     /// 64 uniform random bits.
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -28,18 +27,18 @@ impl Random {
 
     /// A uniform number in [0, 1) with 53 random bits.
     #[allow(clippy::cast_precision_loss, reason = "53 bits fit f64")]
-    pub fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         (self.bits() >> 11) as f64 * (f64::EPSILON / 2.0)
     }
 
     /// A uniform integer below `limit`, which must not be 0; the bias is below `limit` / 2^64.
     #[allow(clippy::cast_possible_truncation, reason = "the upper half of the product is below limit")]
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         ((u128::from(self.bits()) * limit as u128) >> 64) as usize
     }
 
     /// A number from the standard normal distribution (Marsaglia's polar method, 1964).
-    pub fn normal(&mut self) -> f64 {
+    pub(crate) fn normal(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
         }

@@ -227,7 +227,7 @@ impl<T: Element> Tensor<T> {
 
 impl Tensor<f64> {
     /// A matrix of numbers from the normal distribution N(0, sigma^2), the same for the same seed
-    /// on every platform ([`Random`]).
+    /// on every platform.
     ///
     /// # Errors
     /// [`Error::SizeOverflow`], [`Error::OutOfMemory`].

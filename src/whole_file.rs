@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// is replaced, not followed. Dropping it without `commit` removes what was written.
 #[derive(Debug)]
 #[must_use = "nothing is at its path before commit() is called"]
-pub struct WholeFile {
+pub(crate) struct WholeFile {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
 }
@@ -26,7 +26,8 @@ impl WholeFile {
     /// # Errors
     /// [`Error::Io`] when its directory cannot be written to, or when something other than a
     /// regular file or a symbolic link is at `path`.
-    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+    #[cfg(any(feature = "npy", feature = "safetensors"))]
+    pub(crate) fn create(path: impl AsRef<Path>) -> Result<Self> {
         // As for any new file: what the umask leaves.
         Self::with_mode(path.as_ref(), 0o666)
     }
@@ -67,7 +68,7 @@ impl WholeFile {
     ///
     /// # Errors
     /// [`Error::Io`] when the disk is full or the path cannot be replaced; nothing has changed then.
-    pub fn commit(self) -> Result<()> {
+    pub(crate) fn commit(self) -> Result<()> {
         let Self { path, file } = self;
         let result = file
             .into_inner()
@@ -81,7 +82,8 @@ impl WholeFile {
     ///
     /// # Errors
     /// [`Error::Io`], also when `write` fails.
-    pub fn write_all(
+    #[cfg(feature = "npy")]
+    pub(crate) fn write_all(
         path: impl AsRef<Path>,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<()> {
@@ -91,32 +93,8 @@ impl WholeFile {
     }
 }
 
-impl WholeFile {
-    /// Removes what this process has begun beside `path` and not committed, whatever it is for: for a
-    /// program that is about to be ended by a signal. A commit that is under way fails then.
-    ///
-    /// # Errors
-    /// [`Error::Io`] for the first file, or the directory, that could not be dealt with.
-    pub fn remove_unfinished(path: impl AsRef<Path>) -> Result<()> {
-        let (directory, prefix) = (directory_of(path.as_ref()), prefix());
-        let error = |source| Error::io(directory, "remove unfinished files in", source);
-        let mut result = Ok(());
-        for entry in fs::read_dir(directory).map_err(error)? {
-            let entry = entry.map_err(error)?;
-            let name = entry.file_name();
-            let ours = name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
-            if let Err(source) = if ours { fs::remove_file(entry.path()) } else { Ok(()) }
-                && source.kind() != io::ErrorKind::NotFound
-                && result.is_ok()
-            {
-                result = Err(error(source));
-            }
-        }
-        result
-    }
-}
-
-/// The end of the name of a file that is not yet whole.
+/// The end of the name of a file that is not yet whole. The command line removes files of such names after a
+/// signal: `cli/src/whole_file.rs` names them alike.
 const SUFFIX: &str = ".part";
 
 /// Of 62 characters each: 71 bits, which nobody guesses.
@@ -147,7 +125,7 @@ impl Seek for WholeFile {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "npy"))]
 mod tests {
     use super::*;
 
@@ -181,12 +159,9 @@ mod tests {
     }
 
     #[test]
-    fn unfinished_files_have_unpredictable_names_and_are_removed() {
+    fn unfinished_files_have_unpredictable_names() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("out");
-        fs::write(&path, "old").unwrap();
-        let others = directory.path().join(".ane-matmul-1-AAAAAAAAAAAA.part");
-        fs::write(&others, "of another process").unwrap();
         let files = [WholeFile::create(&path).unwrap(), WholeFile::create(&path).unwrap()];
         let parts: Vec<String> = fs::read_dir(directory.path())
             .unwrap()
@@ -195,27 +170,19 @@ mod tests {
             .collect();
         assert!(parts.len() == 2 && parts[0] != parts[1], "{parts:?}");
         assert!(parts.iter().all(|part| part.len() == RANDOM_CHARACTERS), "{parts:?}");
-        WholeFile::remove_unfinished(&path).unwrap();
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
-        assert_eq!((fs::read(&path).unwrap(), others.exists()), (b"old".to_vec(), true));
-        for file in files {
-            assert!(matches!(file.commit(), Err(Error::Io { .. })));
-        }
-        assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert!(WholeFile::remove_unfinished("/nonexistent/out").is_err());
+        drop(files);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn what_cannot_be_removed_is_told_and_the_rest_removed() {
+    fn a_file_that_somebody_removed_cannot_be_committed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("out");
+        fs::write(&path, "old").unwrap();
         let file = WholeFile::create(&path).unwrap();
-        let kept = directory.path().join(format!("{}kept{SUFFIX}", prefix()));
-        fs::create_dir(&kept).unwrap();
-        let text = WholeFile::remove_unfinished(&path).unwrap_err().to_string();
-        assert!(text.contains("remove unfinished files in"), "{text}");
-        assert_eq!((fs::read_dir(directory.path()).unwrap().count(), kept.exists()), (1, true));
-        drop(file);
+        fs::remove_file(file.file.get_ref().path()).unwrap();
+        assert!(matches!(file.commit(), Err(Error::Io { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
     }
 
     #[test]

@@ -9,10 +9,10 @@ mod counting;
 use std::time::Instant;
 
 use ane_matmul::{
-    BackendId, Backends, CacheLimits, CompileOptions, Inputs, MatMul, ProductCache, Random, Tensor, Threads,
-    Weights,
+    BackendId, Backends, CacheLimits, CompileOptions, Inputs, MatMul, ProductCache, Tensor, Threads, Weights,
 };
 use counting::bytes_live;
+use fastrand::Rng;
 
 /// Some of the products share weights, some bring their own, some have none.
 fn shapes(count: usize, limits: CacheLimits) {
@@ -23,8 +23,8 @@ fn shapes(count: usize, limits: CacheLimits) {
     let before = bytes_live();
     let shared: Vec<Weights> =
         (0..4).map(|i| Weights::from_tensor(Tensor::filled(64 << i, 96, 1f32).unwrap())).collect();
-    let mut random = Random::new(8);
-    let mut below = |limit| random.below(limit);
+    let mut random = Rng::with_seed(8);
+    let mut below = |limit| random.usize(..limit);
     let empty = bytes_live();
     let cache = ProductCache::new(Backends::new(), limits);
     let (mut peak_counted, mut peak_live, mut last) = (0, 0, None);

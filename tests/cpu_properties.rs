@@ -6,10 +6,12 @@ mod draws;
 
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
-    Activation, BackendId, CompileOptions, Inputs, Layout, MatMul, Operand, Random, TensorView,
-    TensorViewMut, Threads, Weights,
+    Activation, BackendId, CompileOptions, Inputs, Layout, MatMul, Operand, TensorView, TensorViewMut,
+    Threads, Weights,
 };
+use ane_matmul_conformance::normal;
 use draws::draws;
+use fastrand::Rng;
 use proptest::prelude::*;
 
 /// The NaN around the elements of C: no arithmetic makes it.
@@ -135,10 +137,10 @@ impl Case {
 
 /// Numbers where elements lie, NaN elsewhere.
 #[allow(clippy::cast_possible_truncation, reason = "f32 numbers are wanted")]
-fn input(layout: &Layout, random: &mut Random) -> Vec<f32> {
+fn input(layout: &Layout, random: &mut Rng) -> Vec<f32> {
     let mut data = vec![f32::NAN; layout.span()];
     for index in elements(layout) {
-        data[index] = random.normal() as f32;
+        data[index] = normal(random) as f32;
     }
     data
 }
@@ -163,7 +165,7 @@ fn with_rows(layout: &Layout, rows: usize) -> Layout {
 fn check(case: &Case) -> Result<(), TestCaseError> {
     let product = case.product();
     let rows = case.rows.unwrap_or(product.m());
-    let mut random = Random::new(case.seed);
+    let mut random = Rng::with_seed(case.seed);
     let full = *product.a();
     let a_layout = if product.transpose_a() {
         Layout::strided(full.batch(), full.rows(), rows, full.leading_dimension(), full.batch_stride())

@@ -6,8 +6,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The folders of this repository: what begins with one of them, in backquotes, is a path.
-const FOLDERS: [&str; 10] =
-    ["benches/", "build/", "docs/", "examples/", "fuzz/", "include/", "objc/", "scripts/", "src/", "tests/"];
+const FOLDERS: [&str; 11] = [
+    "benches/",
+    "build/",
+    "cli/",
+    "docs/",
+    "examples/",
+    "fuzz/",
+    "include/",
+    "objc/",
+    "scripts/",
+    "src/",
+    "tests/",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -20,8 +20,9 @@ const INSIDE: [&str; 14] = [
     "LICENSE-MIT",
 ];
 
-/// The test double, the corpora, the peers of the benchmarks and the scripts: a checkout has them.
-const OUTSIDE: [&str; 6] = ["tests/", "fuzz/", "scripts/", "benches/peers/", "target/", "."];
+/// The command line, the test double, the corpora, the peers of the benchmarks and the scripts: a checkout has
+/// them.
+const OUTSIDE: [&str; 7] = ["cli/", "tests/", "fuzz/", "scripts/", "benches/peers/", "target/", "."];
 
 fn packaged() -> Vec<String> {
     let output = Command::new(env!("CARGO"))

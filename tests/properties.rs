@@ -4,15 +4,15 @@
 mod draws;
 
 use ane_matmul::{
-    BackendId, CompileOptions, Inputs, Layout, MatMul, Operand, Random, Tensor, TensorView, TensorViewMut,
-    Threads,
+    BackendId, CompileOptions, Inputs, Layout, MatMul, Operand, Tensor, TensorView, TensorViewMut, Threads,
 };
 use draws::draws;
+use fastrand::Rng;
 use proptest::prelude::*;
 
 fn integers(rows: usize, cols: usize, seed: u64) -> Tensor<f32> {
-    let mut random = Random::new(seed);
-    Tensor::from_fn(rows, cols, |_, _| f32::from(i8::try_from(random.below(9)).unwrap() - 4)).unwrap()
+    let mut random = Rng::with_seed(seed);
+    Tensor::from_fn(rows, cols, |_, _| f32::from(random.i8(-4..=4))).unwrap()
 }
 
 fn multiply(a: &Tensor<f32>, b: &Tensor<f32>) -> Tensor<f32> {

@@ -3,7 +3,8 @@
 //! `cargo test --release --test self_check_detection -- --nocapture` prints the table.
 
 use ane_matmul::accuracy::Reference;
-use ane_matmul::{Activation, Inputs, MatMul, Random, ResultChecker, SelfCheck, Tensor};
+use ane_matmul::{Activation, Inputs, MatMul, ResultChecker, SelfCheck, Tensor};
+use fastrand::Rng;
 
 const N: usize = 96;
 
@@ -19,16 +20,16 @@ struct Run {
     b: Tensor<f32>,
 }
 
-type Plant = fn(&Run, &mut [f32], &mut Random);
+type Plant = fn(&Run, &mut [f32], &mut Rng);
 
-fn at(random: &mut Random) -> usize {
-    random.below(N * N)
+fn at(random: &mut Rng) -> usize {
+    random.usize(..N * N)
 }
 
 #[allow(clippy::cast_possible_truncation)]
-fn beyond_bound(run: &Run, c: &mut [f32], random: &mut Random, ratio: f64) {
+fn beyond_bound(run: &Run, c: &mut [f32], random: &mut Rng, ratio: f64) {
     let at = at(random);
-    let sign = if random.bits() & 1 == 0 { 1.0 } else { -1.0 };
+    let sign = if random.bool() { 1.0 } else { -1.0 };
     c[at] = (f64::from(c[at]) + sign * ratio * run.bounds[at]) as f32;
 }
 
@@ -42,7 +43,7 @@ const KINDS: [(&str, Plant); 12] = [
     ("one element, 4 times its bound", |run, c, random| beyond_bound(run, c, random, 4.0)),
     ("one bit of one element", |_, c, random| {
         let at = at(random);
-        c[at] = f32::from_bits(c[at].to_bits() ^ (1 << random.below(32)));
+        c[at] = f32::from_bits(c[at].to_bits() ^ (1 << random.usize(..32)));
     }),
     ("one element is NaN", |_, c, random| c[at(random)] = f32::NAN),
     ("one element is that of its neighbour", |_, c, random| {
@@ -50,20 +51,20 @@ const KINDS: [(&str, Plant); 12] = [
         c[at] = c[at - 1];
     }),
     ("two rows swapped", |_, c, random| {
-        let (one, other) = (random.below(N), random.below(N));
+        let (one, other) = (random.usize(..N), random.usize(..N));
         (0..N).for_each(|col| c.swap(one * N + col, other * N + col));
     }),
     ("two columns swapped", |_, c, random| {
-        let (one, other) = (random.below(N), random.below(N));
+        let (one, other) = (random.usize(..N), random.usize(..N));
         (0..N).for_each(|row| c.swap(row * N + one, row * N + other));
     }),
     ("a tile of 8 x 8 zeroed", |_, c, random| {
-        let (row, col) = (random.below(N / 8) * 8, random.below(N / 8) * 8);
+        let (row, col) = (random.usize(..N / 8) * 8, random.usize(..N / 8) * 8);
         (row..row + 8).for_each(|row| c[row * N + col..][..8].fill(0.0));
     }),
     ("a slice of k left out in a tile of 8 x 8", |run, c, random| {
-        let (row, col) = (random.below(N / 8) * 8, random.below(N / 8) * 8);
-        let from = random.below(N / 16) * 16;
+        let (row, col) = (random.usize(..N / 8) * 8, random.usize(..N / 8) * 8);
+        let from = random.usize(..N / 16) * 16;
         for row in row..row + 8 {
             for col in col..col + 8 {
                 c[row * N + col] -= slice(run, from, row, col);
@@ -79,7 +80,7 @@ const KINDS: [(&str, Plant); 12] = [
 fn detect(activation: Activation, check: SelfCheck) -> Vec<(usize, usize)> {
     let layer = MatMul::builder(N, N, N).activation(activation).build().unwrap();
     let mut tally = vec![(0, 0); KINDS.len()];
-    let mut random = Random::new(1);
+    let mut random = Rng::with_seed(1);
     let mut turn = 0;
     while tally.iter().any(|&(planted, _)| planted < PLANTED) {
         let draw = |seed| Tensor::random_normal_f32(N, N, 1.0, seed).unwrap();

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use ane_matmul::{
     Activation, BackendId, Backends, CacheLimits, CompileOptions, Error, Executor, Inputs, MatMul,
-    OnMismatch, ProductCache, Random, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
+    OnMismatch, ProductCache, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
 };
 use ane_matmul_shims::{NEURAL, REFERENCE, TEST_DOUBLE};
 use counting::bytes_live;
+use fastrand::Rng;
 
 const THREADS: usize = 8;
 
@@ -92,9 +93,9 @@ impl Job {
         ][index % 8];
         let constant = index % 16 >= 8;
         let (bias, relu) = (index.is_multiple_of(3), index.is_multiple_of(5));
-        let mut random = Random::new(index as u64);
+        let mut random = Rng::with_seed(index as u64);
         let mut small =
-            |rows, cols| Tensor::from_fn(rows, cols, |_, _| random.below(9) as f32 - 4.0).unwrap();
+            |rows, cols| Tensor::from_fn(rows, cols, |_, _| f32::from(random.i8(-4..=4))).unwrap();
         let (a, b, addend) = (small(m, k), small(k, n), small(1, n).into_vec());
         let mut expected = Vec::new();
         for row in 0..m {
@@ -136,7 +137,7 @@ struct Worker<'a> {
     jobs: &'a [Job],
     ids: &'a [BackendId; 3],
     tally: &'a Tally,
-    random: Random,
+    random: Rng,
     held: Vec<(usize, Executor, bool)>,
 }
 
@@ -160,9 +161,9 @@ impl Worker<'_> {
 
     fn open(&mut self) {
         // Some more often than others, as in life.
-        let index = self.random.below(self.jobs.len()).min(self.random.below(self.jobs.len()));
+        let index = self.random.usize(..self.jobs.len()).min(self.random.usize(..self.jobs.len()));
         let job = &self.jobs[index];
-        let id = match self.random.below(6) {
+        let id = match self.random.usize(..6) {
             0 if job.is_verified_whole() => self.ids[0].clone(),
             1 => self.ids[1].clone(),
             2 => self.ids[2].clone(),
@@ -179,7 +180,7 @@ impl Worker<'_> {
         }
         // Sometimes weights of which nobody else knows, which go at once.
         let own = Weights::new(&job.b).unwrap();
-        let weights = if self.random.below(4) == 0 { &own } else { &job.weights };
+        let weights = if self.random.usize(..4) == 0 { &own } else { &job.weights };
         let weights = job.product.constant_b().then_some(weights);
         let compiled = match self.cache.compile(&id, &job.product, weights, &options) {
             Ok(compiled) => compiled,
@@ -196,13 +197,13 @@ impl Worker<'_> {
     }
 
     fn step(&mut self) {
-        if self.held.len() < 2 || (self.held.len() < 6 && self.random.below(3) == 0) {
+        if self.held.len() < 2 || (self.held.len() < 6 && self.random.usize(..3) == 0) {
             self.open();
         }
         if self.held.is_empty() {
             return;
         }
-        let at = self.random.below(self.held.len());
+        let at = self.random.usize(..self.held.len());
         let (index, executor, rerun) = &mut self.held[at];
         let before = executor.checks();
         let result = self.jobs[*index].run(executor);
@@ -215,7 +216,7 @@ impl Worker<'_> {
         } else {
             assert_eq!(after.checked, before.checked + 1, "a run was not verified");
         }
-        if self.random.below(8) == 0 {
+        if self.random.usize(..8) == 0 {
             self.held.swap_remove(at);
         }
     }
@@ -265,16 +266,16 @@ fn round(number: usize, jobs: &[Job], length: Duration, tally: &Tally) {
             .map(|thread| {
                 let (steps, cache, ids) = (&steps[thread], &cache, &ids);
                 scope.spawn(move || {
-                    let random = Random::new((number * THREADS + thread) as u64);
+                    let random = Rng::with_seed((number * THREADS + thread) as u64);
                     let mut worker = Worker { cache, jobs, ids, tally, random, held: Vec::new() };
                     while Instant::now() < end {
                         worker.step();
-                        if worker.random.below(200) == 0 {
+                        if worker.random.usize(..200) == 0 {
                             // SAFETY: the library is built from this repository.
                             drop(unsafe { ShimLibrary::open(REFERENCE) }.unwrap());
                             count(&tally.shims_loaded, 1);
                         }
-                        if worker.random.below(2000) == 0 {
+                        if worker.random.usize(..2000) == 0 {
                             cache.trim_to(16 << 10);
                         }
                         count(steps, 1);

@@ -1,7 +1,7 @@
 //! Whatever stands on the command line is parsed or refused, and nothing is run.
 #![no_main]
 
-#[path = "../../src/bin/ane-matmul/args.rs"]
+#[path = "../../cli/src/args.rs"]
 #[allow(dead_code, unexpected_cfgs)]
 mod args;
 

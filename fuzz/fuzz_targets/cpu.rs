@@ -4,12 +4,13 @@
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
     Activation, AnyView, BackendId, CompileOptions, ElementType, ElementTypes, Inputs, Layout, MatMul,
-    QuantA, QuantB, QuantOutput, Quantization, Random, Tensor, Threads, Weights,
+    QuantA, QuantB, QuantOutput, Quantization, Tensor, Threads, Weights,
 };
 use ane_matmul_conformance::Guarded;
 use ane_matmul_fuzz::operands::{self, Contents};
 use ane_matmul_fuzz::products::{OPERANDS, Scheme, Size, Type};
 use arbitrary::Arbitrary;
+use fastrand::Rng;
 use libfuzzer_sys::fuzz_target;
 
 use ElementType::{Bf16, F16, F32, I4, I8, I32, U4, U8};
@@ -167,7 +168,7 @@ impl Case {
         2f32.powi(i32::from(self.scales[index]) / 8)
     }
 
-    fn weights(&self, product: &MatMul, b: AnyView<'_>, random: &mut Random) -> Weights {
+    fn weights(&self, product: &MatMul, b: AnyView<'_>, random: &mut Rng) -> Weights {
         let weights = Weights::new(b).expect("a small copy");
         let (rows, cols) = match product.quantization().b {
             QuantB::None => return weights,
@@ -176,7 +177,7 @@ impl Case {
             QuantB::PerGroup { group_size, .. } => (product.k().div_ceil(group_size as usize), product.n()),
             _ => unreachable!("a scheme that is not made above"),
         };
-        let scales = Tensor::from_fn(rows, cols, |_, _| self.scale(1) * (1.0 + random.below(8) as f32 / 8.0));
+        let scales = Tensor::from_fn(rows, cols, |_, _| self.scale(1) * (1.0 + f32::from(random.u8(..8)) / 8.0));
         let scales = scales.expect("a small tensor");
         let narrow = |x: &f32| half::f16::from_f32(*x).clamp(half::f16::MIN_POSITIVE, half::f16::MAX);
         let result = match product.types().scales {
@@ -236,7 +237,7 @@ impl Case {
         let Some(product) = self.describe() else { return };
         let rows = self.rows.map_or(product.m(), |rows| usize::from(rows) % (product.m() + 1));
         let (types, order) = (*product.types(), product.quantization().nibble_order);
-        let mut random = Random::new(self.seed);
+        let mut random = Rng::with_seed(self.seed);
         let mut input =
             |element, layout, contents| operands::random(element, layout, order, contents, &mut random);
         let a_layout =

@@ -1,8 +1,9 @@
 //! Operands of every element type, exactly as long as their layouts: a sanitizer sees what lies beyond.
 
-use ane_matmul::{ElementType, Layout, NibbleOrder, Random};
-use ane_matmul_conformance::Guarded;
+use ane_matmul::{ElementType, Layout, NibbleOrder};
+use ane_matmul_conformance::{Guarded, normal};
 use arbitrary::Arbitrary;
+use fastrand::Rng;
 use half::{bf16, f16};
 
 /// What an operand holds.
@@ -29,15 +30,15 @@ pub fn random(
     layout: Layout,
     order: NibbleOrder,
     contents: Contents,
-    random: &mut Random,
+    random: &mut Rng,
 ) -> Guarded {
     Guarded::input(element, layout, order, 0, |_, _, _| number(element, contents, random))
 }
 
 /// A number that the type has, or one that is rounded to it.
 #[allow(clippy::cast_possible_truncation)]
-fn number(element: ElementType, contents: Contents, random: &mut Random) -> f64 {
-    let bits = random.bits();
+fn number(element: ElementType, contents: Contents, random: &mut Rng) -> f64 {
+    let bits = random.u64(..);
     let byte = integer(contents, bits) as u8;
     match element {
         ElementType::F16 => float(contents, random, element, f16::from_bits(bits as u16).to_f64()),
@@ -58,30 +59,30 @@ fn integer(contents: Contents, bits: u64) -> u64 {
     }
 }
 
-fn float(contents: Contents, random: &mut Random, element: ElementType, any: f64) -> f64 {
+fn float(contents: Contents, random: &mut Rng, element: ElementType, any: f64) -> f64 {
     let tiny = element.min_positive();
     match contents {
-        Contents::Normal => random.normal(),
+        Contents::Normal => normal(random),
         Contents::Bits => any,
-        Contents::Subnormal => tiny * (random.normal() * 0.5),
+        Contents::Subnormal => tiny * (normal(random) * 0.5),
         Contents::Huge => {
-            element.max_finite() * (0.5 + 0.5 * (random.below(100) as f64 / 99.0)) * sign(random)
+            element.max_finite() * (0.5 + 0.5 * (f64::from(random.u8(..100)) / 99.0)) * sign(random)
         }
-        Contents::SmallIntegers => random.below(9) as f64 - 4.0,
-        Contents::Special => match random.below(40) {
+        Contents::SmallIntegers => f64::from(random.i8(-4..=4)),
+        Contents::Special => match random.u8(..40) {
             0 => f64::NAN,
             1 => f64::INFINITY,
             2 => f64::NEG_INFINITY,
             3 => 0.0,
             4 => -0.0,
-            5 => tiny * random.normal(),
+            5 => tiny * normal(random),
             6 => element.max_finite() * sign(random),
             7 => tiny,
-            _ => random.normal(),
+            _ => normal(random),
         },
     }
 }
 
-fn sign(random: &mut Random) -> f64 {
-    if random.below(2) == 0 { 1.0 } else { -1.0 }
+fn sign(random: &mut Rng) -> f64 {
+    if random.bool() { 1.0 } else { -1.0 }
 }

@@ -5,10 +5,11 @@ use std::num::NonZeroU32;
 use super::reals::Reals;
 use super::*;
 use crate::accuracy::{Bounds, Reference};
+use crate::random::Random;
 use crate::scales::Scales;
 use crate::view::AnyView;
 use crate::{
-    Activation, ElementTypes, Inputs, Layout, MatMul, MatMulBuilder, Operand, Random, Tensor, TensorView,
+    Activation, ElementTypes, Inputs, Layout, MatMul, MatMulBuilder, Operand, Tensor, TensorView,
     TensorViewMut, Weights,
 };
 

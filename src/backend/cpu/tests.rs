@@ -12,8 +12,9 @@ use super::{Cpu, CpuProduct, worthwhile_threads};
 use crate::backend::{Backend, CompiledProduct, RunArgs};
 use crate::layout::Layout;
 use crate::options::{CompileOptions, Device, Threads};
+use crate::random::Random;
 use crate::view::{TensorView, TensorViewMut};
-use crate::{Activation, ElementTypes, MatMul, MatMulBuilder, Random, Tensor, Weights};
+use crate::{Activation, ElementTypes, MatMul, MatMulBuilder, Tensor, Weights};
 
 /// Blocks so small that modest products have several of each.
 const TINY: Caches = Caches { l1_bytes: 1 << 11, l2_bytes: 1 << 14 };

@@ -1,9 +1,8 @@
 //! What a self-check makes of a result that is right, and of one that is not.
 
 use ane_matmul::accuracy::Reference;
-use ane_matmul::{
-    Activation, CompileOptions, Compiled, ElementType, Inputs, Random, ResultChecker, SelfCheck,
-};
+use ane_matmul::{Activation, CompileOptions, Compiled, ElementType, Inputs, ResultChecker, SelfCheck};
+use fastrand::Rng;
 
 use crate::cases::{Case, Contents};
 use crate::data::Guarded;
@@ -33,8 +32,8 @@ pub fn check(
     if layout.is_empty() || !matches!(case.contents, Contents::Normal | Contents::SmallIntegers) {
         return Ok(());
     }
-    let mut random = Random::new(seed);
-    let at = (random.below(layout.batch()), random.below(layout.rows()), random.below(layout.cols()));
+    let mut random = Rng::with_seed(seed);
+    let at = (random.usize(..layout.batch()), random.usize(..layout.rows()), random.usize(..layout.cols()));
     let (item, row, col) = at;
     let index = (item * layout.rows() + row) * layout.cols() + col;
     let (value, bound) = (reference.values()[index], reference.bounds()[index]);

@@ -1,8 +1,9 @@
 //! Operands inside guarded memory.
 
 use ane_matmul::{
-    AnyView, AnyViewMut, ElementType, Int4View, Layout, NibbleOrder, Random, TensorView, TensorViewMut,
+    AnyView, AnyViewMut, ElementType, Int4View, Layout, NibbleOrder, TensorView, TensorViewMut,
 };
+use fastrand::Rng;
 use half::{bf16, f16};
 
 use crate::cases::Contents;
@@ -195,9 +196,13 @@ fn range(element: ElementType) -> Option<(i32, i32)> {
     }
 }
 
+/// A number from the standard normal distribution (Box and Muller, 1958).
+pub fn normal(random: &mut Rng) -> f64 {
+    (-2.0 * (1.0 - random.f64()).ln()).sqrt() * (std::f64::consts::TAU * random.f64()).cos()
+}
+
 /// An integer of a type: any, often one at an end.
-fn integer(contents: Contents, random: &mut Random, left: bool, (low, high): (i32, i32)) -> i32 {
-    let below = |random: &mut Random, count: i32| random.below(count.cast_unsigned() as usize) as i32;
+fn integer(contents: Contents, random: &mut Rng, left: bool, (low, high): (i32, i32)) -> i32 {
     match contents {
         Contents::Extremes => {
             if left {
@@ -207,11 +212,11 @@ fn integer(contents: Contents, random: &mut Random, left: bool, (low, high): (i3
             }
         }
         Contents::Lowest => low,
-        Contents::SmallIntegers => below(random, 9) + low.max(-4),
-        _ => match random.below(8) {
+        Contents::SmallIntegers => random.i32(..9) + low.max(-4),
+        _ => match random.u8(..8) {
             0 => low,
             1 => high,
-            _ => low + below(random, high - low + 1),
+            _ => random.i32(low..=high),
         },
     }
 }
@@ -221,7 +226,7 @@ fn integer(contents: Contents, random: &mut Random, left: bool, (low, high): (i3
 pub fn number(
     element: ElementType,
     contents: Contents,
-    random: &mut Random,
+    random: &mut Rng,
     left: bool,
     row: usize,
     col: usize,
@@ -238,18 +243,18 @@ pub fn number(
             }
         }
         Contents::Lowest => -4.0,
-        Contents::Normal => random.normal(),
-        Contents::Origin => 0.02 * random.normal(),
-        Contents::SmallIntegers => random.below(9) as f64 - 4.0,
-        Contents::Tiny => 1e-21 * random.normal(),
+        Contents::Normal => normal(random),
+        Contents::Origin => 0.02 * normal(random),
+        Contents::SmallIntegers => f64::from(random.i8(-4..=4)),
+        Contents::Tiny => 1e-21 * normal(random),
         Contents::IdentityTimesOnes => f64::from(!left || row == col),
-        Contents::Special => match random.below(60) {
+        Contents::Special => match random.u8(..60) {
             0 => f64::NAN,
             1 => f64::INFINITY,
             2 => f64::NEG_INFINITY,
             3..10 => 0.0,
             10..14 => -0.0,
-            _ => random.normal(),
+            _ => normal(random),
         },
     }
 }

@@ -14,6 +14,6 @@ mod run;
 
 pub use amount::{some, thorough};
 pub use cases::{Case, Contents, Scale, Stride, cases, cases_of_type};
-pub use data::Guarded;
+pub use data::{Guarded, normal};
 pub use quantized::{integer_cases, narrow_types, shared_cases, weight_only_cases};
 pub use run::{Failure, Passed, Summary, run_case, run_suite, with_run};

@@ -3,12 +3,13 @@
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
     AnyView, BackendId, Backends, CompileOptions, Compiled, ElementType, Error, Inputs, Layout, MatMul,
-    NibbleOrder, QuantA, QuantB, QuantOutput, Quantization, Random, RefusalReason, TensorView, Weights,
+    NibbleOrder, QuantA, QuantB, QuantOutput, Quantization, RefusalReason, TensorView, Weights,
 };
+use fastrand::Rng;
 
 use crate::cases::{Case, Contents};
 use crate::checked;
-use crate::data::{GUARD, Guarded, number};
+use crate::data::{GUARD, Guarded, normal, number};
 
 /// What a run of the suite covered.
 #[derive(Debug, Clone, Default)]
@@ -110,7 +111,7 @@ struct Operands {
 
 impl Operands {
     fn new(case: &Case, product: &MatMul, rows: usize, seed: u64) -> Result<Self, Error> {
-        let mut random = Random::new(seed);
+        let mut random = Rng::with_seed(seed);
         let types = case.types;
         let contents = case.contents;
         let full = *product.a();
@@ -162,13 +163,13 @@ fn weights(case: &Case, product: &MatMul, b: AnyView<'_>, seed: u64) -> Result<W
         QuantB::PerGroup { group_size, .. } => (product.k().div_ceil(group_size as usize), product.n()),
         _ => return Ok(weights),
     };
-    let mut random = Random::new(!seed);
+    let mut random = Rng::with_seed(!seed);
     let own = case.scales_of_items.unwrap_or(product.b().batch_stride() != 0);
     let items = if own { product.b().batch() } else { 1 };
     let layout = Layout::packed(items, rows, cols)?;
     let scales =
         Guarded::input(product.types().scales, layout, NibbleOrder::LowFirst, case.guard(), |_, _, _| {
-            0.002 + 0.02 * random.normal().abs()
+            0.002 + 0.02 * normal(&mut random).abs()
         });
     weights.with_scales(scales.view())
 }
@@ -176,8 +177,8 @@ fn weights(case: &Case, product: &MatMul, b: AnyView<'_>, seed: u64) -> Result<W
 /// The options with the scales that the case asks for; C's fits the sums of random integers.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
 fn with_scales(case: &Case, options: &CompileOptions, seed: u64) -> CompileOptions {
-    let mut random = Random::new(seed ^ 0x5CA1E5);
-    let mut around = |scale: f64| (scale * (0.5 + random.uniform())) as f32;
+    let mut random = Rng::with_seed(seed ^ 0x5CA1E5);
+    let mut around = |scale: f64| (scale * (0.5 + random.f64())) as f32;
     let mut options = options.clone();
     if case.quantization.a != QuantA::None && case.quantization.a != QuantA::DynamicPerRow {
         options = options.scale_a(around(0.03));

@@ -8,8 +8,9 @@ use crate::backend::{Backend as _, RunArgs};
 use crate::int4::pack;
 use crate::options::{CompileOptions, Threads};
 use crate::quantization::{NibbleOrder, QuantB, Quantization};
+use crate::random::Random;
 use crate::view::TensorViewMut;
-use crate::{ElementType, ElementTypes, Int4View, Layout, MatMul, Random, Tensor, Weights};
+use crate::{ElementType, ElementTypes, Int4View, Layout, MatMul, Tensor, Weights};
 
 const CACHES: Caches = Caches { l1_bytes: 1 << 15, l2_bytes: 1 << 19 };
 

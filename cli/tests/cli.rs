@@ -1,5 +1,4 @@
 //! The command line, end to end.
-#![cfg(feature = "cli")]
 
 #[path = "support/place.rs"]
 mod place;

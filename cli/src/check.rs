@@ -1,7 +1,7 @@
 //! `multiply --check`.
 
 use ane_matmul::accuracy::{Reference, freivalds};
-use ane_matmul::{BackendId, Backends, CompileOptions, Inputs, MatMul, Random, Tensor, TensorView};
+use ane_matmul::{BackendId, Backends, CompileOptions, Inputs, MatMul, Tensor, TensorView};
 
 use crate::failure::{Failure, Output};
 use crate::multiply::Operands;
@@ -67,7 +67,7 @@ fn verify_rows(operands: &Operands, c: &Tensor<f32>, seed: u64) -> Output<usize>
     if product.n() == 0 {
         return Ok(0);
     }
-    let mut random = Random::new(seed);
+    let mut random = fastrand::Rng::with_seed(seed);
     let single = MatMul::builder(1, product.n(), product.k())
         .transpose_b(product.transpose_b())
         .bias(product.has_bias())
@@ -76,7 +76,7 @@ fn verify_rows(operands: &Operands, c: &Tensor<f32>, seed: u64) -> Output<usize>
     let (a, b) = (operands.a()?, operands.b()?);
     let count = ROWS.min(all);
     for _ in 0..count {
-        let index = random.below(all);
+        let index = random.usize(..all);
         let (item, row) = (index / product.m(), index % product.m());
         let get = |p: usize| if product.transpose_a() { a.get(item, p, row) } else { a.get(item, row, p) };
         let a_row = Tensor::from_fn(1, product.k(), |_, p| get(p).unwrap_or(f32::NAN))?;

@@ -5,7 +5,7 @@ use ane_matmul::npy::NpyTensor;
 use ane_matmul::quantize::{WeightScheme, quantize};
 use ane_matmul::{
     AnyView, BackendId, Backends, CompileOptions, Compiled, Element, ElementType, Inputs, Layout, MatMul,
-    QuantB, Random, Tensor, TensorView, Weights,
+    QuantB, Tensor, TensorView, Weights,
 };
 use half::{bf16, f16};
 
@@ -139,9 +139,9 @@ fn error(given: &Given<'_>, c: &Tensor<f32>) -> String {
         return "error against float64: there are no elements".into();
     }
     let every = all.saturating_mul(n).saturating_mul(k) <= ALL_ROWS;
-    let mut random = Random::new(all as u64);
+    let mut random = fastrand::Rng::with_seed(all as u64);
     let rows: Vec<usize> =
-        if every { (0..all).collect() } else { (0..ROWS.min(all)).map(|_| random.below(all)).collect() };
+        if every { (0..all).collect() } else { (0..ROWS.min(all)).map(|_| random.usize(..all)).collect() };
     let (mut max, mut sum, mut size, mut count, mut skipped) = (0f64, 0f64, 0f64, 0usize, 0usize);
     for &index in &rows {
         let (item, row) = (index / m, index % m);

@@ -1,5 +1,5 @@
 //! What `SECURITY.md` says of the command line and its surroundings.
-#![cfg(all(feature = "cli", unix))]
+#![cfg(unix)]
 
 #[path = "support/place.rs"]
 mod place;

@@ -1,5 +1,4 @@
 //! A test double of hardware is never taken for hardware.
-#![cfg(feature = "cli")]
 
 use std::process::{Command, Output};
 

@@ -17,7 +17,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// ANE_MATMUL_SHIM=FILE loads a dynamic library that speaks the C ABI (docs/ABI.md) as a further
 /// backend.
 #[derive(Debug, Parser)]
-#[command(version, about, arg_required_else_help = true)]
+#[command(
+    name = "ane-matmul",
+    version,
+    about = "Matrix products compiled once and run millions of times: MPSGraph, Metal and Accelerate on Apple hardware, BLAS or a built-in CPU engine elsewhere",
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

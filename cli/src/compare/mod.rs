@@ -8,13 +8,14 @@ mod page;
 mod plot;
 mod report;
 
-use ane_matmul::{BackendId, BackendStatus, Backends, WholeFile};
+use ane_matmul::{BackendId, BackendStatus, Backends};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{CompareArgs, Shape, backend_id};
 use crate::failure::{Failure, Output};
 use crate::machine::Machine;
 use crate::output::print;
+use crate::whole_file;
 
 use measure::Measured;
 use report::Comparison;
@@ -45,15 +46,15 @@ pub(crate) fn run(args: &CompareArgs) -> Output {
     let comparison = Comparison { machine: Machine::new(), measured, timed, unavailable };
     if let Some(path) = &args.json {
         let text = format!("{:#}\n", comparison.to_json());
-        WholeFile::write_all(path, |file| file.write_all(text.as_bytes()))?;
+        whole_file::write(path, text.as_bytes())?;
     }
     if let Some(path) = &args.svg {
         let picture = plot::draw(&comparison).map_err(|error| Failure::new(format!("plot: {error}")))?;
-        WholeFile::write_all(path, |file| file.write_all(picture.as_bytes()))?;
+        whole_file::write(path, picture.as_bytes())?;
     }
     if let Some(path) = &args.report {
         let page = page::render(&comparison, std::time::SystemTime::now());
-        WholeFile::write_all(path, |file| file.write_all(page.as_bytes()))?;
+        whole_file::write(path, page.as_bytes())?;
     }
     print(comparison.to_text())
 }
@@ -65,7 +66,7 @@ fn check_outputs(args: &CompareArgs) -> Output {
         .filter_map(|(flag, path)| Some((flag, path.as_ref()?)))
         .collect();
     for (index, (flag, path)) in outputs.iter().enumerate() {
-        drop(WholeFile::create(path)?);
+        whole_file::check(path)?;
         if let Some((other, _)) = outputs[..index].iter().find(|(_, earlier)| earlier == path) {
             return Err(Failure::new(format!("{other} and {flag} name the same file: name two")));
         }

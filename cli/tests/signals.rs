@@ -1,5 +1,5 @@
 //! Signals that end a command: what was there is whole, and nothing half is left.
-#![cfg(all(feature = "cli", unix))]
+#![cfg(unix)]
 
 #[path = "support/place.rs"]
 mod place;

@@ -245,14 +245,13 @@ fn seen(comparison: &Comparison, backend: &BackendId, timings: &[&Timing]) -> Ma
 fn machine(comparison: &Comparison) -> Markup {
     let machine = &comparison.machine;
     let sets = machine.instruction_sets.join(" ");
-    let features = features();
     let facts = [
         ("CPU", machine.cpu.clone()),
         ("cores", format!("{}, {} threads allowed", machine.cores, machine.allowed_threads)),
         ("instruction sets", if sets.is_empty() { "none detected".into() } else { sets }),
         ("system", format!("{}, {}", machine.os, std::env::consts::ARCH)),
         ("ane-matmul", env!("CARGO_PKG_VERSION").to_owned()),
-        ("features", if features.is_empty() { "none".into() } else { features }),
+        ("features", features()),
         (
             "build",
             if cfg!(debug_assertions) { "debug: times are not those of a release" } else { "release" }.into(),
@@ -266,14 +265,16 @@ fn machine(comparison: &Comparison) -> Markup {
     }
 }
 
-/// The features of this build.
+/// The library's features in this build.
 fn features() -> String {
     let features = [
         ("blas", cfg!(feature = "blas")),
-        ("cli", cfg!(feature = "cli")),
-        ("half", cfg!(feature = "half")),
-        ("ndarray", cfg!(feature = "ndarray")),
-        ("safetensors", cfg!(feature = "safetensors")),
+        ("energy", cfg!(feature = "energy")),
+        ("evidence", true),
+        ("half", true),
+        ("npy", true),
+        ("profile", true),
+        ("safetensors", true),
     ];
     features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect::<Vec<_>>().join(", ")
 }

@@ -15,6 +15,7 @@ mod probe;
 mod quantize;
 mod signals;
 mod verify;
+mod whole_file;
 
 use std::process::ExitCode;
 

@@ -30,12 +30,12 @@ fn outputs(command: &Command) -> Vec<PathBuf> {
 /// Has SIGINT, SIGTERM and SIGHUP remove what `command` has half written before they end the process.
 #[cfg(unix)]
 pub(crate) fn clean_up(command: &Command) -> Output {
-    use ane_matmul::WholeFile;
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use signal_hook::iterator::Signals;
     use signal_hook::low_level::emulate_default_handler;
 
     use crate::failure::Failure;
+    use crate::whole_file;
 
     let paths = outputs(command);
     if paths.is_empty() {
@@ -48,7 +48,7 @@ pub(crate) fn clean_up(command: &Command) -> Output {
         for signal in signals.forever() {
             for path in &paths {
                 // There is nobody left to tell.
-                let _ = WholeFile::remove_unfinished(path);
+                let _ = whole_file::remove_unfinished(path);
             }
             let _ = emulate_default_handler(signal);
         }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ane_matmul::ElementType;
 use ane_matmul::safetensors::{Outcome, SafetensorsFile};
-use ane_matmul::{ElementType, WholeFile};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use crate::args::{QuantizeArgs, QuantizedType};
 use crate::failure::Output;
 use crate::output::print;
+use crate::whole_file;
 
 pub(crate) fn run(args: &QuantizeArgs) -> Output {
     // Fail before the work, not after it.
-    drop(WholeFile::create(&args.output)?);
+    whole_file::check(&args.output)?;
     let file = open(&args.input)?;
     let element = match args.element {
         QuantizedType::Int8 => ElementType::I8,

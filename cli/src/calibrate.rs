@@ -2,12 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use ane_matmul::{CalibrateOptions, Effort, Profile, WholeFile, calibrate};
+use ane_matmul::{CalibrateOptions, Effort, Profile, calibrate};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{CalibrateArgs, backend_id};
 use crate::failure::Output;
 use crate::output::print;
+use crate::whole_file;
 
 pub(crate) fn run(args: &CalibrateArgs) -> Output {
     let backends = crate::backends()?;
@@ -30,7 +31,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     }
     let whole = options.threads.is_empty() && options.backends.is_empty();
     if path.parent().is_some_and(std::path::Path::is_dir) {
-        drop(WholeFile::create(&path)?);
+        whole_file::check(&path)?;
     }
 
     let progress = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());

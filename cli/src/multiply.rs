@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use ane_matmul::npy::{self, NpyTensor};
-use ane_matmul::{Activation, BackendId, Inputs, Layout, MatMul, Operand, Tensor, TensorView, WholeFile};
+use ane_matmul::{Activation, BackendId, Inputs, Layout, MatMul, Operand, Tensor, TensorView};
 
 use crate::args::{MultiplyArgs, OutputType, Precision, backend_id};
 use crate::check;
 use crate::failure::{Failure, Output};
 use crate::output::print;
 use crate::precision::{self, Given};
+use crate::whole_file;
 
 /// The f32 operands of a product.
 pub(crate) struct Operands {
@@ -55,7 +56,7 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     let id = backend_id(&args.backend);
     backends.info(&id)?;
     // Fail before the work, not after it.
-    drop(WholeFile::create(&args.output)?);
+    whole_file::check(&args.output)?;
 
     let a = npy::read(&args.a)?;
     let b = npy::read(&args.b)?;
