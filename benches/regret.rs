@@ -8,7 +8,6 @@
 //! backend.
 
 use std::hint::black_box;
-
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 

@@ -67,7 +67,7 @@ expect() {
 features=ane-matmul/evidence,ane-matmul/half,ane-matmul/ndarray,ane-matmul/npy,ane-matmul/profile,ane-matmul/safetensors
 all=(-p ane-matmul -p ane-matmul-cli -p ane-matmul-misuse)
 if [ "$(uname -s)" = Linux ]; then
-    features+=,ane-matmul/blas
+    features+=,ane-matmul/blas,ane-matmul-cli/blas
     all+=(-p apple-sim)
 fi
 all+=(--features "$features")

@@ -1,4 +1,4 @@
-//! 10,000 random shapes: the memory of a cache stays under its bound, and all of it comes back.
+//! Thousands of random shapes (10,000 in a thorough run): the memory of a cache stays under its bound, and all of it comes back.
 //!
 //! A program of its own, without the test harness, whose threads would be counted too. `--shapes N` asks for
 //! another number of shapes, for where everything takes longer.
@@ -11,6 +11,7 @@ use std::time::Instant;
 use ane_matmul::{
     BackendId, Backends, CacheLimits, CompileOptions, Inputs, MatMul, ProductCache, Tensor, Threads, Weights,
 };
+use ane_matmul_conformance::thorough;
 use counting::bytes_live;
 use fastrand::Rng;
 
@@ -70,9 +71,12 @@ const SLACK: usize = 16 << 10;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let count = arguments.iter().position(|argument| argument == "--shapes").map_or(10_000, |at| {
-        arguments.get(at + 1).and_then(|count| count.parse().ok()).expect("--shapes wants a number")
-    });
+    let count = arguments
+        .iter()
+        .position(|argument| argument == "--shapes")
+        .map_or(if thorough() { 10_000 } else { 2_000 }, |at| {
+            arguments.get(at + 1).and_then(|count| count.parse().ok()).expect("--shapes wants a number")
+        });
     shapes(count, CacheLimits::new().bytes(4 << 20).products(1 << 20));
     shapes(count, CacheLimits::new().bytes(1 << 20).products(1 << 20));
     shapes(count, CacheLimits::new().bytes(1 << 30).products(100));
