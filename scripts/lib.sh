@@ -65,9 +65,5 @@ expect() {
 # One set of packages and features for all that is built of the workspace: another set would build the library,
 # which takes the longest, once more. `--lib`, `--test NAME` and the like choose among it.
 features=ane-matmul/evidence,ane-matmul/half,ane-matmul/ndarray,ane-matmul/npy,ane-matmul/profile,ane-matmul/safetensors
-all=(-p ane-matmul -p ane-matmul-cli -p ane-matmul-misuse)
-if [ "$(uname -s)" = Linux ]; then
-    features+=,ane-matmul/blas,ane-matmul-cli/blas
-    all+=(-p apple-sim)
-fi
-all+=(--features "$features")
+[ "$(uname -s)" = Darwin ] || features+=,ane-matmul/blas,ane-matmul-cli/blas
+all=(-p ane-matmul -p ane-matmul-cli -p ane-matmul-misuse --features "$features")
