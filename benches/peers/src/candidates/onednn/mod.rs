@@ -17,6 +17,14 @@ use crate::shapes::{Case, Precision, Shape};
 /// Where the newer oneDNN is: `scripts/bench` sets it.
 const PATH_VARIABLE: &str = "ANE_MATMUL_PEERS_ONEDNN";
 
+/// What caps the instructions that oneDNN uses, the name that it looks for first before the older one.
+#[cfg(target_arch = "x86_64")]
+const CAP_VARIABLES: [&str; 2] = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"];
+
+/// Why int8 is left out where `int8_saturates`.
+const SATURATES: &str =
+    "its int8 products saturate without dot-product instructions (AVX-512 VNNI or AVX-VNNI)";
+
 type SetThreads = unsafe extern "C" fn(c_int);
 
 struct OneDnn {
@@ -56,14 +64,47 @@ fn add_version(candidates: &mut Candidates, name: &str, paths: &[PathBuf], hint:
         return candidates.add_missing(name, format!("{}; {hint}", reasons.join("; ")), required);
     };
     candidates.add_peer(name, format!("{} ({})", library.api.version(), path.display()));
-    for (kind, suffix) in [(Kind::Packed, ""), (Kind::Plain, "/dynamic"), (Kind::Fused, "/fused")] {
-        candidates.add(OneDnnCandidate { name: format!("{name}{suffix}"), kind, library: library.clone() });
+    let int8 = !int8_saturates_here();
+    if !int8 {
+        candidates.add_missing(&format!("{name} in int8"), SATURATES, false);
     }
+    for (kind, suffix) in [(Kind::Packed, ""), (Kind::Plain, "/dynamic"), (Kind::Fused, "/fused")] {
+        let name = format!("{name}{suffix}");
+        candidates.add(OneDnnCandidate { name, kind, int8, library: library.clone() });
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn int8_saturates_here() -> bool {
+    let mut caps = CAP_VARIABLES.iter().filter_map(|variable| env::var(variable).ok());
+    let cap = caps.find(|cap| !cap.is_empty()).unwrap_or_default();
+    int8_saturates(is_x86_feature_detected!("avx512vnni"), is_x86_feature_detected!("avxvnni"), &cap)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn int8_saturates_here() -> bool {
+    false
+}
+
+/// Whether oneDNN sums pairs of int8 products in 16 bits, with saturation, as it does on x86-64 where
+/// neither VNNI is there and within the cap.
+#[cfg(target_arch = "x86_64")]
+fn int8_saturates(avx512_vnni: bool, avx_vnni: bool, cap: &str) -> bool {
+    // Upper and lower case are the same to oneDNN, and a name that it does not know caps nothing.
+    let (allows_avx512_vnni, allows_avx_vnni) = match cap.to_ascii_uppercase().as_str() {
+        "SSE41" | "AVX" | "AVX2" | "AVX512_CORE" => (false, false),
+        "AVX2_VNNI" | "AVX2_VNNI_2" => (false, true),
+        "AVX512_CORE_VNNI" | "AVX512_CORE_BF16" => (true, false),
+        _ => (true, true),
+    };
+    !(avx512_vnni && allows_avx512_vnni || avx_vnni && allows_avx_vnni)
 }
 
 struct OneDnnCandidate {
     name: String,
     kind: Kind,
+    /// Whether its int8 products are right.
+    int8: bool,
     library: Rc<OneDnn>,
 }
 
@@ -81,7 +122,11 @@ impl Candidate for OneDnnCandidate {
     }
 
     fn does(&self, precision: Precision) -> bool {
-        precision != Precision::Weights
+        match precision {
+            Precision::Weights => false,
+            Precision::Int8 => self.int8,
+            Precision::F32 | Precision::Bf16 | Precision::F16 => true,
+        }
     }
 
     fn prepare(&self, case: &Case, operands: &Operands) -> Result<Box<dyn Product>, String> {
@@ -228,6 +273,30 @@ impl Drop for OneDnnProduct {
         }
         if !self.primitive.is_null() {
             api.destroy_primitive(self.primitive);
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn int8_saturates_where_no_vnni_is_within_the_cap() {
+        // On processors with neither VNNI, with AVX-512's, with AVX's, and with both.
+        let cases: [(&[&str], [bool; 4]); 4] = [
+            (&["", "ALL", "DEFAULT", "AVX512_CORE_AMX", "no such name"], [true, false, false, false]),
+            (&["AVX512_CORE_VNNI", "AVX512_CORE_BF16"], [true, false, true, false]),
+            (&["AVX2_VNNI", "AVX2_VNNI_2"], [true, true, false, false]),
+            (&["SSE41", "AVX", "AVX2", "avx2", "AVX512_CORE"], [true, true, true, true]),
+        ];
+        for (caps, expected) in cases {
+            for cap in caps {
+                let processors = [(false, false), (true, false), (false, true), (true, true)];
+                let saturates =
+                    processors.map(|(avx512_vnni, avx_vnni)| int8_saturates(avx512_vnni, avx_vnni, cap));
+                assert_eq!(saturates, expected, "{cap}");
+            }
         }
     }
 }
