@@ -1,7 +1,7 @@
 //! Files that are written whole or not at all.
 
 use std::fs;
-use std::io::{Error, ErrorKind, Result, Write as _};
+use std::io::{Error, Result, Write as _};
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -70,6 +70,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Output {
 
 /// Removes what this process has begun beside `path` and not finished, whatever it is for. A file that is
 /// about to be renamed is not there then.
+#[cfg(any(unix, test))]
 pub(crate) fn remove_unfinished(path: &Path) -> Result<()> {
     let (prefix, mut result) = (prefix(), Ok(()));
     for entry in fs::read_dir(directory_of(path))? {
@@ -78,7 +79,7 @@ pub(crate) fn remove_unfinished(path: &Path) -> Result<()> {
         let ours = name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
         if ours
             && let Err(error) = fs::remove_file(entry.path())
-            && error.kind() != ErrorKind::NotFound
+            && error.kind() != std::io::ErrorKind::NotFound
         {
             result = Err(error);
         }
