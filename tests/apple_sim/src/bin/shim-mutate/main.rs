@@ -183,16 +183,25 @@ fn worker(name: &str, queue: &Mutex<Vec<&Mutant>>, survivors: &AtomicU32) -> Res
     fs::remove_dir_all(&scratch).map_err(|e| e.to_string())
 }
 
+/// Does all of it at the same time.
+fn in_parallel<const N: usize>(work: [impl FnOnce() -> Result<(), String> + Send; N]) -> Result<(), String> {
+    thread::scope(|scope| {
+        let workers = work.map(|work| scope.spawn(work));
+        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| Err("a worker panicked".into())))
+    })
+}
+
 /// All judges on the sources as they are.
 fn baseline() -> Result<(), String> {
-    let (scratch, objc, out) = scratch("baseline")?;
-    plant(&Mutant { name: "none", file: "", text: "", replacement: "" }, &objc)?;
-    for by in [Judge::Kernels, Judge::Metal, Judge::Mpsgraph] {
+    let sound = |by: Judge| {
+        let (scratch, objc, out) = scratch(&format!("baseline-{by:?}"))?;
+        plant(&Mutant { name: "none", file: "", text: "", replacement: "" }, &objc)?;
         if let Some(said) = judge(by, &objc, &out)? {
             return Err(format!("without a fault the judge finds one:\n{said}"));
         }
-    }
-    fs::remove_dir_all(&scratch).map_err(|e| e.to_string())
+        fs::remove_dir_all(&scratch).map_err(|e| e.to_string())
+    };
+    in_parallel([Judge::Kernels, Judge::Metal, Judge::Mpsgraph].map(|by| move || sound(by)))
 }
 
 fn run(filter: Option<&str>, step: usize) -> Result<bool, String> {
@@ -204,11 +213,8 @@ fn run(filter: Option<&str>, step: usize) -> Result<bool, String> {
         .collect();
     let planted = chosen.len();
     let (queue, survivors) = (Mutex::new(chosen), AtomicU32::new(0));
-    let results: Vec<_> = thread::scope(|scope| {
-        let workers = ["0", "1"].map(|name| scope.spawn(|| worker(name, &queue, &survivors)));
-        workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err("a worker panicked".into()))).collect()
-    });
-    results.into_iter().collect::<Result<Vec<()>, String>>()?;
+    let (queue_of, survivors_of) = (&queue, &survivors);
+    in_parallel(["0", "1"].map(|name| move || worker(name, queue_of, survivors_of)))?;
     let survived = survivors.into_inner();
     println!("mutation: {planted} planted, {} caught, {survived} survived", planted as u32 - survived);
     Ok(survived == 0)
