@@ -2,7 +2,7 @@
 //! its kernels once.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use ane_matmul::{BackendId, Backends};
 
@@ -82,6 +82,16 @@ pub(crate) fn on_every_kernel_of_narrow_types(test: &str, body: fn()) {
     on_kernels(&[&KERNELS[..], &DOT_KERNELS].concat(), test, body);
 }
 
+/// What a process prints that runs `test` on the kernels called `name`.
+fn child(name: &str, test: &str) -> Output {
+    this_executable()
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(FORCE, name)
+        .env(CHILD, "1")
+        .output()
+        .expect("this executable runs")
+}
+
 fn on_kernels(names: &[&str], test: &str, body: fn()) {
     if std::env::var_os(CHILD).is_some() {
         match Backends::new().info(&BackendId::CPU) {
@@ -98,14 +108,13 @@ fn on_kernels(names: &[&str], test: &str, body: fn()) {
         }
         return;
     }
+    // The others of this machine's cores would have nothing to do meanwhile.
+    let outputs: Vec<_> = std::thread::scope(|scope| {
+        let children: Vec<_> = names.iter().map(|name| scope.spawn(|| child(name, test))).collect();
+        children.into_iter().map(|child| child.join().expect("it only waits")).collect()
+    });
     let mut ran = 0;
-    for name in names {
-        let output = this_executable()
-            .args(["--exact", test, "--nocapture", "--test-threads=1"])
-            .env(FORCE, name)
-            .env(CHILD, "1")
-            .output()
-            .expect("this executable runs");
+    for (name, output) in names.iter().zip(outputs) {
         let text = String::from_utf8_lossy(&output.stdout);
         if let Some((_, reason)) = text.split_once(NOT_HERE) {
             println!("not run: {name}: {}", reason.lines().next().unwrap_or(""));

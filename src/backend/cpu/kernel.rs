@@ -11,7 +11,7 @@ use super::widen::{self, Elements, Widening, widen_rows};
 
 pub(super) type TileFn = unsafe fn(&Tile);
 
-/// Tile functions by the form of A, then by rows - 1.
+/// Tile functions by the form of A, then by rows - 1; none where the kernels never meet that form.
 type ByRows = [&'static [TileFn]; 2];
 
 /// Tile functions of a panel of B, by what is there of it.
@@ -296,6 +296,14 @@ instruction_set! {
     panel_vectors: 1, rows: [1 2 3 4], two: [1 2], four: [1], project: 1
 }
 
+/// The same for an A that is always in rows.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! by_k {
+    ($nv:expr, $tail:expr; $($rows:literal)*) => {
+        [&[$(tile::<$rows, { $nv }, $tail> as TileFn),*], &[]]
+    };
+}
+
 /// A module with the tiles of another [`Dot`] over the vectors of `$base`.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! dot_products {
@@ -307,24 +315,16 @@ macro_rules! dot_products {
             const PANEL: usize = $panel;
 
             #[target_feature(enable = $feature)]
-            unsafe fn tile<
-                const MR: usize,
-                const NV: usize,
-                const TAIL: bool,
-                const BY_K: bool,
-                const PACK: bool,
-            >(
-                t: &Tile,
-            ) {
+            unsafe fn tile<const MR: usize, const NV: usize, const TAIL: bool>(t: &Tile) {
                 // SAFETY: this function's contract is the same, and it enables the instruction set.
-                unsafe { super::tile::<$vector, $dot, PANEL, MR, NV, TAIL, BY_K, PACK>(t) }
+                unsafe { super::tile::<$vector, $dot, PANEL, MR, NV, TAIL, true, false>(t) }
             }
 
-            // B is constant here, and packed: nothing is packed on the way.
+            // B is in panels: nothing is packed on the way.
             const TILES: PanelTiles = PanelTiles {
-                single: by_rows!(1, true, false; $($one)*),
-                tail: by_rows!(PANEL, true, false; $($one)*),
-                whole: by_rows!(PANEL, false, false; $($one)*),
+                single: by_k!(1, true; $($one)*),
+                tail: by_k!(PANEL, true; $($one)*),
+                whole: by_k!(PANEL, false; $($one)*),
             };
 
             pub(super) static KERNELS: Kernels = Kernels {
@@ -332,8 +332,8 @@ macro_rules! dot_products {
                 reading: TILES,
                 packing: TILES,
                 wide: [
-                    by_rows!(2 * PANEL, false, false; $($two)*),
-                    by_rows!(4 * PANEL, false, false; $($four)*),
+                    by_k!(2 * PANEL, false; $($two)*),
+                    by_k!(4 * PANEL, false; $($four)*),
                 ],
                 ..$base::TABLE
             };
