@@ -21,6 +21,11 @@ pub(crate) fn bindings(header: &str) -> Result<String, String> {
         .rust_target(bindgen::RustTarget::stable(85, 0).map_err(|error| error.to_string())?)
         .rust_edition(bindgen::RustEdition::Edition2024)
         .generate()
-        .map(|bindings| bindings.to_string())
+        // Sizes and offsets are those of this machine, which has 64 bits.
+        .map(|bindings| {
+            bindings
+                .to_string()
+                .replace("const _: () =", "#[cfg(target_pointer_width = \"64\")]\nconst _: () =")
+        })
         .map_err(|error| error.to_string())
 }

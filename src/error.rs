@@ -229,7 +229,8 @@ pub enum Error {
         /// What happened in the helper process.
         verdict: Box<ProbeVerdict>,
     },
-    /// The number of threads is 0 or too large, or threads could not be started.
+    /// The number of threads is 0 or too large, threads could not be started, or a pool of the caller's did not
+    /// call each task once.
     #[error("threads: {problem}")]
     Threads {
         /// What is wrong and what to do.
@@ -288,6 +289,17 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>, action: &'static str, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), action, source: Arc::new(source) }
+    }
+
+    /// With control characters escaped: a problem quotes the file, which anyone may have made.
+    #[cfg(any(feature = "npy", feature = "profile", feature = "safetensors"))]
+    pub(crate) fn format(path: impl Into<PathBuf>, mut problem: String) -> Self {
+        if problem.contains(char::is_control) {
+            let escaped =
+                |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+            problem = problem.chars().map(escaped).collect();
+        }
+        Self::Format { path: path.into(), problem }
     }
 }
 

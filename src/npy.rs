@@ -119,7 +119,7 @@ type Shape = (usize, usize, usize, bool);
 
 fn read_shaped(path: &Path, accept: impl Fn(&[usize]) -> Result<Shape, &'static str>) -> Result<NpyTensor> {
     let io = |source| Error::io(path, "read", source);
-    let format = |problem: String| Error::Format { path: path.into(), problem };
+    let format = |problem: String| Error::format(path, problem);
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {

@@ -18,6 +18,9 @@ pub trait ThreadPool: Send + Sync + fmt::Debug {
 
     /// Calls `task(0)`, ..., `task(tasks - 1)`, each once, on any threads, and returns when all
     /// have returned. Must not allocate if runs are to allocate nothing.
+    ///
+    /// A run on a pool that calls another index, one of them twice, or not all is [`Error::Threads`], and what
+    /// its C holds then is unspecified.
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync));
 }
 
@@ -43,6 +46,8 @@ impl Threads {
     /// stacks, and a thread that finds that out aborts the process.
     pub const MAXIMUM: usize = 4096;
 
+    const TOO_MANY: usize = Self::MAXIMUM + 1;
+
     /// `count` threads.
     ///
     /// # Errors
@@ -57,15 +62,15 @@ impl Threads {
 
     /// An error for more threads than can be started.
     pub(crate) fn check(&self) -> Result<()> {
-        match self {
-            Self::Count(count) if count.get() > Self::MAXIMUM => Err(Error::Threads {
-                problem: format!(
-                    "expected at most {} threads, got {count}; leave it out to use all that are allowed",
-                    Self::MAXIMUM
-                ),
-            }),
-            _ => Ok(()),
-        }
+        let (Self::Count(_) | Self::Pool(_), count @ Self::TOO_MANY..) = (self, self.number()) else {
+            return Ok(());
+        };
+        Err(Error::Threads {
+            problem: format!(
+                "expected at most {} threads, got {count}; leave it out to use all that are allowed",
+                Self::MAXIMUM
+            ),
+        })
     }
 
     /// The number of threads this stands for on this machine, now.

@@ -110,7 +110,7 @@ impl SafetensorsFile {
     }
 
     fn new(path: &Path, bytes: Bytes) -> Result<Self> {
-        let format = |problem: String| Error::Format { path: path.into(), problem };
+        let format = |problem: String| Error::format(path, problem);
         if cfg!(target_endian = "big") {
             return Err(format("safetensors files are little-endian, and this machine is not".into()));
         }
@@ -139,7 +139,7 @@ impl SafetensorsFile {
     }
 
     fn problem(&self, problem: String) -> Error {
-        Error::Format { path: self.path.clone(), problem }
+        Error::format(&self.path, problem)
     }
 
     fn layout(&self, name: &str, shape: &[usize]) -> Result<Layout> {

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 ///
 /// It is written beside its path under a random name, flushed to the disk and renamed. Until
 /// [`WholeFile::commit`] succeeds, whatever was at the path stays as it was; a symbolic link there
-/// is replaced, not followed. Dropping it without `commit` removes what was written.
+/// is replaced, not followed. A file that was there leaves its permissions, and its owner where this user may. One
+/// that is a mount point cannot be replaced, and is written to at the end. Dropping it without `commit` removes what was written.
 #[derive(Debug)]
 #[must_use = "nothing is at its path before commit() is called"]
 pub(crate) struct WholeFile {
@@ -24,12 +25,11 @@ impl WholeFile {
     /// Begins a file that is to appear at `path`.
     ///
     /// # Errors
-    /// [`Error::Io`] when its directory cannot be written to, or when something other than a
-    /// regular file or a symbolic link is at `path`.
+    /// [`Error::Io`] when its directory cannot be written to, or when something other than a regular file is at
+    /// `path`, or at the end of a symbolic link there.
     #[cfg(any(feature = "npy", feature = "safetensors"))]
     pub(crate) fn create(path: impl AsRef<Path>) -> Result<Self> {
-        // As for any new file: what the umask leaves.
-        Self::with_mode(path.as_ref(), 0o666)
+        Self::with_mode(path.as_ref(), ANY_NEW_FILE)
     }
 
     /// Begins a file that its owner alone may read and write.
@@ -41,15 +41,7 @@ impl WholeFile {
     #[cfg_attr(not(unix), allow(unused_variables))]
     fn with_mode(path: &Path, mode: u32) -> Result<Self> {
         let error = |action, source| Error::io(path, action, source);
-        if let Ok(metadata) = fs::symlink_metadata(path) {
-            let kind = metadata.file_type();
-            if kind.is_dir() {
-                return Err(error("write", io::Error::other("is a directory; name a file in it")));
-            }
-            if !kind.is_file() && !kind.is_symlink() {
-                return Err(error("write", io::Error::other("is not a regular file; name a file")));
-            }
-        }
+        let replaced = replaced(path).map_err(|source| error("write", source))?;
         if path.file_name().is_none() {
             return Err(error("write", io::Error::other("does not name a file")));
         }
@@ -61,6 +53,9 @@ impl WholeFile {
             builder.permissions(fs::Permissions::from_mode(mode));
         }
         let file = builder.tempfile_in(directory_of(path)).map_err(|source| error("write", source))?;
+        if let Some(replaced) = replaced.filter(|_| mode == ANY_NEW_FILE) {
+            take_after(file.as_file(), &replaced).map_err(|source| error("write", source))?;
+        }
         Ok(Self { path: path.into(), file: BufWriter::new(file) })
     }
 
@@ -74,8 +69,8 @@ impl WholeFile {
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
             .and_then(|file| file.as_file().sync_all().map(|()| file))
-            .and_then(|file| file.persist(&path).map_err(|error| error.error));
-        result.map(drop).map_err(|source| Error::io(path, "write", source))
+            .and_then(|file| put(file, &path));
+        result.map_err(|source| Error::io(path, "write", source))
     }
 
     /// Begins, writes and commits in one step.
@@ -92,6 +87,57 @@ impl WholeFile {
         file.commit()
     }
 }
+
+/// What is at a path, which a file may take the place of: a regular file, or `None` for a link to one and for
+/// nothing.
+fn replaced(path: &Path) -> io::Result<Option<fs::Metadata>> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(None);
+    };
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        return Err(io::Error::other("is a directory; name a file in it"));
+    }
+    // Every program relies on links such as /dev/stdout, which leads to what is open, be it a regular file.
+    let special = |path: &Path| {
+        fs::read_link(path).is_ok_and(|target| target.starts_with("/proc"))
+            || fs::metadata(path).is_ok_and(|target| !target.is_file())
+    };
+    if !kind.is_file() && (!kind.is_symlink() || special(path)) {
+        return Err(io::Error::other("is not a regular file; name a file"));
+    }
+    Ok(kind.is_file().then_some(metadata))
+}
+
+/// Gives a file the permissions of the one that it takes the place of, and its owner where this user may.
+#[cfg(unix)]
+fn take_after(file: &fs::File, replaced: &fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let _ = std::os::unix::fs::fchown(file, Some(replaced.uid()), Some(replaced.gid()));
+    file.set_permissions(fs::Permissions::from_mode(replaced.permissions().mode() & 0o777))
+}
+
+#[cfg(not(unix))]
+fn take_after(_: &fs::File, _: &fs::Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+/// Renames a finished file to its path.
+fn put(file: NamedTempFile, path: &Path) -> io::Result<()> {
+    let Err(error) = file.persist(path) else {
+        return Ok(());
+    };
+    if error.error.kind() != io::ErrorKind::ResourceBusy {
+        return Err(error.error);
+    }
+    // A file that is mounted, as containers are given some, can only be written to.
+    let mut mounted = fs::OpenOptions::new().write(true).truncate(true).open(path)?;
+    io::copy(&mut fs::File::open(error.file.path())?, &mut mounted)?;
+    mounted.sync_all()
+}
+
+/// The permissions of any new file, of which the umask leaves some.
+const ANY_NEW_FILE: u32 = 0o666;
 
 /// The end of the name of a file that is not yet whole. The command line removes files of such names after a
 /// signal: `cli/src/whole_file.rs` names them alike.

@@ -9,6 +9,7 @@ use ane_matmul::{
     Inputs, Layout, MatMul, Operand, QuantB, Quantization, RefusalReason, SharedBuffer, ShimLibrary, Tensor,
     TensorView, TensorViewMut, ThreadPool, Threads, Weights,
 };
+use ane_matmul_conformance::{Case, Failure, run_case, shared_cases};
 
 const fn sync<T: Send + Sync>() {}
 const fn send<T: Send>() {}
@@ -225,6 +226,77 @@ fn a_pool_of_the_callers_is_used() {
     assert!(c.data().iter().all(|&x| x == 200.0));
     assert!(pool.0.load(Ordering::Relaxed) >= 2);
     assert_eq!(compiled.report().threads, Some(2));
+}
+
+/// Calls what it was not asked to call, in code without a line that is unsafe.
+#[derive(Debug)]
+enum Wrong {
+    OutOfRange,
+    Twice,
+    AtOnce,
+    OneShort,
+    None,
+}
+
+impl ThreadPool for Wrong {
+    fn threads(&self) -> usize {
+        2
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        match self {
+            Self::OutOfRange => (0..=tasks).chain([usize::MAX]).for_each(task),
+            Self::Twice => (0..tasks).chain(0..tasks).for_each(task),
+            Self::AtOnce => std::thread::scope(|scope| {
+                for index in (0..tasks).chain(0..tasks) {
+                    scope.spawn(move || task(index));
+                }
+            }),
+            Self::OneShort => (1..tasks).for_each(task),
+            Self::None => {}
+        }
+    }
+}
+
+#[test]
+fn a_pool_that_calls_other_tasks_than_it_should_is_an_error() {
+    let backends = Backends::new();
+    for pool in [Wrong::OutOfRange, Wrong::Twice, Wrong::AtOnce, Wrong::OneShort, Wrong::None] {
+        let name = format!("{pool:?}");
+        let options = CompileOptions::default().threads(Threads::Pool(Arc::new(pool)));
+        // Every way to compute a product, each worth two threads.
+        for case in shared_cases().into_iter().step_by(2).chain([Case::new(1, 1, 1)]) {
+            let case = Case { dims: [1, 300, 300, 300], ..case };
+            match run_case(&backends, &BackendId::CPU, &options, &case, 1) {
+                Err(Failure::Wrong(problem)) => {
+                    assert!(
+                        problem.contains(&format!("threads: the pool {name} finished")),
+                        "{case}: {problem}"
+                    );
+                }
+                Err(Failure::Refused(_, message)) => panic!("{name}: {case}: {message}"),
+                Ok(_) => panic!("{name}: {case}: no error"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pool_of_too_many_threads_is_an_error() {
+    #[derive(Debug)]
+    struct Endless;
+    impl ThreadPool for Endless {
+        fn threads(&self) -> usize {
+            usize::MAX
+        }
+
+        fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..tasks).for_each(task);
+        }
+    }
+    let options = CompileOptions::default().threads(Threads::Pool(Arc::new(Endless)));
+    let error = MatMul::new(1000, 1000, 1000).unwrap().compile(&BackendId::CPU, None, &options).unwrap_err();
+    assert!(matches!(&error, Error::Threads { problem } if problem.contains("at most 4096")), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{CalibrateArgs, backend_id};
 use crate::failure::Output;
-use crate::output::print;
+use crate::output::{note, print};
 use crate::whole_file;
 
 pub(crate) fn run(args: &CalibrateArgs) -> Output {
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     if let Err(error) = &before
         && path.exists()
     {
-        eprintln!("note: {error}; it is made anew");
+        note(format_args!("{error}; it is made anew"));
     }
     let whole = options.threads.is_empty() && options.backends.is_empty();
     if path.parent().is_some_and(std::path::Path::is_dir) {
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     }
     let known = before.as_ref().map_or(&[][..], Profile::quarantine);
     for entry in after.quarantine().iter().filter(|entry| !known.contains(entry)) {
-        eprintln!("note: {} is now in quarantine, {}", entry.backend, entry.reason);
+        note(format_args!("{} is now in quarantine, {}", entry.backend, entry.reason));
     }
     let mut text = format!("{}\n", measured.machine().chip);
     for series in measured.series() {

@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use crate::args::DevicesArgs;
 use crate::failure::Output;
 use crate::machine::Machine;
-use crate::output::print;
+use crate::output::{print, print_json};
 
 pub(crate) fn run(args: &DevicesArgs) -> Output {
     let machine = Machine::new();
     let backends = crate::backends()?.available();
     if args.json {
         let list: Vec<Value> = backends.iter().map(status_json).collect();
-        return print(format!("{:#}", json!({ "machine": machine.to_json(), "backends": list })));
+        return print_json(&json!({ "machine": machine.to_json(), "backends": list }));
     }
     let mut text = String::new();
     let sets = machine.instruction_sets.join(" ");

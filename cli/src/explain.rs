@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::args::ExplainArgs;
 use crate::failure::Output;
-use crate::output::{print, time};
+use crate::output::{print, print_json, time};
 
 pub(crate) fn run(args: &ExplainArgs) -> Output {
     let backends = crate::backends()?;
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &ExplainArgs) -> Output {
     options.expected_runs = args.runs;
     let explanation = backends.explain(&product, &options);
     crate::note_profile(&explanation.profile);
-    if args.json { print(format!("{:#}", to_json(&explanation))) } else { print(to_text(&explanation)) }
+    if args.json { print_json(&to_json(&explanation)) } else { print(to_text(&explanation)) }
 }
 
 fn to_text(explanation: &Explanation) -> String {

@@ -1,5 +1,8 @@
 //! The command line of ane-matmul.
 
+// Both panic where nothing can be written, and write what they are given: `output` does neither.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 mod args;
 mod calibrate;
 mod check;
@@ -23,6 +26,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Command};
 use failure::{Failure, Output};
+use output::note;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -30,13 +34,15 @@ fn main() -> ExitCode {
         return probe_helper();
     }
     output::keep_to_ourselves();
-    match signals::clean_up(&cli.command).and_then(|()| run(cli.command)) {
+    signals::clean_up(&cli.command);
+    match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads our output has seen enough.
         Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
         Err(Failure::Message(message)) => {
             // One line, whatever a library's message looks like.
-            eprintln!("error: {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
+            let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+            output::tell(format_args!("error: {message}"));
             ExitCode::from(1)
         }
     }
@@ -72,7 +78,7 @@ fn probe_helper() -> ExitCode {
 /// Says that there is a profile that cannot be used.
 fn note_profile(state: &ane_matmul::ProfileState) {
     if let ane_matmul::ProfileState::Ignored(problem) = state {
-        eprintln!("note: {problem}; it is ignored, `ane-matmul calibrate` makes a new one");
+        note(format_args!("{problem}; it is ignored, `ane-matmul calibrate` makes a new one"));
     }
 }
 
@@ -85,10 +91,10 @@ fn backends() -> Output<ane_matmul::Backends> {
         // SAFETY: whoever sets the variable vouches for the library, as with any plug-in.
         let shim = unsafe { ane_matmul::ShimLibrary::open(&path) }?;
         if let Some(who) = shim.writable_by_others() {
-            eprintln!(
-                "note: {} is code that this program runs, named by ANE_MATMUL_SHIM, and {who}",
+            note(format_args!(
+                "{} is code that this program runs, named by ANE_MATMUL_SHIM, and {who}",
                 path.display()
-            );
+            ));
         }
         backends.add(shim)?;
     }

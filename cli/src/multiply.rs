@@ -8,7 +8,7 @@ use ane_matmul::{Activation, BackendId, Inputs, Layout, MatMul, Operand, Tensor,
 use crate::args::{MultiplyArgs, OutputType, Precision, backend_id};
 use crate::check;
 use crate::failure::{Failure, Output};
-use crate::output::print;
+use crate::output::{note, print};
 use crate::precision::{self, Given};
 use crate::whole_file;
 
@@ -81,8 +81,8 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     let operands = Operands::new(product, narrow(&args.a, a)?, narrow(&args.b, b)?, bias);
     let compiled = backends.compile(&id, &operands.product, None, &options)?;
     let id = compiled.report().backend;
-    if let Some(note) = compiled.report().note {
-        eprintln!("note: {note}");
+    if let Some(text) = compiled.report().note {
+        note(text);
     }
     let mut c = output(&operands.product, batched)?;
     compiled.executor()?.run(&operands.inputs()?, &mut c)?;
@@ -174,7 +174,7 @@ fn narrow(path: &Path, tensor: NpyTensor) -> Output<Tensor<f32>> {
                 .filter(|(wide, x)| wide.is_finite() && x.is_infinite())
                 .count();
             if lost > 0 {
-                eprintln!("note: {}: {lost} elements beyond f32's range became infinity", path.display());
+                note(format_args!("{}: {lost} elements beyond f32's range became infinity", path.display()));
             }
             Ok(tensor)
         }

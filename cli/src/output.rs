@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::failure::{Failure, Output};
 
@@ -47,9 +48,51 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Output {
     })
 }
 
-/// Writes a text, ended by a newline, to standard output.
+/// Writes a text, ended by a newline, to standard output, each line [`escaped`].
 pub(crate) fn print(text: impl Display) -> Output {
-    print_bytes(format!("{text}\n").as_bytes())
+    let lines: String = text.to_string().lines().map(|line| escaped(line) + "\n").collect();
+    print_bytes(lines.as_bytes())
+}
+
+/// Writes JSON, which escapes by its own rules, to standard output.
+pub(crate) fn print_json(value: &serde_json::Value) -> Output {
+    print_bytes(format!("{value:#}\n").as_bytes())
+}
+
+/// Writes a line to standard error, with what could steer a terminal or forge a line escaped: names come from files.
+///
+/// What cannot be told there decides nothing.
+pub(crate) fn tell(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{}", escaped(&text.to_string()));
+}
+
+/// [`tell`]s what a user should know of what was done.
+pub(crate) fn note(text: impl Display) {
+    tell(format_args!("note: {text}"));
+}
+
+/// Without control characters.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_harmless(c) { escaped.push(c) } else { escaped.extend(c.escape_default()) }
+    }
+    escaped
+}
+
+/// Not a control character, nor one that reorders what stands around it (Unicode Standard Annex 9, explicit
+/// directional formatting).
+fn is_harmless(c: char) -> bool {
+    !(c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+}
+
+/// Has a bar show that time passes, where a thread can be started for that.
+pub(crate) fn keep_ticking(progress: &indicatif::ProgressBar) {
+    let one = std::thread::Builder::new().spawn(|| {});
+    if one.is_ok_and(|thread| thread.join().is_ok()) {
+        progress.enable_steady_tick(Duration::from_millis(200));
+    }
 }
 
 /// A time with a unit that suits it.
@@ -70,5 +113,12 @@ mod tests {
     fn times_have_the_unit_that_suits_them() {
         let times = [999.0, 1e3, 999_900.0, 1e6, 1e9, 2.5e9].map(time);
         assert_eq!(times, ["999 ns", "1.0 us", "999.9 us", "1.00 ms", "1.00 s", "2.50 s"]);
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        let text = "w\u{1b}[2J\nnote: all is well\r\u{9b}31m\u{202e}x";
+        assert_eq!(escaped(text), r"w\u{1b}[2J\nnote: all is well\r\u{9b}31m\u{202e}x");
+        assert_eq!(escaped("w\u{e9}ight.0"), "w\u{e9}ight.0");
     }
 }

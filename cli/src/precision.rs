@@ -10,6 +10,7 @@ use ane_matmul::{
 use half::{bf16, f16};
 
 use crate::failure::{Failure, Output};
+use crate::output::note;
 
 /// How quantised operands of int8 come about: a scale for each column of B.
 const SCHEME: WeightScheme =
@@ -109,8 +110,8 @@ fn run(
     c: &mut Tensor<f32>,
     check: bool,
 ) -> Output {
-    if let Some(note) = compiled.report().note {
-        eprintln!("note: {note}");
+    if let Some(text) = compiled.report().note {
+        note(text);
     }
     let inputs = match given.bias {
         Some(bias) => inputs.bias(bias.data()),

@@ -1,7 +1,6 @@
 //! `ane-matmul quantize`.
 
 use std::path::Path;
-use std::time::Duration;
 
 use ane_matmul::ElementType;
 use ane_matmul::safetensors::{Outcome, SafetensorsFile};
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::args::{QuantizeArgs, QuantizedType};
 use crate::failure::Output;
-use crate::output::print;
+use crate::output::{escaped, keep_ticking, note, print, print_json};
 use crate::whole_file;
 
 pub(crate) fn run(args: &QuantizeArgs) -> Output {
@@ -29,11 +28,11 @@ pub(crate) fn run(args: &QuantizeArgs) -> Output {
         progress.set_style(style);
     }
     progress.set_message("looking at all tensors");
-    progress.enable_steady_tick(Duration::from_millis(100));
+    keep_ticking(&progress);
     let mut outcomes = Vec::new();
     let group_size = args.group_size.get();
     let result = file.quantize(element, group_size, !args.in_out, &args.output, |name, outcome| {
-        progress.set_message(name.to_owned());
+        progress.set_message(escaped(name));
         progress.inc(1);
         outcomes.push((name.to_owned(), outcome.clone()));
     });
@@ -41,11 +40,11 @@ pub(crate) fn run(args: &QuantizeArgs) -> Output {
     result?;
     for (name, outcome) in &outcomes {
         if let Outcome::Copied { reason } = outcome {
-            eprintln!("note: `{name}` is copied unchanged: {reason}");
+            note(format_args!("`{name}` is copied unchanged: {reason}"));
         }
     }
     if args.json {
-        return print(format!("{:#}", to_json(args, &outcomes)));
+        return print_json(&to_json(args, &outcomes));
     }
     print(to_text(&args.output, &outcomes))
 }
@@ -95,7 +94,7 @@ fn to_text(output: &Path, outcomes: &[(String, Outcome)]) -> String {
     for (name, outcome) in outcomes {
         if let Outcome::Quantized { error, bytes_before, bytes_after } = outcome {
             table.add_row([
-                name.clone(),
+                escaped(name),
                 format!("{:.3e}", error.max_abs_error),
                 format!("{:.3e}", error.rms_error),
                 format!("{:.3e}", error.rms),

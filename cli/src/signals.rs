@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use ane_matmul::Profile;
 
 use crate::args::Command;
-use crate::failure::Output;
 
 /// The files that a command writes.
 fn outputs(command: &Command) -> Vec<PathBuf> {
@@ -27,24 +26,39 @@ fn outputs(command: &Command) -> Vec<PathBuf> {
     }
 }
 
-/// Has SIGINT, SIGTERM and SIGHUP remove what `command` has half written before they end the process.
+/// The signals that end a program from outside or by a limit, and can be caught. Rust has SIGPIPE ignored.
 #[cfg(unix)]
-pub(crate) fn clean_up(command: &Command) -> Output {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+const ENDING: [i32; 9] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGALRM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+];
+
+/// Has [`ENDING`] signals remove what `command` has half written before they end the process. Where there is no
+/// thread to wait for them, they end it all the same.
+#[cfg(unix)]
+pub(crate) fn clean_up(command: &Command) {
     use signal_hook::iterator::Signals;
     use signal_hook::low_level::emulate_default_handler;
 
-    use crate::failure::Failure;
     use crate::whole_file;
 
     let paths = outputs(command);
     if paths.is_empty() {
-        return Ok(());
+        return;
     }
-    let problem = |error: std::io::Error| Failure::new(format!("signals cannot be handled: {error}"));
-    let wanted = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal));
-    let mut signals = Signals::new(wanted).map_err(problem)?;
+    let (sender, receiver) = std::sync::mpsc::channel::<Signals>();
     let wait = move || {
+        let Ok(mut signals) = receiver.recv() else {
+            return;
+        };
+
         for signal in signals.forever() {
             for path in &paths {
                 // There is nobody left to tell.
@@ -53,8 +67,13 @@ pub(crate) fn clean_up(command: &Command) -> Output {
             let _ = emulate_default_handler(signal);
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(problem)?;
-    Ok(())
+    if std::thread::Builder::new().name("signals".into()).spawn(wait).is_err() {
+        return;
+    }
+    // Only now: a signal that is caught and that nobody waits for would end nothing.
+    if let Ok(signals) = Signals::new(ENDING.into_iter().filter(|&signal| !is_ignored(signal))) {
+        let _ = sender.send(signals);
+    }
 }
 
 /// Whether whoever started this program has it ignore a signal, as `nohup` does.
@@ -70,9 +89,8 @@ fn is_ignored(signal: i32) -> bool {
 
 /// Elsewhere there are no such signals.
 #[cfg(not(unix))]
-pub(crate) fn clean_up(command: &Command) -> Output {
+pub(crate) fn clean_up(command: &Command) {
     let _ = outputs(command);
-    Ok(())
 }
 
 #[cfg(test)]

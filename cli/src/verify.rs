@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::args::{Precision, VerifyArgs, backend_id};
 use crate::failure::{Failure, Output};
 use crate::machine::Machine;
-use crate::output::print;
+use crate::output::{keep_ticking, print, print_json};
 
 /// Longer than any engine takes to settle.
 const MOST_SECONDS: f64 = 3600.0;
@@ -39,12 +39,12 @@ pub(crate) fn run(args: &VerifyArgs) -> Output {
     progress.set_style(
         indicatif::ProgressStyle::with_template("{spinner} {wide_msg} [{elapsed}]").map_err(Failure::new)?,
     );
-    progress.enable_steady_tick(Duration::from_millis(250));
+    keep_ticking(&progress);
     let receipt = verify(&backends, &id, &product, &options, &load);
     progress.finish_and_clear();
     let receipt = receipt?;
     if args.json {
-        print(format!("{:#}", to_json(&receipt, required)))?;
+        print_json(&to_json(&receipt, required))?;
     } else {
         print(receipt.to_string().trim_end())?;
     }

@@ -1,7 +1,7 @@
 //! Files that are written whole or not at all.
 
 use std::fs;
-use std::io::{Error, Result, Write as _};
+use std::io::{Error, ErrorKind, Result, Write as _, copy};
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -24,17 +24,9 @@ fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Begins a file beside its path, with the permissions of any new file: what the umask leaves.
+/// Begins a file beside its path, with the permissions of the one there, or of any new file: what the umask leaves.
 fn begin(path: &Path) -> Result<NamedTempFile> {
-    if let Ok(metadata) = fs::symlink_metadata(path) {
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            return Err(Error::other("is a directory; name a file in it"));
-        }
-        if !kind.is_file() && !kind.is_symlink() {
-            return Err(Error::other("is not a regular file; name a file"));
-        }
-    }
+    let replaced = replaced(path)?;
     if path.file_name().is_none() {
         return Err(Error::other("does not name a file"));
     }
@@ -45,7 +37,59 @@ fn begin(path: &Path) -> Result<NamedTempFile> {
         use std::os::unix::fs::PermissionsExt as _;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(directory_of(path))
+    let file = builder.tempfile_in(directory_of(path))?;
+    if let Some(replaced) = replaced {
+        take_after(file.as_file(), &replaced)?;
+    }
+    Ok(file)
+}
+
+/// What is at a path, which a file may take the place of: a regular file, or `None` for a link to one and for
+/// nothing.
+fn replaced(path: &Path) -> Result<Option<fs::Metadata>> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(None);
+    };
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        return Err(Error::other("is a directory; name a file in it"));
+    }
+    // Every program relies on links such as /dev/stdout, which leads to what is open, be it a regular file.
+    let special = |path: &Path| {
+        fs::read_link(path).is_ok_and(|target| target.starts_with("/proc"))
+            || fs::metadata(path).is_ok_and(|target| !target.is_file())
+    };
+    if !kind.is_file() && (!kind.is_symlink() || special(path)) {
+        return Err(Error::other("is not a regular file; name a file"));
+    }
+    Ok(kind.is_file().then_some(metadata))
+}
+
+/// Gives a file the permissions of the one that it takes the place of, and its owner where this user may.
+#[cfg(unix)]
+fn take_after(file: &fs::File, replaced: &fs::Metadata) -> Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let _ = std::os::unix::fs::fchown(file, Some(replaced.uid()), Some(replaced.gid()));
+    file.set_permissions(fs::Permissions::from_mode(replaced.permissions().mode() & 0o777))
+}
+
+#[cfg(not(unix))]
+fn take_after(_: &fs::File, _: &fs::Metadata) -> Result<()> {
+    Ok(())
+}
+
+/// Renames a finished file to its path.
+fn put(file: NamedTempFile, path: &Path) -> Result<()> {
+    let Err(error) = file.persist(path) else {
+        return Ok(());
+    };
+    if error.error.kind() != ErrorKind::ResourceBusy {
+        return Err(error.error);
+    }
+    // A file that is mounted, as containers are given some, can only be written to.
+    let mut mounted = fs::OpenOptions::new().write(true).truncate(true).open(path)?;
+    copy(&mut fs::File::open(error.file.path())?, &mut mounted)?;
+    mounted.sync_all()
 }
 
 fn told<T>(path: &Path, result: Result<T>) -> Output<T> {
@@ -58,14 +102,14 @@ pub(crate) fn check(path: &Path) -> Output {
 }
 
 /// Writes a file, flushes it to the disk and renames it to its path, where a symbolic link is replaced and
-/// not followed. Where that fails, whatever was there stays as it was.
+/// not followed. Where that fails, whatever was there stays as it was. A file that is a mount point is written to.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Output {
     let write = |mut file: NamedTempFile| {
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)
+        put(file, path)
     };
-    told(path, begin(path).and_then(write).map(drop))
+    told(path, begin(path).and_then(write))
 }
 
 /// Removes what this process has begun beside `path` and not finished, whatever it is for. A file that is
@@ -79,7 +123,7 @@ pub(crate) fn remove_unfinished(path: &Path) -> Result<()> {
         let ours = name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
         if ours
             && let Err(error) = fs::remove_file(entry.path())
-            && error.kind() != std::io::ErrorKind::NotFound
+            && error.kind() != ErrorKind::NotFound
         {
             result = Err(error);
         }

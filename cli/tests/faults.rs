@@ -6,11 +6,13 @@ mod place;
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use ane_matmul::{Tensor, npy};
 use ane_matmul_shims::REFERENCE;
 use place::Place;
 
@@ -108,6 +110,125 @@ fn a_small_file_system_loses_nothing() {
             panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
         }
         Ok(_) | Err(_) => println!("not run: this user may not mount a file system"),
+    }
+}
+
+/// A file that is mounted, as containers are given some, can be written to, not replaced.
+#[test]
+fn a_file_that_is_a_mount_point_is_written_to() {
+    let place = Place::new();
+    let [a, b] = place.factors(20, 20);
+    let [out, other] = ["out", "other"].map(|name| place.path(name));
+    let script = r#"
+        printf old >"$1"; printf old >"$2"
+        mount --bind "$2" "$1" || exit 77
+        "$0" multiply "$3" "$4" -o "$1" || exit 1
+        cmp -s "$1" "$2" || exit 2
+        [ "$(ls -A "$(dirname "$1")" | wc -l)" = 4 ] || exit 3
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", script, PROGRAM]).args([&out, &other, &a, &b]);
+    match command.output() {
+        Ok(output) if output.status.success() => assert!(fs::metadata(&other).unwrap().len() > 1600),
+        Ok(output) if matches!(output.status.code(), Some(1..=3)) && !is_denied(&output) => {
+            panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(_) | Err(_) => println!("not run: this user may not mount a file"),
+    }
+}
+
+#[test]
+fn a_file_keeps_its_permissions() {
+    let place = Place::new();
+    let out = place.path("out");
+    for mode in [0o600, 0o664] {
+        for arguments in place.writers(&out) {
+            fs::write(&out, "old").unwrap();
+            fs::set_permissions(&out, fs::Permissions::from_mode(mode)).unwrap();
+            let output = Command::new(PROGRAM).args(&arguments).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let now = fs::metadata(&out).unwrap();
+            assert_eq!((now.permissions().mode() & 0o777, now.len() > 1024), (mode, true), "{arguments:?}");
+        }
+    }
+}
+
+/// A link such as /dev/stdout belongs to every program.
+#[test]
+fn a_link_to_what_is_no_regular_file_is_left_alone() {
+    let place = Place::new();
+    let out = place.path("out");
+    // What is open as standard output, a regular file too, and a device.
+    for target in ["/proc/self/fd/1", "/dev/null"].into_iter().filter(|target| Path::new(target).exists()) {
+        symlink(target, &out).unwrap();
+        for arguments in place.writers(&out) {
+            let stdout = fs::File::create(place.path("stdout")).unwrap();
+            let output = Command::new(PROGRAM).args(&arguments).stdout(stdout).output().unwrap();
+            failed(&output, "is not a regular file");
+            assert_eq!(fs::read_link(&out).unwrap(), Path::new(target), "{arguments:?}");
+        }
+        fs::remove_file(&out).unwrap();
+    }
+}
+
+/// What cannot be told on standard error decides nothing.
+#[test]
+fn a_note_that_nobody_can_read_keeps_no_result_from_being_written() {
+    let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else {
+        println!("not run: there is no /dev/full");
+        return;
+    };
+    let place = Place::new();
+    let [a, b, c] = ["a.npy", "b.npy", "c.npy"].map(|name| place.path(name));
+    npy::write(&a, &Tensor::filled(2, 2, 1e300f64).unwrap()).unwrap();
+    npy::write(&b, &Tensor::filled(2, 2, 1f64).unwrap()).unwrap();
+    let multiply = |a: &Path, stderr: fs::File| {
+        let command = [Path::new("multiply"), a, &b, Path::new("-o"), &c];
+        Command::new(PROGRAM).args(command).stderr(stderr).status().unwrap().code()
+    };
+    assert_eq!(multiply(&a, full.try_clone().unwrap()), Some(0));
+    assert!(c.exists());
+    assert_eq!(multiply(&place.path("none.npy"), full), Some(1));
+}
+
+/// Threads that wait for signals or show progress are a convenience, and nobody asked for more of the others.
+#[test]
+#[allow(unsafe_code, reason = "a limit is set between fork and exec")]
+fn a_user_who_may_start_no_thread_gets_every_result() {
+    let place = Place::new();
+    let program = place.path("program");
+    fs::copy(PROGRAM, &program).unwrap();
+    let writable = place.path("writable");
+    fs::create_dir(&writable).unwrap();
+    let out = writable.join("out");
+    // Worth several threads.
+    npy::write(place.path("square.npy"), &Tensor::filled(500, 500, 1f32).unwrap()).unwrap();
+    let square = || place.path("square.npy").into_os_string();
+    let multiply = ["multiply".into(), square(), square(), "-o".into(), out.clone().into(), "--check".into()];
+    let one_thread = multiply.iter().cloned().chain(["--threads", "1"].map(OsString::from)).collect();
+    let verify = ["verify", "300x300x300", "--backend", "cpu", "--seconds", "0.1", "--require", "cpu"];
+    let commands = [multiply.to_vec(), one_thread, verify.map(OsString::from).to_vec()];
+    for path in [place.directory(), &writable, &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    for arguments in commands.into_iter().chain(place.writers(&out)) {
+        let mut command = Command::new(&program);
+        // OpenBLAS ends a process that cannot have its threads.
+        command.args(&arguments).env("OPENBLAS_NUM_THREADS", "1");
+        // A limit of threads does not hold for an administrator.
+        if user() == "0" {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let limit = || {
+            let one = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+            // SAFETY: it reads `one` alone.
+            let status = unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const one) };
+            if status == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        };
+        // SAFETY: it does nothing but a system call.
+        unsafe { command.pre_exec(limit) };
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 

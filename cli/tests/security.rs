@@ -89,3 +89,49 @@ fn nothing_is_loaded_from_the_working_directory() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && text.contains("libc.so.6: load: No such file"), "{text}");
 }
+
+/// Names come from files that others made.
+#[test]
+fn names_in_files_reach_no_terminal_as_they_are() {
+    let place = Place::new();
+    let input = place.path("in.safetensors");
+    // An escape sequence, a forged note, and a text that runs backwards; the last is quantised, and in the table.
+    let header = concat!(
+        r#"{"a\u001b[2Jb\nnote: forged\u202e":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},"#,
+        r#""c\u001b[31md\nnote: forged":{"dtype":"F32","shape":[8,8],"data_offsets":[8,264]}}"#
+    );
+    let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.bytes());
+    let values = (0..64u8).flat_map(|i| f32::from(i).to_le_bytes());
+    bytes.extend([0; 8].into_iter().chain(values));
+    fs::write(&input, bytes).unwrap();
+    let out = place.path("out.safetensors");
+    let quantize = || {
+        let mut command = Command::new(PROGRAM);
+        command.arg("quantize").args([&input, &out]).args(["--type", "int8", "--group-size", "8"]);
+        command
+    };
+    let output = quantize().output().unwrap();
+    succeeded(&output);
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let forged = |line: &str| line.starts_with("note: forged");
+    assert!(text.contains(r"a\u{1b}[2Jb\nnote: forged\u{202e}"), "{text}");
+    assert!(text.contains(r"c\u{1b}[31md\nnote: forged"), "{text}");
+    assert!(!text.contains(['\u{1b}', '\u{202e}']) && !text.lines().any(forged), "{text}");
+    // JSON has escapes of its own.
+    let output = quantize().arg("--json").output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        json["tensors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|tensor| tensor["name"] == "c\u{1b}[31md\nnote: forged")
+    );
+    // A damaged file's names, in an error.
+    fs::write(&input, [&8u64.to_le_bytes()[..], b"{\"\x1b[2J\""].concat()).unwrap();
+    let output = quantize().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!output.stderr.contains(&0x1b), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -15,7 +15,17 @@ use place::Place;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ane-matmul");
 
 /// Those after which a command cleans up.
-const SIGNALS: [(&str, i32); 3] = [("TERM", 15), ("INT", 2), ("HUP", 1)];
+const SIGNALS: [(&str, i32); 3] = [("TERM", libc::SIGTERM), ("INT", libc::SIGINT), ("HUP", libc::SIGHUP)];
+
+/// Others that end a program and can be caught.
+const OTHERS: [(&str, i32); 6] = [
+    ("QUIT", libc::SIGQUIT),
+    ("ALRM", libc::SIGALRM),
+    ("USR1", libc::SIGUSR1),
+    ("USR2", libc::SIGUSR2),
+    ("XCPU", libc::SIGXCPU),
+    ("XFSZ", libc::SIGXFSZ),
+];
 
 fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
@@ -36,8 +46,8 @@ fn a_signal_while_a_result_is_written_leaves_the_old_one_or_the_new_one() {
     let side = 3000;
     let [a, b] = place.factors(side, side);
     let out = place.path("out.npy");
-    let (mut killed, mut numbers) = (0, SIGNALS.into_iter().cycle());
-    for _ in 0..12 {
+    let (mut killed, mut numbers) = (0, SIGNALS.into_iter().chain(OTHERS).cycle());
+    for _ in 0..18 {
         fs::write(&out, "old").unwrap();
         let mut command = Command::new(PROGRAM);
         command.args(["multiply", "--backend", "cpu"]).args([&a, &b]).arg("-o").arg(&out);
@@ -63,7 +73,7 @@ fn a_signal_while_a_result_is_written_leaves_the_old_one_or_the_new_one() {
         }
     }
     assert!(killed > 0, "no signal came while the result was written");
-    println!("{killed} of 12 were ended while they wrote");
+    println!("{killed} of 18 were ended while they wrote");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The float64 product with its error bound, element by element.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::accuracy::real::{IntegerOutput, Source, check_unquantized, real_a, real_b, sums_integers};
 use crate::activation::Activation;
 use crate::alloc;
@@ -386,11 +388,19 @@ fn multiply_on_threads(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut 
         multiply_rows(a, b, (n, k), sums, sizes);
         return;
     }
-    std::thread::scope(|scope| {
-        let chunks = a.chunks(rows_each * k).zip(sums.chunks_mut(rows_each * n));
-        for ((a, sums), sizes) in chunks.zip(sizes.chunks_mut(rows_each * n)) {
-            scope.spawn(move || multiply_rows(a, b, (n, k), sums, sizes));
+    let chunks = a.chunks(rows_each * k).zip(sums.chunks_mut(rows_each * n));
+    let chunks = Mutex::new(chunks.zip(sizes.chunks_mut(rows_each * n)));
+    let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some(((a, sums), sizes)) = next() {
+            multiply_rows(a, b, (n, k), sums, sizes);
         }
+    };
+    std::thread::scope(|scope| {
+        // Fewer do it too, where no more can be started.
+        let start = |_: &usize| std::thread::Builder::new().spawn_scoped(scope, work).is_ok();
+        let _ = (1..threads).take_while(start).count();
+        work();
     });
 }
 

@@ -14,10 +14,10 @@ pub(crate) const QUICK: Extent = Extent { scattered: 120, maximum: 2048 };
 pub(crate) const FULL: Extent = Extent { scattered: 360, maximum: 4096 };
 
 /// The elements that an operand may have: 16 Mi, 64 MiB of f32.
-const ELEMENTS: usize = 1 << 24;
+const ELEMENTS: u64 = 1 << 24;
 
 /// The multiply-adds that a product may have: those of 2048^3.
-const WORK: usize = 1 << 33;
+const WORK: u64 = 1 << 33;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {
@@ -37,13 +37,14 @@ impl Shape {
             .build()
     }
 
-    fn work(&self) -> usize {
-        self.batch * self.m * self.n * self.k
+    fn work(&self) -> u64 {
+        [self.batch, self.m, self.n, self.k].map(|size| size as u64).into_iter().product()
     }
 
     fn fits(&self) -> bool {
         let Self { batch, m, n, k, .. } = *self;
-        self.work() <= WORK && [m * k, k * n, m * n].into_iter().all(|elements| batch * elements <= ELEMENTS)
+        let elements = |rows: usize, cols: usize| batch as u64 * rows as u64 * cols as u64;
+        self.work() <= WORK && [elements(m, k), elements(k, n), elements(m, n)].iter().all(|&x| x <= ELEMENTS)
     }
 }
 

@@ -180,18 +180,22 @@ impl Watched {
         let cpu_before = meter::process_cpu_time();
         let start = Instant::now();
         let (result, power) = std::thread::scope(|scope| {
-            let meter = read_power.then(|| scope.spawn(|| meter::power(window)));
+            let thread = || std::thread::Builder::new().spawn_scoped(scope, || meter::power(window));
+            let meter = read_power.then(thread);
             let result = loop {
                 match self.sample(operands) {
                     Ok(sample) => self.samples.push(sample),
                     Err(error) => break Err(error),
                 }
-                let reading = meter.as_ref().is_some_and(|meter| !meter.is_finished());
+                let reading = matches!(&meter, Some(Ok(meter)) if !meter.is_finished());
                 if start.elapsed() >= window && !reading {
                     break Ok(());
                 }
             };
-            let power = meter.map(|meter| meter.join().unwrap_or_else(|_| Err("the reading failed".into())));
+            let power = meter.map(|meter| {
+                let meter = meter.map_err(|error| format!("no thread could be started ({error})"))?;
+                meter.join().unwrap_or_else(|_| Err("the reading failed".into()))
+            });
             (result, power)
         });
         self.wall += start.elapsed();

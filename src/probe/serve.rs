@@ -42,8 +42,8 @@ pub fn serve(backends: &Backends) -> ExitCode {
     if !answer(READY) {
         return ExitCode::FAILURE;
     }
-    // A probe never writes again: what ends this is its end.
-    std::thread::spawn(|| {
+    // A probe never writes again: what ends this is its end. Without the thread this ends a little later.
+    let _ = std::thread::Builder::new().spawn(|| {
         let mut rest = [0; 64];
         while !matches!(std::io::stdin().lock().read(&mut rest), Ok(0) | Err(_)) {}
         std::process::abort();

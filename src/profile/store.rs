@@ -43,7 +43,7 @@ impl Profile {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let error = |source| Error::io(path, "read a profile from", source);
-        let format = |problem| Error::Format { path: path.into(), problem };
+        let format = |problem: String| Error::format(path, problem);
         // Opening a pipe would wait for its writer.
         let metadata = fs::metadata(path).map_err(error)?;
         if !metadata.is_file() {

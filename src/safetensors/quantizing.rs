@@ -168,7 +168,7 @@ impl<'a> Output<'a> {
         mut parts: Vec<(String, Dtype, Vec<usize>)>,
         metadata: HashMap<String, String>,
     ) -> Result<Self> {
-        let format = |problem: String| Error::Format { path: path.into(), problem };
+        let format = |problem: String| Error::format(path, problem);
         // Larger elements first, so that all are aligned.
         parts.sort_by(|a, b| b.1.bitsize().cmp(&a.1.bitsize()).then_with(|| a.0.cmp(&b.0)));
         let (mut end, mut places) = (0, HashMap::new());
@@ -195,7 +195,7 @@ impl<'a> Output<'a> {
         let place = self.places.get(name).filter(|(start, end)| end - start == bytes.len());
         let Some(&(start, _)) = place else {
             let problem = format!("`{name}` has other bytes than expected; please report this");
-            return Err(Error::Format { path: self.path.into(), problem });
+            return Err(Error::format(self.path, problem));
         };
         self.file
             .seek(SeekFrom::Start(self.data_start + start as u64))

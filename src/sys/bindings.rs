@@ -97,6 +97,7 @@ pub struct ANEError {
     pub log_length: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANEError"][::core::mem::size_of::<ANEError>() - 624usize];
     ["Alignment of ANEError"][::core::mem::align_of::<ANEError>() - 8usize];
@@ -149,6 +150,7 @@ pub struct ANEMatMulDesc {
     pub reserved: [u64; 3usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANEMatMulDesc"][::core::mem::size_of::<ANEMatMulDesc>() - 192usize];
     ["Alignment of ANEMatMulDesc"][::core::mem::align_of::<ANEMatMulDesc>() - 8usize];
@@ -212,6 +214,7 @@ pub struct ANEConstants {
     pub content_hash: [u8; 32usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANEConstants"][::core::mem::size_of::<ANEConstants>() - 104usize];
     ["Alignment of ANEConstants"][::core::mem::align_of::<ANEConstants>() - 8usize];
@@ -245,6 +248,7 @@ pub struct ANECompileOptions {
     pub reserved: [u64; 4usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANECompileOptions"][::core::mem::size_of::<ANECompileOptions>() - 64usize];
     ["Alignment of ANECompileOptions"][::core::mem::align_of::<ANECompileOptions>() - 8usize];
@@ -296,6 +300,7 @@ pub struct ANEDeviceInfo {
     pub os_build: [::core::ffi::c_char; 64usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANEDeviceInfo"][::core::mem::size_of::<ANEDeviceInfo>() - 288usize];
     ["Alignment of ANEDeviceInfo"][::core::mem::align_of::<ANEDeviceInfo>() - 8usize];
@@ -325,6 +330,7 @@ pub struct ANEProductInfo {
     pub executor_bytes: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANEProductInfo"][::core::mem::size_of::<ANEProductInfo>() - 40usize];
     ["Alignment of ANEProductInfo"][::core::mem::align_of::<ANEProductInfo>() - 8usize];
@@ -351,6 +357,7 @@ pub struct ANEOperand {
     pub length_bytes: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANEOperand"][::core::mem::size_of::<ANEOperand>() - 32usize];
     ["Alignment of ANEOperand"][::core::mem::align_of::<ANEOperand>() - 8usize];
@@ -370,6 +377,7 @@ pub struct ANERunInfo {
     pub device_end_ns: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANERunInfo"][::core::mem::size_of::<ANERunInfo>() - 24usize];
     ["Alignment of ANERunInfo"][::core::mem::align_of::<ANERunInfo>() - 8usize];
@@ -394,6 +402,7 @@ pub struct ANERunArgs {
     pub info: *mut ANERunInfo,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANERunArgs"][::core::mem::size_of::<ANERunArgs>() - 184usize];
     ["Alignment of ANERunArgs"][::core::mem::align_of::<ANERunArgs>() - 8usize];
@@ -510,6 +519,7 @@ pub struct ANEShim {
     pub reserved_graph: *mut ::core::ffi::c_void,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
+#[cfg(target_pointer_width = "64")]
 const _: () = {
     ["Size of ANEShim"][::core::mem::size_of::<ANEShim>() - 176usize];
     ["Alignment of ANEShim"][::core::mem::align_of::<ANEShim>() - 8usize];

@@ -430,9 +430,10 @@ static HERE: LazyLock<Vec<&'static Kernels>> = LazyLock::new(|| {
 /// The environment variable that forces an instruction set by name, for tests.
 const FORCE: &str = "ANE_MATMUL_CPU";
 
-/// What [`FORCE`] says.
-static FORCED: LazyLock<Option<String>> =
-    LazyLock::new(|| std::env::var_os(FORCE).map(|name| name.to_string_lossy().into_owned()));
+/// What [`FORCE`] says; empty is as if it were not there.
+static FORCED: LazyLock<Option<String>> = LazyLock::new(|| {
+    std::env::var_os(FORCE).filter(|name| !name.is_empty()).map(|name| name.to_string_lossy().into_owned())
+});
 
 /// The fastest instruction set of this machine, or the one that `ANE_MATMUL_CPU` names, itself or by its
 /// dot products.

@@ -39,6 +39,7 @@ mod tile;
 mod typed;
 mod weight_only;
 mod widen;
+mod workers;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -86,15 +87,16 @@ impl Cpu {
         Ok(Self { kernels, blocking, pools: Mutex::default() })
     }
 
-    fn pool(&self, threads: usize) -> Result<Arc<Pool>> {
+    /// A pool of `threads` threads, or of as many as can be started.
+    fn pool(&self, threads: usize, all: bool) -> Result<Arc<Pool>> {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        pools.retain(|(_, pool)| pool.strong_count() > 0);
-        if let Some(pool) =
-            pools.iter().find(|(count, _)| *count == threads).and_then(|(_, pool)| pool.upgrade())
-        {
+        let here = |pool: &Weak<Pool>| pool.upgrade().filter(|pool| pool.is_here());
+        pools.retain(|(_, pool)| here(pool).is_some());
+        let known = pools.iter().find(|(count, _)| *count == threads).and_then(|(_, pool)| here(pool));
+        if let Some(pool) = known.filter(|pool| !all || pool.threads() == threads) {
             return Ok(pool);
         }
-        let pool = Arc::new(Pool::new(threads)?);
+        let pool = Arc::new(Pool::new(threads, all)?);
         pools.push((threads, Arc::downgrade(&pool)));
         Ok(pool)
     }
@@ -160,13 +162,21 @@ impl Backend for Cpu {
 }
 
 impl Cpu {
-    /// The pool that runs on `threads` threads, if the caller's own is not enough.
-    fn pool_for(&self, options: &CompileOptions, threads: usize) -> Result<Option<Arc<dyn ThreadPool>>> {
-        Ok(match &options.threads {
-            _ if threads == 1 => None,
-            Threads::Pool(pool) => Some(Arc::clone(pool)),
-            Threads::Auto | Threads::Count(_) => Some(self.pool(threads)?),
-        })
+    /// The pool that runs on `threads` threads, if the caller's own is not enough, and how many there are: fewer
+    /// where nobody asked for a number, and no more can be started.
+    fn pool_for(
+        &self,
+        options: &CompileOptions,
+        threads: usize,
+    ) -> Result<(Option<Arc<dyn ThreadPool>>, usize)> {
+        let own = match &options.threads {
+            _ if threads == 1 => return Ok((None, 1)),
+            Threads::Pool(pool) => return Ok((Some(Arc::clone(pool)), threads)),
+            Threads::Auto => self.pool(threads, false)?,
+            Threads::Count(_) => self.pool(threads, true)?,
+        };
+        let threads = own.threads();
+        Ok((Some(own), threads))
     }
 
     /// Compiles for so many of the threads that the options allow.
@@ -177,7 +187,7 @@ impl Cpu {
         options: &CompileOptions,
         threads: usize,
     ) -> Result<CpuProduct> {
-        let pool = self.pool_for(options, threads)?;
+        let (pool, threads) = self.pool_for(options, threads)?;
         let b = match weights {
             None => ConstantB::None,
             // A product with a vector is bound by the reading of A.

@@ -36,6 +36,8 @@ pub(super) struct Pool {
     shared: Arc<Shared>,
     busy: AtomicBool,
     workers: Vec<JoinHandle<()>>,
+    /// Where the workers are: a `fork` leaves them behind.
+    process: u32,
 }
 
 /// Whether to look again: for [`SPIN`] after the first call.
@@ -53,23 +55,41 @@ fn spin() -> impl FnMut() -> bool {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included.
-    pub(super) fn new(threads: usize) -> Result<Self> {
+    /// A pool of `threads` threads, the caller's included, or of as many of them as can be started.
+    ///
+    /// # Errors
+    /// Where one cannot be started, if they must be `all`.
+    pub(super) fn new(threads: usize, all: bool) -> Result<Self> {
         let shared = Arc::new(Shared { rendezvous: Rendezvous::new(), panicked: AtomicBool::new(false) });
-        let mut pool = Self { shared, busy: AtomicBool::new(false), workers: Vec::new() };
+        let mut pool =
+            Self { shared, busy: AtomicBool::new(false), workers: Vec::new(), process: std::process::id() };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let worker = std::thread::Builder::new()
-                .name(format!("ane-matmul-{index}"))
-                .spawn(move || shared.work())
-                .map_err(|error| Error::Threads {
-                    problem: format!(
-                        "thread {index} of {threads} could not be started ({error}); ask for fewer"
-                    ),
-                })?;
-            pool.workers.push(worker);
+            let worker =
+                std::thread::Builder::new().name(format!("ane-matmul-{index}")).spawn(move || shared.work());
+            match worker {
+                Ok(worker) => pool.workers.push(worker),
+                Err(error) if all => {
+                    return Err(Error::Threads {
+                        problem: format!(
+                            "thread {index} of {threads} could not be started ({error}); ask for fewer"
+                        ),
+                    });
+                }
+                Err(error) => {
+                    log::warn!(
+                        "thread {index} of {threads} could not be started ({error}): it is done with fewer"
+                    );
+                    break;
+                }
+            }
         }
         Ok(pool)
+    }
+
+    /// Whether the workers are in this process.
+    pub(super) fn is_here(&self) -> bool {
+        self.process == std::process::id()
     }
 }
 
@@ -102,7 +122,8 @@ impl ThreadPool for Pool {
 
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         // A second caller, or a task that calls again, works on its own instead of waiting.
-        if tasks <= 1 || self.workers.is_empty() || self.busy.swap(true, Ordering::Acquire) {
+        if tasks <= 1 || self.workers.is_empty() || !self.is_here() || self.busy.swap(true, Ordering::Acquire)
+        {
             (0..tasks).for_each(task);
             return;
         }
@@ -137,6 +158,11 @@ impl Drop for Withdraw<'_> {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        if !self.is_here() {
+            // A lock that was held at the fork stays so.
+            self.workers.drain(..).for_each(std::mem::forget);
+            return;
+        }
         self.shared.rendezvous.stop();
         for worker in self.workers.drain(..) {
             // A worker catches its tasks' panics, so joining cannot fail.
@@ -162,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once() {
-        let pool = Pool::new(4).unwrap();
+        let pool = Pool::new(4, true).unwrap();
         for tasks in [0, 1, 2, 3, 17, if cfg!(miri) { 40 } else { 1000 }] {
             let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
             for _ in 0..TIMES {
@@ -176,7 +202,7 @@ mod tests {
 
     #[test]
     fn callers_on_several_threads_and_nested_calls_finish() {
-        let pool = Pool::new(3).unwrap();
+        let pool = Pool::new(3, true).unwrap();
         let total = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -196,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
-        let pool = Pool::new(2).unwrap();
+        let pool = Pool::new(2, true).unwrap();
         for _ in 0..TIMES {
             let result = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|i| assert_ne!(i, 5))));
             assert!(result.is_err());
@@ -210,7 +236,7 @@ mod tests {
 
     #[test]
     fn idle_workers_sleep_and_stop() {
-        let pool = Pool::new(3).unwrap();
+        let pool = Pool::new(3, true).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         pool.run(3, &|_| {});
         drop(pool);

@@ -10,6 +10,7 @@ use super::plan::{Method, Plan};
 use super::product::{B, Part, multiply, scratch_a_len, scratch_b_len};
 use super::split::{Share, Split};
 use super::steps::{Starts, Steps};
+use super::workers::Workers;
 use super::{ConstantB, PackedB, matrix};
 use crate::backend::f32_only::{f32_view, not_f32, operands};
 use crate::backend::{BackendId, Run, RunArgs};
@@ -24,7 +25,7 @@ const SCRATCH: &str = "packed operands";
 /// The run context of one executor: memory for packed operands, for each share of the product.
 pub(super) struct CpuRun {
     plan: Arc<Plan>,
-    scratch: Vec<Scratch>,
+    workers: Workers<Scratch>,
     /// For runs with all rows.
     steps: Option<Steps>,
 }
@@ -38,8 +39,7 @@ impl CpuRun {
     pub(super) fn new(plan: Arc<Plan>) -> Result<Self> {
         let Plan { product, kernels, blocking, b, .. } = &*plan;
         let (m, n, k) = (product.m(), product.n(), product.k());
-        let mut scratch = Vec::new();
-        for _ in 0..plan.threads {
+        let workers = Workers::new(plan.threads, || {
             let for_a = scratch_a_len(kernels, blocking, m, k);
             let for_b = if matches!(b, ConstantB::None) { scratch_b_len(kernels, blocking, n, k) } else { 0 };
             // A product with a vector keeps x in the one and y in the other.
@@ -48,9 +48,9 @@ impl CpuRun {
             } else {
                 (for_a, for_b)
             };
-            scratch.push(Scratch { a: Buffer::zeroed(for_a, SCRATCH)?, b: Buffer::zeroed(for_b, SCRATCH)? });
-        }
-        Ok(Self { steps: Steps::of(&plan), plan, scratch })
+            Ok(Scratch { a: Buffer::zeroed(for_a, SCRATCH)?, b: Buffer::zeroed(for_b, SCRATCH)? })
+        })?;
+        Ok(Self { steps: Steps::of(&plan), plan, workers })
     }
 }
 
@@ -120,18 +120,16 @@ impl Run for CpuRun {
             residual,
             c: operands.c.data().as_mut_ptr(),
             layout,
-            scratch: self.scratch.as_mut_ptr(),
         };
         let Some(pool) = plan.pool.as_ref() else {
-            call.compute(0, &call.everything());
+            call.compute(&call.everything(), self.workers.caller());
             return Ok(());
         };
         let (items, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
         let split = Split::new(plan.kernels, plan.threads, items, rows, cols, call.packs_b());
-        pool.run(split.parts(), &|index| {
-            call.compute(index, &split.share(plan.kernels, index, items, rows, cols));
-        });
-        Ok(())
+        self.workers.run(&**pool, split.parts(), |index, scratch| {
+            call.compute(&split.share(plan.kernels, index, items, rows, cols), scratch);
+        })
     }
 }
 
@@ -152,11 +150,9 @@ struct Call<'a> {
     residual: Option<TensorView<'a, f32>>,
     c: *mut f32,
     layout: Layout,
-    scratch: *mut Scratch,
 }
 
-// SAFETY: C and the scratch memory come from exclusive borrows that outlive the run; each share
-// accesses its own part of them alone.
+// SAFETY: C comes from an exclusive borrow that outlives the run; each share accesses its own part of it alone.
 unsafe impl Sync for Call<'_> {}
 
 impl Call<'_> {
@@ -168,16 +164,16 @@ impl Call<'_> {
         matches!(self.b, Source::Given(_)) && self.plan.method(self.m) == Method::Pack
     }
 
-    fn compute(&self, index: usize, share: &Share) {
+    fn compute(&self, share: &Share, scratch: &mut Scratch) {
         if share.rows.is_empty() || share.cols.is_empty() {
             return;
         }
         for item in share.items.clone() {
-            self.compute_item(index, share, item);
+            self.compute_item(share, item, scratch);
         }
     }
 
-    fn compute_item(&self, index: usize, share: &Share, item: usize) {
+    fn compute_item(&self, share: &Share, item: usize, scratch: &mut Scratch) {
         let Plan { product, kernels, blocking, .. } = self.plan;
         let (rows, cols, k) = (share.rows.len(), share.cols.len(), product.k());
         let c_stride = self.layout.leading_dimension();
@@ -196,8 +192,6 @@ impl Call<'_> {
             return;
         }
         let a = matrix(self.a, product.a(), product.transpose_a(), item).at(share.rows.start, 0);
-        // SAFETY: every share has scratch memory of its own.
-        let scratch = unsafe { &mut *self.scratch.add(index) };
         let b = match self.b {
             Source::Packed(packed) => B::Packed(self.panels(packed, item, share)),
             Source::Given(b) => {

@@ -114,7 +114,7 @@ fn compile(cpu: &Cpu, product: &MatMul, weights: Option<&Weights>, threads: usiz
     if threads == 1 {
         return compiled;
     }
-    let pool = cpu.pool(threads).unwrap();
+    let pool = cpu.pool(threads, true).unwrap();
     let mut plan = Arc::into_inner(compiled.0).unwrap();
     plan.pool = Some(pool);
     plan.threads = threads;
@@ -401,7 +401,7 @@ fn threads_are_used_for_the_work_that_pays_for_them() {
 #[test]
 fn a_pool_is_shared_by_products_of_as_many_threads() {
     let cpu = cpu(here()[0], TINY);
-    let pool = |threads: usize| cpu.pool_for(&CompileOptions::default(), threads).unwrap();
+    let pool = |threads: usize| cpu.pool_for(&CompileOptions::default(), threads).unwrap().0;
     assert!(pool(1).is_none());
     let (one, same, other) = (pool(2).unwrap(), pool(2).unwrap(), pool(3).unwrap());
     assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));

@@ -2,11 +2,13 @@
 
 use std::ffi::{CStr, c_char};
 use std::mem::offset_of;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+#[cfg(any(unix, windows))]
+use libloading::Library;
 
 use crate::backend::BackendId;
 use crate::error::{Error, NativeError, NativeStatus, Result};
-use crate::private_dir;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::sys;
 
@@ -61,7 +63,7 @@ pub(super) struct Table {
     /// Who else may change the file that it was loaded from.
     pub(super) writable_by_others: Option<String>,
     /// Keeps the functions in memory: a library goes after everything that came from it.
-    _library: Option<libloading::Library>,
+    _library: Option<Library>,
 }
 
 impl Table {
@@ -74,7 +76,7 @@ impl Table {
     pub(super) unsafe fn new(
         raw: *const sys::ANEShim,
         origin: &Path,
-        library: Option<libloading::Library>,
+        library: Option<Library>,
     ) -> Result<Self> {
         let problem = |problem: String| Error::Shim { path: origin.into(), problem };
         if raw.is_null() {
@@ -190,20 +192,30 @@ impl Table {
     }
 }
 
+/// Elsewhere, as in WebAssembly, there are none.
+#[cfg(not(any(unix, windows)))]
+type Library = std::convert::Infallible;
+
+#[cfg(not(any(unix, windows)))]
+pub(super) unsafe fn load(path: &Path) -> Result<Table> {
+    Err(Error::Shim { path: path.into(), problem: "this system has no dynamic libraries".into() })
+}
+
 /// Loads a dynamic library and checks its table.
 ///
 /// # Safety
 /// Loading runs the library's initialisers, and its table must keep to the contract.
+#[cfg(any(unix, windows))]
 pub(super) unsafe fn load(path: &Path) -> Result<Table> {
-    let problem = |problem: String| Error::Shim { path: PathBuf::from(path), problem };
+    let problem = |problem: String| Error::Shim { path: path.into(), problem };
     // A bare name would be searched for in the system's library directories.
     let file = std::fs::canonicalize(path).map_err(|source| Error::io(path, "load", source))?;
-    let writable_by_others = private_dir::writable_by_others(&file);
+    let writable_by_others = crate::private_dir::writable_by_others(&file);
     if let Some(who) = &writable_by_others {
         log::warn!("{} is code that this process runs, and {who}", file.display());
     }
     // SAFETY: the caller vouches for the library's initialisers.
-    let library = unsafe { libloading::Library::new(&file) }
+    let library = unsafe { Library::new(&file) }
         .map_err(|error| problem(format!("it cannot be loaded as a dynamic library: {error}")))?;
     // SAFETY: the header declares the getter with this signature, and the caller vouches for it.
     let getter = unsafe { library.get::<unsafe extern "C" fn() -> *const sys::ANEShim>(c"ane_matmul_shim") }

@@ -13,6 +13,7 @@ use super::super::split::{Share, Split};
 use super::super::tile::{Results, RowTerms, Tile};
 use super::super::typed::TypedRun;
 use super::super::typed::finish::Output;
+use super::super::workers::Workers;
 use super::rows::{SLACK_WORDS, Words, direct, has_subnormals, has_terms, offset, write};
 use super::words::{Packer, words};
 use super::{DotPlan, SET_WORDS};
@@ -29,7 +30,7 @@ const ROWS_APART: usize = 56;
 
 pub(super) struct DotRun {
     plan: Arc<DotPlan>,
-    scratch: Vec<Scratch>,
+    workers: Workers<Scratch>,
     /// For operands with subnormal elements.
     exact: Option<TypedRun>,
 }
@@ -86,8 +87,7 @@ impl DotRun {
         let product = &plan.typed.product;
         let (n, k) = (product.n(), product.k());
         let (rows, cols) = (block_rows(&plan), block_cols(&plan));
-        let mut scratch = Vec::new();
-        for _ in 0..plan.typed.threads {
+        let workers = Workers::new(plan.typed.threads, || {
             let b = match plan.b {
                 Some(_) => None,
                 None => Some(BlockOfB {
@@ -96,19 +96,19 @@ impl DotRun {
                     taken_off: alloc::filled(if plan.lane == Lane::Int8Quad { cols } else { 0 }, 0, WHAT)?,
                 }),
             };
-            scratch.push(Scratch {
+            Ok(Scratch {
                 a: Buffer::zeroed(rows.saturating_mul(a_stride(&plan)).saturating_add(SLACK_WORDS), WHAT)?,
                 c: Buffer::zeroed(if plan.in_place() { 0 } else { rows.saturating_mul(cols) }, WHAT)?,
                 terms: alloc::filled(rows, RowTerms::default(), WHAT)?,
                 row: alloc::filled(n.max(k), 0f32, WHAT)?,
                 b,
-            });
-        }
+            })
+        })?;
         let exact = match plan.lane {
             Lane::Bf16Pair => Some(TypedRun::new(Arc::clone(&plan.typed))?),
             Lane::Int8Quad => None,
         };
-        Ok(Self { plan, scratch, exact })
+        Ok(Self { plan, workers, exact })
     }
 }
 
@@ -138,17 +138,19 @@ impl Run for DotRun {
             bias: args.bias,
             residual: args.residual,
             output,
-            scratch: self.scratch.as_mut_ptr(),
             subnormal_b: AtomicBool::new(false),
         };
         let (items, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
         match &typed.pool {
-            None => call.compute(0, &Share { items: 0..items, rows: 0..rows, cols: 0..cols }),
+            None => {
+                let share = Share { items: 0..items, rows: 0..rows, cols: 0..cols };
+                call.compute(&share, self.workers.caller());
+            }
             Some(pool) => {
                 let split = Split::new(plan.kernels, typed.threads, items, rows, cols, plan.b.is_none());
-                pool.run(split.parts(), &|index| {
-                    call.compute(index, &split.share(plan.kernels, index, items, rows, cols));
-                });
+                self.workers.run(&**pool, split.parts(), |index, scratch| {
+                    call.compute(&split.share(plan.kernels, index, items, rows, cols), scratch);
+                })?;
             }
         }
         if let Some(exact) = &mut self.exact
@@ -168,13 +170,11 @@ struct Call<'a> {
     bias: Option<AnyView<'a>>,
     residual: Option<AnyView<'a>>,
     output: Output<'a>,
-    scratch: *mut Scratch,
     /// Whether packing met a subnormal element, so that C is not what it should be.
     subnormal_b: AtomicBool,
 }
 
-// SAFETY: C and the scratch memory come from exclusive borrows that outlive the run; each share accesses
-// its own part of them alone.
+// SAFETY: C comes from an exclusive borrow that outlives the run; each share accesses its own part of it alone.
 unsafe impl Sync for Call<'_> {}
 
 fn f32_start(view: &AnyView<'_>) -> *const f32 {
@@ -193,12 +193,10 @@ struct Columns {
 }
 
 impl Call<'_> {
-    fn compute(&self, index: usize, share: &Share) {
+    fn compute(&self, share: &Share, scratch: &mut Scratch) {
         if share.rows.is_empty() || share.cols.is_empty() {
             return;
         }
-        // SAFETY: every share has scratch memory of its own.
-        let scratch = unsafe { &mut *self.scratch.add(index) };
         let (rows_block, cols_block) = (block_rows(self.plan), block_cols(self.plan));
         for item in share.items.clone() {
             for first in share.cols.clone().step_by(cols_block) {

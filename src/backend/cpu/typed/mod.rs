@@ -106,6 +106,7 @@ pub(super) fn plan(
     elements: usize,
 ) -> Result<Plan> {
     let threads = worthwhile_threads(product, options.threads.number(), elements);
+    let (pool, threads) = cpu.pool_for(options, threads)?;
     Ok(Plan {
         product: product.clone(),
         kernels: cpu.kernels,
@@ -115,7 +116,7 @@ pub(super) fn plan(
         halves: None,
         scales: Scales::resolve(product, options)?,
         columns: columns(product, weights)?,
-        pool: cpu.pool_for(options, threads)?,
+        pool,
         threads,
     })
 }

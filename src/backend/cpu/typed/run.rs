@@ -14,6 +14,7 @@ use crate::backend::cpu::kernel::Kernels;
 use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, packed_b_len, packed_cols};
 use crate::backend::cpu::product::{self, B, multiply};
 use crate::backend::cpu::split::{Share, Split};
+use crate::backend::cpu::workers::Workers;
 use crate::backend::f32_only::not_f32;
 use crate::backend::{BackendId, Run, RunArgs};
 use crate::element::ElementType;
@@ -96,16 +97,13 @@ impl Scratch {
 
 pub(in super::super) struct TypedRun {
     plan: Arc<Plan>,
-    scratch: Vec<Scratch>,
+    workers: Workers<Scratch>,
 }
 
 impl TypedRun {
     pub(in super::super) fn new(plan: Arc<Plan>) -> Result<Self> {
-        let mut scratch = Vec::new();
-        for _ in 0..plan.threads {
-            scratch.push(Scratch::new(&plan)?);
-        }
-        Ok(Self { plan, scratch })
+        let workers = Workers::new(plan.threads, || Scratch::new(&plan))?;
+        Ok(Self { plan, workers })
     }
 }
 
@@ -122,25 +120,22 @@ impl Run for TypedRun {
         if layout.is_empty() {
             return Ok(());
         }
-        let call = Call {
-            plan,
-            a: args.a,
-            b,
-            scales_b: plan.weights.as_ref().and_then(Weights::scales),
-            output,
-            scratch: self.scratch.as_mut_ptr(),
-        };
+        let call =
+            Call { plan, a: args.a, b, scales_b: plan.weights.as_ref().and_then(Weights::scales), output };
         let (items, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
         match &plan.pool {
-            None => call.compute(0, &Share { items: 0..items, rows: 0..rows, cols: 0..cols }),
+            None => {
+                let share = Share { items: 0..items, rows: 0..rows, cols: 0..cols };
+                call.compute(&share, self.workers.caller());
+                Ok(())
+            }
             Some(pool) => {
                 let split = Split::new(plan.kernels, plan.threads, items, rows, cols, true);
-                pool.run(split.parts(), &|index| {
-                    call.compute(index, &split.share(plan.kernels, index, items, rows, cols));
-                });
+                self.workers.run(&**pool, split.parts(), |index, scratch| {
+                    call.compute(&split.share(plan.kernels, index, items, rows, cols), scratch);
+                })
             }
         }
-        Ok(())
     }
 }
 
@@ -157,12 +152,7 @@ struct Call<'a> {
     b: Source<'a>,
     scales_b: Option<AnyView<'a>>,
     output: Output<'a>,
-    scratch: *mut Scratch,
 }
-
-// SAFETY: the scratch memory comes from an exclusive borrow that outlives the run; each thread uses its
-// own part alone.
-unsafe impl Sync for Call<'_> {}
 
 /// Rows and columns of one item.
 #[derive(Debug, Clone)]
@@ -173,9 +163,7 @@ struct Block {
 }
 
 impl Call<'_> {
-    fn compute(&self, index: usize, share: &Share) {
-        // SAFETY: there is scratch memory for every thread, and this one's is used here alone.
-        let scratch = unsafe { &mut *self.scratch.add(index) };
+    fn compute(&self, share: &Share, scratch: &mut Scratch) {
         let whole = self.plan.product.types().accumulator == ElementType::I32;
         for item in share.items.clone() {
             for rows in blocks(&share.rows, ROWS) {

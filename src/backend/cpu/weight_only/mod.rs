@@ -77,6 +77,7 @@ fn compile_for(
     options: &CompileOptions,
     threads: usize,
 ) -> Result<Box<dyn CompiledProduct>> {
+    let (pool, threads) = cpu.pool_for(options, threads)?;
     let kernels = kernel::of(cpu.kernels.name);
     let key = (cpu.kernels.name, product.transpose_b(), product.quantization().b);
     let plan = Plan {
@@ -85,7 +86,7 @@ fn compile_for(
         engine: cpu.kernels,
         kernels,
         packed: weights.derived(key, || Packed::new(kernels.lanes, product, weights))?,
-        pool: cpu.pool_for(options, threads)?,
+        pool,
         threads,
     };
     Ok(Box::new(WeightOnly(Arc::new(plan))))

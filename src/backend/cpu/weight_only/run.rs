@@ -7,6 +7,7 @@ use super::super::buffer::Buffer;
 use super::super::finish::Finish;
 use super::super::typed::finish::Output;
 use super::super::typed::load::load_row;
+use super::super::workers::Workers;
 use super::Plan;
 use super::kernel::Panel;
 use crate::activation::Activation;
@@ -29,22 +30,21 @@ struct Scratch {
 
 pub(super) struct WeightOnlyRun {
     plan: Arc<Plan>,
-    scratch: Vec<Scratch>,
+    workers: Workers<Scratch>,
 }
 
 impl WeightOnlyRun {
     pub(super) fn new(plan: Arc<Plan>) -> Result<Self> {
         const WHAT: &str = "rows of A";
         let rows = plan.product.m().min(ROWS).next_power_of_two();
-        let mut scratch = Vec::new();
-        for _ in 0..plan.threads {
-            scratch.push(Scratch {
+        let workers = Workers::new(plan.threads, || {
+            Ok(Scratch {
                 a: Buffer::zeroed(rows.saturating_mul(plan.padded_k()), WHAT)?,
                 row: Buffer::zeroed(plan.product.k().max(plan.kernels.lanes), WHAT)?,
                 sums: Buffer::zeroed(rows * plan.kernels.lanes, WHAT)?,
-            });
-        }
-        Ok(Self { plan, scratch })
+            })
+        })?;
+        Ok(Self { plan, workers })
     }
 }
 
@@ -66,15 +66,17 @@ impl Run for WeightOnlyRun {
             return Ok(());
         }
         let panels = output.layout().cols().div_ceil(plan.kernels.lanes);
-        let call = Call { plan, a: args.a, output, floats, scratch: self.scratch.as_mut_ptr() };
+        let call = Call { plan, a: args.a, output, floats };
         let each = panels.div_ceil(plan.threads);
         match &plan.pool {
-            None => call.compute(0, 0..panels),
-            Some(pool) => pool.run(plan.threads, &|thread| {
-                call.compute(thread, (thread * each).min(panels)..((thread + 1) * each).min(panels));
+            None => {
+                call.compute(0..panels, self.workers.caller());
+                Ok(())
+            }
+            Some(pool) => self.workers.run(&**pool, plan.threads, |thread, scratch| {
+                call.compute((thread * each).min(panels)..((thread + 1) * each).min(panels), scratch);
             }),
         }
-        Ok(())
     }
 }
 
@@ -106,20 +108,13 @@ struct Call<'a> {
     a: AnyView<'a>,
     output: Output<'a>,
     floats: Option<Floats<'a>>,
-    scratch: *mut Scratch,
 }
 
-// SAFETY: C and the scratch memory come from exclusive borrows that outlive the run; each thread accesses
-// columns and scratch memory of its own alone.
-unsafe impl Sync for Call<'_> {}
-
 impl Call<'_> {
-    fn compute(&self, thread: usize, panels: Range<usize>) {
+    fn compute(&self, panels: Range<usize>, scratch: &mut Scratch) {
         if panels.is_empty() {
             return;
         }
-        // SAFETY: there is scratch memory for every thread, and this one's is used here alone.
-        let scratch = unsafe { &mut *self.scratch.add(thread) };
         let layout = *self.output.layout();
         for item in 0..layout.batch() {
             for first in (0..layout.rows()).step_by(ROWS) {
