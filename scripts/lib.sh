@@ -8,7 +8,31 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 step() { printf '\n== %s\n' "$*"; }
 
 # The comment at the top of the script that is run: what it does and how it is used.
-usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
+usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "scripts/$(basename "$0")"; }
+
+# Whether the first word is one of the others.
+among() {
+    local wanted=$1
+    shift
+    for name in "$@"; do [ "$name" = "$wanted" ] && return; done
+    return 1
+}
+
+# Runs the functions run_NAME of the names after `--`, or of all that stand before it.
+run_steps_of() {
+    local known=() chosen=()
+    while [ "$1" != -- ]; do known+=("$1"); shift; done
+    shift
+    for name in "$@"; do
+        among "$name" "${known[@]}" || { usage >&2; exit 2; }
+    done
+    chosen=("$@")
+    [ $# -gt 0 ] || chosen=("${known[@]}")
+    for name in "${chosen[@]}"; do
+        step "$(basename "$0"): $name"
+        "run_$name"
+    done
+}
 
 host() { rustc -vV | sed -n 's/^host: //p'; }
 
@@ -20,14 +44,22 @@ install_packages() {
     [ ${#missing[@]} -eq 0 ] && return
     command -v apt-get >/dev/null || fail "missing, and there is no apt-get to install them: ${missing[*]}"
     echo "installing Debian packages: ${missing[*]}" >&2
-    [ "$(id -u)" = 0 ] || sudo=(sudo)
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || fail "missing, and only root installs them, or sudo: ${missing[*]}"
+        sudo=(sudo)
+    fi
     "${sudo[@]}" apt-get update -q >/dev/null
     DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
 }
 
+need_rustup() { command -v rustup >/dev/null || fail "rustup is missing, which installs what of Rust is: https://rustup.rs"; }
+
 add_targets() {
+    local installed
+    need_rustup
+    installed=$(rustup target list --installed)
     for name in "$@"; do
-        rustup target list --installed | grep -qx "$name" && continue
+        grep -qx "$name" <<<"$installed" && continue
         echo "installing with rustup: the target $name" >&2
         rustup target add "$name"
     done
@@ -36,6 +68,7 @@ add_targets() {
 # The nightly toolchain, with components.
 add_nightly() {
     local installed
+    need_rustup
     installed=$(rustup component list --toolchain nightly --installed 2>/dev/null) || installed=
     for component in rust-std "$@"; do
         grep -q "^$component" <<<"$installed" && continue

@@ -291,13 +291,16 @@ impl Error {
         Self::Io { path: path.into(), action, source: Arc::new(source) }
     }
 
-    /// With control characters escaped: a problem quotes the file, which anyone may have made.
+    /// On one line, with control characters escaped: a problem quotes the file, which anyone may have made.
     #[cfg(any(feature = "npy", feature = "profile", feature = "safetensors"))]
     pub(crate) fn format(path: impl Into<PathBuf>, mut problem: String) -> Self {
         if problem.contains(char::is_control) {
-            let escaped =
-                |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-            problem = problem.chars().map(escaped).collect();
+            let harmless = |c: char| match c {
+                '\n' | '\r' | '\t' => " ".into(),
+                c if c.is_control() => c.escape_default().to_string(),
+                c => c.to_string(),
+            };
+            problem = problem.chars().map(harmless).collect();
         }
         Self::Format { path: path.into(), problem }
     }

@@ -198,13 +198,72 @@ fn read_header(reader: &mut impl Read) -> Result<(NpyHeader, usize), String> {
             "has a header of {length} bytes; arrays of numbers need no more than {MAX_HEADER_BYTES}: it is corrupt or holds structures"
         ));
     }
-    let text_start = bytes.len();
-    bytes.resize(text_start + length, 0);
-    reader.read_exact(&mut bytes[text_start..]).map_err(truncated)?;
-    check_header_text(&bytes[text_start..]).map_err(|problem| format!("has a corrupt header: {problem}"))?;
+    let header_bytes = bytes.len() + length;
+    let mut text = vec![0; length];
+    reader.read_exact(&mut text).map_err(truncated)?;
+    let text = in_one_dialect(&text);
+    check_header_text(&text).map_err(|problem| format!("has a corrupt header: {problem}"))?;
+    // The version whose header may be of any length.
+    let mut bytes = b"\x93NUMPY\x02\x00".to_vec();
+    bytes.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend(text);
     let header =
         NpyHeader::from_reader(bytes.as_slice()).map_err(|error| format!("has a corrupt header: {error}"))?;
-    Ok((header, bytes.len()))
+    Ok((header, header_bytes))
+}
+
+/// A header as `numpy.save` writes it today, from any that `numpy.load` reads: the types of numbers in their other
+/// spellings (NumPy, Data type objects, "Specifying and constructing data types"), lengths with the `L` of Python 2,
+/// other blanks. What is not known stays as it is.
+fn in_one_dialect(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len() + 2);
+    let mut quoted: Option<(u8, usize)> = None;
+    // Whether the string before was `descr`, and what follows is its value.
+    let mut describes = false;
+    for &byte in text {
+        match (quoted, byte) {
+            (Some((quote, start)), _) if byte == quote => {
+                if std::mem::take(&mut describes) {
+                    let spelling = plain.split_off(start);
+                    plain.extend(type_as_saved(&spelling).unwrap_or(spelling));
+                }
+                describes = &plain[start..] == b"descr";
+                quoted = None;
+                plain.push(byte);
+            }
+            (Some(_), _) => plain.push(byte),
+            (None, b'\'' | b'"') => {
+                plain.push(byte);
+                quoted = Some((byte, plain.len()));
+            }
+            (None, b'L' | b'l') if plain.last().is_some_and(u8::is_ascii_digit) => {}
+            (None, b'\t' | b'\n' | b'\r' | b'\x0c') => plain.push(b' '),
+            (None, _) => {
+                describes &= matches!(byte, b':' | b' ');
+                plain.push(byte);
+            }
+        }
+    }
+    plain.push(b'\n');
+    plain
+}
+
+/// The type of 32 or 64-bit floats with its order of bytes, as `numpy.save` names it.
+fn type_as_saved(spelling: &[u8]) -> Option<Vec<u8>> {
+    let native = if cfg!(target_endian = "big") { b'>' } else { b'<' };
+    let (order, name) = match spelling {
+        [order @ (b'<' | b'>'), name @ ..] => (*order, name),
+        [b'=' | b'|', name @ ..] => (native, name),
+        name => (native, name),
+    };
+    let bits: &[u8] = match name {
+        b"f4" | b"f" => b"f4",
+        b"f8" | b"d" => b"f8",
+        b"float32" | b"single" if name == spelling => b"f4",
+        b"float64" | b"double" | b"float" if name == spelling => b"f8",
+        _ => return None,
+    };
+    Some([&[order], bits].concat())
 }
 
 /// Lets through only what `NpyHeader`'s parser survives: it recurses at every bracket, and its
@@ -404,6 +463,42 @@ mod tests {
         ] {
             let text = problem(&file(&header(descr, "False", "(1, 1)"), &[0; 16]));
             assert!(text.contains(named) && text.contains("float32"), "{descr}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_dialect_that_numpy_loads_is_read() {
+        let numbers = [1.5f32, -2.0, 3.0, 4.0];
+        let f32s: Vec<u8> = numbers.iter().flat_map(|x| x.to_ne_bytes()).collect();
+        let f64s: Vec<u8> = numbers.iter().flat_map(|&x| f64::from(x).to_ne_bytes()).collect();
+        let read = |text: &str, data: &[u8]| read(file(text, data).path());
+        for (descr, data) in [
+            ("'=f4'", &f32s),
+            ("'f4'", &f32s),
+            ("'|f4'", &f32s),
+            ("\"f\"", &f32s),
+            ("'=f'", &f32s),
+            ("'float32'", &f32s),
+            ("'single'", &f32s),
+            ("'=f8'", &f64s),
+            ("'d'", &f64s),
+            ("'float64'", &f64s),
+            ("'double'", &f64s),
+            ("'float'", &f64s),
+        ] {
+            let tensor = read(&header(descr, "False", "(2, 2)"), data).unwrap();
+            assert_eq!(tensor.view().get(0, 0, 0), Some(1.5), "{descr}");
+            assert_eq!(tensor.view().get(0, 1, 1), Some(4.0), "{descr}");
+        }
+        for text in [
+            "{'descr': '=f4', 'fortran_order': False, 'shape': (2L, 2L), }\n",
+            "{ \"shape\":\t(2,2) ,\r\n\"fortran_order\":False,\"descr\":\"=f4\"}",
+        ] {
+            assert_eq!(read(text, &f32s).unwrap().view().get(0, 0, 1), Some(-2.0), "{text}");
+        }
+        // NumPy takes these for nothing either.
+        for descr in ["'=float32'", "'<single'", "'f5'", "'descr'", "''"] {
+            assert!(read(&header(descr, "False", "(2, 2)"), &f32s).is_err(), "{descr}");
         }
     }
 

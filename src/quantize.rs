@@ -111,6 +111,14 @@ pub struct QuantizationError {
     pub max_scale: f64,
 }
 
+impl QuantizationError {
+    /// The RMS error over the RMS of the elements; 0 where all are 0.
+    #[must_use]
+    pub fn relative_rms_error(&self) -> f64 {
+        if self.rms == 0.0 { 0.0 } else { self.rms_error / self.rms }
+    }
+}
+
 /// Quantises a matrix, or a batch of them, of any floating-point type to a constant B with its scales.
 ///
 /// `transpose_b` says how it is stored: k x n, or with `true` n x k, as PyTorch stores a linear layer.
@@ -305,8 +313,13 @@ fn scales(
     Ok(scales)
 }
 
+/// By how much a scale may be rounded up, and with it the largest error of its elements.
+#[cfg(feature = "safetensors")]
+const MOST_ROUNDED_UP: f64 = 1.25;
+
 /// Whether [`quantize`] can represent packed weights: known from their extremes alone, which one look at
-/// each finds.
+/// each finds. Weights so small that their largest scale is rounded up by more than a quarter, to the smallest
+/// numbers of its type, it can not: most of them become 0.
 #[cfg(feature = "safetensors")]
 pub(crate) fn representable(b: &AnyView<'_>, scheme: &WeightScheme) -> Result<bool> {
     fn extremes(elements: impl Iterator<Item = f32>) -> Option<(f32, f32)> {
@@ -327,7 +340,8 @@ pub(crate) fn representable(b: &AnyView<'_>, scheme: &WeightScheme) -> Result<bo
     let zero = f64::from(scheme.scheme.zero_point());
     // Where there is no room for a sign, the quotient is no positive number, or 0 is divided by 0.
     let needed = (-f64::from(low) / (zero - first)).max(f64::from(high) / (last - zero));
-    Ok(needed == 0.0 || is_scale(round_up(needed, scheme.scales)?))
+    let scale = round_up(needed, scheme.scales)?;
+    Ok(needed == 0.0 || is_scale(scale) && f64::from(scale) <= MOST_ROUNDED_UP * needed)
 }
 
 /// The smallest number of a type that is no smaller than `x`, which is positive; infinite where there is

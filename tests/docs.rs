@@ -43,6 +43,27 @@ fn text(page: &Path) -> String {
     fs::read_to_string(root().join(page)).expect("a page in UTF-8")
 }
 
+/// The steps that `scripts/test` knows and those that the nightly workflow runs are the same.
+#[test]
+fn every_step_runs_at_night() {
+    let (script, workflow) =
+        (text(Path::new("scripts/test")), text(Path::new(".github/workflows/thorough.yml")));
+    let words = |text: &str| text.split_whitespace().map(String::from).collect::<BTreeSet<_>>();
+    let known: BTreeSet<_> = ["tests=(", "checks=(", "thorough=("]
+        .into_iter()
+        .flat_map(|array| {
+            let line = script.lines().find_map(|line| line.strip_prefix(array)).expect("an array of steps");
+            words(line.trim_end_matches(')'))
+        })
+        // A job of ci.yml has it.
+        .filter(|step| step != "report")
+        .collect();
+    let nightly: BTreeSet<_> =
+        workflow.lines().filter_map(|line| line.strip_prefix("          - ")).flat_map(words).collect();
+    assert!(known.len() > 15);
+    assert_eq!(known, nightly);
+}
+
 /// The page without what stands in fences, which are code.
 fn prose(page: &Path) -> String {
     let text = text(page);

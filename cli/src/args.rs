@@ -9,7 +9,7 @@ use ane_matmul::{
     Activation, BackendId, CompileOptions, Device, ElementType, ElementTypes, QuantA, QuantB, Quantization,
     Threads,
 };
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Matrix products compiled once and run many times, on every engine of this machine.
@@ -67,7 +67,7 @@ pub(crate) struct DevicesArgs {
 /// Multiply two NumPy files into a third: C = activation(A B + bias).
 ///
 /// Files hold f32 or f64 (big-endian is converted), in C or Fortran order, with 2 dimensions, or 3
-/// for a batch; a matrix multiplies every item of a batch. f64 is rounded to f32 for the product.
+/// for a batch; one matrix, also as a batch of one, multiplies every item of a batch. f64 is rounded to f32 for the product.
 /// NaN and infinity propagate. The result is written whole or not at all; a symbolic link at its
 /// path is replaced, not followed.
 #[derive(Debug, Args)]
@@ -256,7 +256,7 @@ pub(crate) struct VerifyArgs {
     pub(crate) backend: Option<String>,
     /// The type that the product is computed in; f16 for the Neural Engine has f16 sums [default: f16
     /// where the Neural Engine is requested, else f32].
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = float_precision())]
     pub(crate) precision: Option<Precision>,
     /// The device to request [default: neural-engine on mpsgraph but for another precision than f16,
     /// else none].
@@ -289,7 +289,7 @@ pub(crate) struct ProbeArgs {
     #[arg(long)]
     pub(crate) constant_b: bool,
     /// The type of the operands.
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    #[arg(long, value_parser = float_precision(), default_value = "f32")]
     pub(crate) precision: Precision,
     /// Sums and results in the type of the operands too: the Neural Engine takes f16 only so.
     #[arg(long)]
@@ -375,6 +375,13 @@ impl Precision {
             Self::F32 | Self::F16 | Self::Bf16 => (self.types(), Quantization::default()),
         }
     }
+}
+
+/// Types of floats: what operands are made up in.
+fn float_precision() -> impl TypedValueParser<Value = Precision> {
+    const FLOATS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::Bf16];
+    let names = FLOATS.iter().filter_map(ValueEnum::to_possible_value);
+    PossibleValuesParser::new(names).map(|name| Precision::from_str(&name, false).unwrap_or(Precision::F32))
 }
 
 /// Types that results are written in.

@@ -120,19 +120,17 @@ fn describe(args: &MultiplyArgs, a: &NpyTensor, b: &NpyTensor, bias: Option<&Npy
             if args.transpose_b { " transposed" } else { "" },
         )));
     }
-    let batch = match (a.is_batched(), b.is_batched()) {
-        (true, true) if la.batch() != lb.batch() => {
-            return Err(Failure::new(format!(
-                "shapes do not fit: {} holds {} matrices and {} holds {}; batches must be of the same size",
-                args.a.display(),
-                la.batch(),
-                args.b.display(),
-                lb.batch()
-            )));
-        }
-        (true, _) => la.batch(),
-        (false, _) => lb.batch(),
-    };
+    // As NumPy has it: one matrix, in a batch or not, stands for every item of the other batch.
+    let batch = if la.batch() == 1 { lb.batch() } else { la.batch() };
+    if ![1, batch].contains(&lb.batch()) {
+        return Err(Failure::new(format!(
+            "shapes do not fit: {} holds {} matrices and {} holds {}; batches must be of the same size, or of one matrix",
+            args.a.display(),
+            la.batch(),
+            args.b.display(),
+            lb.batch()
+        )));
+    }
     if let Some(bias) = bias {
         let length = bias.view().layout().cols();
         if length != n {
@@ -151,11 +149,11 @@ fn describe(args: &MultiplyArgs, a: &NpyTensor, b: &NpyTensor, bias: Option<&Npy
         .types(types)
         .quantization(quantization)
         .constant_b(args.precision == Precision::Int8);
-    if !a.is_batched() {
+    if la.batch() == 1 {
         builder = builder.batch_stride(Operand::A, 0);
     }
     // Quantised weights are a copy, of every item.
-    if !b.is_batched() && args.precision != Precision::Int8 {
+    if lb.batch() == 1 && args.precision != Precision::Int8 {
         builder = builder.batch_stride(Operand::B, 0);
     }
     Ok(builder.build()?)
@@ -167,15 +165,18 @@ fn narrow(path: &Path, tensor: NpyTensor) -> Output<Tensor<f32>> {
         NpyTensor::F32(tensor) => Ok(tensor),
         NpyTensor::F64(wide) => {
             let tensor = wide.to_f32()?;
-            let lost = wide
-                .data()
-                .iter()
-                .zip(tensor.data())
-                .filter(|(wide, x)| wide.is_finite() && x.is_infinite())
-                .count();
-            if lost > 0 {
-                note(format_args!("{}: {lost} elements beyond f32's range became infinity", path.display()));
-            }
+            let lost = |is_lost: fn(f64, f32) -> bool, became: &str| {
+                let pairs = wide.data().iter().zip(tensor.data());
+                let lost = pairs.filter(|(wide, x)| is_lost(**wide, **x)).count();
+                if lost > 0 {
+                    note(format_args!(
+                        "{}: {lost} elements beyond f32's range became {became}",
+                        path.display()
+                    ));
+                }
+            };
+            lost(|wide, x| wide.is_finite() && x.is_infinite(), "infinity");
+            lost(|wide, x| wide != 0.0 && x == 0.0, "0");
             Ok(tensor)
         }
         _ => Err(Failure::new(format!("{}: unexpected element type", path.display()))),

@@ -91,10 +91,10 @@ fn int8(
     let b = rounded(given.b.view(), |x| x)?;
     // A matrix stands for every item of the batch.
     let layout = *product.b();
-    let layout = if given.b.is_batched() {
-        layout
-    } else {
+    let layout = if given.b.view().layout().batch() == 1 {
         Layout::strided(layout.batch(), layout.rows(), layout.cols(), layout.leading_dimension(), 0)?
+    } else {
+        layout
     };
     let b = TensorView::with_layout(&b, layout)?;
     let (weights, _): (Weights, _) = quantize(b, product.transpose_b(), &SCHEME)

@@ -70,6 +70,7 @@ fn to_json(args: &QuantizeArgs, outcomes: &[(String, Outcome)]) -> Value {
                 "max_abs_error": error.max_abs_error,
                 "rms_error": error.rms_error,
                 "rms": error.rms,
+                "relative_rms_error": error.relative_rms_error(),
                 "bytes_before": bytes_before,
                 "bytes_after": bytes_after,
             }),
@@ -89,7 +90,7 @@ fn to_json(args: &QuantizeArgs, outcomes: &[(String, Outcome)]) -> Value {
 fn to_text(output: &Path, outcomes: &[(String, Outcome)]) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["tensor", "largest error", "RMS error", "RMS of the tensor", "bytes before", "after"]);
+    table.set_header(["tensor", "largest error", "RMS error", "of its RMS", "bytes before", "after"]);
     let (mut quantized, mut before, mut after) = (0, 0, 0);
     for (name, outcome) in outcomes {
         if let Outcome::Quantized { error, bytes_before, bytes_after } = outcome {
@@ -97,7 +98,7 @@ fn to_text(output: &Path, outcomes: &[(String, Outcome)]) -> String {
                 escaped(name),
                 format!("{:.3e}", error.max_abs_error),
                 format!("{:.3e}", error.rms_error),
-                format!("{:.3e}", error.rms),
+                format!("{:.2} %", 100.0 * error.relative_rms_error()),
                 bytes_before.to_string(),
                 bytes_after.to_string(),
             ]);

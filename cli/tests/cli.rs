@@ -155,6 +155,30 @@ fn batches_and_shared_matrices() {
     let result = read_f32(&c);
     assert!(result.is_batched());
     assert_eq!(result.data(), [expected.as_slice(), &expected].concat());
+    // A batch of one is as NumPy has it, in every type, on either side.
+    let one = |name: &str, tensor: Tensor<f32>| {
+        let (rows, cols) = (tensor.rows(), tensor.cols());
+        place.save(name, &Tensor::from_vec_batched(tensor.into_vec(), 1, rows, cols).unwrap())
+    };
+    for precision in ["f32", "bf16", "int8"] {
+        let mut results = Vec::new();
+        for b in [&pb, &one("one.npy", integers(5, 4))] {
+            succeeded(&multiply(&pa, b, &c, &["--check", "--precision", precision]));
+            results.push(read_f32(&c));
+        }
+        assert_eq!(results[0], results[1], "{precision}");
+    }
+    let twice = Tensor::from_vec_batched([integers(5, 4).data(); 2].concat(), 2, 5, 4).unwrap();
+    succeeded(&multiply(
+        &one("left.npy", integers(3, 5)),
+        &place.save("twice.npy", &twice),
+        &c,
+        &["--check"],
+    ));
+    assert_eq!(read_f32(&c), result);
+    let none = place.save("none.npy", &Tensor::<f32>::zeros_batched(0, 5, 4).unwrap());
+    succeeded(&multiply(&one("left.npy", integers(3, 5)), &none, &c, &[]));
+    assert_eq!((read_f32(&c).batch(), read_f32(&c).rows()), (0, 3));
     let three = place.save("three.npy", &Tensor::<f32>::zeros_batched(3, 5, 4).unwrap());
     failed(&multiply(&pa, &three, &c, &[]), "holds 2 matrices and");
 }
@@ -197,6 +221,15 @@ fn numbers_beyond_f32_become_infinity_and_are_counted() {
     succeeded(&output);
     assert!(String::from_utf8_lossy(&output.stderr).contains("2 elements beyond f32's range"));
     assert_eq!(npy::read(&c).unwrap().view().get(0, 0, 0), Some(f64::INFINITY));
+    let a = place.save("a.npy", &Tensor::filled(1, 2, 1e-60).unwrap());
+    let b = place.save("b.npy", &Tensor::filled(2, 1, 1e30).unwrap());
+    let output = multiply(&a, &b, &c, &[]);
+    succeeded(&output);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("a.npy: 2 elements beyond f32's range became 0") && text.lines().count() == 1,
+        "{text}"
+    );
     // Numbers within it whose products are beyond it: infinity is the right result.
     let a = place.save("a.npy", &Tensor::filled(1, 2, 1e30f32).unwrap());
     let b = place.save("b.npy", &Tensor::filled(2, 1, 1e30f32).unwrap());
@@ -410,6 +443,9 @@ fn verify_says_what_was_seen_and_what_was_not() {
         assert!(waiting.contains("the CPU mostly waited"), "{waiting}");
     }
 
+    for command in ["verify", "probe"] {
+        usage(&run(&[&command, &"8x8x8", &"--backend", &"cpu", &"--precision", &"int8"]), "f32, f16, bf16");
+    }
     let output = verify(&["--backend", "cpu", "--require", "neural-engine", "--json"]);
     let json: serde_json::Value =
         serde_json::from_slice(&output.stdout).expect("the receipt comes all the same");
@@ -555,6 +591,7 @@ fn quantize_writes_a_file_that_loads_back() {
     // A byte for each element, and a scale of two for every 32.
     let sum = "1 tensors quantised, 8192 bytes to 2176; 1 copied unchanged";
     assert!(text.contains(sum) && text.contains("largest error"), "{text}");
+    assert!(text.contains("of its RMS") && text.contains(" % "), "{text}");
     let before = fs::read(&output).unwrap();
     failed(&run(&[&"quantize", &output, &output, &"--type", &"int4"]), "quantised already");
     failed(&run(&[&"quantize", &place.path("no"), &output, &"--type", &"int4"]), "No such file");

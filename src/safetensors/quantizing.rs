@@ -40,7 +40,7 @@ pub enum Outcome {
 impl SafetensorsFile {
     /// Writes a file with every 2-D tensor of f32, f16 or bf16 quantised to `element`, i8 or i4, with an
     /// f16 scale for each `group_size` elements along k; every other tensor is copied, and so is a tensor
-    /// that cannot be quantised.
+    /// that cannot be quantised, or whose elements are so large or so small that f16 has no scales for them.
     ///
     /// `transpose_b` says that tensors are stored n x k, as PyTorch stores a linear layer's weights.
     /// `report` is told of each tensor, in the order of their names, when it is done; before the first, all
@@ -126,7 +126,13 @@ impl SafetensorsFile {
                 Err(error @ (Error::Description { .. } | Error::Scale { .. })) => {
                     return copy(error.to_string());
                 }
-                other => drop(other?),
+                other => {
+                    let (_, error) = other?;
+                    return copy(format!(
+                        "too small for scales of {}: the RMS error would be {:.1e}, and the RMS is {:.1e}",
+                        scheme.scales, error.rms_error, error.rms
+                    ));
+                }
             }
         }
         let (element, order) = (scheme.element, scheme.nibble_order);
