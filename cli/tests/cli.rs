@@ -605,6 +605,33 @@ fn quantize_writes_a_file_that_loads_back() {
 /// A file that is larger than the memory that its process may have, of which OpenBLAS takes 32 MiB.
 #[cfg(target_os = "linux")]
 #[test]
+fn a_tensor_too_small_for_its_scales_is_copied_with_a_note() {
+    let place = Place::new();
+    // The smallest number of f16 is 6e-8: a scale of 3e-10 would become that, and every element 0.
+    for (sigma, is_quantized) in [(1e-8, false), (1e-3, true)] {
+        let w = Tensor::random_normal_f32(8, 128, sigma, 1).unwrap();
+        let header = r#"{"w":{"dtype":"F32","shape":[8,128],"data_offsets":[0,4096]}}"#;
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(w.data().iter().flat_map(|x| x.to_le_bytes()));
+        let (input, output) = (place.bytes("in.safetensors", &bytes), place.path("out.safetensors"));
+        let done = run(&[&"quantize", &input, &output, &"--type", &"int8", &"--json"]);
+        let json: serde_json::Value = serde_json::from_str(&succeeded(&done)).unwrap();
+        let tensor = &json["tensors"][0];
+        assert_eq!(tensor["quantized"], is_quantized, "{json}");
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        if is_quantized {
+            assert!(tensor["relative_rms_error"].as_f64().unwrap() < 0.02, "{json}");
+        } else {
+            assert!(
+                stderr.contains("note: `w` is copied unchanged: too small for scales of f16"),
+                "{stderr}"
+            );
+        }
+    }
+}
+
+#[test]
 fn quantize_keeps_one_tensor_at_a_time_in_memory() {
     use ane_matmul::safetensors::SafetensorsFile;
     use std::io::Write as _;
