@@ -5,7 +5,10 @@ export CARGO_INCREMENTAL=0
 target=${CARGO_TARGET_DIR:-target}
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
-step() { printf '\n== %s\n' "$*"; }
+step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
+
+# A limit of 0 seconds, or of a word, is none to libFuzzer.
+check_seconds() { [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "--seconds wants a number, got $1"; }
 
 # The comment at the top of the script that is run: what it does and how it is used.
 usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "scripts/$(basename "$0")"; }

@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 ///
 /// It is written beside its path under a random name, flushed to the disk and renamed. Until
 /// [`WholeFile::commit`] succeeds, whatever was at the path stays as it was; a symbolic link there
-/// is replaced, not followed. A file that was there leaves its permissions, and its owner where this user may. One
-/// that is a mount point cannot be replaced, and is written to at the end. Dropping it without `commit` removes what was written.
+/// is replaced, not followed. A file that was there leaves its permissions, and its owner where this
+/// user may. One that is a mount point cannot be replaced, and is written to at the end. Dropping it
+/// without `commit` removes what was written.
 #[derive(Debug)]
 #[must_use = "nothing is at its path before commit() is called"]
 pub(crate) struct WholeFile {

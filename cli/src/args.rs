@@ -67,8 +67,8 @@ pub(crate) struct DevicesArgs {
 /// Multiply two NumPy files into a third: C = activation(A B + bias).
 ///
 /// Files hold f32 or f64 (big-endian is converted), in C or Fortran order, with 2 dimensions, or 3
-/// for a batch; one matrix, also as a batch of one, multiplies every item of a batch. f64 is rounded to f32 for the product.
-/// NaN and infinity propagate. The result is written whole or not at all; a symbolic link at its
+/// for a batch; one matrix, also as a batch of one, multiplies every item of a batch. f64 is rounded
+/// to f32 for the product. NaN and infinity propagate. The result is written whole or not at all; a symbolic link at its
 /// path is replaced, not followed.
 #[derive(Debug, Args)]
 pub(crate) struct MultiplyArgs {
@@ -381,7 +381,7 @@ impl Precision {
 fn float_precision() -> impl TypedValueParser<Value = Precision> {
     const FLOATS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::Bf16];
     let names = FLOATS.iter().filter_map(ValueEnum::to_possible_value);
-    PossibleValuesParser::new(names).map(|name| Precision::from_str(&name, false).unwrap_or(Precision::F32))
+    PossibleValuesParser::new(names).try_map(|name| Precision::from_str(&name, false))
 }
 
 /// Types that results are written in.
