@@ -251,15 +251,15 @@ pub(crate) struct VerifyArgs {
     /// The product, as MxNxK: an M x K matrix by a K x N matrix.
     #[arg(value_name = "MxNxK")]
     pub(crate) shape: Shape,
-    /// The backend to run [default: mpsgraph where it is here, else cpu].
+    /// The backend to run [default: auto, the one that `explain` names].
     #[arg(long, value_name = "NAME")]
     pub(crate) backend: Option<String>,
     /// The type that the product is computed in; f16 for the Neural Engine has f16 sums [default: f16
     /// where the Neural Engine is requested, else f32].
     #[arg(long, value_parser = float_precision())]
     pub(crate) precision: Option<Precision>,
-    /// The device to request [default: neural-engine on mpsgraph but for another precision than f16,
-    /// else none].
+    /// The device to request [default: neural-engine on mpsgraph, and where it is required, but for another
+    /// precision than f16; else none].
     #[arg(long, value_name = "DEVICE", value_parser = ["cpu", "gpu", "neural-engine"])]
     pub(crate) device: Option<String>,
     /// Fail unless it is proved that this device did the work.

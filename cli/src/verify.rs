@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ane_matmul::evidence::{Load, Receipt, Statement, Witness, verify};
-use ane_matmul::{BackendId, Backends, Device, ElementType, ElementTypes, MatMul};
+use ane_matmul::{BackendId, Device, ElementType, ElementTypes, MatMul};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
 
@@ -23,12 +23,12 @@ pub(crate) fn run(args: &VerifyArgs) -> Output {
         )));
     }
     let backends = crate::backends()?;
-    let id = args.backend.as_deref().map_or_else(|| default_backend(&backends), backend_id);
+    let id = args.backend.as_deref().map_or(BackendId::AUTO, backend_id);
+    let required: Device = args.require.as_deref().unwrap_or("unknown").parse().map_err(Failure::new)?;
     let device = match &args.device {
         Some(name) => name.parse().map_err(Failure::new)?,
-        None => default_device(&id, args.precision),
+        None => default_device(&id, args.precision, required),
     };
-    let required: Device = args.require.as_deref().unwrap_or("unknown").parse().map_err(Failure::new)?;
     let shape = args.shape;
     let product = MatMul::builder(shape.m, shape.n, shape.k).types(types(args.precision, device)).build()?;
     let options = args.threads.options().device(device);
@@ -51,13 +51,11 @@ pub(crate) fn run(args: &VerifyArgs) -> Output {
     Ok(receipt.require(required)?)
 }
 
-fn default_backend(backends: &Backends) -> BackendId {
-    if backends.info(&BackendId::MPSGRAPH).is_ok() { BackendId::MPSGRAPH } else { BackendId::CPU }
-}
-
-fn default_device(id: &BackendId, precision: Option<Precision>) -> Device {
+/// Whoever wants it proved that the Neural Engine works asks for it.
+fn default_device(id: &BackendId, precision: Option<Precision>, required: Device) -> Device {
+    let wanted = *id == BackendId::MPSGRAPH || (*id == BackendId::AUTO && required == Device::NeuralEngine);
     let candidate = matches!(precision, None | Some(Precision::F16));
-    if *id == BackendId::MPSGRAPH && candidate { Device::NeuralEngine } else { Device::Unknown }
+    if wanted && candidate { Device::NeuralEngine } else { Device::Unknown }
 }
 
 /// Only products that are f16 throughout are candidates for the Neural Engine.
@@ -92,7 +90,11 @@ fn witness_json(witness: &Witness) -> Value {
     let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let mut figures = match witness {
         Witness::Engine { observed } => json!({ "observed": observed.name() }),
-        Witness::CpuTime { cpu, wall } => json!({ "cpu_ns": ns(*cpu), "wall_ns": ns(*wall) }),
+        Witness::CpuTime { cpu, wall, needed } => json!({
+            "cpu_ns": ns(*cpu),
+            "wall_ns": ns(*wall),
+            "needed_ns": needed.map(ns),
+        }),
         Witness::DeviceTime { device, control, wall } => json!({
             "device_ns": ns(*device),
             "control_ns": control.map(ns),
@@ -128,9 +130,15 @@ mod tests {
     #[test]
     fn the_neural_engine_gets_f16_throughout_and_nothing_else_is_asked_of_it() {
         let graph = BackendId::MPSGRAPH;
-        assert_eq!(default_device(&graph, None), Device::NeuralEngine);
-        assert_eq!(default_device(&graph, Some(Precision::F32)), Device::Unknown);
-        assert_eq!(default_device(&BackendId::CPU, None), Device::Unknown);
+        let device = |id: &BackendId, precision| default_device(id, precision, Device::NeuralEngine);
+        assert_eq!(device(&graph, None), Device::NeuralEngine);
+        assert_eq!(device(&graph, Some(Precision::F32)), Device::Unknown);
+        assert_eq!(device(&BackendId::CPU, None), Device::Unknown);
+        assert_eq!(device(&BackendId::AUTO, None), Device::NeuralEngine);
+        for required in [Device::Unknown, Device::Cpu] {
+            assert_eq!(default_device(&graph, None, required), Device::NeuralEngine);
+            assert_eq!(default_device(&BackendId::AUTO, None, required), Device::Unknown);
+        }
         assert_eq!(types(None, Device::NeuralEngine), ElementTypes::uniform(ElementType::F16));
         assert_eq!(types(Some(Precision::F16), Device::Gpu), ElementTypes::F16);
         assert_eq!(types(None, Device::Gpu), ElementTypes::F32);
@@ -159,8 +167,12 @@ mod tests {
         let cases = [
             (Witness::Engine { observed: Device::Cpu }, json!({ "observed": "cpu" })),
             (
-                Witness::CpuTime { cpu: second, wall: 2 * second },
-                json!({ "cpu_ns": 1_000_000_000u64, "wall_ns": 2_000_000_000u64 }),
+                Witness::CpuTime { cpu: second, wall: 2 * second, needed: Some(3 * second) },
+                json!({
+                    "cpu_ns": 1_000_000_000u64,
+                    "wall_ns": 2_000_000_000u64,
+                    "needed_ns": 3_000_000_000u64,
+                }),
             ),
             (
                 Witness::DeviceTime { device: second, control: None, wall: 2 * second },

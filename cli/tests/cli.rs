@@ -434,14 +434,16 @@ fn verify_says_what_was_seen_and_what_was_not() {
         command.env("ANE_REFERENCE_FAULT", "slow:50000000").output().expect("the command line runs")
     };
     let text = succeeded(&verify(&["--backend", "cpu"]));
-    for part in ["requested:  unknown", "observed:   ", "the engine says cpu", "energy is absent"] {
+    for part in ["requested:  unknown", "observed:   ", "the backend says cpu", "energy is absent"] {
         assert!(text.contains(part), "{part} in {text}");
     }
     let waiting = succeeded(&verify(&["--backend", "reference"]));
-    if cfg!(unix) {
-        assert!(waiting.contains("observed:   unknown"), "{waiting}");
-        assert!(waiting.contains("the CPU mostly waited"), "{waiting}");
-    }
+    assert!(waiting.contains("observed:   cpu\n"), "{waiting}");
+    // Whoever names no backend gets the one that a user of `auto` would.
+    let default = verify(&["--json"]);
+    let default: serde_json::Value = serde_json::from_slice(&default.stdout).expect("JSON");
+    assert_eq!((&default["backend"], &default["requested"]), (&"cpu".into(), &"unknown".into()));
+    failed(&verify(&["--require", "neural-engine"]), "refuses this product");
 
     for command in ["verify", "probe"] {
         usage(&run(&[&command, &"8x8x8", &"--backend", &"cpu", &"--precision", &"int8"]), "f32, f16, bf16");
@@ -465,6 +467,44 @@ fn verify_says_what_was_seen_and_what_was_not() {
     failed(&run(&[&"verify", &"8x8x8", &"--seconds", &"nan"]), "--seconds: expected more than 0");
     usage(&run(&[&"verify", &"8x8"]), "MxNxK");
     usage(&run(&[&"verify", &"8x8x8", &"--require", &"mixed"]), "possible values");
+}
+
+/// A backend that lies about itself, in one field and in all of them, and one that has a device of its own.
+#[test]
+#[cfg(unix)]
+fn verify_takes_no_backends_word() {
+    let verify = |lies: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(["verify", "96x96x4096", "--seconds", "0.3", "--backend", "liar", "--require", "gpu"]);
+        command.env("ANE_MATMUL_SHIM", ane_matmul_shims::LIAR).env("ANE_LIAR", lies);
+        command.output().expect("the command line runs")
+    };
+    let receipt = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let worked = "spent the CPU time that the CPU would need";
+    for (lies, observed, reason) in [
+        ("gpu", "unknown", worked),
+        ("time", "unknown", "gives timestamps of a device"),
+        ("hour", "unknown", "command buffers 3600.000s of a run's"),
+        ("gpu,time", "unknown", worked),
+        ("gpu,hour", "unknown", "command buffers 3600.000s of a run's"),
+        ("gpu,sleep", "unknown", worked),
+        ("gpu,time,sleep", "unknown", worked),
+        ("replay", "unknown", "too little CPU time"),
+        ("time,replay", "unknown", "gives timestamps of a device"),
+    ] {
+        let output = verify(lies);
+        let text = receipt(&output);
+        assert!(
+            text.contains(&format!("observed:   {observed}\n")) && text.contains(reason),
+            "{lies}: {text}"
+        );
+        failed(&Output { stdout: Vec::new(), ..output }, "not proved that gpu did the work");
+    }
+    failed(&verify("gpu,time,skip"), "backend `liar` computed 96x96x4096 f32 wrong");
+    for honest in ["gpu,time,replay", "gpu,time,replay,spin", "gpu,replay"] {
+        let text = succeeded(&verify(honest));
+        assert!(text.contains("observed:   gpu\nconfidence: strong"), "{honest}: {text}");
+    }
 }
 
 /// The figure after `what` in a text.

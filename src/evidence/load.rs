@@ -3,16 +3,27 @@
 use std::time::{Duration, Instant};
 
 use super::meter::{self, Power};
-use super::operands::Operands;
+use super::operands::{Operands, SIGMA};
+use super::verdict::exceeds;
 use super::{Quartiles, Receipt, Witness, judge};
 use crate::backend::{BackendId, Backends};
 use crate::error::{Error, Result};
-use crate::executor::{Compiled, Executor};
+use crate::executor::{Compiled, Executor, Inputs};
 use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device};
+use crate::options::{CompileOptions, Device, Threads};
+use crate::self_check::{Mismatch, ResultChecker, SelfCheck};
+use crate::tensor::Tensor;
 
 /// A sample lasts at least this long, so that the clock's own time does not count.
 const SAMPLE_TIME: Duration = Duration::from_micros(200);
+
+/// The CPU time that arithmetic needs is measured on a product no larger than this in any dimension, for
+/// this long: a larger one needs no more for each operation that a cache this small would change.
+const CONTROL_DIMENSION: usize = 1024;
+const CONTROL_TIME: Duration = Duration::from_millis(50);
+
+/// How likely the check of a result may miss that it is wrong.
+const FAILURE_PROBABILITY: f64 = 1e-3;
 
 /// How long and how often to run a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +62,14 @@ impl Load {
 /// and hears every witness.
 ///
 /// Where the Neural Engine is requested, the same product compiled for the GPU is the control, in
-/// turns with it. CPU time counts the whole process: keep it idle otherwise. Nothing is written
-/// anywhere; absent witnesses are part of the receipt.
+/// turns with it. CPU time counts the whole process: keep it idle otherwise. What it is held to, the CPU time
+/// that the arithmetic needs, is measured first, on the backends `accelerate` and `cpu`. After each load a
+/// result is verified, where there is an error bound to hold it to. Nothing is written anywhere; absent
+/// witnesses are part of the receipt.
 ///
 /// # Errors
-/// As [`Backends::compile`] and [`Executor::run`]; [`Error::Description`] for types other than f32,
-/// f16 and bf16.
+/// As [`Backends::compile`] and [`Executor::run`]; [`Error::WrongResult`]; [`Error::Description`] for types
+/// other than f32, f16 and bf16.
 pub fn verify(
     backends: &Backends,
     id: &BackendId,
@@ -82,6 +95,8 @@ pub fn verify(
     } else {
         Err("the Neural Engine was not requested".to_owned())
     };
+    let mut checker = checker(product, &operands, options)?;
+    let needed_by_a_run = cpu_time_needed(backends, product);
     let mut with = Watched::new(&compiled, &mut operands)?;
     let mut without =
         control.as_ref().ok().map(|control| Watched::new(control, &mut operands)).transpose()?;
@@ -92,6 +107,9 @@ pub fn verify(
             without.run_for(load.window, idle.is_ok(), &mut operands)?;
         }
         with.run_for(load.window, idle.is_ok(), &mut operands)?;
+        if let Some(checker) = &mut checker {
+            with.check(checker, &id, product, &mut operands)?;
+        }
     }
 
     let mut witnesses = Vec::new();
@@ -99,7 +117,7 @@ pub fn verify(
         witnesses.push(Witness::TestDouble);
     }
     witnesses.push(Witness::Engine { observed: with.observed(&compiled) });
-    witnesses.push(with.cpu_time());
+    witnesses.push(with.cpu_time(needed_by_a_run));
     witnesses.push(with.device_time(without.as_ref()));
     witnesses.extend(energy(idle, &with, without.as_ref()));
     witnesses.push(match (&mut without, control) {
@@ -119,6 +137,40 @@ pub fn verify(
     })
 }
 
+/// What results are held to; `None` for a product without an error bound.
+fn checker(product: &MatMul, operands: &Operands, options: &CompileOptions) -> Result<Option<ResultChecker>> {
+    let check = SelfCheck::every_run().failure_probability(FAILURE_PROBABILITY);
+    match ResultChecker::with_options(product, operands.weights.as_ref(), &check, options) {
+        Ok(checker) => Ok(Some(checker)),
+        Err(Error::Description { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The CPU time that the arithmetic of a run needs, in f32 and on one thread, with whichever of our CPU
+/// backends needs less; `None` where nothing can be measured.
+fn cpu_time_needed(backends: &Backends, product: &MatMul) -> Option<Duration> {
+    let [m, n, k] = [product.m(), product.n(), product.k()].map(|size| size.min(CONTROL_DIMENSION));
+    let control = MatMul::new(m, n, k).ok()?;
+    let scale = product.flops() / control.flops();
+    let options = CompileOptions::default().threads(Threads::count(1).ok()?);
+    let (a, b) =
+        (Tensor::random_normal_f32(m, k, SIGMA, 1).ok()?, Tensor::random_normal_f32(k, n, SIGMA, 2).ok()?);
+    let measure = |id: &BackendId| -> Option<Duration> {
+        let mut executor = backends.compile(id, &control, None, &options).ok()?.executor().ok()?;
+        let (inputs, mut c) = (Inputs::new(&a).b(&b), Tensor::<f32>::zeros(m, n).ok()?);
+        executor.run(&inputs, &mut c).ok()?;
+        let (before, start, mut runs) = (meter::process_cpu_time().ok()?, Instant::now(), 0u64);
+        while runs == 0 || start.elapsed() < CONTROL_TIME {
+            executor.run(&inputs, &mut c).ok()?;
+            runs += 1;
+        }
+        let cpu = meter::process_cpu_time().ok()?.saturating_sub(before);
+        Duration::try_from_secs_f64(cpu.as_secs_f64() / f64_from(runs) * scale).ok()
+    };
+    [BackendId::ACCELERATE, BackendId::CPU].iter().filter_map(measure).min()
+}
+
 fn idle_power(window: Duration) -> Result<Power, String> {
     meter::has_energy_counters()?;
     meter::power(window)
@@ -133,6 +185,8 @@ struct Watched {
     wall: Duration,
     cpu: Result<Duration, &'static str>,
     device_time: Duration,
+    /// Device time and elapsed time of a run, where the former exceeds the latter.
+    impossible: Option<(Duration, Duration)>,
     observed: Option<Device>,
     power: Vec<Result<Power, String>>,
 }
@@ -148,6 +202,7 @@ impl Watched {
             wall: Duration::ZERO,
             cpu: Ok(Duration::ZERO),
             device_time: Duration::ZERO,
+            impossible: None,
             observed: None,
             power: Vec::new(),
         };
@@ -156,6 +211,7 @@ impl Watched {
         let runs_per_sample = SAMPLE_TIME.as_nanos().div_ceil(once.as_nanos()).max(1);
         watched.runs_per_sample = u32::try_from(runs_per_sample).unwrap_or(u32::MAX);
         (watched.runs, watched.device_time, watched.observed) = (0, Duration::ZERO, None);
+        watched.impossible = None;
         Ok(watched)
     }
 
@@ -163,16 +219,43 @@ impl Watched {
     fn sample(&mut self, operands: &mut Operands) -> Result<Duration> {
         let (inputs, c) = operands.parts()?;
         let start = Instant::now();
+        let mut device = Duration::ZERO;
         for _ in 0..self.runs_per_sample {
             let seen = self.executor.run_observed(&inputs, c.view_mut()?)?;
-            self.device_time += seen.device_time.unwrap_or_default();
+            device = device.saturating_add(seen.device_time.unwrap_or_default());
             self.observed = Some(match self.observed {
                 Some(before) if before != seen.observed => Device::Unknown,
                 _ => seen.observed,
             });
         }
+        let elapsed = start.elapsed();
         self.runs += u64::from(self.runs_per_sample);
-        Ok(start.elapsed() / self.runs_per_sample)
+        self.device_time = self.device_time.saturating_add(device);
+        if exceeds(device, elapsed) {
+            self.impossible = Some((device / self.runs_per_sample, elapsed / self.runs_per_sample));
+        }
+        Ok(elapsed / self.runs_per_sample)
+    }
+
+    /// Runs once more, on a C that holds nothing right, and verifies the result.
+    fn check(
+        &mut self,
+        checker: &mut ResultChecker,
+        id: &BackendId,
+        product: &MatMul,
+        operands: &mut Operands,
+    ) -> Result<()> {
+        let (inputs, c) = operands.parts()?;
+        c.spoil();
+        self.executor.run(&inputs, c.view_mut()?)?;
+        match checker.check(&inputs, c.view()?)? {
+            None => Ok(()),
+            Some(element) => Err(Error::WrongResult(Box::new(Mismatch {
+                backend: id.clone(),
+                product: product.to_string(),
+                element,
+            }))),
+        }
     }
 
     /// Runs for `window`, and as long as the energy counters are being read.
@@ -207,7 +290,7 @@ impl Watched {
         result
     }
 
-    /// What the engine said of the runs, or else of the product.
+    /// What the backend said of the runs, or else of the product.
     fn observed(&self, compiled: &Compiled) -> Device {
         match self.observed {
             Some(observed) if observed != Device::Unknown => observed,
@@ -215,17 +298,23 @@ impl Watched {
         }
     }
 
-    fn cpu_time(&self) -> Witness {
+    fn cpu_time(&self, needed_by_a_run: Option<Duration>) -> Witness {
+        let needed = needed_by_a_run
+            .and_then(|needed| Duration::try_from_secs_f64(needed.as_secs_f64() * f64_from(self.runs)).ok());
         match self.cpu {
-            Ok(cpu) => Witness::CpuTime { cpu, wall: self.wall },
+            Ok(cpu) => Witness::CpuTime { cpu, wall: self.wall, needed },
             Err(reason) => Witness::Absent { kind: "cpu-time", reason: reason.into() },
         }
     }
 
     fn device_time(&self, control: Option<&Self>) -> Witness {
         if self.device_time.is_zero() {
-            let reason = "the engine gives no timestamps of its device".into();
+            let reason = "the backend gives no timestamps of its device".into();
             return Witness::Absent { kind: "device-time", reason };
+        }
+        let impossible = [Some(self), control].into_iter().flatten().find_map(|seen| seen.impossible);
+        if let Some((device, wall)) = impossible {
+            return Witness::DeviceTime { device, control: None, wall };
         }
         let of_a_run = |time: Duration, runs: u64| time.div_f64(f64_from(runs));
         Witness::DeviceTime {

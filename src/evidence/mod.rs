@@ -55,7 +55,7 @@ pub use verdict::{Verdict, judge};
 pub enum Witness {
     /// The results come from a stand-in for hardware.
     TestDouble,
-    /// What the engine says of the product: known by construction, such as our own CPU kernels, or
+    /// What the backend says of the product: known by construction, such as our own CPU kernels, or
     /// MPSGraph at optimisation level 0 (`MPSGraph.h`: the GPU alone).
     Engine {
         /// The device, unknown where the engine cannot tell.
@@ -67,9 +67,13 @@ pub enum Witness {
         cpu: Duration,
         /// Elapsed.
         wall: Duration,
+        /// What this crate's CPU kernels need for as much arithmetic, in f32 and on one thread; `None`
+        /// where that was not measured.
+        needed: Option<Duration>,
     },
     /// Timestamps of the device's command buffers, means of a run: Metal's `GPUStartTime` to
-    /// `GPUEndTime`, which may include waiting.
+    /// `GPUEndTime`, which may include waiting. The backend gives them: with [`Witness::Engine`] they are
+    /// one witness, not two.
     DeviceTime {
         /// From start to end by the device's clock; zero where the device gave none.
         device: Duration,
@@ -128,6 +132,8 @@ pub enum Statement {
     Against(Device),
     /// Allowing the Neural Engine changed where the work went; not where to.
     Moved,
+    /// It cannot be: what else this witness says is not to be believed either.
+    Impossible,
     /// Nothing either way: a counter at zero is of this kind.
     Nothing,
 }
@@ -138,6 +144,7 @@ impl fmt::Display for Statement {
             Self::For(device) => write!(f, "for {device}"),
             Self::Against(device) => write!(f, "against {device}"),
             Self::Moved => f.write_str("the work moved"),
+            Self::Impossible => f.write_str("impossible"),
             Self::Nothing => f.write_str("nothing"),
         }
     }
@@ -245,8 +252,14 @@ impl fmt::Display for Witness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TestDouble => f.write_str("the backend is a test double of hardware"),
-            Self::Engine { observed } => write!(f, "the engine says {observed}"),
-            Self::CpuTime { cpu, wall } => write!(f, "CPU time {cpu:.3?} in {wall:.3?}"),
+            Self::Engine { observed } => write!(f, "the backend says {observed}"),
+            Self::CpuTime { cpu, wall, needed } => {
+                write!(f, "CPU time {cpu:.3?} in {wall:.3?}")?;
+                match needed {
+                    Some(needed) => write!(f, ", where the CPU would need {needed:.3?} for the arithmetic"),
+                    None => Ok(()),
+                }
+            }
             Self::DeviceTime { device, control, wall } => {
                 write!(f, "command buffers {device:.3?} of a run's {wall:.3?}")?;
                 match control {

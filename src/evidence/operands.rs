@@ -12,7 +12,7 @@ use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 use crate::weights::Weights;
 
 /// Standard deviation of the elements: that of the project's origin.
-const SIGMA: f64 = 0.02;
+pub(super) const SIGMA: f64 = 0.02;
 
 /// An operand with its memory.
 pub(super) enum Matrix {
@@ -38,12 +38,21 @@ impl Matrix {
         Ok(matrix)
     }
 
-    fn view(&self) -> Result<AnyView<'_>> {
+    pub(super) fn view(&self) -> Result<AnyView<'_>> {
         Ok(match self {
             Self::F32(data, layout) => TensorView::with_layout(data, *layout)?.erased(),
             Self::F16(data, layout) => TensorView::with_layout(data, *layout)?.erased(),
             Self::Bf16(data, layout) => TensorView::with_layout(data, *layout)?.erased(),
         })
+    }
+
+    /// Sets every element to NaN.
+    pub(super) fn spoil(&mut self) {
+        match self {
+            Self::F32(data, _) => data.fill(f32::NAN),
+            Self::F16(data, _) => data.fill(f16::NAN),
+            Self::Bf16(data, _) => data.fill(bf16::NAN),
+        }
     }
 
     pub(super) fn view_mut(&mut self) -> Result<AnyViewMut<'_>> {
@@ -55,6 +64,7 @@ impl Matrix {
     }
 }
 
+/// Random elements.
 fn fill<T: Element>(layout: &Layout, seed: u64, round: impl Fn(f64) -> T) -> Result<Vec<T>> {
     let mut random = Random::new(seed);
     let mut data = Vec::new();

@@ -17,7 +17,13 @@ fn engine(observed: Device) -> Witness {
 }
 
 fn cpu(seconds: f64) -> Witness {
-    Witness::CpuTime { cpu: Duration::from_secs_f64(seconds), wall: SECOND }
+    Witness::CpuTime { cpu: Duration::from_secs_f64(seconds), wall: SECOND, needed: None }
+}
+
+/// CPU time in a second, where the arithmetic needs some.
+fn cpu_of(seconds: f64, needed: f64) -> Witness {
+    let [cpu, needed] = [seconds, needed].map(Duration::from_secs_f64);
+    Witness::CpuTime { cpu, wall: SECOND, needed: Some(needed) }
 }
 
 /// Microseconds of command buffers in runs of 100 us.
@@ -78,7 +84,7 @@ fn check(cases: &[Case]) {
 fn verdicts_on_synthetic_traces() {
     let idle_gpu = || energy(Gpu, 0.02, Some(8.0), 0.1);
     let busy_gpu = || energy(Gpu, 0.02, Some(8.0), 7.5);
-    let cases: [Case; 29] = [
+    let cases: [Case; 32] = [
         ("nothing", vec![], (Unknown, NoConfidence)),
         ("nothing heard", vec![engine(Unknown), absent()], (Unknown, NoConfidence)),
         // The Neural Engine.
@@ -101,6 +107,11 @@ fn verdicts_on_synthetic_traces() {
             "counter and full command buffers",
             vec![engine(Unknown), rising(), device(80, Some(90)), moved()],
             (Mixed, Weak),
+        ),
+        (
+            "counter and a small product's submission",
+            vec![engine(Unknown), rising(), cpu_of(0.3, 0.2), moved()],
+            (NeuralEngine, Strong),
         ),
         ("counter and a busy CPU", vec![engine(Unknown), rising(), cpu(1.0), moved()], (Mixed, Weak)),
         // What an engine claims without being able to know it.
@@ -139,11 +150,14 @@ fn verdicts_on_synthetic_traces() {
             (Unknown, NoConfidence),
         ),
         // The GPU.
-        ("level 0 and a busy GPU", vec![engine(Gpu), device(80, None)], (Gpu, Strong)),
+        ("level 0 and a CPU that waited", vec![engine(Gpu), cpu(0.1)], (Gpu, Strong)),
+        ("level 0 and a busy GPU", vec![engine(Gpu), busy_gpu()], (Gpu, Strong)),
         ("level 0 and short command buffers", vec![engine(Gpu), device(3, None), cpu(0.5)], (Gpu, Weak)),
         ("level 0, nothing else", vec![engine(Gpu), absent()], (Gpu, Weak)),
-        ("level 0, GPU busy, Neural Engine too", vec![engine(Gpu), device(80, None), rising()], (Gpu, Weak)),
-        ("level 0, only the Neural Engine seen", vec![engine(Gpu), rising()], (Unknown, NoConfidence)),
+        ("level 0, GPU busy, Neural Engine too", vec![engine(Gpu), cpu(0.1), rising()], (Gpu, Weak)),
+        // What a GPU's driver may do: spin while it waits, for work that would take a CPU far longer.
+        ("a GPU, short kernels", vec![engine(Gpu), device(3, None), cpu_of(1.0, 40.0)], (Gpu, Strong)),
+        ("a GPU that is little faster", vec![engine(Gpu), device(80, None), cpu_of(1.0, 8.0)], (Gpu, Weak)),
         (
             "candidate, but on the GPU",
             vec![engine(Unknown), device(80, Some(82)), busy_gpu(), same_times()],
@@ -165,9 +179,37 @@ fn verdicts_on_synthetic_traces() {
 }
 
 #[test]
+fn what_a_backend_says_of_itself_is_one_witness() {
+    let cases: [Case; 7] = [
+        ("statements of one backend", vec![engine(Gpu), device(80, None)], (Gpu, Weak)),
+        (
+            "it worked on the CPU",
+            vec![engine(Gpu), device(80, None), cpu_of(1.0, 0.9)],
+            (Unknown, NoConfidence),
+        ),
+        (
+            "and slept afterwards",
+            vec![engine(Gpu), device(80, None), cpu_of(0.1, 0.1)],
+            (Unknown, NoConfidence),
+        ),
+        (
+            "an hour in a run",
+            vec![engine(Gpu), device(3_600_000_000, None), cpu(0.1)],
+            (Unknown, NoConfidence),
+        ),
+        ("the same of the CPU", vec![engine(Cpu), device(106, None), cpu(1.0)], (Unknown, NoConfidence)),
+        ("clocks that differ", vec![engine(Gpu), device(104, None), cpu(0.1)], (Gpu, Strong)),
+        ("level 0, only the Neural Engine seen", vec![engine(Gpu), rising()], (Unknown, NoConfidence)),
+    ];
+    check(&cases);
+}
+
+#[test]
 fn verdicts_on_the_cpu() {
-    let cases: [Case; 4] = [
+    let cases: [Case; 6] = [
         ("own kernels, busy", vec![engine(Cpu), cpu(1.9)], (Cpu, Strong)),
+        ("own kernels, held to what they need", vec![engine(Cpu), cpu_of(1.0, 1.1)], (Cpu, Strong)),
+        ("something that spins", vec![engine(Cpu), cpu_of(1.0, 40.0)], (Unknown, NoConfidence)),
         ("own kernels, waiting", vec![engine(Cpu), cpu(0.05)], (Unknown, NoConfidence)),
         (
             "own kernels, someone's Neural Engine",
@@ -234,6 +276,7 @@ fn witness() -> impl Strategy<Value = Witness> {
     prop_oneof![
         device_kind().prop_map(engine),
         (0.0..2.0).prop_map(cpu),
+        (0.0..2.0, 0.0..20.0).prop_map(|(seconds, needed)| cpu_of(seconds, needed)),
         (0u64..200, prop::option::of(0u64..200)).prop_map(|(us, control)| device(us, control)),
         (device_kind(), watts(), prop::option::of(watts()), watts())
             .prop_map(|(device, idle, control, load)| energy(device, idle, control, load)),
@@ -372,6 +415,14 @@ fn witnesses_at_the_ends_of_what_they_may_say() {
     let gpu = |idle, control, load| energy(Gpu, idle, control, load).says();
     let says = [
         ("as much CPU time as of one that waits", cpu(0.2).says(), Statement::Nothing),
+        ("a sixteenth of what is needed", cpu_of(1.0, 16.0).says(), Statement::Nothing),
+        ("less than that", cpu_of(1.0, 16.1).says(), Statement::Against(Cpu)),
+        ("a quarter of it", cpu_of(1.0, 4.0).says(), Statement::For(Cpu)),
+        ("a little less", cpu_of(1.0, 4.1).says(), Statement::Nothing),
+        ("all of it, and asleep", cpu_of(0.1, 0.1).says(), Statement::For(Cpu)),
+        ("work that needs nothing", cpu_of(0.1, 0.0).says(), Statement::Against(Cpu)),
+        ("as long as the run, and a twentieth", device(105, None).says(), Statement::For(Gpu)),
+        ("longer than the run", device(106, None).says(), Statement::Impossible),
         ("a quarter of the control, half of the time", device(50, Some(200)).says(), Statement::For(Gpu)),
         ("a rise of less than 0.1 W", gpu(0.03, None, 0.08), Statement::Nothing),
         ("less than twice as much", gpu(3.0, None, 5.5), Statement::Nothing),

@@ -9,6 +9,13 @@ use crate::options::Device;
 const CPU_BUSY: f64 = 0.8;
 /// ... and one below this waits for something else.
 const CPU_WAITING: f64 = 0.2;
+/// From this part of the CPU time that the arithmetic needs on, the CPU may have done it, ...
+const CPU_MAY_DO: f64 = 0.25;
+/// ... and below this part no CPU has: the fastest arithmetic of one beside f32 in vector registers is Intel's
+/// AMX in bf16, with 512 multiply-adds in a cycle (`TDPBF16PS`) where two AVX-512 units do 32.
+const CPU_CANNOT_DO: f64 = 1.0 / 16.0;
+/// Timestamps may exceed the time that passed by as much as clocks differ.
+const CLOCK_TOLERANCE: f64 = 1.05;
 /// Command buffers that take up this part of the time had the device at work. A smaller part may be
 /// all of the work, and the rest the way there.
 const DEVICE_BUSY: f64 = 0.5;
@@ -50,9 +57,9 @@ impl Witness {
     #[must_use]
     pub fn says(&self) -> Statement {
         match self {
-            // That an engine claims the Neural Engine, or a mixture, proves nothing: none can know.
+            // That a backend claims the Neural Engine, or a mixture, proves nothing: none can know.
             Self::Engine { observed: device @ (Device::Cpu | Device::Gpu) } => Statement::For(*device),
-            Self::CpuTime { cpu, wall } => by_cpu_share(cpu.as_secs_f64() / wall.as_secs_f64()),
+            Self::CpuTime { cpu, wall, needed } => by_cpu_time(*cpu, *wall, *needed),
             Self::DeviceTime { device, control, wall } => by_device_time(*device, *control, *wall),
             Self::Energy { device, idle_watts, control_watts, load_watts } => {
                 by_energy(*device, *idle_watts, *control_watts, *load_watts)
@@ -63,14 +70,28 @@ impl Witness {
     }
 }
 
-/// A share of exactly zero, or none, says nothing: the clock may not be there.
-fn by_cpu_share(share: f64) -> Statement {
-    match share {
-        share if !share.is_finite() || share <= 0.0 => Statement::Nothing,
-        share if share >= CPU_BUSY => Statement::For(Device::Cpu),
-        share if share < CPU_WAITING => Statement::Against(Device::Cpu),
+/// CPU time of exactly zero says nothing: the clock may not be there. A thread that waits may spin, and one
+/// that worked may sleep: what the work needs tells them apart.
+fn by_cpu_time(cpu: Duration, wall: Duration, needed: Option<Duration>) -> Statement {
+    let (part, does, cannot) = match needed.filter(|needed| !needed.is_zero()) {
+        Some(needed) => (cpu.as_secs_f64() / needed.as_secs_f64(), CPU_MAY_DO, CPU_CANNOT_DO),
+        None => (cores(cpu, wall), CPU_BUSY, CPU_WAITING),
+    };
+    match part {
+        part if !part.is_finite() || part <= 0.0 => Statement::Nothing,
+        part if part >= does => Statement::For(Device::Cpu),
+        part if part < cannot => Statement::Against(Device::Cpu),
         _ => Statement::Nothing,
     }
+}
+
+fn cores(cpu: Duration, wall: Duration) -> f64 {
+    cpu.as_secs_f64() / wall.as_secs_f64()
+}
+
+/// Whether a device says that it took longer than the time that passed.
+pub(super) fn exceeds(device: Duration, wall: Duration) -> bool {
+    device.as_secs_f64() > CLOCK_TOLERANCE * wall.as_secs_f64()
 }
 
 fn by_device_time(device: Duration, control: Option<Duration>, wall: Duration) -> Statement {
@@ -78,6 +99,8 @@ fn by_device_time(device: Duration, control: Option<Duration>, wall: Duration) -
     // Zero: no timestamps. That the device did little shows beside the control alone.
     if device.is_zero() || wall.is_zero() {
         Statement::Nothing
+    } else if exceeds(device, wall) {
+        Statement::Impossible
     } else if of_control.is_some_and(|part| part < LITTLE_WORK) {
         Statement::Against(Device::Gpu)
     } else if device.as_secs_f64() >= DEVICE_BUSY * wall.as_secs_f64() {
@@ -129,8 +152,9 @@ fn differ(with: &Quartiles, without: &Quartiles) -> bool {
 #[derive(Debug, Default)]
 struct Statements {
     engine: Device,
-    /// CPU time and device time belong to this process; energy counters to all of them.
+    /// CPU time belongs to this process, energy counters to all of them; device time is the backend's.
     cpu_time: Option<Statement>,
+    cpu_busy: bool,
     device_time: Option<Statement>,
     gpu_energy: Option<Statement>,
     neural_engine_rises: bool,
@@ -147,7 +171,10 @@ impl Statements {
             }
             match (witness, says) {
                 (Witness::Engine { .. }, Statement::For(device)) => all.engine = device,
-                (Witness::CpuTime { .. }, _) => all.cpu_time = Some(says),
+                (Witness::CpuTime { cpu, wall, .. }, _) => {
+                    all.cpu_time = Some(says);
+                    all.cpu_busy = says == Statement::For(Device::Cpu) && cores(*cpu, *wall) >= CPU_BUSY;
+                }
                 (Witness::DeviceTime { .. }, _) => all.device_time = Some(says),
                 (Witness::Energy { device: Device::Gpu, .. }, _) => all.gpu_energy = Some(says),
                 (Witness::Energy { .. }, Statement::For(Device::NeuralEngine)) => {
@@ -167,13 +194,16 @@ impl Statements {
 
 /// Who did the work, from what was seen. A pure function of its argument.
 ///
-/// What was requested is no argument. Witnesses of this process (CPU time, command buffers) outrank
-/// counters of the whole chip. Where witnesses of one rank contradict each other the answer is
-/// unknown.
+/// What was requested is no argument. All that a backend says, its timestamps included, is one witness, and
+/// what is impossible in it spoils the rest. CPU time outranks counters of the whole chip. Where witnesses
+/// contradict each other the answer is unknown.
 #[must_use]
 pub fn judge(witnesses: &[Witness]) -> Verdict {
     if witnesses.contains(&Witness::TestDouble) {
         return Verdict::unknown("a test double of hardware proves nothing");
+    }
+    if let Some(impossible) = witnesses.iter().find(|witness| witness.says() == Statement::Impossible) {
+        return Verdict::unknown(&format!("what the backend says is not believed: {impossible}"));
     }
     let all = Statements::of(witnesses);
     match all.engine {
@@ -187,49 +217,67 @@ pub fn judge(witnesses: &[Witness]) -> Verdict {
 fn judge_cpu_engine(all: &Statements) -> Verdict {
     let others = all.neural_engine_rises || all.gpu_energy == Some(Statement::For(Device::Gpu));
     if all.device_time == Some(Statement::For(Device::Gpu)) {
-        return Verdict::unknown("the engine says cpu, but the timestamps of a device cover the time");
+        return Verdict::unknown(
+            "the backend says cpu, but gives timestamps of a device that cover the time",
+        );
     }
     match all.cpu_time {
-        Some(Statement::Against(_)) => Verdict::unknown("the engine says cpu, but the CPU mostly waited"),
+        Some(Statement::Against(_)) => {
+            Verdict::unknown("the backend says cpu, but this process spent too little CPU time for that")
+        }
         Some(Statement::For(_)) if others => Verdict::new(
             Device::Cpu,
             Confidence::Weak,
-            "the engine runs on the CPU and kept it busy, but another device's energy counter rose, perhaps for another process",
+            "the backend runs on the CPU, which worked, but another device's energy counter rose, perhaps for another process",
         ),
         Some(Statement::For(_)) => Verdict::new(
             Device::Cpu,
             Confidence::Strong,
-            "the engine runs on the CPU, and this process kept the CPU busy",
+            "the backend runs on the CPU, and this process spent the CPU time for it",
         ),
         _ => Verdict::new(
             Device::Cpu,
             Confidence::Weak,
-            "the engine runs on the CPU; how busy that was is not clear",
+            "the backend runs on the CPU; whether that did the work is not clear",
         ),
     }
 }
 
 fn judge_gpu_engine(all: &Statements) -> Verdict {
-    let (supporting, contradicting) =
-        (all.gpu(Statement::For(Device::Gpu)), all.gpu(Statement::Against(Device::Gpu)));
-    match (supporting, contradicting) {
-        (_, 1..) => Verdict::unknown("the engine says gpu, but the GPU did little during the load"),
-        (0, _) if all.neural_engine_rises => Verdict::unknown(
-            "the engine says gpu, but the energy counter of the Neural Engine rose and nothing shows the GPU",
-        ),
-        (0, _) => Verdict::new(
+    let excluded = all.cpu_time == Some(Statement::Against(Device::Cpu));
+    let shown = all.gpu_energy == Some(Statement::For(Device::Gpu));
+    if all.gpu(Statement::Against(Device::Gpu)) > 0 {
+        return Verdict::unknown("the backend says gpu, but the GPU did little during the load");
+    }
+    if all.cpu_time == Some(Statement::For(Device::Cpu)) {
+        return Verdict::unknown(
+            "the backend says gpu, but this process spent the CPU time that the CPU would need; verify a larger product",
+        );
+    }
+    match (excluded || shown, all.neural_engine_rises) {
+        (true, true) => Verdict::new(
             Device::Gpu,
             Confidence::Weak,
-            "the engine runs on the GPU; no other witness shows it",
+            "the backend says gpu, and the CPU or energy agrees, but the energy counter of the Neural Engine rose, perhaps for another process",
         ),
-        _ if all.neural_engine_rises => Verdict::new(
+        (true, false) if shown => Verdict::new(
+            Device::Gpu,
+            Confidence::Strong,
+            "the backend says gpu, and the energy counter shows the GPU busy",
+        ),
+        (true, false) => Verdict::new(
+            Device::Gpu,
+            Confidence::Strong,
+            "the backend says gpu, and this process spent too little CPU time for the CPU to have done it",
+        ),
+        (false, true) => Verdict::unknown(
+            "the backend says gpu, but the energy counter of the Neural Engine rose and nothing else shows the GPU",
+        ),
+        (false, false) => Verdict::new(
             Device::Gpu,
             Confidence::Weak,
-            "the engine runs on the GPU, which was busy, but the energy counter of the Neural Engine rose, perhaps for another process",
+            "the backend says gpu, and nothing that it does not control shows it; verify a larger product",
         ),
-        _ => {
-            Verdict::new(Device::Gpu, Confidence::Strong, "the engine runs on the GPU, and the GPU was busy")
-        }
     }
 }
 
@@ -242,7 +290,8 @@ fn judge_neural_engine(all: &Statements) -> Verdict {
             Confidence::Weak,
             "the energy counter of the Neural Engine rose, and the GPU was busy",
         )
-    } else if all.cpu_time == Some(Statement::For(Device::Cpu)) {
+    } else if all.cpu_busy {
+        // Less may be what it takes to submit a small product.
         Verdict::new(
             Device::Mixed,
             Confidence::Weak,

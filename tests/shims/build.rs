@@ -49,6 +49,8 @@ fn main() {
     library("double", Path::new("double.c"));
     println!("cargo::rerun-if-changed=neural.c");
     library("neural", Path::new("neural.c"));
+    println!("cargo::rerun-if-changed=liar.c");
+    library("liar", Path::new("liar.c"));
     println!("cargo::rerun-if-changed=signal_at_fsync.c");
     library("signal_at_fsync", Path::new("signal_at_fsync.c"));
     for (name, change) in CHANGED {

@@ -11,6 +11,9 @@ pub const TEST_DOUBLE: &str = env!("SHIM_DOUBLE");
 /// The reference shim as `neural`, which takes the Neural Engine as a candidate.
 pub const NEURAL: &str = env!("SHIM_NEURAL");
 
+/// The reference shim as `liar`, which says of itself what `ANE_LIAR` names.
+pub const LIAR: &str = env!("SHIM_LIAR");
+
 /// No shim: preloaded into a program (`LD_PRELOAD`), it sends the signal `ANE_MATMUL_TEST_SIGNAL` where a file
 /// that is written is flushed to the disk, and keeps it from going on.
 pub const SIGNAL_AT_FSYNC: &str = env!("SHIM_SIGNAL_AT_FSYNC");
