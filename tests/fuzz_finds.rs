@@ -105,11 +105,11 @@ fn figures_of_a_profile_are_loaded_as_they_were_saved() {
     let (given, saved) = (place.path().join("given.json"), place.path().join("saved.json"));
     let machine = r#"{"chip":"c","os_build":"o","crate_version":"0.1.0","features":""}"#;
     let types = r#"{"a":"f32","b":"f32","accumulator":"f32","output":"f32","bias":"f32","scales":"f32"}"#;
-    let sample = r#"{"batch":1,"m":8,"n":8,"k":8,"constant_b":false,"compile_ns":100.5,"run_ns":999900000621656243.0}"#;
+    let sample = r#"{"batch":1,"m":8,"n":8,"k":8,"constant_b":false,"compile_ns":100.5,"first_run_ns":0.5,"run_ns":999900000621656243.0}"#;
     let series = format!(
         r#"{{"backend":"cpu","description":"d","types":{types},"device":"unknown","threads":1,"samples":[{sample}]}}"#
     );
-    let text = format!(r#"{{"format":1,"machine":{machine},"series":[{series}],"quarantine":[]}}"#);
+    let text = format!(r#"{{"format":2,"machine":{machine},"series":[{series}],"quarantine":[]}}"#);
     std::fs::write(&given, text).unwrap();
     let profile = Profile::load(&given).unwrap();
     profile.save(&saved).unwrap();

@@ -58,6 +58,7 @@ fn main() -> ExitCode {
     every_product_is_described_to_the_helper();
     what_is_no_helper_is_an_error();
     the_neural_engine_is_probed_before_its_first_use();
+    one_helper_answers_until_a_product_does_not_pass();
     #[cfg(feature = "profile")]
     crashes_are_quarantined();
     #[cfg(target_os = "linux")]
@@ -175,6 +176,27 @@ fn the_neural_engine_is_probed_before_its_first_use() {
     set("abort@compile");
     compile(Device::NeuralEngine, &passing).unwrap();
     set("");
+}
+
+fn one_helper_answers_until_a_product_does_not_pass() {
+    // Who opens the device after the fault is planted has it, and who opened it before has not.
+    let keeping = probe().keep_helper().time_limit(Duration::from_secs(2));
+    let ask = |size| {
+        keeping.run(&neural(), &MatMul::new(size, size, size).unwrap(), &CompileOptions::default()).unwrap()
+    };
+    assert!(ask(2).passed());
+    set("abort@compile");
+    assert!(ask(3).passed() && ask(4).passed(), "the same helper");
+    let refused = MatMul::builder(2, 2, 2).types(ElementTypes::BF16).build().unwrap();
+    let verdict = keeping.run(&neural(), &refused, &CompileOptions::default()).unwrap();
+    assert!(matches!(verdict, ProbeVerdict::Failed { .. }), "{verdict:?}");
+    assert!(matches!(ask(5), ProbeVerdict::Crashed { .. }), "another helper");
+    set("hang@compile");
+    assert!(matches!(ask(6), ProbeVerdict::Hung { .. }));
+    set("wrong");
+    assert!(matches!(ask(7), ProbeVerdict::WrongResult { .. }));
+    set("");
+    assert!(ask(8).passed());
 }
 
 #[cfg(feature = "profile")]

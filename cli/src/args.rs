@@ -192,7 +192,7 @@ pub(crate) struct CompareArgs {
 /// everything is measured. Leave the machine alone meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct CalibrateArgs {
-    /// Measure for about half a minute [the default].
+    /// Measure for about half a minute: as many products as that takes [the default].
     #[arg(long)]
     pub(crate) quick: bool,
     /// Measure more products, for a few minutes.

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{CalibrateArgs, backend_id};
 use crate::failure::Output;
-use crate::output::{note, print};
+use crate::output::{Lines, note, print};
 use crate::whole_file;
 
 pub(crate) fn run(args: &CalibrateArgs) -> Output {
@@ -40,7 +40,10 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     if let Ok(style) = style {
         progress.set_style(style);
     }
+    // Where no bar is seen, a line now and then.
+    let mut lines = Lines::of(&progress);
     let measured = calibrate(&backends, &options, |step| {
+        lines.tell(|| format!("{} of {} products, next {}", step.done, step.total, step.product));
         progress.set_length(step.total as u64);
         progress.set_position(step.done as u64);
         progress.set_message(format!("{}, threads: {}", step.product, step.threads));

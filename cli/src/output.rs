@@ -4,7 +4,9 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
 
 use crate::failure::{Failure, Output};
 
@@ -64,6 +66,30 @@ pub(crate) fn print_json(value: &serde_json::Value) -> Output {
 /// What cannot be told there decides nothing.
 pub(crate) fn tell(text: impl Display) {
     let _ = writeln!(io::stderr(), "{}", escaped(&text.to_string()));
+}
+
+/// Progress of long work where nobody sees a bar: a line on standard error every ten seconds.
+pub(crate) struct Lines {
+    hidden: bool,
+    start: Instant,
+    told: Duration,
+}
+
+impl Lines {
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    /// Beside a bar, which is hidden where standard error is no terminal.
+    pub(crate) fn of(bar: &ProgressBar) -> Self {
+        Self { hidden: bar.is_hidden(), start: Instant::now(), told: Duration::ZERO }
+    }
+
+    pub(crate) fn tell(&mut self, text: impl FnOnce() -> String) {
+        let elapsed = self.start.elapsed();
+        if self.hidden && elapsed >= self.told + Self::INTERVAL {
+            self.told = elapsed;
+            tell(format_args!("{} [{:.0} s]", text(), elapsed.as_secs_f64()));
+        }
+    }
 }
 
 /// [`tell`]s what a user should know of what was done.

@@ -18,7 +18,7 @@ pub(crate) fn own_probe() -> Output<Probe> {
 
 /// A probe of every product on backends that are no part of this program, for `calibrate`.
 pub(crate) fn for_calibration() -> Output<Arc<Probe>> {
-    Ok(Arc::new(own_probe()?.every_shim()))
+    Ok(Arc::new(own_probe()?.every_shim().keep_helper()))
 }
 
 pub(crate) fn run(args: &ProbeArgs) -> Output {

@@ -469,6 +469,24 @@ fn verify_says_what_was_seen_and_what_was_not() {
     usage(&run(&[&"verify", &"8x8x8", &"--require", &"mixed"]), "possible values");
 }
 
+/// What a process does once is no product's: a helper that takes long to open its device.
+#[test]
+fn the_start_of_a_helper_is_no_compilation() {
+    let workplace = Place::new();
+    let profile = workplace.path("data/profile.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+    command.args(["calibrate", "--backend", "reference", "--threads", "1", "--profile"]).arg(&profile);
+    command.env("ANE_MATMUL_SHIM", ane_matmul_shims::REFERENCE);
+    command.env("ANE_REFERENCE_FAULT", "slow:700000000@open");
+    succeeded(&command.output().expect("the command line runs"));
+    let profile = ane_matmul::Profile::load(&profile).unwrap();
+    let [series] = profile.series() else { panic!("{profile:?}") };
+    assert!(series.samples.len() > 100, "{}", series.samples.len());
+    for sample in &series.samples {
+        assert!(sample.compile_ns + sample.first_run_ns < 700e6, "{sample:?}");
+    }
+}
+
 /// A backend that lies about itself, in one field and in all of them, and one that has a device of its own.
 #[test]
 #[cfg(unix)]

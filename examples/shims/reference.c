@@ -7,8 +7,8 @@
  *
  * For tests it misbehaves on demand: ANE_REFERENCE_FAULT=KIND[%N][@SLOT], read when the device is
  * opened, with KIND one of fail, abort, exit, hang, print, flood, wrong, slow:NANOSECONDS and SLOT one
- * of open, supports, compile, executor, run (the default), close. With %N it does so in one of N calls,
- * in an order that looks random. SPDX-License-Identifier: MIT OR Apache-2.0
+ * of open, supports, compile, executor, first (run of an executor), run (the default), close. With %N it does
+ * so in one of N calls, in an order that looks random. SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #define _POSIX_C_SOURCE 200809L
 #include "ane_matmul.h"
@@ -42,6 +42,7 @@ struct ANEProduct {
 };
 struct ANEMatMulExecutor {
     ANEProduct *product;
+    bool ran;
 };
 
 /* ---- errors and faults --------------------------------------------------------------------- */
@@ -291,7 +292,7 @@ static ANEStatus executor_create(ANEProduct *product, ANEMatMulExecutor **out, A
     if (status != ANE_STATUS_OK) return status;
     ANEMatMulExecutor *executor = malloc(sizeof *executor);
     if (executor == NULL) return report(err, ANE_STATUS_OUT_OF_MEMORY, ANE_REFUSAL_NONE, "no memory for an executor");
-    executor->product = product;
+    *executor = (ANEMatMulExecutor){product, false};
     *out = executor;
     return ANE_STATUS_OK;
 }
@@ -300,7 +301,9 @@ static ANEStatus executor_run(ANEMatMulExecutor *executor, const ANERunArgs *arg
     const ANEProduct *product = executor->product;
     const ANEMatMulDesc *d = &product->desc;
     ANEStatus status = misbehave(product->device, "run", err);
+    if (status == ANE_STATUS_OK && !executor->ran) status = misbehave(product->device, "first", err);
     if (status != ANE_STATUS_OK) return status;
+    executor->ran = true;
     if (args->m > d->m) return report(err, ANE_STATUS_INVALID_ARGUMENT, ANE_REFUSAL_NONE, "more rows than compiled for");
     const float *a = operand(&args->a);
     const float *b = product->b != NULL ? product->b : operand(&args->b);

@@ -323,6 +323,14 @@ impl Backends {
         self.compile_supported(id, product, weights, options)
     }
 
+    /// Tries a product out where `options` ask for that, as compiling it would.
+    pub(crate) fn try_out(&self, id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<()> {
+        match &options.probe {
+            Some(probe) => probe.require(id, self.get(id)?.is_foreign(), product, options),
+            None => Ok(()),
+        }
+    }
+
     /// Compiles for a backend that is known to run the product.
     fn compile_supported(
         &self,

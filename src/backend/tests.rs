@@ -1,5 +1,7 @@
 //! What backends have in common, and one that says what it is told.
 
+use std::time::Duration;
+
 use super::*;
 use crate::executor::Inputs;
 use crate::machine::MachineKey;
@@ -15,6 +17,9 @@ pub(crate) struct Scripted {
     pub(crate) facts: Option<Facts>,
     /// What the runs of an executor observe, in turns.
     pub(crate) observations: Vec<RunObservation>,
+    /// What compiling takes, and the first run of an executor.
+    pub(crate) compile_time: Duration,
+    pub(crate) first_run_time: Duration,
 }
 
 impl Scripted {
@@ -45,19 +50,22 @@ impl Backend for Scripted {
         _: Option<&Weights>,
         _: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
+        std::thread::sleep(self.compile_time);
         let facts = self.facts.clone().ok_or(Error::SizeOverflow { what: "a scripted product" })?;
-        Ok(Box::new(ScriptedProduct { facts, observations: self.observations.clone() }))
+        let observations = self.observations.clone();
+        Ok(Box::new(ScriptedProduct { facts, observations, first_run_time: self.first_run_time }))
     }
 }
 
 struct ScriptedProduct {
     facts: Facts,
     observations: Vec<RunObservation>,
+    first_run_time: Duration,
 }
 
 impl CompiledProduct for ScriptedProduct {
     fn open(&self) -> Result<Box<dyn Run>> {
-        Ok(Box::new(ScriptedRun(self.observations.clone())))
+        Ok(Box::new(ScriptedRun(self.observations.clone(), self.first_run_time)))
     }
 
     fn facts(&self) -> Facts {
@@ -65,10 +73,11 @@ impl CompiledProduct for ScriptedProduct {
     }
 }
 
-struct ScriptedRun(Vec<RunObservation>);
+struct ScriptedRun(Vec<RunObservation>, Duration);
 
 impl Run for ScriptedRun {
     fn run(&mut self, _: RunArgs<'_>) -> Result<()> {
+        std::thread::sleep(std::mem::take(&mut self.1));
         Ok(())
     }
 

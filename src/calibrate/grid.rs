@@ -6,8 +6,8 @@ use crate::matmul::{ElementTypes, MatMul};
 /// How many products, and the largest dimension.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extent {
-    scattered: usize,
-    maximum: usize,
+    pub(crate) scattered: usize,
+    pub(crate) maximum: usize,
 }
 
 pub(crate) const QUICK: Extent = Extent { scattered: 120, maximum: 2048 };
@@ -48,7 +48,11 @@ impl Shape {
     }
 }
 
-/// Shapes that cover the logarithms of all dimensions evenly, and square ones; the least work first.
+/// How often one goes through the list from the least work to the most, each time over others.
+pub(crate) const PASSES: usize = 4;
+
+/// Shapes that cover the logarithms of all dimensions evenly, and square ones: in [`PASSES`] passes, the least
+/// work first in each, so that whoever stops after one has some of every kind.
 ///
 /// Every size of product from one to the largest dimension matters, and all ratios of dimensions; a grid
 /// of all combinations would have too many. The additive recurrence of the generalised golden ratio covers
@@ -83,7 +87,7 @@ pub(crate) fn shapes(extent: Extent) -> Vec<Shape> {
     }
     shapes.retain(Shape::fits);
     shapes.sort_by_key(Shape::work);
-    shapes
+    (0..PASSES).flat_map(|pass| shapes.iter().skip(pass).step_by(PASSES).copied()).collect()
 }
 
 /// 1 for an eighth of the places, where the exponent is negative, then evenly in the logarithm.
@@ -109,7 +113,13 @@ mod tests {
             assert!(shapes.len() >= extent.scattered);
             let unique: std::collections::HashSet<_> = shapes.iter().collect();
             assert_eq!(unique.len(), shapes.len());
-            assert!(shapes.is_sorted_by_key(Shape::work));
+            let passes = shapes.chunk_by(|one, next| one.work() <= next.work());
+            assert!(passes.clone().count() <= PASSES);
+            for pass in passes {
+                let octaves: Vec<u32> = pass.iter().map(|shape| shape.work().ilog2()).collect();
+                assert!(octaves[0] <= 4 && octaves[octaves.len() - 1] >= 27, "{octaves:?}");
+                assert!(octaves.windows(2).all(|pair| pair[1] - pair[0] <= 4), "{octaves:?}");
+            }
             for dimension in [|s: &Shape| s.m, |s: &Shape| s.n, |s: &Shape| s.k] {
                 let values: Vec<usize> = shapes.iter().map(dimension).collect();
                 for octave in 0..extent.maximum.ilog2() {

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::record;
 use crate::backend::Backends;
 use crate::element::ElementType;
 use crate::error::{Error, Result};
@@ -10,7 +9,7 @@ use crate::executor::{Executor, Inputs};
 use crate::layout::Layout;
 use crate::matmul::{ElementTypes, MatMul};
 use crate::options::CompileOptions;
-use crate::profile::Series;
+use crate::profile::{Sample, Series};
 use crate::tensor::Tensor;
 use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 use crate::weights::Weights;
@@ -19,18 +18,28 @@ use crate::weights::Weights;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// The samples of one backend on one product should take about this long, ...
-    budget: Duration,
+    pub(super) budget: Duration,
     /// ... within these numbers of samples.
-    samples: (usize, usize),
+    pub(super) samples: (usize, usize),
     /// A product that would take longer is left to the model.
-    longest: Duration,
+    pub(super) longest: Duration,
+    /// What is left out when all takes longer than this: passes over the products, but not the first.
+    pub(super) total: Duration,
 }
 
 impl Limits {
-    pub(super) const QUICK: Self =
-        Self { budget: Duration::from_millis(12), samples: (3, 15), longest: Duration::from_millis(60) };
-    pub(super) const FULL: Self =
-        Self { budget: Duration::from_millis(30), samples: (3, 21), longest: Duration::from_millis(500) };
+    pub(super) const QUICK: Self = Self {
+        budget: Duration::from_millis(12),
+        samples: (3, 15),
+        longest: Duration::from_millis(60),
+        total: Duration::from_secs(30),
+    };
+    pub(super) const FULL: Self = Self {
+        budget: Duration::from_millis(30),
+        samples: (3, 21),
+        longest: Duration::from_millis(500),
+        total: Duration::MAX,
+    };
 }
 
 /// A sample lasts at least this long, so that neither the clock's own time nor the waking of threads counts.
@@ -151,17 +160,16 @@ impl Bench {
             }
         }
         for candidate in candidates {
-            let run_ns = candidate.run_ns;
-            *candidate.ns_per_flop = run_ns / product.flops();
-            // Some engines compile when they first run.
-            let compile_ns = candidate.compile_ns + (candidate.first_run_ns - run_ns).max(0.0);
-            record(candidate.series, product, compile_ns, run_ns);
+            *candidate.ns_per_flop = candidate.run_ns / product.flops();
+            let mut sample = Sample::new(product, candidate.compile_ns, candidate.run_ns.max(1.0));
+            sample.first_run_ns = (candidate.first_run_ns - candidate.run_ns).max(0.0);
+            candidate.series.samples.push(sample);
         }
         Ok(())
     }
 }
 
-/// Compiles, and says how long that took.
+/// Compiles, and says how long that took: without the probe, which costs a process once.
 fn prepare(
     backends: &Backends,
     product: &MatMul,
@@ -170,6 +178,7 @@ fn prepare(
     series: &Series,
 ) -> Result<(Executor, f64)> {
     backends.supports(&series.backend, product, options)?;
+    backends.try_out(&series.backend, product, options)?;
     let mut times = Vec::new();
     let start = Instant::now();
     loop {

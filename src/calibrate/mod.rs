@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 #[cfg(feature = "profile")]
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::backend::{BackendId, Backends};
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::machine::MachineKey;
 use crate::matmul::{ElementTypes, MatMul};
 use crate::options::{CompileOptions, Device, Threads};
 use crate::probe::Probe;
-use crate::profile::{Profile, Sample, Series};
+use crate::profile::{Profile, Series};
 
 use measure::{Bench, Limits};
 
@@ -23,7 +24,7 @@ use measure::{Bench, Limits};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Effort {
-    /// Some 140 products: about half a minute for three backends on one and on two threads.
+    /// Some 140 products, or as many of them as half a minute takes in all, but a quarter at least.
     #[default]
     Quick,
     /// Some 380 products, each for longer: a few minutes.
@@ -78,7 +79,7 @@ impl CalibrateOptions {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct CalibrateProgress<'a> {
-    /// Products measured.
+    /// Products measured, or left out for lack of time.
     pub done: usize,
     /// Products to measure.
     pub total: usize,
@@ -168,7 +169,11 @@ fn calibrate_on(
     let mut profile = Profile::new(MachineKey::here());
     let mut done = 0;
     let restore = BlasThreads::remember(options.set_blas_threads);
-    for (threads, device, able, products) in plan {
+    let start = Instant::now();
+    let parts = u32::try_from(plan.len()).unwrap_or(u32::MAX);
+    for (part, (threads, device, able, products)) in (1..).zip(plan) {
+        // What earlier parts did not take is there for the later ones.
+        let until = limits.total / parts * part;
         restore.set(threads);
         let mut compile_options = CompileOptions::default().threads(Threads::count(threads)?).device(device);
         compile_options.probe.clone_from(&options.probe);
@@ -183,13 +188,25 @@ fn calibrate_on(
             // Before anything is known, a rate that no engine falls short of: 0.1 GFLOP/s.
             series.push((Series::new(id, info.description, types, device, used), 10.0));
         }
-        for product in &products {
-            if progress(CalibrateProgress { done, total, product, threads }).is_break() {
+        for one in &mut series {
+            // What an engine does once, at its first use, belongs to no product.
+            let runs =
+                |product: &&MatMul| backends.supports(&one.0.backend, product, &compile_options).is_ok();
+            if let Some(product) = products.iter().find(runs) {
+                let mut first_use = [one.clone()];
+                bench.measure(backends, product, &compile_options, limits, &mut first_use)?;
+            }
+        }
+        for (index, product) in products.iter().enumerate() {
+            if index >= products.len().div_ceil(grid::PASSES) && start.elapsed() > until {
+                break;
+            }
+            if progress(CalibrateProgress { done: done + index, total, product, threads }).is_break() {
                 return Err(Error::Interrupted);
             }
             bench.measure(backends, product, &compile_options, limits, &mut series)?;
-            done += 1;
         }
+        done += products.len();
         for (series, _) in series {
             if !series.samples.is_empty() {
                 profile.add_series(series)?;
@@ -255,13 +272,11 @@ impl Drop for BlasThreads {
     }
 }
 
-/// Records one product of a series.
-fn record(series: &mut Series, product: &MatMul, compile_ns: f64, run_ns: f64) {
-    series.samples.push(Sample::new(product, compile_ns, run_ns.max(1.0)));
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::grid::Extent;
     use super::*;
     use crate::backend::tests::Scripted;
 
@@ -341,11 +356,41 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_takes_a_nanosecond_at_least() {
-        let product = MatMul::new(2, 3, 4).unwrap();
-        let mut series = Series::new(BackendId::CPU, "test", ElementTypes::F32, Device::Unknown, 1);
-        record(&mut series, &product, 5.0, 0.0);
-        record(&mut series, &product, 5.0, 7.0);
-        assert_eq!(series.samples.iter().map(|sample| sample.run_ns).collect::<Vec<_>>(), [1.0, 7.0]);
+    fn compiling_and_a_first_run_are_told_apart() {
+        const LONG: Duration = Duration::from_millis(30);
+        let shapes = &grid::shapes(grid::QUICK)[..3];
+        for (compile_time, first_run_time) in [(LONG, Duration::ZERO), (Duration::ZERO, LONG)] {
+            let facts = Some(crate::backend::Facts::default());
+            let scripted = Scripted { facts, compile_time, first_run_time, ..Scripted::default() };
+            let (backends, id) = scripted.registered();
+            let options = CalibrateOptions { backends: vec![id], ..CalibrateOptions::default() };
+            let profile =
+                calibrate_on(shapes, &Limits::QUICK, &backends, &options, |_| ControlFlow::Continue(()));
+            let profile = profile.unwrap();
+            for sample in &profile.series()[0].samples {
+                let planted = |ns: f64| ns >= LONG.as_nanos() as f64;
+                assert_eq!(planted(sample.compile_ns), !compile_time.is_zero(), "{sample:?}");
+                assert_eq!(planted(sample.first_run_ns), !first_run_time.is_zero(), "{sample:?}");
+                assert!(!planted(sample.run_ns), "{sample:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_calibration_without_time_has_the_first_pass_of_everything() {
+        let shapes = grid::shapes(Extent { scattered: 16, maximum: 4 });
+        let (backends, id) =
+            Scripted { facts: Some(crate::backend::Facts::default()), ..Scripted::default() }.registered();
+        let options = CalibrateOptions { backends: vec![id], ..CalibrateOptions::default() };
+        let limits = Limits { total: Duration::ZERO, ..Limits::QUICK };
+        let mut told = Vec::new();
+        let profile = calibrate_on(&shapes, &limits, &backends, &options, |step| {
+            told.push(step.done);
+            ControlFlow::Continue(())
+        });
+        let first_pass = shapes.len().div_ceil(grid::PASSES);
+        assert!(profile.unwrap().series().iter().all(|series| series.samples.len() == first_pass));
+        let part = |part: usize| part * shapes.len()..part * shapes.len() + first_pass;
+        assert_eq!(told, (0..kinds().len()).flat_map(part).collect::<Vec<_>>());
     }
 }

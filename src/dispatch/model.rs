@@ -84,8 +84,12 @@ impl Model {
         let points: Vec<Point> = series.samples.iter().map(|s| Point::of(s, series.types)).collect();
         let places: Vec<[f64; 5]> = points.iter().map(|point| point.place).collect();
         let run: Vec<_> = points.iter().zip(&series.samples).map(|(p, s)| (p.run, s.run_ns)).collect();
-        let compile: Vec<_> =
-            points.iter().zip(&series.samples).map(|(p, s)| (p.compile, s.compile_ns.max(1.0))).collect();
+        // Whoever compiles pays for the first run too.
+        let compile: Vec<_> = points
+            .iter()
+            .zip(&series.samples)
+            .map(|(p, s)| (p.compile, (s.compile_ns + s.first_run_ns).max(1.0)))
+            .collect();
         Self { run: Fit::new(&run, &places, RUN_NOISE), compile: Fit::new(&compile, &places, COMPILE_NOISE) }
     }
 

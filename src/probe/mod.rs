@@ -61,8 +61,11 @@ pub struct Probe {
     arguments: Vec<OsString>,
     time_limit: Duration,
     every_shim: bool,
+    keep_helper: bool,
     /// The verdicts so far.
     known: Mutex<Vec<(Class, ProbeVerdict)>>,
+    /// A helper that waits to be asked again.
+    waiting: Mutex<Option<child::Helper>>,
 }
 
 /// What a verdict holds for.
@@ -180,7 +183,9 @@ impl Probe {
             arguments: Vec::new(),
             time_limit: Self::TIME_LIMIT,
             every_shim: false,
+            keep_helper: false,
             known: Mutex::default(),
+            waiting: Mutex::default(),
         }
     }
 
@@ -206,8 +211,18 @@ impl Probe {
         self
     }
 
+    /// Lets one helper try out product after product until one does not pass, which saves its start and the
+    /// opening of its devices. That a backend ends the process while it exits then stays unnoticed. The
+    /// helper ends with this value.
+    #[must_use]
+    pub const fn keep_helper(mut self) -> Self {
+        self.keep_helper = true;
+        self
+    }
+
     /// Compiles `product` for `backend` in a helper process, runs it once on random numbers and verifies
-    /// the result. Blocks until the helper has ended; kills it when the time limit passes.
+    /// the result. Blocks until the helper has ended, or with [`Probe::keep_helper`] answered; kills it when
+    /// the time limit passes.
     ///
     /// Of `options`, threads (their number), device, `fast_math`, `reduced_precision` and
     /// `allow_known_faults` count. With `CompileOptions::quarantine` a crash, a hang or a wrong result is
@@ -232,13 +247,30 @@ impl Probe {
             });
         }
         let request = protocol::Request::new(backend, product, options)?;
-        let verdict = child::run(&self.helper, &self.arguments, self.time_limit, &request)?;
+        let verdict = self.ask(&request)?;
         log::info!("probe of {product} on {backend}: {verdict}");
         #[cfg(feature = "profile")]
         if let (Some(path), Some(entry)) = (&options.quarantine, verdict.quarantine(backend, product)) {
             crate::profile::Profile::update(path, |profile| profile.add_quarantine(entry))?;
         }
         Ok(verdict)
+    }
+
+    fn ask(&self, request: &protocol::Request) -> Result<ProbeVerdict> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let helper = match waiting.take() {
+            Some(helper) => helper,
+            None => child::Helper::start(&self.helper, &self.arguments)?,
+        };
+        let (verdict, after) = helper.ask(request, self.time_limit)?;
+        match after {
+            child::After::Waiting(helper) if !self.keep_helper => helper.finish(verdict, self.time_limit),
+            child::After::Waiting(helper) if verdict.passed() => {
+                *waiting = Some(helper);
+                Ok(verdict)
+            }
+            _ => Ok(verdict),
+        }
     }
 
     /// Probes the class of `product` where that was asked for, once in the life of this value.

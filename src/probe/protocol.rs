@@ -51,6 +51,9 @@ fn problem<T>(problem: impl Into<String>) -> Result<T> {
 }
 
 impl Request {
+    /// What every token starts with.
+    pub(super) const TOKEN: &str = "ane-matmul-probe-";
+
     pub(super) fn new(backend: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<Self> {
         use std::hash::BuildHasher as _;
         if *product.quantization() != Quantization::default() {
@@ -66,7 +69,7 @@ impl Request {
         (own.fast_math, own.reduced_precision) = (options.fast_math, options.reduced_precision);
         let token = std::hash::RandomState::new().hash_one(std::process::id());
         Ok(Self {
-            token: format!("ane-matmul-probe-{token:016x}"),
+            token: format!("{}{token:016x}", Self::TOKEN),
             backend: backend.clone(),
             product: product.clone(),
             options: own,

@@ -1,7 +1,9 @@
-//! The helper's side: one request, one answer.
+//! The helper's side: answers requests, one after the other.
 
 use std::io::{Read, Write as _};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::Error;
@@ -17,43 +19,71 @@ use crate::self_check::{ResultChecker, SelfCheck};
 use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 use crate::weights::Weights;
 
-/// What the `main` of a helper program calls: reads one request of a [`crate::probe::Probe`] from standard
-/// input, tries the product out on one of `backends`, and answers on standard output.
+/// Whether a product is being tried out.
+static BUSY: AtomicBool = AtomicBool::new(false);
+
+/// What the `main` of a helper program calls: reads requests of a [`crate::probe::Probe`] from standard input,
+/// tries each product out on one of `backends`, and answers on standard output.
 ///
 /// Give it the backends of the program that probes, shims included. When the probing program goes away, so
-/// does this process, even if the product hangs: standard input ends. The status tells a person whether a
-/// probe asked; probes read the answer.
+/// does this process, even if a product hangs: standard input ends. The status tells a person whether a
+/// probe asked; probes read the answers.
 #[must_use]
 pub fn serve(backends: &Backends) -> ExitCode {
-    let request = match read_request(std::io::stdin().lock()) {
+    let first = match read_request(std::io::stdin().lock()) {
         Ok(request) => request,
         Err(error) => {
             eprintln!("error: {error}; this program is started by a probe, not by hand");
             return ExitCode::from(2);
         }
     };
-    let answer = |line: &str| {
-        let mut out = std::io::stdout().lock();
-        // One line, after whatever somebody printed without ending it.
-        let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        writeln!(out, "\n{} {line}", request.token).and_then(|()| out.flush()).is_ok()
-    };
-    // Nobody listens: nothing is tried out.
-    if !answer(READY) {
-        return ExitCode::FAILURE;
+    BUSY.store(true, Ordering::SeqCst);
+    let later = later_requests();
+    let mut next = Some(first);
+    while let Some(request) = next {
+        // Nobody listens: nothing is tried out.
+        if !answer(&request, READY) {
+            return ExitCode::FAILURE;
+        }
+        let line = match attempt(backends, &request) {
+            Ok((None, first_run)) => format!("{PASSED} {}", first_run.as_nanos()),
+            Ok((Some(wrong), _)) => format!("{WRONG} {wrong}"),
+            Err(error) => format!("{FAILED} {error}"),
+        };
+        BUSY.store(false, Ordering::SeqCst);
+        if !answer(&request, &line) {
+            return ExitCode::FAILURE;
+        }
+        next = later.as_ref().and_then(|later| later.recv().ok());
     }
-    // A probe never writes again: what ends this is its end. Without the thread this ends a little later.
-    let _ = std::thread::Builder::new().spawn(|| {
-        let mut rest = [0; 64];
-        while !matches!(std::io::stdin().lock().read(&mut rest), Ok(0) | Err(_)) {}
-        std::process::abort();
-    });
-    let line = match attempt(backends, &request) {
-        Ok((None, first_run)) => format!("{PASSED} {}", first_run.as_nanos()),
-        Ok((Some(wrong), _)) => format!("{WRONG} {wrong}"),
-        Err(error) => format!("{FAILED} {error}"),
-    };
-    if answer(&line) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    ExitCode::SUCCESS
+}
+
+fn answer(request: &Request, line: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    // One line, after whatever somebody printed without ending it.
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    writeln!(out, "\n{} {line}", request.token).and_then(|()| out.flush()).is_ok()
+}
+
+/// Reads what else comes on a thread, which ends this process when the probing program goes away while a
+/// product is tried out. Without the thread one request is all, and this process ends a little later.
+fn later_requests() -> Option<mpsc::Receiver<Request>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new()
+        .spawn(move || {
+            while let Ok(request) = read_request(std::io::stdin().lock()) {
+                BUSY.store(true, Ordering::SeqCst);
+                if sender.send(request).is_err() {
+                    return;
+                }
+            }
+            if BUSY.load(Ordering::SeqCst) {
+                std::process::abort();
+            }
+        })
+        .ok()
+        .map(|_| receiver)
 }
 
 fn read_request(mut input: impl Read) -> Result<Request> {

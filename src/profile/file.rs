@@ -1,4 +1,4 @@
-//! The file format: JSON, version 1. Everything read is checked before it is believed.
+//! The file format: JSON, version 2. Everything read is checked before it is believed.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::machine::MachineKey;
 use crate::matmul::ElementTypes;
 use crate::options::Device;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,6 +60,7 @@ struct FileSample {
     k: usize,
     constant_b: bool,
     compile_ns: f64,
+    first_run_ns: f64,
     run_ns: f64,
 }
 
@@ -137,13 +138,14 @@ fn series_to_file(series: &Series) -> FileSeries {
         samples: series
             .samples
             .iter()
-            .map(|&Sample { batch, m, n, k, constant_b, compile_ns, run_ns }| FileSample {
+            .map(|&Sample { batch, m, n, k, constant_b, compile_ns, first_run_ns, run_ns }| FileSample {
                 batch,
                 m,
                 n,
                 k,
                 constant_b,
                 compile_ns,
+                first_run_ns,
                 run_ns,
             })
             .collect(),
@@ -155,13 +157,14 @@ fn series_from_file(series: FileSeries) -> Result<Series, String> {
     let samples = series
         .samples
         .into_iter()
-        .map(|FileSample { batch, m, n, k, constant_b, compile_ns, run_ns }| Sample {
+        .map(|FileSample { batch, m, n, k, constant_b, compile_ns, first_run_ns, run_ns }| Sample {
             batch,
             m,
             n,
             k,
             constant_b,
             compile_ns,
+            first_run_ns,
             run_ns,
         })
         .collect();
@@ -276,9 +279,9 @@ mod tests {
     fn hostile_texts_are_errors() {
         let good = String::from_utf8(to_json(&profile()).unwrap()).unwrap();
         for (from, to, expected) in [
-            ("\"format\":1", "\"format\":2", "format 2"),
-            ("\"format\":1", "\"format\":-1", "not a profile"),
-            ("\"format\":1", "\"format\":1,\"more\":1", "unknown field"),
+            ("\"format\":2", "\"format\":1", "format 1"),
+            ("\"format\":2", "\"format\":-1", "not a profile"),
+            ("\"format\":2", "\"format\":2,\"more\":1", "unknown field"),
             ("\"m\":2", "\"m\":99999999999999999999999", "not a profile"),
             ("\"m\":2", "\"m\":0", "dimension"),
             ("\"threads\":2", "\"threads\":0", "thread"),

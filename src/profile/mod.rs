@@ -89,12 +89,14 @@ pub struct Sample {
     pub constant_b: bool,
     /// How long compiling and opening an executor took.
     pub compile_ns: f64,
+    /// How much longer the first run of an executor took than the later ones: some engines compile then.
+    pub first_run_ns: f64,
     /// The time of a run.
     pub run_ns: f64,
 }
 
 impl Sample {
-    /// What was measured of `product`; times in nanoseconds.
+    /// What was measured of `product`, whose first run is like the others; times in nanoseconds.
     #[must_use]
     pub const fn new(product: &MatMul, compile_ns: f64, run_ns: f64) -> Self {
         Self {
@@ -104,6 +106,7 @@ impl Sample {
             k: product.k(),
             constant_b: product.constant_b(),
             compile_ns,
+            first_run_ns: 0.0,
             run_ns,
         }
     }
@@ -149,10 +152,11 @@ impl Profile {
             if [sample.batch, sample.m, sample.n, sample.k].contains(&0) {
                 return problem("a dimension of a sample is 0".into());
             }
-            if !time(sample.compile_ns) || !time(sample.run_ns) || sample.run_ns == 0.0 {
+            let times_ns = [sample.compile_ns, sample.first_run_ns, sample.run_ns];
+            if !times_ns.iter().all(|&ns| time(ns)) || sample.run_ns == 0.0 {
                 return problem(format!(
-                    "a time must be a positive number of nanoseconds: {} to compile, {} to run",
-                    sample.compile_ns, sample.run_ns
+                    "a time must be a positive number of nanoseconds: {} to compile, {} more for the first run, {} to run",
+                    sample.compile_ns, sample.first_run_ns, sample.run_ns
                 ));
             }
         }
@@ -249,6 +253,9 @@ mod tests {
             assert!(matches!(error, Error::Profile { .. }), "{ns}");
         }
         assert!(profile.add_series(series(0, 1.0)).is_err());
+        let mut first = series(1, 1.0);
+        first.samples[0].first_run_ns = -1.0;
+        assert!(profile.add_series(first).is_err());
         let mut empty = series(1, 1.0);
         empty.samples.clear();
         assert!(profile.add_series(empty).is_err());

@@ -176,7 +176,7 @@ mod tests {
     fn a_damaged_profile_is_an_error_and_replaced_by_an_update() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("profile.json");
-        fs::write(&path, "{\"format\":1,").unwrap();
+        fs::write(&path, "{\"format\":2,").unwrap();
         assert!(matches!(Profile::load(&path), Err(Error::Format { .. })));
         Profile::update(&path, |profile| profile.add_series(series(1, 1.0)).unwrap()).unwrap();
         assert_eq!(Profile::load(&path).unwrap(), profile());
