@@ -173,7 +173,7 @@ element! {
 
 #[cfg(feature = "half")]
 element! {
-    half::f16 => F16, |x| x.to_f64();
+    half::f16 => F16, |x| crate::float16::to_f64(x);
     half::bf16 => Bf16, |x| x.to_f64();
 }
 

@@ -75,6 +75,8 @@ mod error;
 #[cfg(feature = "evidence")]
 pub mod evidence;
 mod executor;
+#[cfg(feature = "half")]
+mod float16;
 mod instant_start;
 mod int4;
 #[cfg(feature = "ndarray")]

@@ -331,7 +331,7 @@ pub(crate) fn representable(b: &AnyView<'_>, scheme: &WeightScheme) -> Result<bo
     }
     let extremes = match b {
         AnyView::F32(view) => extremes(view.data().iter().copied()),
-        AnyView::F16(view) => extremes(view.data().iter().map(|x| x.to_f32())),
+        AnyView::F16(view) => extremes(view.data().iter().map(|&x| crate::float16::to_f32(x))),
         AnyView::Bf16(view) => extremes(view.data().iter().map(|x| x.to_f32())),
         _ => None,
     };
@@ -351,9 +351,9 @@ fn round_up(x: f64, element: ElementType) -> Result<f32> {
     #[cfg(feature = "half")]
     macro_rules! up {
         ($type:ty) => {{
-            let nearest = <$type>::from_f64(x);
+            let nearest = <$type>::from_f64_const(x);
             let next = || <$type>::from_bits(nearest.to_bits() + 1);
-            Ok(if nearest.to_f64() < x { next() } else { nearest }.to_f32())
+            Ok(if nearest.to_f64_const() < x { next() } else { nearest }.to_f32_const())
         }};
     }
     match element {
@@ -403,7 +403,7 @@ fn with_scales(weights: &Weights, scales: &[f32], groups: &Groups, element: Elem
     match element {
         #[cfg(feature = "half")]
         ElementType::F16 => {
-            let scales: Vec<_> = scales.iter().map(|&scale| half::f16::from_f32(scale)).collect();
+            let scales: Vec<_> = scales.iter().map(|&scale| crate::float16::from_f32(scale)).collect();
             weights.with_scales(TensorView::with_layout(&scales, layout)?)
         }
         #[cfg(feature = "half")]

@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use crate::alloc;
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::float16;
 use crate::layout::Layout;
 use crate::tensor::Tensor;
 use crate::view::TensorView;
@@ -176,7 +177,7 @@ impl SafetensorsFile {
         let info = self.info(name)?;
         let layout = self.layout(name, &info.shape)?;
         match info.dtype {
-            Dtype::F16 => self.widened(info, layout, |bits| f16::from_bits(bits).to_f32()),
+            Dtype::F16 => self.widened(info, layout, |bits| float16::to_f32(f16::from_bits(bits))),
             Dtype::BF16 => self.widened(info, layout, |bits| bf16::from_bits(bits).to_f32()),
             _ => self.weights(name),
         }
@@ -269,7 +270,8 @@ mod tests {
     fn sample(padding: usize) -> tempfile::NamedTempFile {
         let f32s: Vec<u8> =
             [1.5f32, -2.0, 3.25, 4.0, 5.0, 6.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-        let halves: Vec<u8> = [1.5f32, -0.25].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let halves: Vec<u8> =
+            [1.5f32, -0.25].iter().flat_map(|&x| f16::from_f32_const(x).to_le_bytes()).collect();
         let bfs: Vec<u8> = [3.0f32, 0.5].iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
         file(
             &[
@@ -320,7 +322,8 @@ mod tests {
 
     #[test]
     fn a_tensor_of_three_dimensions_is_a_batch() {
-        let halves: Vec<u8> = (0..12u8).flat_map(|x| f16::from(x).to_le_bytes()).collect();
+        let halves: Vec<u8> =
+            (0..12u8).flat_map(|x| f16::from_f32_const(f32::from(x)).to_le_bytes()).collect();
         let sample = file(&[("w", "F16", &[2, 2, 3], halves)], 0);
         let file = SafetensorsFile::read(sample.path()).unwrap();
         for weights in [file.weights("w").unwrap(), file.weights_f32("w").unwrap()] {

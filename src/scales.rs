@@ -112,7 +112,7 @@ pub(crate) fn round_to(scale: f32, element: ElementType) -> Result<f32> {
     match element {
         ElementType::F32 => Ok(scale),
         #[cfg(feature = "half")]
-        ElementType::F16 => Ok(half::f16::from_f32(scale).to_f32()),
+        ElementType::F16 => Ok(crate::float16::to_f32(crate::float16::from_f32(scale))),
         #[cfg(feature = "half")]
         ElementType::Bf16 => Ok(half::bf16::from_f32(scale).to_f32()),
         _ => Err(Error::Description {

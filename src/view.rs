@@ -326,7 +326,7 @@ impl AnyViewMut<'_> {
             Self::F64(view) => write(view, span, values, |x| x),
             Self::F32(view) => write(view, span, values, |x| x as f32),
             #[cfg(feature = "half")]
-            Self::F16(view) => write(view, span, values, half::f16::from_f64),
+            Self::F16(view) => write(view, span, values, crate::float16::from_f64),
             #[cfg(feature = "half")]
             Self::Bf16(view) => write(view, span, values, half::bf16::from_f64),
             Self::I32(view) => write(view, span, values, |x| x as i32),

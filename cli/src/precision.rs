@@ -40,7 +40,7 @@ pub(crate) fn multiply(
     check: bool,
 ) -> Output<String> {
     match given.product.types().a {
-        ElementType::F16 => floats(given, backends, id, options, c, check, f16::from_f64),
+        ElementType::F16 => floats(given, backends, id, options, c, check, f16::from_f64_const),
         ElementType::Bf16 => floats(given, backends, id, options, c, check, bf16::from_f64),
         _ => int8(given, backends, id, options, c, check),
     }?;

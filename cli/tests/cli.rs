@@ -469,6 +469,21 @@ fn verify_says_what_was_seen_and_what_was_not() {
     usage(&run(&[&"verify", &"8x8x8", &"--require", &"mixed"]), "possible values");
 }
 
+#[test]
+fn an_empty_variable_is_as_if_it_were_not_there() {
+    let explain = |value: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(["explain", "8x8x8", "--json"]).env("ANE_MATMUL_PROFILE", "/no/such/profile.json");
+        let output = command.env("ANE_MATMUL_CPU", value).env("ANE_MATMUL_SHIM", "").output();
+        let text = succeeded(&output.expect("the command line runs"));
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")
+    };
+    let verdict = |explained: &serde_json::Value| explained["candidates"][0].clone();
+    assert_eq!(verdict(&explain("")), verdict(&explain("portable")));
+    let none = verdict(&explain("none"));
+    assert!(none.to_string().contains("ANE_MATMUL_CPU=none names no kernels"), "{none}");
+}
+
 /// What a process does once is no product's: a helper that takes long to open its device.
 #[test]
 fn the_start_of_a_helper_is_no_compilation() {

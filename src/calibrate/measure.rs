@@ -251,7 +251,7 @@ impl Operand {
         match element {
             ElementType::F32 => Ok(Self::F32(random)),
             #[cfg(feature = "half")]
-            ElementType::F16 => Ok(Self::F16(random.into_iter().map(half::f16::from_f32).collect())),
+            ElementType::F16 => Ok(Self::F16(random.into_iter().map(crate::float16::from_f32).collect())),
             #[cfg(feature = "half")]
             ElementType::Bf16 => Ok(Self::Bf16(random.into_iter().map(half::bf16::from_f32).collect())),
             other => Err(Error::Profile { problem: format!("{other} cannot be measured in this build") }),

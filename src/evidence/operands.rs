@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::executor::Inputs;
+use crate::float16;
 use crate::layout::Layout;
 use crate::matmul::MatMul;
 use crate::random::Random;
@@ -26,7 +27,7 @@ impl Matrix {
         #[allow(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
         let matrix = match element {
             ElementType::F32 => Self::F32(fill(&layout, seed, |x| x as f32)?, layout),
-            ElementType::F16 => Self::F16(fill(&layout, seed, f16::from_f64)?, layout),
+            ElementType::F16 => Self::F16(fill(&layout, seed, float16::from_f64)?, layout),
             ElementType::Bf16 => Self::Bf16(fill(&layout, seed, bf16::from_f64)?, layout),
             other => {
                 return Err(Error::Description {

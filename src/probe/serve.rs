@@ -133,7 +133,7 @@ impl Data {
             #[cfg(feature = "half")]
             ElementType::F16 => {
                 let mut data = crate::alloc::filled(count, half::f16::ZERO, WHAT)?;
-                data.fill_with(|| half::f16::from_f64(draw()));
+                data.fill_with(|| crate::float16::from_f64(draw()));
                 Self::F16(data)
             }
             #[cfg(feature = "half")]

@@ -103,7 +103,7 @@ fn zeros_stay_zeros_and_bad_weights_are_errors() {
 #[cfg(feature = "safetensors")]
 #[test]
 fn what_is_representable_is_what_can_be_quantised() {
-    let limit = f32::from(half::f16::MAX);
+    let limit = half::f16::MAX.to_f32_const();
     let off_centre = WeightScheme {
         element: ElementType::U8,
         ..WeightScheme::INT8.with_scheme(QuantB::PerTensor { zero_point: 100 })
@@ -140,7 +140,7 @@ fn what_is_representable_is_what_can_be_quantised() {
 fn scales_are_rounded_up_and_those_beyond_f16_are_errors() {
     for x in [1e-9, 6e-8, 6.1e-5, 0.001_234_567, 1.0, 1.000_01, 65503.0] {
         let scale = f64::from(round_up(x, ElementType::F16).unwrap());
-        let below = half::f16::from_bits(half::f16::from_f64(scale).to_bits() - 1).to_f64();
+        let below = half::f16::from_bits(half::f16::from_f64_const(scale).to_bits() - 1).to_f64_const();
         assert!(scale >= x && below < x, "{x}: {scale}");
     }
     let large = Tensor::filled(2, 2, 1e9f32).unwrap();

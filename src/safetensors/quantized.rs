@@ -322,7 +322,7 @@ mod tests {
             let numbers = numbers[..3].iter().copied().chain([last]);
             numbers.flat_map(|x| bits(x).to_le_bytes()).collect::<Vec<u8>>()
         };
-        let (f16, bf16) = (|x| half::f16::from_f32(x).to_bits(), |x| half::bf16::from_f32(x).to_bits());
+        let (f16, bf16) = (|x| half::f16::from_f32_const(x).to_bits(), |x| half::bf16::from_f32(x).to_bits());
         let parts = vec![
             part("b", Dtype::BF16, &[2, 2], narrow(bf16, 0.125)),
             part("b infinite", Dtype::BF16, &[2, 2], narrow(bf16, f32::INFINITY)),

@@ -576,7 +576,8 @@ mod tests {
     #[test]
     fn weights_in_f16_are_converted_run_by_run() {
         use crate::matmul::ElementTypes;
-        let b = Tensor::from_fn(K, N, |p, col| half::f16::from_f32(p as f32 - col as f32 * 0.5)).unwrap();
+        let b =
+            Tensor::from_fn(K, N, |p, col| half::f16::from_f32_const(p as f32 - col as f32 * 0.5)).unwrap();
         let product = MatMul::builder(M, N, K).constant_b(true).types(ElementTypes::F16).build().unwrap();
         let weights = Weights::new(&b).unwrap();
         let projections = Projections::new(&product, Some(&weights), VECTORS, &mut Random::new(5)).unwrap();

@@ -265,16 +265,17 @@ fn narrow_types_have_their_own_bound() {
             .build()
             .unwrap();
         let mut random = Random::new(1);
-        let mut draw = |count| -> Vec<f16> { (0..count).map(|_| f16::from_f64(random.normal())).collect() };
+        let mut draw =
+            |count| -> Vec<f16> { (0..count).map(|_| f16::from_f64_const(random.normal())).collect() };
         let (a, b) = (draw(33 * 65), draw(65 * 47));
         let inputs = Inputs::new(TensorView::with_layout(&a, *product.a()).unwrap())
             .b(TensorView::with_layout(&b, *product.b()).unwrap());
         let reference = Reference::new(&product, &inputs, None).unwrap();
-        let mut c: Vec<f16> = reference.values().iter().map(|&x| f16::from_f64(x)).collect();
+        let mut c: Vec<f16> = reference.values().iter().map(|&x| f16::from_f64_const(x)).collect();
         let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
         let mut check = |c: &[f16]| checker.check(&inputs, TensorView::new(c, 33, 47).unwrap()).unwrap();
         assert_eq!(check(&c), None);
-        c[100] = f16::from_f64(c[100].to_f64() + 10.0);
+        c[100] = f16::from_f64_const(c[100].to_f64() + 10.0);
         assert_eq!(check(&c).map(|found| found.row), Some(2));
     }
     let product = MatMul::builder(8, 9, 10).types(ElementTypes::BF16).build().unwrap();
@@ -301,13 +302,13 @@ fn a_result_beyond_its_type_s_range_hides_no_fault_elsewhere() {
         let a = Tensor::from_vec(a, 5, 2).unwrap();
         let (floats, bytes) = (Tensor::filled(2, 6, 1f32).unwrap(), Tensor::filled(2, 6, 1i8).unwrap());
         let inputs = if types.b.is_float() { Inputs::new(&a).b(&floats) } else { Inputs::new(&a).b(&bytes) };
-        let right = Tensor::from_fn(5, 6, |row, _| f16::from_f32(2.0 * a.data()[2 * row])).unwrap();
+        let right = Tensor::from_fn(5, 6, |row, _| f16::from_f32_const(2.0 * a.data()[2 * row])).unwrap();
         assert!(right.data()[0] == f16::INFINITY && right.data()[24] == f16::NEG_INFINITY);
         let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
         for _ in 0..20 {
             assert_eq!(checker.check(&inputs, &right).unwrap(), None);
             let mut c = right.clone();
-            c.data_mut()[15] = f16::from_f32(5.0);
+            c.data_mut()[15] = f16::from_f32_const(5.0);
             let found = checker.check(&inputs, &c).unwrap().expect("a wrong element");
             assert_eq!((found.row, found.col, found.expected, found.got), (2, 3, 4.0, 5.0));
             // Of the rows with an infinity one is drawn.

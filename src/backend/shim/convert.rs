@@ -201,7 +201,7 @@ fn native_scale(scale: f32, element: ElementType) -> [u8; 4] {
     {
         let short = |[low, high]: [u8; 2]| [low, high, 0, 0];
         match element {
-            ElementType::F16 => return short(half::f16::from_f32(scale).to_ne_bytes()),
+            ElementType::F16 => return short(crate::float16::from_f32(scale).to_ne_bytes()),
             ElementType::Bf16 => return short(half::bf16::from_f32(scale).to_ne_bytes()),
             _ => {}
         }

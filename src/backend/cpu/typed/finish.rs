@@ -125,7 +125,7 @@ impl<'a> Output<'a> {
             #[cfg(feature = "half")]
             // SAFETY: as above, with C of this type.
             ElementType::F16 => unsafe {
-                self.place::<half::f16>(item, row, col, x.len()).convert_from_f32_slice(x);
+                crate::float16::from_f32_slice(self.place::<half::f16>(item, row, col, x.len()), x);
             },
             #[cfg(feature = "half")]
             // SAFETY: as above, with C of this type.

@@ -60,11 +60,11 @@ fn narrow_scales_are_rounded_to_two_bytes() {
     let scheme = QuantB::PerTensor { zero_point: 0 };
     let options = options().scale_b(0.7);
     let scales = received(&product(1, scheme, ElementType::F16, false), None, &options).unwrap();
-    assert_eq!(scales, [0.1, 0.7, 3.0].map(|scale| Some(f16::from_f32(scale).to_ne_bytes().to_vec())));
+    assert_eq!(scales, [0.1, 0.7, 3.0].map(|scale| Some(f16::from_f32_const(scale).to_ne_bytes().to_vec())));
     let scales = received(&product(1, scheme, ElementType::Bf16, false), None, &options).unwrap();
     assert_eq!(scales, [0.1, 0.7, 3.0].map(|scale| Some(bf16::from_f32(scale).to_ne_bytes().to_vec())));
 
-    let of_columns = [f16::from_f32(0.25), f16::from_f32(0.5), f16::from_f32(0.75)];
+    let of_columns = [f16::from_f32_const(0.25), f16::from_f32_const(0.5), f16::from_f32_const(0.75)];
     let constant = product(1, QuantB::PerColumn { zero_point: 0 }, ElementType::F16, true);
     let [_, b, _] = received(&constant, Some(&weights(1, &of_columns)), &self::options()).unwrap();
     assert_eq!(b.unwrap(), of_columns.map(f16::to_ne_bytes).concat());
