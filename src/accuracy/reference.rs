@@ -597,6 +597,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
     fn operands_of_11_bits_are_right_with_reduced_precision_and_shorter_ones_are_not() {
         for (k, transposed) in [(1, false), (1, true), (7, true), (2000, false), (2000, true), (20_000, true)]
         {
