@@ -137,6 +137,7 @@ struct Shared {
     requested: Device,
     weights: Option<Weights>,
     scales: Scales,
+    reduced_precision: bool,
     threads: Threads,
     self_check: Option<(SelfCheck, Arc<Prepared>)>,
     #[cfg(feature = "profile")]
@@ -182,6 +183,7 @@ impl Compiled {
             requested: options.device,
             weights: weights.map(Weights::for_product),
             scales,
+            reduced_precision: options.reduced_precision,
             threads: options.threads.clone(),
             self_check,
             #[cfg(feature = "profile")]
@@ -249,6 +251,11 @@ impl Compiled {
     /// The scales of A, of a B that comes with every run, and of C.
     pub(crate) fn scales(&self) -> Scales {
         self.0.scales
+    }
+
+    /// Whether operands may be truncated.
+    pub(crate) fn reduced_precision(&self) -> bool {
+        self.0.reduced_precision
     }
 
     /// Backend, compile time, memory and devices.

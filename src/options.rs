@@ -157,7 +157,7 @@ pub struct CompileOptions {
     pub time_limit: Option<Duration>,
     /// Reassociation and approximations beyond the stated error bound are allowed.
     pub fast_math: bool,
-    /// Operands may be truncated (tf32 and the like).
+    /// Operands may be truncated to 11 significant bits, as tf32 does; [`crate::accuracy`] has the bound.
     pub reduced_precision: bool,
     /// The scale of A, where [`crate::QuantA::Static`] asks for one.
     pub scale_a: Option<f32>,

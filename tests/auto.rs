@@ -130,6 +130,27 @@ fn quarantine_keeps_a_backend_away() {
 }
 
 #[test]
+fn without_a_profile_a_loaded_shim_on_the_cpu_comes_after_the_engines_of_this_crate() {
+    let mut backends = backends();
+    // An accelerator would pay, and there is none.
+    let product = MatMul::new(2048, 2048, 2048).unwrap();
+    let rule = Basis::DefaultRule { accelerator_pays: true };
+    let chosen = |backends: &Backends| backends.explain(&product, &options()).choice;
+    #[cfg(not(target_vendor = "apple"))]
+    assert_eq!(chosen(&backends), Some((BackendId::CPU, rule)));
+    let explanation = backends.explain(&product, &options());
+    let reference = explanation.candidates.iter().find(|c| c.backend.as_str() == REFERENCE_ID).unwrap();
+    assert_eq!(reference.verdict, Verdict::Unmeasured("there is no profile".into()));
+    // Nothing measured, and the others in quarantine: the rule gets to it, and not to the test double.
+    let mut profile = Profile::new(MachineKey::here());
+    for status in backends.available().into_iter().filter(|status| status.id.as_str() != REFERENCE_ID) {
+        profile.add_quarantine(Quarantine::here(status.id, None, "gave a wrong result"));
+    }
+    backends.set_profile(Some(profile));
+    assert_eq!(chosen(&backends), Some((BackendId::new(REFERENCE_ID), Basis::OnlyOne)));
+}
+
+#[test]
 fn measurements_of_another_build_are_ignored_and_said_to_be() {
     let mut backends = backends();
     let measured = profile(&backends, [("cpu", 500.0), (REFERENCE_ID, 100.0)]);

@@ -204,3 +204,20 @@ fn the_cpu_backend_conforms_on_any_number_of_threads() {
         run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
     }
 }
+
+/// The bounds of the reference and of self-checks are the same where operands may be truncated, which the CPU
+/// does not do.
+#[test]
+fn the_cpu_backend_conforms_with_reduced_precision() {
+    let backends = Backends::new();
+    let mut options = CompileOptions::default();
+    options.reduced_precision = true;
+    for (part, cases) in [cases(Scale::Full), integer_cases(Scale::Small), weight_only_cases(Scale::Small)]
+        .into_iter()
+        .enumerate()
+    {
+        let cases = some(cases, part, 4);
+        let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
+        assert_eq!(summary.passed, cases.len());
+    }
+}

@@ -154,10 +154,15 @@ impl QuantizedType {
     }
 }
 
-/// Time every backend of this machine on the same f32 products, side by side.
+/// Time every backend of this machine on the same products, side by side.
 ///
-/// Every result is verified against a float64 reference before anything is timed. Samples of the
-/// backends are interleaved, so that all of them meet the same disturbances.
+/// Every result is checked before anything is timed. Up to 2^27 multiplications (512^3) each element is
+/// compared with a float64 reference, and the largest error and error bound are printed. Larger results
+/// are checked by random projections (Freivalds' method, docs/self-check.md), which miss an error as large
+/// as the mean bound of its row with probability 2^-10 at most and measure none: the errors are then "-",
+/// and null in JSON. Samples of the backends are interleaved, so that all of them meet the same
+/// disturbances. Operands and results are in host memory, in and out of every run: winners and crossover
+/// hold for that.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// Square products to time, by their size [default: 256,512,1024,2048 unless --shapes is given].
@@ -166,9 +171,17 @@ pub(crate) struct CompareArgs {
     /// Products to time, as MxNxK: an M x K matrix by a K x N matrix.
     #[arg(long, value_name = "MxNxK,...", value_delimiter = ',')]
     pub(crate) shapes: Vec<Shape>,
+    /// The type of the operands; sums and results are in f32 (int8: sums in int32; GFLOP/s then counts
+    /// operations on integers).
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) precision: Precision,
+    /// B is constant, and given when the product is compiled.
+    #[arg(long)]
+    pub(crate) constant_b: bool,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
-    /// The backends to time, `auto` among them if you like [default: all that are here].
+    /// The backends to time [default: all that are here]. `auto` among them has a line of its own, which
+    /// names the backend that it stands for, and wins nothing.
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub(crate) backend: Vec<String>,
     /// Samples to take of each backend and product [default: 7 to 101, by the product's time].
@@ -352,6 +365,15 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+
     pub(crate) const fn types(self) -> ElementTypes {
         match self {
             Self::F32 => ElementTypes::F32,

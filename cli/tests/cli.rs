@@ -380,6 +380,8 @@ fn compare_keeps_its_contract() {
             assert!(result[key].is_number(), "{key} in {result}");
         }
         assert_eq!(result["precision"], "f32");
+        assert_eq!((&result["constant_b"], &result["check"]), (&false.into(), &"reference".into()));
+        assert!(result["stands_for"].is_null(), "{result}");
         assert!(result["backend"].is_string() && result["requested"] == "unknown");
         assert!(result["max_abs_error"].as_f64() <= result["error_bound"].as_f64());
         assert!(result["min_ns"].as_f64() <= result["median_ns"].as_f64());
@@ -787,8 +789,18 @@ fn help_and_completions_name_everything() {
         assert!(help.contains(flag), "{flag} in {help}");
     }
     let help = succeeded(&run(&[&"compare", &"--help"]));
-    for flag in ["--sizes", "--shapes", "--threads", "--backend", "--samples", "--json", "--svg", "--report"]
-    {
+    for flag in [
+        "--sizes",
+        "--shapes",
+        "--precision",
+        "--constant-b",
+        "--threads",
+        "--backend",
+        "--samples",
+        "--json",
+        "--svg",
+        "--report",
+    ] {
         assert!(help.contains(flag), "{flag} in {help}");
     }
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
@@ -1066,4 +1078,73 @@ fn compare_times_auto_beside_the_others() {
     let args = ["compare", "--sizes", "16", "--backend", "auto,cpu", "--samples", "3", "--threads", "1"];
     let text = succeeded(&with_profile(&workplace, &args));
     assert!(text.contains("note: auto at 16x16x16 is cpu: without a profile"), "{text}");
+    let line = text.lines().find(|line| line.contains("auto (cpu)")).expect("a line of its own");
+    assert!(!line.contains("winner") && text.matches("winner |").count() == 1, "{text}");
+}
+
+#[test]
+fn compare_times_every_precision_with_and_without_a_constant_b() {
+    let place = Place::new();
+    let (json, svg, report) = (place.path("out.json"), place.path("out.svg"), place.path("out.html"));
+    for precision in ["f32", "f16", "bf16", "int8"] {
+        for constant_b in [false, true] {
+            let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![
+                &"compare",
+                &"--shapes",
+                &"9x8x7",
+                &"--samples",
+                &"1",
+                &"--threads",
+                &"1",
+                &"--precision",
+                &precision,
+                &"--json",
+                &json,
+                &"--svg",
+                &svg,
+                &"--report",
+                &report,
+            ];
+            if constant_b {
+                args.push(&"--constant-b");
+            }
+            let text = succeeded(&run(&args));
+            let kind = format!("{precision}{}", if constant_b { ", B constant" } else { "" });
+            assert!(text.lines().next().unwrap().ends_with(&format!("; {kind}")), "{text}");
+            let page = fs::read_to_string(&report).unwrap();
+            assert!(page.contains(&format!("<p>{kind}, measured")), "{page}");
+            assert!(fs::read_to_string(&svg).unwrap().contains(&format!("({kind})")));
+            let json: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+            let results = json["results"].as_array().unwrap();
+            let cpu = results.iter().find(|result| result["backend"] == "cpu").expect("the CPU runs all");
+            assert_eq!((&cpu["precision"], &cpu["constant_b"]), (&precision.into(), &constant_b.into()));
+            assert!(cpu["max_abs_error"].as_f64() <= cpu["error_bound"].as_f64(), "{cpu}");
+        }
+    }
+    usage(&run(&[&"compare", &"--precision", &"f64"]), "possible values: f32, f16, bf16, int8");
+}
+
+#[test]
+fn compare_checks_large_products_by_projections() {
+    let place = Place::new();
+    let json = place.path("out.json");
+    // More than 2^27 multiplications.
+    let run = |fault: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(["compare", "--shapes", "1025x1024x128", "--samples", "1", "--backend", "reference"]);
+        command.arg("--json").arg(&json);
+        command.env("ANE_MATMUL_SHIM", ane_matmul_shims::REFERENCE).env("ANE_REFERENCE_FAULT", fault);
+        command.output().expect("the command line runs")
+    };
+    failed(&run("wrong"), "reference is wrong at 1025x1024x128: row 0, column 0 of item 0 is");
+    assert!(!json.exists());
+    let text = succeeded(&run(""));
+    assert!(text.contains("checked: by random projections"), "{text}");
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    let result = &json["results"][0];
+    assert_eq!(
+        (&result["check"], &result["max_abs_error"]),
+        (&"projections".into(), &serde_json::Value::Null)
+    );
+    assert_eq!((&result["error_bound"], &result["worst_error_to_bound"]), (&().into(), &().into()));
 }

@@ -76,6 +76,9 @@ impl Factor<'_> {
 /// Rows of A and columns of B that hold NaN or infinity are left out, and counted; so are rows of C
 /// with an element that may overflow, and did.
 ///
+/// For a product compiled with [`crate::CompileOptions::reduced_precision`] there is
+/// [`crate::ResultChecker::with_options`].
+///
 /// # Errors
 /// [`Error::Description`] when the product has bias, residual or activation: verify
 /// [`MatMul::linear_part`] instead. [`Error::Missing`] without B, and for a quantised product; [`Error::OutOfMemory`].

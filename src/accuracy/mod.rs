@@ -21,6 +21,10 @@
 //! `docs/quantization.md`: integers are summed exactly, so that the first term is 0 and the magnitudes of
 //! the second are those of the scaled sum, with 4 roundings for the scales; weights that are dequantised
 //! on the way count k + 3 roundings instead of k.
+//!
+//! With [`crate::CompileOptions::reduced_precision`] operands of floating-point sums may be truncated to 11
+//! significant bits, as tf32 does, each losing less than d = 2^-10 of its size: gamma_k grows by
+//! (2 d + d^2)(1 + gamma_k) ([`Reference::of`], [`Reference::with_options`]).
 
 mod freivalds;
 mod real;

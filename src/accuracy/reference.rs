@@ -7,10 +7,10 @@ use crate::activation::Activation;
 use crate::alloc;
 use crate::element::ElementType;
 use crate::error::{Error, Operand, Result};
-use crate::executor::{Compiled, Inputs};
+use crate::executor::{Compiled, Inputs, check_weights};
 use crate::layout::Layout;
 use crate::matmul::MatMul;
-use crate::options::Threads;
+use crate::options::{CompileOptions, Threads};
 use crate::quantization::{QuantB, Quantization};
 use crate::scales::Scales;
 use crate::view::AnyView;
@@ -149,11 +149,18 @@ impl Bounds {
         }
     }
 
-    /// Widens the bound for operands that are truncated to 11 significant bits first, as tf32 does:
-    /// each loses less than 2^-10 of its size.
-    pub(crate) fn allow_truncated_operands(&mut self) {
-        let lost = 2f64.powi(-10);
-        self.gamma_k += (2.0 * lost + lost * lost) * (1.0 + self.gamma_k);
+    /// The bound for what is compiled with [`CompileOptions::reduced_precision`] or without it: operands of
+    /// floating-point sums may be truncated to 11 significant bits first, as tf32 does (NVIDIA A100 Tensor
+    /// Core GPU Architecture, 2020: 10 bits of mantissa). Each then loses less than d = 2^-10 of its size, and
+    /// each term less than 2 d + d^2 of its own.
+    pub(crate) fn with_precision(product: &MatMul, reduced: bool) -> Self {
+        let mut bounds = Self::new(product);
+        // Integers of eight bits are not truncated.
+        if reduced && !bounds.sums_integers {
+            let lost = 2f64.powi(-10);
+            bounds.gamma_k += (2.0 * lost + lost * lost) * (1.0 + bounds.gamma_k);
+        }
+        bounds
     }
 
     /// The value of an element and how far from it a correct result may lie, from the sum over k, the
@@ -204,10 +211,54 @@ impl Reference {
     /// computes; [`Error::OutOfMemory`] for the float64 copies.
     pub fn new(product: &MatMul, inputs: &Inputs<'_>, b: Option<AnyView<'_>>) -> Result<Self> {
         check_unquantized(product)?;
-        Self::compute(product, inputs, b, None, Scales { a: 1.0, b: 1.0, c: 1.0 })
+        let bounds = Bounds::new(product);
+        Self::compute(product, inputs, b, None, Scales { a: 1.0, b: 1.0, c: 1.0 }, &bounds)
     }
 
-    /// Computes the reference of a run of a compiled product, quantised or not, with `inputs`.
+    /// [`Reference::new`] for what was compiled with `options`, wherever that was: the scales of A, C and a B
+    /// that comes with every run are there, and [`CompileOptions::reduced_precision`] widens the bounds to
+    /// what truncated operands may cost. `weights` are B where it is constant.
+    ///
+    /// ```
+    /// use ane_matmul::accuracy::Reference;
+    /// use ane_matmul::{CompileOptions, Inputs, MatMul, Tensor};
+    ///
+    /// let product = MatMul::new(1, 1, 1)?;
+    /// let a = Tensor::filled(1, 1, 1.0009f32)?; // 1 in 11 significant bits
+    /// let b = Tensor::filled(1, 1, 1f32)?;
+    /// let mut options = CompileOptions::default();
+    /// options.reduced_precision = true;
+    /// let reference = Reference::with_options(&product, None, &Inputs::new(&a).b(&b), &options)?;
+    /// assert!(reference.compare(&Tensor::filled(1, 1, 1f32)?)?.is_within_bound());
+    /// # Ok::<(), ane_matmul::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Unexpected`] when weights and description disagree, or when B is
+    /// nowhere; [`Error::Shape`] and [`Error::Type`] when the weights do not fit; [`Error::Scale`],
+    /// [`Error::Missing`] or [`Error::Unexpected`] for scales; [`Error::Description`] with `fast_math`, which
+    /// has no error bound; [`Error::OutOfMemory`] for the float64 copies.
+    pub fn with_options(
+        product: &MatMul,
+        weights: Option<&Weights>,
+        inputs: &Inputs<'_>,
+        options: &CompileOptions,
+    ) -> Result<Self> {
+        check_weights(product, weights)?;
+        let scales = Scales::resolve(product, options)?;
+        if options.fast_math {
+            return Err(Error::Description {
+                problem: "a reference with fast math, which has no error bound".into(),
+                help: "turn fast math off",
+            });
+        }
+        let (b, scales_b) = (weights.map(Weights::view), weights.and_then(Weights::scales));
+        let bounds = Bounds::with_precision(product, options.reduced_precision);
+        Self::compute(product, inputs, b, scales_b, scales, &bounds)
+    }
+
+    /// Computes the reference of a run of a compiled product, quantised or not, with `inputs`. The bounds
+    /// are wider where it was compiled with [`CompileOptions::reduced_precision`].
     ///
     /// For an integer output the values are the integers, and the bounds 0 but where the real number
     /// lies so near to the middle between two integers that an error allowed before the rounding may
@@ -218,7 +269,8 @@ impl Reference {
     pub fn of(compiled: &Compiled, inputs: &Inputs<'_>) -> Result<Self> {
         let weights = compiled.weights();
         let (b, scales_b) = (weights.map(Weights::view), weights.and_then(Weights::scales));
-        Self::compute(compiled.product(), inputs, b, scales_b, compiled.scales())
+        let bounds = Bounds::with_precision(compiled.product(), compiled.reduced_precision());
+        Self::compute(compiled.product(), inputs, b, scales_b, compiled.scales(), &bounds)
     }
 
     fn compute(
@@ -227,6 +279,7 @@ impl Reference {
         b: Option<AnyView<'_>>,
         scales_b: Option<AnyView<'_>>,
         scales: Scales,
+        element_bounds: &Bounds,
     ) -> Result<Self> {
         let a = inputs.a_view();
         let b = inputs.b_view().or(b).ok_or(Error::Missing {
@@ -240,7 +293,7 @@ impl Reference {
             layout,
             values: alloc::filled(layout.span(), 0.0, "the float64 reference")?,
             bounds: alloc::filled(layout.span(), 0.0, "the error bounds")?,
-            overflow: Bounds::new(product).overflow,
+            overflow: element_bounds.overflow,
         };
         if layout.is_empty() {
             return Ok(reference);
@@ -267,13 +320,12 @@ impl Reference {
                 }
             }
         }
-        reference.finish(product, inputs, scales);
+        reference.finish(product, inputs, scales, element_bounds);
         Ok(reference)
     }
 
     /// Turns sums and sums of magnitudes into values and bounds.
-    fn finish(&mut self, product: &MatMul, inputs: &Inputs<'_>, scales: Scales) {
-        let bounds = Bounds::new(product);
+    fn finish(&mut self, product: &MatMul, inputs: &Inputs<'_>, scales: Scales, bounds: &Bounds) {
         let output = IntegerOutput::new(product, scales);
         let (rows, cols) = (self.layout.rows(), self.layout.cols());
         for (index, (value, bound)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
@@ -497,11 +549,92 @@ mod tests {
 
     #[test]
     fn truncated_operands_widen_the_bound() {
-        let mut bounds = Bounds::new(&MatMul::new(2, 2, 40).unwrap());
-        let gamma_k = bounds.gamma_k;
-        bounds.allow_truncated_operands();
-        let expected = gamma_k + (2f64.powi(-9) + 2f64.powi(-20)) * (1.0 + gamma_k);
-        assert!((bounds.gamma_k - expected).abs() < 1e-15, "{} {expected}", bounds.gamma_k);
+        let product = MatMul::new(2, 2, 40).unwrap();
+        let gamma_k = |reduced| Bounds::with_precision(&product, reduced).gamma_k;
+        assert_eq!(gamma_k(false), Bounds::new(&product).gamma_k);
+        let expected = gamma_k(false) + (2f64.powi(-9) + 2f64.powi(-20)) * (1.0 + gamma_k(false));
+        assert!((gamma_k(true) - expected).abs() < 1e-15, "{} {expected}", gamma_k(true));
+        let integers = MatMul::builder(2, 2, 40).types(ElementTypes::INT8).build().unwrap();
+        assert_eq!(Bounds::with_precision(&integers, true).gamma_k, Bounds::new(&integers).gamma_k);
+    }
+
+    /// The exact result of operands cut to `bits` significant bits, against the reference for `reduced_precision`
+    /// or without: by how much of its bound the worst element is off. C is 2 x 3.
+    fn cut(k: usize, transposed: bool, x: impl Fn(usize) -> f32, bits: u32, reduced: bool) -> f64 {
+        let product =
+            MatMul::builder(2, 3, k).transpose_a(transposed).transpose_b(transposed).bias(transposed);
+        let product = product.constant_b(!transposed).build().unwrap();
+        let matrix = |layout: &Layout, first: usize| {
+            let x = |row, col| x(first + row * layout.cols() + col);
+            Tensor::from_fn(layout.rows(), layout.cols(), x).unwrap()
+        };
+        let (a, b) = (matrix(product.a(), 0), matrix(product.b(), 2 * k));
+        let bias = [1.5f32, -2.5, 0.25];
+        let at = |x: &Tensor<f32>, row: usize, col: usize| {
+            let (row, col) = if transposed { (col, row) } else { (row, col) };
+            let x = x.view().get(0, row, col).unwrap();
+            f64::from(f32::from_bits(x.to_bits() >> (24 - bits) << (24 - bits)))
+        };
+        let c = Tensor::from_fn(2, 3, |row, col| {
+            let sum: f64 = (0..k).map(|p| at(&a, row, p) * at(&b, p, col)).sum();
+            if transposed { sum + f64::from(bias[col]) } else { sum }
+        })
+        .unwrap();
+        let (inputs, weights) = if transposed {
+            (Inputs::new(&a).b(&b).bias(&bias), None)
+        } else {
+            (Inputs::new(&a), Some(Weights::new(&b).unwrap()))
+        };
+        let options = CompileOptions { reduced_precision: reduced, ..CompileOptions::default() };
+        let reference = Reference::with_options(&product, weights.as_ref(), &inputs, &options).unwrap();
+        let compiled = product.compile(&crate::BackendId::CPU, weights.as_ref(), &options).unwrap();
+        assert_eq!(Reference::of(&compiled, &inputs).unwrap().bounds(), reference.bounds());
+        if !reduced {
+            let plain = Reference::new(&product, &inputs, weights.as_ref().map(Weights::view)).unwrap();
+            assert_eq!(plain.bounds(), reference.bounds());
+        }
+        reference.compare(&c).unwrap().worst_ratio
+    }
+
+    #[test]
+    #[allow(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+    fn operands_of_11_bits_are_right_with_reduced_precision_and_shorter_ones_are_not() {
+        for (k, transposed) in [(1, false), (1, true), (7, true), (2000, false), (2000, true), (20_000, true)]
+        {
+            // All of one sign, so that what is lost adds up however long the sum is.
+            let mut random = crate::random::Random::new(k as u64);
+            let numbers: Vec<f32> = (0..5 * k).map(|_| (1.0 + random.uniform()) as f32).collect();
+            let random = |index: usize| numbers[index];
+            assert!(cut(k, transposed, random, 11, true) < 1.0, "k = {k}");
+            assert!(cut(k, transposed, random, 8, true) > 1.0, "k = {k}");
+            // k u alone allows for as much from some 10,000 terms on.
+            assert!(k > 10_000 || cut(k, transposed, random, 11, false) > 1.0, "k = {k}");
+            // The most that 11 bits and 10 bits can lose: ones from there on.
+            let most = |bits: i32| move |_: usize| (1.0 + 2f64.powi(1 - bits) - 2f64.powi(-23)) as f32;
+            let at_the_end = cut(k, transposed, most(11), 11, true);
+            let lost = 2f64.powi(-9);
+            let share = lost / (lost + gamma(k, 2f64.powi(-24)));
+            assert!(at_the_end > 0.97 * share && at_the_end < 1.0, "k = {k}: {at_the_end}");
+            let beyond = cut(k, transposed, most(10), 10, true);
+            assert!(beyond > 1.0, "k = {k}: {beyond}");
+        }
+    }
+
+    #[test]
+    fn a_reference_with_options_wants_what_they_are_for() {
+        let product = MatMul::new(1, 1, 1).unwrap();
+        let one = Tensor::filled(1, 1, 1f32).unwrap();
+        let (inputs, weights) = (Inputs::new(&one).b(&one), Weights::new(&one).unwrap());
+        let with = |weights, inputs: &Inputs<'_>, options: &CompileOptions| {
+            Reference::with_options(&product, weights, inputs, options)
+        };
+        let plain = CompileOptions::default();
+        let fast = CompileOptions { fast_math: true, ..CompileOptions::default() };
+        assert!(with(None, &inputs, &plain).is_ok());
+        assert!(matches!(with(None, &inputs, &fast), Err(Error::Description { .. })));
+        assert!(matches!(with(Some(&weights), &inputs, &plain), Err(Error::Unexpected { .. })));
+        assert!(matches!(with(None, &Inputs::new(&one), &plain), Err(Error::Missing { .. })));
+        assert!(matches!(with(None, &inputs, &plain.scale_a(1.0)), Err(Error::Unexpected { .. })));
     }
 
     #[test]

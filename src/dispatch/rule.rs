@@ -61,6 +61,26 @@ mod tests {
     }
 
     #[test]
+    fn loaded_shims_follow_those_that_are_preferred_by_name() {
+        let ranked = |size: usize, apple: bool| {
+            let mut backends = vec![
+                (BackendId::CPU, Device::Cpu),
+                (BackendId::new("slow"), Device::Cpu),
+                (BackendId::new("open"), Device::Unknown),
+                (BackendId::new("gpu"), Device::Gpu),
+            ];
+            if apple {
+                backends.push((BackendId::MPSGRAPH, Device::Unknown));
+            }
+            rank(&mut backends, &MatMul::new(size, size, size).unwrap(), None);
+            backends.into_iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(ranked(256, true), ["cpu", "slow", "mpsgraph", "open", "gpu"]);
+        assert_eq!(ranked(1024, true), ["mpsgraph", "open", "gpu", "cpu", "slow"]);
+        assert_eq!(ranked(1024, false), ["open", "gpu", "cpu", "slow"]);
+    }
+
+    #[test]
     fn without_apples_engines_the_built_in_one_comes_first() {
         let mut backends = [
             (BackendId::new("shim"), Device::Cpu),

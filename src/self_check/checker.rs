@@ -122,11 +122,7 @@ impl Prepared {
                 "turn one of them off",
             );
         }
-        let mut bounds = Bounds::new(product);
-        // Integers of eight bits are not truncated.
-        if options.reduced_precision && !reals.sums_integers {
-            bounds.allow_truncated_operands();
-        }
+        let bounds = Bounds::with_precision(product, options.reduced_precision);
         let types = product.types();
         let used = [types.a, types.b, types.accumulator, types.output];
         let floats = used.iter().all(|t| t.is_float()) && *product.quantization() == Quantization::default();

@@ -2,8 +2,10 @@
 
 use ane_matmul::{BackendId, Device};
 
-use crate::args::Shape;
+use crate::args::{Precision, Shape};
+use crate::compare::check::Check;
 use crate::compare::measure::{Measured, Timing};
+use crate::compare::operands::Kind;
 use crate::compare::report::Comparison;
 use crate::machine::Machine;
 
@@ -12,6 +14,7 @@ pub(crate) fn timing(size: usize, backend: &str, median_ns: f64) -> Timing {
     let shape = Shape { m: size, n: size, k: size };
     Timing {
         backend: BackendId::new(backend),
+        stands_for: None,
         shape,
         threads: Some(1),
         requested: Device::Unknown,
@@ -22,9 +25,7 @@ pub(crate) fn timing(size: usize, backend: &str, median_ns: f64) -> Timing {
         min_ns: median_ns,
         samples: 1,
         gflops: 1.0,
-        max_abs_error: 0.0,
-        error_bound: 1.0,
-        worst_ratio: 0.0,
+        check: Check::Reference { max_abs_error: 0.0, error_bound: 1.0, worst_ratio: 0.0 },
     }
 }
 
@@ -32,6 +33,7 @@ pub(crate) fn timing(size: usize, backend: &str, median_ns: f64) -> Timing {
 pub(crate) fn comparison(times: &[(usize, &str, f64)]) -> Comparison {
     Comparison {
         machine: Machine::new(),
+        kind: Kind { precision: Precision::F32, constant_b: false },
         measured: Measured {
             timings: times
                 .iter()

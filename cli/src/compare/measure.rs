@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use ane_matmul::accuracy::Reference;
-use ane_matmul::{BackendId, Backends, CompileOptions, Device, Error, Executor, Inputs, MatMul, Tensor};
+use ane_matmul::{BackendId, Backends, CompileOptions, Device, Error, Executor, Inputs, Tensor};
 use indicatif::ProgressBar;
 
 use crate::args::Shape;
+use crate::compare::check::{self, Check, Checker};
+use crate::compare::operands::{Kind, Operands};
 use crate::failure::{Failure, Output};
 
 /// A sample lasts at least this long, so that the clock's own time does not count.
@@ -19,13 +20,12 @@ const BUDGET: Duration = Duration::from_millis(1500);
 /// ... within these numbers of samples.
 const SAMPLES: std::ops::RangeInclusive<usize> = 7..=101;
 
-/// Standard deviation of the operands: that of the project's origin.
-const SIGMA: f64 = 0.02;
-
 /// One backend on one product.
 #[derive(Debug, Clone)]
 pub(crate) struct Timing {
     pub(crate) backend: BackendId,
+    /// The backend that was timed under the name `auto`, which is no contender of its own.
+    pub(crate) stands_for: Option<BackendId>,
     pub(crate) shape: Shape,
     pub(crate) threads: Option<usize>,
     pub(crate) requested: Device,
@@ -37,9 +37,21 @@ pub(crate) struct Timing {
     pub(crate) min_ns: f64,
     pub(crate) samples: usize,
     pub(crate) gflops: f64,
-    pub(crate) max_abs_error: f64,
-    pub(crate) error_bound: f64,
-    pub(crate) worst_ratio: f64,
+    pub(crate) check: Check,
+}
+
+impl Timing {
+    pub(crate) const fn is_contender(&self) -> bool {
+        self.stands_for.is_none()
+    }
+
+    /// The backend, and whom it stands for.
+    pub(crate) fn name(&self) -> String {
+        match &self.stands_for {
+            Some(other) => format!("{} ({other})", self.backend),
+            None => self.backend.to_string(),
+        }
+    }
 }
 
 /// Everything that was measured.
@@ -70,28 +82,29 @@ impl Candidate {
     }
 }
 
-/// Verifies and times every backend on one product.
-pub(crate) fn measure(
-    backends: &Backends,
-    ids: &[BackendId],
-    shape: Shape,
-    options: &CompileOptions,
-    samples: Option<NonZeroUsize>,
-    progress: &ProgressBar,
-    measured: &mut Measured,
-) -> Output {
-    let product = MatMul::new(shape.m, shape.n, shape.k)?;
-    progress.set_message(format!("{shape}: computing the float64 reference"));
-    let a = Tensor::random_normal_f32(shape.m, shape.k, SIGMA, 1)?;
-    let b = Tensor::random_normal_f32(shape.k, shape.n, SIGMA, 2)?;
-    let inputs = Inputs::new(&a).b(&b);
-    let reference = Reference::new(&product, &inputs, None)?;
-    let error_bound = reference.bounds().iter().copied().fold(0.0, f64::max);
+/// What is timed, and how.
+pub(crate) struct Plan<'a> {
+    pub(crate) backends: &'a Backends,
+    pub(crate) ids: &'a [BackendId],
+    pub(crate) kind: Kind,
+    pub(crate) options: &'a CompileOptions,
+    pub(crate) samples: Option<NonZeroUsize>,
+    pub(crate) progress: &'a ProgressBar,
+}
+
+/// Checks and times every backend on one product.
+pub(crate) fn measure(plan: &Plan<'_>, shape: Shape, measured: &mut Measured) -> Output {
+    let Plan { backends, ids, kind, options, samples, progress } = *plan;
+    let product = kind.product(shape)?;
+    progress.set_message(format!("{shape}: preparing the check"));
+    let operands = Operands::random(&product, kind.precision)?;
+    let inputs = operands.inputs();
+    let mut checker = Checker::new(&product, operands.weights(), &inputs, check::WHOLE)?;
 
     let mut candidates = Vec::new();
     for id in ids {
-        progress.set_message(format!("{shape}: verifying {id}"));
-        let compiled = match backends.compile(id, &product, None, options) {
+        progress.set_message(format!("{shape}: checking {id}"));
+        let compiled = match backends.compile(id, &product, operands.weights(), options) {
             Ok(compiled) => compiled,
             Err(Error::Refused { refusal, .. }) => {
                 measured.refused.push((id.clone(), shape, refusal.to_string()));
@@ -100,7 +113,8 @@ pub(crate) fn measure(
             Err(error) => return Err(error.into()),
         };
         let report = compiled.report();
-        if report.requested_backend != report.backend {
+        let stands_for = (report.requested_backend != report.backend).then(|| report.backend.clone());
+        if stands_for.is_some() {
             measured.notes.push(format!("{id} at {shape} is {}: {}", report.backend, report.chosen_by));
         }
         if let Some(note) = report.note {
@@ -114,16 +128,13 @@ pub(crate) fn measure(
         let mut executor = compiled.executor()?;
         executor.run(&inputs, &mut output)?;
         let first_run_ns = start.elapsed().as_nanos();
-        let deviation = reference.compare(&output)?;
-        if !deviation.is_within_bound() {
-            return Err(Failure::new(format!(
-                "{id} is wrong at {shape}: {} elements beyond their error bound, the worst by {:.3e} times; it is not timed; please report this",
-                deviation.violations, deviation.worst_ratio
-            )));
-        }
+        let check = checker.check(&inputs, &output)?.map_err(|problem| {
+            Failure::new(format!("{id} is wrong at {shape}: {problem}; it is not timed; please report this"))
+        })?;
         candidates.push(Candidate {
             timing: Timing {
                 backend: id.clone(),
+                stands_for,
                 shape,
                 threads: report.threads,
                 requested: report.requested,
@@ -134,9 +145,7 @@ pub(crate) fn measure(
                 min_ns: 0.0,
                 samples: 0,
                 gflops: 0.0,
-                max_abs_error: deviation.max_abs_error,
-                error_bound,
-                worst_ratio: deviation.worst_ratio,
+                check,
             },
             executor,
             output,
@@ -214,11 +223,17 @@ mod tests {
     fn a_note_of_a_backend_is_kept_once() {
         // More threads than any BLAS was built for.
         let options = CompileOptions::default().threads(ane_matmul::Threads::count(4096).unwrap());
-        let (mut measured, one) = (Measured::default(), NonZeroUsize::new(1));
+        let mut measured = Measured::default();
+        let plan = Plan {
+            backends: &Backends::new(),
+            ids: &[BackendId::BLAS],
+            kind: Kind { precision: crate::args::Precision::F32, constant_b: false },
+            options: &options,
+            samples: NonZeroUsize::new(1),
+            progress: &ProgressBar::hidden(),
+        };
         for size in [1, 2] {
-            let shape = Shape { m: size, n: size, k: size };
-            let (backends, ids) = (Backends::new(), [BackendId::BLAS]);
-            measure(&backends, &ids, shape, &options, one, &ProgressBar::hidden(), &mut measured).unwrap();
+            measure(&plan, Shape { m: size, n: size, k: size }, &mut measured).unwrap();
         }
         let [note] = &measured.notes[..] else { panic!("{:?}", measured.notes) };
         assert!(note.starts_with("blas: 4096 threads were asked for"), "{note}");

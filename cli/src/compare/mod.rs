@@ -1,9 +1,11 @@
 //! `ane-matmul compare`.
 
 mod amortization;
+mod check;
 #[cfg(test)]
 mod fixture;
 mod measure;
+mod operands;
 mod page;
 mod plot;
 mod report;
@@ -17,7 +19,8 @@ use crate::machine::Machine;
 use crate::output::print;
 use crate::whole_file;
 
-use measure::Measured;
+use measure::{Measured, Plan};
+use operands::Kind;
 use report::Comparison;
 
 /// The sizes of the project's origin.
@@ -30,6 +33,7 @@ pub(crate) fn run(args: &CompareArgs) -> Output {
     let timed = ids.iter().map(|id| Ok((id.clone(), backends.info(id)?))).collect::<Output<_>>()?;
     let shapes = shapes(args);
     let options = args.threads.options();
+    let kind = Kind { precision: args.precision, constant_b: args.constant_b };
 
     let progress = ProgressBar::with_draw_target(Some(shapes.len() as u64), ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template("{spinner} {wide_msg} [{pos}/{len} products, {elapsed}]");
@@ -37,13 +41,15 @@ pub(crate) fn run(args: &CompareArgs) -> Output {
         progress.set_style(style);
     }
     let mut measured = Measured::default();
+    let (samples, progress) = (args.samples, &progress);
+    let plan = Plan { backends: &backends, ids: &ids, kind, options: &options, samples, progress };
     for &shape in &shapes {
-        measure::measure(&backends, &ids, shape, &options, args.samples, &progress, &mut measured)?;
+        measure::measure(&plan, shape, &mut measured)?;
         progress.inc(1);
     }
     progress.finish_and_clear();
 
-    let comparison = Comparison { machine: Machine::new(), measured, timed, unavailable };
+    let comparison = Comparison { machine: Machine::new(), kind, measured, timed, unavailable };
     if let Some(path) = &args.json {
         let text = format!("{:#}\n", comparison.to_json());
         whole_file::write(path, text.as_bytes())?;

@@ -36,7 +36,10 @@ pub(crate) fn draw(comparison: &Comparison) -> Result<String, Box<dyn Error>> {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&root)
-            .caption(format!("f32 matrix products on {}", comparison.machine.cpu), ("sans-serif", 20))
+            .caption(
+                format!("Matrix products ({}) on {}", comparison.kind, comparison.machine.cpu),
+                ("sans-serif", 20),
+            )
             .margin(16)
             .x_label_area_size(48)
             .y_label_area_size(64)

@@ -9,13 +9,16 @@ use serde_json::{Value, json};
 
 use crate::args::Shape;
 use crate::compare::Absent;
+use crate::compare::check::{Check, FAILURE_PROBABILITY};
 use crate::compare::measure::{Measured, Timing};
+use crate::compare::operands::Kind;
 use crate::machine::Machine;
 use crate::output::time;
 
 /// Figures and what they were taken on.
 pub(crate) struct Comparison {
     pub(crate) machine: Machine,
+    pub(crate) kind: Kind,
     pub(crate) measured: Measured,
     /// The backends that were asked to run.
     pub(crate) timed: Vec<(BackendId, BackendInfo)>,
@@ -48,8 +51,13 @@ impl Comparison {
         self.measured.timings.iter().filter(move |timing| timing.shape == shape)
     }
 
+    /// The timings that win or lose: `auto` is no engine, and what it stands for is one already.
+    pub(crate) fn contenders_of(&self, shape: Shape) -> impl Iterator<Item = &Timing> {
+        self.timings_of(shape).filter(|timing| timing.is_contender())
+    }
+
     pub(crate) fn winner(&self, shape: Shape) -> Option<&Timing> {
-        self.timings_of(shape).min_by(|a, b| a.median_ns.total_cmp(&b.median_ns))
+        self.contenders_of(shape).min_by(|a, b| a.median_ns.total_cmp(&b.median_ns))
     }
 
     /// The sizes of the square products, ascending, and who wins each. One without work says nothing.
@@ -60,8 +68,26 @@ impl Comparison {
         squares.iter().filter_map(|&shape| Some((shape.m, &self.winner(shape)?.backend))).collect()
     }
 
-    pub(crate) fn backends_timed(&self) -> usize {
-        self.measured.timings.iter().map(|timing| &timing.backend).collect::<HashSet<_>>().len()
+    /// How many backends were timed that may win.
+    pub(crate) fn contenders(&self) -> usize {
+        let contenders = self.measured.timings.iter().filter(|timing| timing.is_contender());
+        contenders.map(|timing| &timing.backend).collect::<HashSet<_>>().len()
+    }
+
+    /// How results were checked, in words; `None` where there are none.
+    pub(crate) fn checks_text(&self) -> Option<String> {
+        let timings = &self.measured.timings;
+        let of = |projections| timings.iter().any(|t| (t.check == Check::Projections) == projections);
+        let by_projections = format!(
+            "by random projections (Freivalds), which miss an error as large as the mean bound of its row with probability {FAILURE_PROBABILITY:.0e} at most and measure none"
+        );
+        let by_reference = "every element against a float64 reference";
+        match (of(false), of(true)) {
+            (true, true) => Some(format!("{by_reference}, or, where large, {by_projections}")),
+            (false, true) => Some(by_projections),
+            (true, false) => Some(by_reference.to_owned()),
+            (false, false) => None,
+        }
     }
 
     /// The crossover between backends over the square products, if there is one.
@@ -81,14 +107,18 @@ impl Comparison {
                 "{} wins at {}, {} from {} on",
                 crossover.winner_below, crossover.last_below, crossover.winner, crossover.size
             ),
+            (None, _) if self.contenders() == 0 && !self.measured.timings.is_empty() => {
+                "not known, auto alone was timed, and it stands for others".to_owned()
+            }
             (None, 0 | 1) => "not known, it takes square products of two sizes".to_owned(),
-            (None, _) if self.backends_timed() == 1 => "none, one backend was measured".to_owned(),
+            (None, _) if self.contenders() == 1 => "none, one backend was measured".to_owned(),
             (None, _) => "none, one backend wins every square product measured".to_owned(),
         }
     }
 
     pub(crate) fn to_json(&self) -> Value {
-        let results: Vec<Value> = self.measured.timings.iter().map(result_json).collect();
+        let results: Vec<Value> =
+            self.measured.timings.iter().map(|timing| result_json(self.kind, timing)).collect();
         let unavailable: Vec<Value> = self
             .unavailable
             .iter()
@@ -119,10 +149,14 @@ impl Comparison {
                 "backend": crossover.winner.as_str(),
                 "last_size_below": crossover.last_below,
                 "backend_below": crossover.winner_below.as_str(),
+                "memory": MEMORY,
             })
         });
         json!({
             "machine": self.machine.to_json(),
+            "precision": self.kind.precision.name(),
+            "constant_b": self.kind.constant_b,
+            "memory": MEMORY,
             "results": results,
             "unavailable": unavailable,
             "refused": refused,
@@ -144,39 +178,53 @@ impl Comparison {
             "GFLOP/s",
             "of best",
             "compile",
+            "check",
             "max error",
             "bound",
             "",
         ]);
-        for index in 2..10 {
+        for index in (2..8).chain(9..11) {
             if let Some(column) = table.column_mut(index) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
         for shape in self.shapes() {
-            let Some(winner) = self.winner(shape) else { continue };
+            let winner = self.winner(shape);
             for (index, timing) in self.timings_of(shape).enumerate() {
-                let share = share_of_best(timing, winner);
+                let [max_abs_error, error_bound] = errors_text(&timing.check);
                 table.add_row([
                     if index == 0 { shape.to_string() } else { String::new() },
-                    timing.backend.to_string(),
+                    timing.name(),
                     timing.threads.map_or_else(|| "?".into(), |threads| threads.to_string()),
                     time(timing.median_ns),
                     time(timing.min_ns),
                     format!("{:.1}", timing.gflops),
-                    format!("{:.0} %", 100.0 * share),
+                    winner.map_or_else(
+                        || "-".into(),
+                        |winner| format!("{:.0} %", 100.0 * share_of_best(timing, winner)),
+                    ),
                     #[allow(clippy::cast_precision_loss)]
                     time(timing.compile_ns as f64),
-                    format!("{:.1e}", timing.max_abs_error),
-                    format!("{:.1e}", timing.error_bound),
-                    if std::ptr::eq(timing, winner) { "winner".into() } else { String::new() },
+                    timing.check.name().into(),
+                    max_abs_error,
+                    error_bound,
+                    if winner.is_some_and(|winner| std::ptr::eq(timing, winner)) {
+                        "winner".into()
+                    } else {
+                        String::new()
+                    },
                 ]);
             }
         }
         let machine = &self.machine;
-        let mut text = format!("{}, {} threads allowed\n{table}\n", machine.cpu, machine.allowed_threads);
+        let mut text =
+            format!("{}, {} threads allowed; {}\n{table}\n", machine.cpu, machine.allowed_threads, self.kind);
         // Writing to a string cannot fail.
         let _ = writeln!(text, "crossover: {}", self.crossover_text());
+        let _ = writeln!(text, "memory: {}; winners and crossover hold for that", self.kind.memory_text());
+        if let Some(checks) = self.checks_text() {
+            let _ = writeln!(text, "checked: {checks}");
+        }
         for note in &self.measured.notes {
             let _ = writeln!(text, "note: {note}");
         }
@@ -190,10 +238,31 @@ impl Comparison {
     }
 }
 
-fn result_json(timing: &Timing) -> Value {
+/// Where operands and results are in every run.
+const MEMORY: &str = "host";
+
+/// The largest error and the largest bound; dashes where none was measured.
+pub(crate) fn errors_text(check: &Check) -> [String; 2] {
+    match check {
+        Check::Reference { max_abs_error, error_bound, .. } => {
+            [max_abs_error, error_bound].map(|figure| format!("{figure:.1e}"))
+        }
+        Check::Projections => ["-", "-"].map(str::to_owned),
+    }
+}
+
+fn result_json(kind: Kind, timing: &Timing) -> Value {
+    let errors = match timing.check {
+        Check::Reference { max_abs_error, error_bound, worst_ratio } => {
+            [max_abs_error, error_bound, worst_ratio].map(Some)
+        }
+        Check::Projections => [None; 3],
+    };
     json!({
         "backend": timing.backend.as_str(),
-        "precision": "f32",
+        "stands_for": timing.stands_for.as_ref().map(BackendId::as_str),
+        "precision": kind.precision.name(),
+        "constant_b": kind.constant_b,
         "batch": 1,
         "m": timing.shape.m,
         "n": timing.shape.n,
@@ -207,9 +276,10 @@ fn result_json(timing: &Timing) -> Value {
         "min_ns": timing.min_ns,
         "samples": timing.samples,
         "gflops": timing.gflops,
-        "max_abs_error": timing.max_abs_error,
-        "error_bound": timing.error_bound,
-        "worst_error_to_bound": timing.worst_ratio,
+        "check": timing.check.name(),
+        "max_abs_error": errors[0],
+        "error_bound": errors[1],
+        "worst_error_to_bound": errors[2],
     })
 }
 
@@ -221,6 +291,7 @@ pub(crate) fn share_of_best(timing: &Timing, winner: &Timing) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Precision;
     use crate::compare::fixture::comparison;
 
     #[test]
@@ -278,6 +349,90 @@ mod tests {
             (4, "b", 2.0),
         ]);
         assert!(comparison.to_text().contains("crossover: b wins at 2, a from 4 on"));
+    }
+
+    #[test]
+    fn auto_wins_nothing_and_names_whom_it_stands_for() {
+        let mut comparison = comparison(&[
+            (256, "cpu", 1.0),
+            (256, "auto", 0.9),
+            (512, "cpu", 4.0),
+            (512, "gpu", 2.0),
+            (512, "auto", 1.9),
+        ]);
+        for (index, other) in [(1, "cpu"), (4, "gpu")] {
+            comparison.measured.timings[index].stands_for = Some(BackendId::new(other));
+        }
+        assert_eq!(comparison.contenders(), 2);
+        let json = comparison.to_json();
+        let winners: Vec<_> = json["winners"].as_array().unwrap().iter().map(|w| &w["backend"]).collect();
+        assert_eq!(winners, ["cpu", "gpu"]);
+        assert_eq!(json["crossover"]["backend"], "gpu");
+        assert_eq!(
+            (&json["results"][1]["stands_for"], &json["results"][0]["stands_for"]),
+            (&json!("cpu"), &Value::Null)
+        );
+        let text = comparison.to_text();
+        assert!(text.contains("crossover: cpu wins at 256, gpu from 512 on"), "{text}");
+        let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap().to_owned();
+        assert!(line("auto (cpu)").contains("111 %") && !line("auto (cpu)").contains("winner"), "{text}");
+        assert!(line("auto (gpu)").contains("105 %"), "{text}");
+
+        comparison.measured.timings.retain(|timing| !timing.is_contender());
+        let text = comparison.to_text();
+        assert!(text.contains("auto (gpu)") && !text.contains("winner |"), "{text}");
+        assert!(text.contains("crossover: not known, auto alone was timed"), "{text}");
+        assert_eq!(comparison.to_json()["winners"], json!([]));
+    }
+
+    #[test]
+    fn errors_that_were_not_measured_are_absent() {
+        let mut comparison = comparison(&[(256, "cpu", 1.0), (2048, "cpu", 4.0)]);
+        let of = |comparison: &Comparison| comparison.checks_text().unwrap();
+        assert_eq!(of(&comparison), "every element against a float64 reference");
+        comparison.measured.timings[1].check = Check::Projections;
+        assert!(of(&comparison).contains("or, where large, by random projections"), "{}", of(&comparison));
+        let results = &comparison.to_json()["results"];
+        for key in ["max_abs_error", "error_bound", "worst_error_to_bound"] {
+            assert!(results[0][key].is_number() && results[1][key].is_null(), "{key} in {results}");
+        }
+        assert_eq!(
+            (&results[0]["check"], &results[1]["check"]),
+            (&json!("reference"), &json!("projections"))
+        );
+        let text = comparison.to_text();
+        let line = text.lines().find(|line| line.contains("2048x2048x2048")).unwrap();
+        let dashes = line.split('|').filter(|cell| cell.trim() == "-").count();
+        assert!(line.contains("projections") && dashes == 2, "{text}");
+        assert!(
+            text.contains("which miss an error as large as the mean bound of its row with probability 1e-3")
+        );
+        comparison.measured.timings.remove(0);
+        assert!(of(&comparison).starts_with("by random projections"));
+        comparison.measured.timings.clear();
+        assert_eq!(comparison.checks_text(), None);
+    }
+
+    #[test]
+    fn what_was_measured_is_named() {
+        let mut comparison = comparison(&[(256, "cpu", 1.0)]);
+        let text = comparison.to_text();
+        assert!(text.lines().next().unwrap().ends_with("threads allowed; f32"), "{text}");
+        assert!(text.contains("memory: A, B and C in host memory, in and out of every run;"), "{text}");
+        comparison.kind = Kind { precision: Precision::Bf16, constant_b: true };
+        let text = comparison.to_text();
+        assert!(text.lines().next().unwrap().ends_with("threads allowed; bf16, B constant"), "{text}");
+        assert!(
+            text.contains("memory: A and C in host memory, in and out of every run; B given when"),
+            "{text}"
+        );
+        let json = comparison.to_json();
+        for of in [&json, &json["results"][0]] {
+            assert_eq!((&of["precision"], &of["constant_b"]), (&json!("bf16"), &json!(true)));
+        }
+        assert_eq!(json["memory"], "host");
+        let picture = crate::compare::plot::draw(&comparison).unwrap();
+        assert!(picture.contains("Matrix products (bf16, B constant) on"), "{picture}");
     }
 
     #[test]

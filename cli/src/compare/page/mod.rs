@@ -11,13 +11,14 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::compare::Absent;
 use crate::compare::amortization::{Cheapest, cheapest};
+use crate::compare::check::Check;
 use crate::compare::measure::Timing;
-use crate::compare::report::{Comparison, share_of_best};
+use crate::compare::report::{Comparison, errors_text, share_of_best};
 use crate::output::time;
 
 /// The highest proof that a row of the evidence reached.
 const RUNGS: [(&str, &str); 3] = [
-    ("run on this machine", "results verified against a float64 reference, then timed"),
+    ("run on this machine", "results checked in float64, then timed"),
     ("test double", "the logic around a stand-in for hardware; never timed, no proof of any device"),
     ("not run", "nothing is known from this machine"),
 ];
@@ -44,7 +45,7 @@ pub(crate) fn render(comparison: &Comparison, measured_at: SystemTime) -> String
             body {
                 main {
                     h1 { (title) }
-                    p { "f32, measured " (date) " with ane-matmul " (env!("CARGO_PKG_VERSION")) ". Times are medians of interleaved samples, after every result was verified against a float64 reference." }
+                    p { (comparison.kind) ", measured " (date) " with ane-matmul " (env!("CARGO_PKG_VERSION")) ". Times are medians of interleaved samples." @if let Some(checks) = comparison.checks_text() { " Every result was checked before: " (checks) "." } }
                     (findings(comparison))
                     (figures(comparison))
                     (measurements(comparison))
@@ -68,19 +69,22 @@ fn findings(comparison: &Comparison) -> Markup {
     html! {
         section {
             h2 { "In short" }
-            @if winners.is_empty() {
+            @if comparison.measured.timings.is_empty() {
                 p #nothing-timed { strong { "Nothing was timed." } " The evidence below says why." }
             } @else {
                 ul {
-                    @if comparison.backends_timed() > 1 {
-                        @for backend in plots::backends(comparison) {
+                    @for backend in plots::backends(comparison) {
+                        @if let Some(stand_ins) = stand_ins(comparison, backend) {
+                            li { b { (backend) } " stands for " (stand_ins) "; it wins nothing of its own." }
+                        } @else if comparison.contenders() > 1 {
                             @let wins = winners.iter().filter(|winner| **winner == backend).count();
                             li { b { (backend) } " is the fastest at " (wins) " of " (plural(winners.len(), "product")) "." }
+                        } @else {
+                            li { "One backend was timed: " b { (backend) } ". It is compared with nothing." }
                         }
-                    } @else {
-                        li { "One backend was timed: " b { (winners[0]) } ". It is compared with nothing." }
                     }
                     li #crossover { "Crossover over the square products: " (comparison.crossover_text()) "." }
+                    li #memory { (comparison.kind.memory_text()) ". Winners, crossover and what compiling pays hold for that." }
                 }
             }
             @for note in &comparison.measured.notes {
@@ -88,6 +92,23 @@ fn findings(comparison: &Comparison) -> Markup {
             }
         }
     }
+}
+
+/// Whom `auto` stands for, and at how many products; `None` for a contender.
+fn stand_ins(comparison: &Comparison, backend: &BackendId) -> Option<String> {
+    let of_backend = comparison.measured.timings.iter().filter(|timing| timing.backend == *backend);
+    let all: Vec<&BackendId> = of_backend.filter_map(|timing| timing.stands_for.as_ref()).collect();
+    let mut each = all.clone();
+    each.sort_unstable();
+    each.dedup();
+    let parts: Vec<String> = each
+        .into_iter()
+        .map(|other| {
+            let count = all.iter().filter(|stand_in| **stand_in == other).count();
+            format!("{other} at {}", plural(count, "product"))
+        })
+        .collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn figures(comparison: &Comparison) -> Markup {
@@ -103,7 +124,7 @@ fn figures(comparison: &Comparison) -> Markup {
 }
 
 fn measurements(comparison: &Comparison) -> Markup {
-    let columns = ["median", "min", "GFLOP/s", "times the fastest", "samples", "max error", "bound"];
+    let columns = ["median", "min", "GFLOP/s", "times the fastest", "samples"];
     html! {
         @if !comparison.measured.timings.is_empty() {
             section {
@@ -112,25 +133,32 @@ fn measurements(comparison: &Comparison) -> Markup {
                     thead { tr {
                         th scope="col" { "m x n x k" } th scope="col" { "backend" } th.number scope="col" { "threads" }
                         @for column in columns { th.number scope="col" { (column) } }
+                        th scope="col" { "check" }
+                        @for column in ["max error", "bound"] { th.number scope="col" { (column) } }
                     } }
                     @for shape in comparison.shapes() {
-                        @if let Some(winner) = comparison.winner(shape) {
-                            tbody {
-                                @for (index, timing) in comparison.timings_of(shape).enumerate() {
-                                    tr.winner[comparison.backends_timed() > 1 && std::ptr::eq(timing, winner)] {
-                                        @if index == 0 {
-                                            th scope="rowgroup" rowspan=(comparison.timings_of(shape).count()) { (shape) }
-                                        }
-                                        th scope="row" { (backend_name(comparison, &timing.backend)) }
-                                        td.number { @match timing.threads { Some(threads) => (threads), None => "unknown" } }
-                                        td.number { (time(timing.median_ns)) }
-                                        td.number { (time(timing.min_ns)) }
-                                        td.number { (format!("{:.1}", timing.gflops)) }
-                                        td.number { (format!("{:.2}", 1.0 / share_of_best(timing, winner))) }
-                                        td.number { (timing.samples) }
-                                        td.number { (format!("{:.1e}", timing.max_abs_error)) }
-                                        td.number { (format!("{:.1e}", timing.error_bound)) }
+                        @let winner = comparison.winner(shape);
+                        tbody {
+                            @for (index, timing) in comparison.timings_of(shape).enumerate() {
+                                @let won = winner.is_some_and(|winner| std::ptr::eq(timing, winner));
+                                tr.winner[comparison.contenders() > 1 && won] {
+                                    @if index == 0 {
+                                        th scope="rowgroup" rowspan=(comparison.timings_of(shape).count()) { (shape) }
                                     }
+                                    th scope="row" { (backend_name(comparison, timing)) }
+                                    td.number { @match timing.threads { Some(threads) => (threads), None => "unknown" } }
+                                    td.number { (time(timing.median_ns)) }
+                                    td.number { (time(timing.min_ns)) }
+                                    td.number { (format!("{:.1}", timing.gflops)) }
+                                    td.number {
+                                        @match winner {
+                                            Some(winner) => (format!("{:.2}", 1.0 / share_of_best(timing, winner))),
+                                            None => "-",
+                                        }
+                                    }
+                                    td.number { (timing.samples) }
+                                    td { (timing.check.name()) }
+                                    @for figure in errors_text(&timing.check) { td.number { (figure) } }
                                 }
                             }
                         }
@@ -147,7 +175,7 @@ fn compilation(comparison: &Comparison) -> Markup {
         @if !comparison.measured.timings.is_empty() {
             section {
                 h2 { "Compilation, spread over the runs" }
-                p { "The time of r runs is compiling, opening with the first run, and r - 1 times the median. A backend pays where no other takes less." }
+                p { "The time of r runs is compiling, opening with the first run, and r - 1 times the median. A backend pays where no other takes less. " (comparison.kind.memory_text()) "." }
                 (table("compilation", "Compile time, and the numbers of runs for which each backend is the cheapest", &html! {
                     thead { tr {
                         th scope="col" { "m x n x k" } th scope="col" { "backend" }
@@ -156,16 +184,17 @@ fn compilation(comparison: &Comparison) -> Markup {
                     } }
                     @for shape in comparison.shapes() {
                         @let timings: Vec<&Timing> = comparison.timings_of(shape).collect();
-                        @let ranges = cheapest(&timings);
+                        @let contenders: Vec<&Timing> = comparison.contenders_of(shape).collect();
+                        @let ranges = cheapest(&contenders);
                         tbody {
                             @for (index, timing) in timings.iter().enumerate() {
                                 tr {
                                     @if index == 0 { th scope="rowgroup" rowspan=(timings.len()) { (shape) } }
-                                    th scope="row" { (backend_name(comparison, &timing.backend)) }
+                                    th scope="row" { (backend_name(comparison, timing)) }
                                     td.number { (time_of(timing.compile_ns)) }
                                     td.number { (time_of(timing.first_run_ns)) }
                                     td.number { (time(timing.median_ns)) }
-                                    td { (pays_for(&ranges, &timing.backend)) }
+                                    td { (pays_for(&ranges, timing)) }
                                 }
                             }
                         }
@@ -176,8 +205,11 @@ fn compilation(comparison: &Comparison) -> Markup {
     }
 }
 
-fn pays_for(ranges: &[Cheapest<'_>], backend: &BackendId) -> String {
-    let range = ranges.iter().find(|range| range.backend == backend);
+fn pays_for(ranges: &[Cheapest<'_>], timing: &Timing) -> String {
+    if let Some(other) = &timing.stands_for {
+        return format!("stands for {other}");
+    }
+    let range = ranges.iter().find(|range| *range.backend == timing.backend);
     range.map_or_else(|| "never".to_owned(), plots::runs_text)
 }
 
@@ -231,10 +263,21 @@ fn devices<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 fn seen(comparison: &Comparison, backend: &BackendId, timings: &[&Timing]) -> Markup {
-    let worst = timings.iter().map(|timing| timing.worst_ratio).fold(0.0, f64::max);
+    let ratios: Vec<f64> = timings
+        .iter()
+        .filter_map(|timing| match timing.check {
+            Check::Reference { worst_ratio, .. } => Some(worst_ratio),
+            Check::Projections => None,
+        })
+        .collect();
+    let worst = ratios.iter().copied().fold(0.0, f64::max);
+    let projected = timings.len() - ratios.len();
     html! {
-        @if !timings.is_empty() {
-            (plural(timings.len(), "product")) " within the error bound, the worst element at " (format!("{worst:.2}")) " of it"
+        @if !ratios.is_empty() {
+            p { (plural(ratios.len(), "product")) " within the error bound, the worst element at " (format!("{worst:.2}")) " of it" }
+        }
+        @if projected > 0 {
+            p { (plural(projected, "product")) " found right by random projections" }
         }
         @for (_, shape, reason) in comparison.measured.refused.iter().filter(|(id, ..)| id == backend) {
             p { "refused " (shape) ": " (reason) }
@@ -288,8 +331,8 @@ fn table(id: &str, caption: &str, rows: &Markup) -> Markup {
     }
 }
 
-fn backend_name(comparison: &Comparison, backend: &BackendId) -> Markup {
-    html! { (chart::sample(plots::style(comparison, backend))) " " (backend) }
+fn backend_name(comparison: &Comparison, timing: &Timing) -> Markup {
+    html! { (chart::sample(plots::style(comparison, &timing.backend))) " " (timing.name()) }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "nanoseconds below 2^53")]

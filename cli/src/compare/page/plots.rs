@@ -33,6 +33,7 @@ pub(super) fn speed(comparison: &Comparison) -> Option<Chart> {
     });
     by_size(
         comparison,
+        |_| true,
         |timing| timing.gflops,
         |timing| format!("{:.1} GFLOP/s", timing.gflops),
         |series| {
@@ -49,16 +50,17 @@ pub(super) fn speed(comparison: &Comparison) -> Option<Chart> {
     )
 }
 
-/// How many times the fastest's time each backend takes; `None` with fewer than two backends.
+/// How many times the fastest's time each backend takes; `None` with fewer than two that may win.
 pub(super) fn ratio(comparison: &Comparison) -> Option<Chart> {
     let times_fastest = |timing: &Timing| {
         comparison.winner(timing.shape).map_or(1.0, |winner| 1.0 / share_of_best(timing, winner))
     };
-    if comparison.backends_timed() < 2 {
+    if comparison.contenders() < 2 {
         return None;
     }
     by_size(
         comparison,
+        Timing::is_contender,
         times_fastest,
         |timing| format!("{:.2} times the fastest's time", times_fastest(timing)),
         |series| {
@@ -78,9 +80,10 @@ pub(super) fn ratio(comparison: &Comparison) -> Option<Chart> {
 /// The time of a run, its part of the compilation included, by the number of runs, for the largest
 /// product; `None` where nothing took time.
 pub(super) fn amortization(comparison: &Comparison) -> Option<Chart> {
-    let largest = comparison.measured.timings.iter().filter(|timing| timing.gflops > 0.0);
+    let largest =
+        comparison.measured.timings.iter().filter(|timing| timing.is_contender() && timing.gflops > 0.0);
     let shape = largest.max_by(|a, b| size(a.shape).total_cmp(&size(b.shape)))?.shape;
-    let timings: Vec<&Timing> = comparison.timings_of(shape).collect();
+    let timings: Vec<&Timing> = comparison.contenders_of(shape).collect();
     let last_change = cheapest(&timings).iter().map(|range| range.first).max().unwrap_or(1);
     let decades = (last_change.max(100).ilog10() + 2).min(12);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 10^12")]
@@ -113,8 +116,9 @@ pub(super) fn amortization(comparison: &Comparison) -> Option<Chart> {
         id: "amortization",
         title: format!("Time of a run with its share of the compilation, {shape}"),
         description: format!(
-            "The largest product measured, {shape}: compiling, opening, the first run and every other at the median, divided by the number of runs; lower is cheaper. {} The table of compilation has every product.",
-            sentence(&cheapest(&timings))
+            "The largest product measured, {shape}: compiling, opening, the first run and every other at the median, divided by the number of runs; lower is cheaper. {} {}. The table of compilation has every product.",
+            sentence(&cheapest(&timings)),
+            comparison.kind.memory_text()
         ),
         x: Axis { label: "runs", format: short_count, ticks: Vec::new() },
         y: Axis { label: "time of a run", format: tick_time, ticks: Vec::new() },
@@ -148,6 +152,7 @@ pub(super) fn runs_text(range: &Cheapest<'_>) -> String {
 
 fn by_size(
     comparison: &Comparison,
+    drawn: impl Fn(&Timing) -> bool,
     value: impl Fn(&Timing) -> f64,
     label: impl Fn(&Timing) -> String,
     chart: impl FnOnce(Vec<Series>) -> Chart,
@@ -158,8 +163,9 @@ fn by_size(
         .filter_map(|(style, backend)| {
             let of_backend = comparison.measured.timings.iter();
             // A product without work has no place on a logarithmic scale.
-            let mut timings: Vec<&Timing> =
-                of_backend.filter(|timing| timing.backend == *backend && timing.gflops > 0.0).collect();
+            let mut timings: Vec<&Timing> = of_backend
+                .filter(|timing| timing.backend == *backend && timing.gflops > 0.0 && drawn(timing))
+                .collect();
             timings.sort_by(|a, b| size(a.shape).total_cmp(&size(b.shape)));
             let cubes = timings
                 .iter()
@@ -170,7 +176,7 @@ fn by_size(
                 .map(|timing| Marker {
                     x: size(timing.shape),
                     y: value(timing),
-                    label: format!("{backend}, {}: {}", timing.shape, label(timing)),
+                    label: format!("{}, {}: {}", timing.name(), timing.shape, label(timing)),
                 })
                 .collect();
             (!timings.is_empty()).then(|| Series { name: backend.to_string(), style, line, markers })

@@ -5,10 +5,12 @@ use std::time::{Duration, SystemTime};
 use ane_matmul::BackendId;
 
 use super::{count, render};
-use crate::args::Shape;
+use crate::args::{Precision, Shape};
 use crate::compare::Absent;
+use crate::compare::check::Check;
 use crate::compare::fixture::{comparison, timing};
 use crate::compare::measure::Timing;
+use crate::compare::operands::Kind;
 use crate::compare::report::Comparison;
 
 fn page(comparison: &Comparison) -> String {
@@ -81,6 +83,56 @@ fn one_backend_is_compared_with_nothing() {
     assert!(page.contains("It is compared with nothing"));
     assert!(!page.contains("class=\"winner\""));
     assert!(page.contains("any number of runs"));
+}
+
+#[test]
+fn auto_has_its_lines_and_competes_with_nobody() {
+    let mut figures =
+        comparison(&[(64, "cpu", 1e4), (64, "auto", 9e3), (128, "cpu", 5e4), (128, "auto", 4e4)]);
+    for timing in &mut figures.measured.timings {
+        if timing.backend == BackendId::AUTO {
+            timing.stands_for = Some(BackendId::CPU);
+        }
+    }
+    let page = page(&figures);
+    // No ratio to itself.
+    assert_eq!(plots(&page), 2);
+    for part in [
+        "One backend was timed: <b>cpu</b>",
+        "<b>auto</b> stands for cpu at 2 products",
+        "<td>stands for cpu</td>",
+        "any number of runs",
+        "auto (cpu), 64x64x64",
+    ] {
+        assert!(page.contains(part), "{part} in {page}");
+    }
+    let amortization = &page[page.find("id=\"amortization\"").unwrap()..];
+    let amortization = &amortization[..amortization.find("</figure>").unwrap()];
+    assert!(!amortization.contains("auto"), "{amortization}");
+    figures.measured.timings.retain(|timing| !timing.is_contender());
+    let page = render(&figures, SystemTime::UNIX_EPOCH);
+    assert!(page.contains("auto alone was timed") && !page.contains("Nothing was timed"), "{page}");
+    assert_eq!(plots(&page), 1);
+}
+
+#[test]
+fn the_page_says_what_was_measured_and_how_it_was_checked() {
+    let mut figures = comparison(&[(64, "cpu", 1e4), (2048, "cpu", 5e4)]);
+    figures.timed = vec![(BackendId::CPU, ane_matmul::Backends::new().info(&BackendId::CPU).unwrap())];
+    figures.kind = Kind { precision: Precision::F16, constant_b: true };
+    figures.measured.timings[1].check = Check::Projections;
+    let page = page(&figures);
+    for part in [
+        "<p>f16, B constant, measured",
+        "every element against a float64 reference, or, where large, by random projections",
+        "B given when the product is compiled. Winners, crossover",
+        "<td>projections</td><td class=\"number\">-</td><td class=\"number\">-</td>",
+        "<td>reference</td><td class=\"number\">0.0e0</td><td class=\"number\">1.0e0</td>",
+        "1 product within the error bound",
+        "1 product found right by random projections",
+    ] {
+        assert!(page.contains(part), "{part} in {page}");
+    }
 }
 
 #[test]

@@ -1,0 +1,114 @@
+//! The products that are timed, and random operands of them.
+
+use std::fmt;
+
+use ane_matmul::{AnyView, Element, Inputs, MatMul, Tensor, Weights};
+use half::{bf16, f16};
+
+use crate::args::{Precision, Shape};
+use crate::failure::Output;
+
+/// Standard deviation of floats: that of the project's origin.
+const SIGMA: f64 = 0.02;
+
+/// Standard deviation of integers: three of them fill 8 bits.
+const INTEGER_SIGMA: f64 = 42.0;
+
+/// What all products of a comparison have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) precision: Precision,
+    pub(crate) constant_b: bool,
+}
+
+impl Kind {
+    pub(crate) fn product(self, shape: Shape) -> Output<MatMul> {
+        let builder = MatMul::builder(shape.m, shape.n, shape.k).constant_b(self.constant_b);
+        Ok(builder.types(self.precision.types()).build()?)
+    }
+
+    /// Where operands and result are in every run.
+    pub(crate) const fn memory_text(self) -> &'static str {
+        if self.constant_b {
+            "A and C in host memory, in and out of every run; B given when the product is compiled"
+        } else {
+            "A, B and C in host memory, in and out of every run"
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.precision.name())?;
+        f.write_str(if self.constant_b { ", B constant" } else { "" })
+    }
+}
+
+enum Matrix {
+    F32(Tensor<f32>),
+    F16(Tensor<f16>),
+    Bf16(Tensor<bf16>),
+    I8(Tensor<i8>),
+}
+
+impl Matrix {
+    #[allow(clippy::cast_possible_truncation, reason = "clamped to the type's range")]
+    fn random(precision: Precision, rows: usize, cols: usize, seed: u64) -> Output<Self> {
+        let sigma = if precision == Precision::Int8 { INTEGER_SIGMA } else { SIGMA };
+        let floats = Tensor::random_normal_f32(rows, cols, sigma, seed)?;
+        Ok(match precision {
+            Precision::F32 => Self::F32(floats),
+            Precision::F16 => Self::F16(rounded(&floats, f16::from_f32)?),
+            Precision::Bf16 => Self::Bf16(rounded(&floats, bf16::from_f32)?),
+            Precision::Int8 => Self::I8(rounded(&floats, |x| x.round().clamp(-127.0, 127.0) as i8)?),
+        })
+    }
+
+    fn view(&self) -> AnyView<'_> {
+        match self {
+            Self::F32(tensor) => tensor.into(),
+            Self::F16(tensor) => tensor.into(),
+            Self::Bf16(tensor) => tensor.into(),
+            Self::I8(tensor) => tensor.into(),
+        }
+    }
+}
+
+fn rounded<T: Element>(floats: &Tensor<f32>, round: impl Fn(f32) -> T) -> Output<Tensor<T>> {
+    let (data, cols) = (floats.data(), floats.view().layout().cols());
+    let rows = floats.view().layout().rows();
+    Ok(Tensor::from_fn(rows, cols, |row, col| round(data[row * cols + col]))?)
+}
+
+/// A, and B as it comes with every run or as weights.
+pub(crate) struct Operands {
+    a: Matrix,
+    b: Option<Matrix>,
+    weights: Option<Weights>,
+}
+
+impl Operands {
+    pub(crate) fn random(product: &MatMul, precision: Precision) -> Output<Self> {
+        let a = Matrix::random(precision, product.m(), product.k(), 1)?;
+        let b = Matrix::random(precision, product.k(), product.n(), 2)?;
+        Ok(match b {
+            Matrix::F32(b) if product.constant_b() => {
+                Self { a, b: None, weights: Some(Weights::from_tensor(b)) }
+            }
+            b if product.constant_b() => Self { a, weights: Some(Weights::new(b.view())?), b: None },
+            b => Self { a, b: Some(b), weights: None },
+        })
+    }
+
+    pub(crate) fn inputs(&self) -> Inputs<'_> {
+        let inputs = Inputs::new(self.a.view());
+        match &self.b {
+            Some(b) => inputs.b(b.view()),
+            None => inputs,
+        }
+    }
+
+    pub(crate) fn weights(&self) -> Option<&Weights> {
+        self.weights.as_ref()
+    }
+}
