@@ -5,9 +5,14 @@ use crate::error::{Error, Result};
 /// An empty vector with room for `count` elements.
 pub(crate) fn with_capacity<T>(count: usize, what: &'static str) -> Result<Vec<T>> {
     let mut vec = Vec::new();
-    vec.try_reserve_exact(count)
-        .map_err(|_| Error::OutOfMemory { what, bytes: count.saturating_mul(size_of::<T>()) })?;
+    reserve(&mut vec, count, what)?;
     Ok(vec)
+}
+
+/// Room for `more` elements behind those of a vector.
+pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize, what: &'static str) -> Result<()> {
+    let bytes = (vec.len().saturating_add(more)).saturating_mul(size_of::<T>());
+    vec.try_reserve_exact(more).map_err(|_| Error::OutOfMemory { what, bytes })
 }
 
 /// A vector of `count` copies of `value`.

@@ -5,7 +5,7 @@
 //! how it is rounded.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::Path;
 
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar, WriterBuilder};
@@ -76,17 +76,14 @@ impl NpyTensor {
 
 /// Reads a 2-D array, or a 3-D array as a batch.
 ///
+/// What is no regular file, such as a pipe, is read as [`read_from`] does.
+///
 /// # Errors
 /// [`Error::Io`]; [`Error::Format`] when it is no NumPy file, is truncated or too long, or has
 /// another type or shape; [`Error::OutOfMemory`]. The header is never trusted: sizes are checked
 /// against the file's length before anything is allocated.
 pub fn read(path: impl AsRef<Path>) -> Result<NpyTensor> {
-    let path = path.as_ref();
-    read_shaped(path, |shape| match *shape {
-        [rows, cols] => Ok((1, rows, cols, false)),
-        [batch, rows, cols] => Ok((batch, rows, cols, true)),
-        _ => Err("expected 2 dimensions, or 3 for a batch; use array.reshape in NumPy"),
-    })
+    read_path(path.as_ref(), matrices)
 }
 
 /// Reads a 1-D array of n elements, or a 2-D array of 1 x n, as a single row.
@@ -94,10 +91,26 @@ pub fn read(path: impl AsRef<Path>) -> Result<NpyTensor> {
 /// # Errors
 /// As [`read`].
 pub fn read_vector(path: impl AsRef<Path>) -> Result<NpyTensor> {
-    read_shaped(path.as_ref(), |shape| match *shape {
-        [cols] | [1, cols] => Ok((1, 1, cols, false)),
-        _ => Err("expected a vector: 1 dimension, or 1 x n; use array.reshape(-1) in NumPy"),
-    })
+    read_path(path.as_ref(), vector)
+}
+
+/// As [`read`], from anything that gives bytes, such as standard input; `name` stands for it in errors.
+///
+/// It must end with the array. No more than that and one byte is read, and memory grows with what arrives,
+/// to that of the array (twice that, in Fortran order).
+///
+/// # Errors
+/// As [`read`].
+pub fn read_from(reader: impl Read, name: impl AsRef<Path>) -> Result<NpyTensor> {
+    read_array(reader, name.as_ref(), None, matrices)
+}
+
+/// As [`read_vector`], from anything that gives bytes; see [`read_from`].
+///
+/// # Errors
+/// As [`read`].
+pub fn read_vector_from(reader: impl Read, name: impl AsRef<Path>) -> Result<NpyTensor> {
+    read_array(reader, name.as_ref(), None, vector)
 }
 
 /// Writes a tensor as a 2-D array, or as a 3-D array where it is a batch, in C order, whole or not
@@ -106,27 +119,75 @@ pub fn read_vector(path: impl AsRef<Path>) -> Result<NpyTensor> {
 /// # Errors
 /// [`Error::Io`]; an existing file is left as it was then.
 pub fn write<T: Element + npyz::AutoSerialize>(path: impl AsRef<Path>, tensor: &Tensor<T>) -> Result<()> {
+    WholeFile::write_all(path, |file| write_array(file, tensor))
+}
+
+/// As [`write`](fn@write), to anything that takes bytes, such as standard output; `name` stands for it in errors.
+///
+/// # Errors
+/// [`Error::Io`], also when it cannot be flushed; a part may have been written then.
+pub fn write_to<T: Element + npyz::AutoSerialize>(
+    writer: impl Write,
+    name: impl AsRef<Path>,
+    tensor: &Tensor<T>,
+) -> Result<()> {
+    let mut writer = BufWriter::with_capacity(1 << 16, writer);
+    let written = write_array(&mut writer, tensor).and_then(|()| writer.flush());
+    // What is left is not tried again.
+    drop(writer.into_parts());
+    written.map_err(|source| Error::io(name.as_ref(), "write", source))
+}
+
+fn write_array<T: Element + npyz::AutoSerialize>(
+    writer: &mut dyn Write,
+    tensor: &Tensor<T>,
+) -> std::io::Result<()> {
     let (batch, rows, cols) = (tensor.batch() as u64, tensor.rows() as u64, tensor.cols() as u64);
     let shape = if tensor.is_batched() { vec![batch, rows, cols] } else { vec![rows, cols] };
-    WholeFile::write_all(path, |file| {
-        let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
-        writer.extend(tensor.data().iter().copied())?;
-        writer.finish()
-    })
+    let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(writer).begin_nd()?;
+    writer.extend(tensor.data().iter().copied())?;
+    writer.finish()
 }
 
 type Shape = (usize, usize, usize, bool);
 
-fn read_shaped(path: &Path, accept: impl Fn(&[usize]) -> Result<Shape, &'static str>) -> Result<NpyTensor> {
+fn matrices(shape: &[usize]) -> Result<Shape, &'static str> {
+    match *shape {
+        [rows, cols] => Ok((1, rows, cols, false)),
+        [batch, rows, cols] => Ok((batch, rows, cols, true)),
+        _ => Err("expected 2 dimensions, or 3 for a batch; use array.reshape in NumPy"),
+    }
+}
+
+fn vector(shape: &[usize]) -> Result<Shape, &'static str> {
+    match *shape {
+        [cols] | [1, cols] => Ok((1, 1, cols, false)),
+        _ => Err("expected a vector: 1 dimension, or 1 x n; use array.reshape(-1) in NumPy"),
+    }
+}
+
+fn read_path(path: &Path, accept: impl Fn(&[usize]) -> Result<Shape, &'static str>) -> Result<NpyTensor> {
     let io = |source| Error::io(path, "read", source);
-    let format = |problem: String| Error::format(path, problem);
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
-    if !metadata.is_file() {
-        return Err(format("is not a regular file; expected a .npy file".into()));
+    if metadata.is_dir() {
+        return Err(Error::format(path, "is a directory; expected a .npy file".into()));
     }
-    let file_bytes = metadata.len();
-    let mut reader = BufReader::with_capacity(1 << 16, file);
+    // A pipe has no length.
+    let file_bytes = metadata.is_file().then_some(metadata.len());
+    read_array(file, path, file_bytes, accept)
+}
+
+/// Reads an array from a file of `file_bytes`, or from what has no known length.
+fn read_array(
+    reader: impl Read,
+    path: &Path,
+    file_bytes: Option<u64>,
+    accept: impl Fn(&[usize]) -> Result<Shape, &'static str>,
+) -> Result<NpyTensor> {
+    let io = |source| Error::io(path, "read", source);
+    let format = |problem: String| Error::format(path, problem);
+    let mut reader = BufReader::with_capacity(1 << 16, reader);
     let (header, header_bytes) = read_header(&mut reader).map_err(&format)?;
     let (element, endianness) = element_type(&header).map_err(&format)?;
 
@@ -148,32 +209,48 @@ fn read_shaped(path: &Path, accept: impl Fn(&[usize]) -> Result<Shape, &'static 
         return Err(Error::SizeOverflow { what: "the array's shape" });
     };
     let expected = header_bytes as u64 + bytes as u64;
-    if file_bytes < expected {
-        return Err(format(format!(
-            "is truncated: its header promises {expected} bytes, it has {file_bytes}; copy or save it again"
-        )));
-    }
-    if file_bytes > expected {
-        return Err(format(format!(
-            "has {} bytes after its array; expected a file with one array, as numpy.save writes it",
-            file_bytes - expected
-        )));
+    let too_long = |more: &str| {
+        format(format!("has {more} after its array; expected a file with one array, as numpy.save writes it"))
+    };
+    match file_bytes {
+        Some(file_bytes) if file_bytes < expected => {
+            return Err(format(format!(
+                "is truncated: its header promises {expected} bytes, it has {file_bytes}; copy or save it again"
+            )));
+        }
+        Some(file_bytes) if file_bytes > expected => {
+            return Err(too_long(&format!("{} bytes", file_bytes - expected)));
+        }
+        _ => {}
     }
 
     let fortran = header.order() == Order::Fortran;
     let big = endianness == Endianness::Big;
     let shape = (batch, rows, cols, batched);
-    let result = if element == ElementType::F32 {
+    // Only a file's length was held against the header.
+    let sure = if file_bytes.is_some() { count } else { 0 };
+    let unread = |error| match error {
+        ReadError::Io(source) if source.kind() == ErrorKind::UnexpectedEof => format(format!(
+            "is truncated: its header promises {expected} bytes, it ended before; copy or save it again"
+        )),
+        ReadError::Io(source) => io(source),
+        ReadError::Memory(error) => error,
+    };
+    let end = |reader: &mut BufReader<_>| match reader.read_exact(&mut [0]) {
+        Ok(()) => Err(too_long("more bytes")),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(()),
+        Err(error) => Err(io(error)),
+    };
+    if element == ElementType::F32 {
         let parse = if big { f32::from_be_bytes } else { f32::from_le_bytes };
-        read_elements(&mut reader, count, parse).map(|data| tensor(data, shape, fortran).map(NpyTensor::F32))
+        let data = read_elements(&mut reader, count, sure, parse).map_err(unread)?;
+        end(&mut reader)?;
+        tensor(data, shape, fortran).map(NpyTensor::F32)
     } else {
         let parse = if big { f64::from_be_bytes } else { f64::from_le_bytes };
-        read_elements(&mut reader, count, parse).map(|data| tensor(data, shape, fortran).map(NpyTensor::F64))
-    };
-    match result {
-        Ok(tensor) => tensor,
-        Err(ReadError::Io(source)) => Err(io(source)),
-        Err(ReadError::Memory(error)) => Err(error),
+        let data = read_elements(&mut reader, count, sure, parse).map_err(unread)?;
+        end(&mut reader)?;
+        tensor(data, shape, fortran).map(NpyTensor::F64)
     }
 }
 
@@ -320,22 +397,32 @@ fn element_type(header: &NpyHeader) -> Result<(ElementType, Endianness), String>
     }
 }
 
+/// What memory is taken for.
+const WHAT: &str = "the array";
+
 enum ReadError {
     Io(std::io::Error),
     Memory(Error),
 }
 
+/// Reads `count` elements, of which `sure` are there; for the others memory is taken as they arrive.
 fn read_elements<T: Element, const N: usize>(
     reader: &mut impl Read,
     count: usize,
+    sure: usize,
     parse: impl Fn([u8; N]) -> T,
 ) -> Result<Vec<T>, ReadError> {
-    let mut data = alloc::with_capacity(count, "the array").map_err(ReadError::Memory)?;
+    let mut data = alloc::with_capacity(sure, WHAT).map_err(ReadError::Memory)?;
     let mut buffer = [0u8; 1 << 14];
     while data.len() < count {
         let take = (count - data.len()).min(buffer.len() / N) * N;
         reader.read_exact(&mut buffer[..take]).map_err(ReadError::Io)?;
         let (elements, _) = buffer[..take].as_chunks::<N>();
+        if data.capacity() - data.len() < elements.len() {
+            // Twice as much, but never more than the array.
+            let more = data.len().max(elements.len()).min(count - data.len());
+            alloc::reserve(&mut data, more, WHAT).map_err(ReadError::Memory)?;
+        }
         data.extend(elements.iter().map(|&bytes| parse(bytes)));
     }
     Ok(data)
@@ -435,6 +522,66 @@ mod tests {
             write(&path, &tensor).unwrap();
             assert_eq!(read(&path).unwrap(), NpyTensor::F64(tensor));
         }
+    }
+
+    /// What a pipe gives: little at a time, and counted.
+    struct Pipe<R>(R, usize);
+
+    impl<R: Read> Read for Pipe<R> {
+        fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+            let end = bytes.len().min(4000);
+            let read = self.0.read(&mut bytes[..end])?;
+            self.1 += read;
+            Ok(read)
+        }
+    }
+
+    #[test]
+    fn a_stream_is_read_to_the_end_of_its_array_and_no_further() {
+        let stored = |tensor: &Tensor<f32>| {
+            let mut bytes = Vec::new();
+            write_to(&mut bytes, "a stream", tensor).unwrap();
+            bytes
+        };
+        for tensor in [Tensor::from_fn(3, 5001, |r, c| (r * 10_000 + c) as f32), Tensor::zeros(0, 5)] {
+            let tensor = tensor.unwrap();
+            let bytes = stored(&tensor);
+            let path = tempfile::NamedTempFile::new().unwrap();
+            write(path.path(), &tensor).unwrap();
+            assert_eq!(std::fs::read(path.path()).unwrap(), bytes);
+            assert_eq!(read_from(Pipe(&bytes[..], 0), "a").unwrap(), NpyTensor::F32(tensor));
+            let told = |reader: &mut dyn Read| read_from(reader, "standard input").unwrap_err().to_string();
+            for length in (0..bytes.len()).step_by(bytes.len() / 50) {
+                assert!(told(&mut &bytes[..length]).starts_with("standard input: is "), "{length}");
+            }
+            assert!(told(&mut &[&bytes[..], &[0]].concat()[..]).contains("has more bytes after its array"));
+            let mut endless = Pipe(bytes.chain(std::io::repeat(0)), 0);
+            assert!(told(&mut endless).contains("has more bytes after its array"));
+            assert!(endless.1 <= bytes.len() + (1 << 16), "{} bytes were read", endless.1);
+        }
+        let row = Tensor::filled(1, 3, 2f32).unwrap();
+        assert_eq!(read_vector_from(&stored(&row)[..], "bias").unwrap(), NpyTensor::F32(row));
+    }
+
+    #[test]
+    fn a_promise_of_a_stream_takes_no_memory() {
+        let bytes = std::fs::read(file(&header("'<f8'", "False", "(1000000, 1000000)"), &[0; 160]).path());
+        let text = read_from(&bytes.unwrap()[..], "a stream").unwrap_err().to_string();
+        assert!(text.contains("promises 80000000") && text.contains("it ended before"), "{text}");
+        // Memory is taken as elements arrive, and no more than there are.
+        for count in [1, 1 << 12, 50_000] {
+            let bytes = vec![0; count * 4];
+            let data = read_elements(&mut &bytes[..], count, 0, f32::from_le_bytes);
+            assert!(data.is_ok_and(|data| data.capacity() == count), "{count}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_cannot_be_written_is_an_error() {
+        let tensor = Tensor::filled(100, 200, 1f32).unwrap();
+        let mut short = [0; 1000];
+        let error = write_to(&mut short[..], "standard output", &tensor).unwrap_err();
+        assert!(error.to_string().starts_with("standard output: write: "), "{error}");
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Weights from safetensors files (feature `safetensors`), mapped into memory where possible.
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::{SafeTensorError, SafeTensors};
 
 use crate::alloc;
 use crate::element::Element;
@@ -19,13 +21,23 @@ use crate::tensor::Tensor;
 use crate::view::TensorView;
 use crate::weights::{Data, Source, Weights};
 
+mod index;
+mod options;
 mod quantized;
 mod quantizing;
 
+pub use options::{QuantizeOptions, name_matches};
 pub use quantized::QuantizedWeights;
 pub use quantizing::Outcome;
 
-/// An open safetensors file.
+/// The longest header that the format allows.
+const MAXIMUM_HEADER_BYTES: u64 = 100_000_000;
+
+/// An open safetensors file, or the shards of a checkpoint as if they were one.
+///
+/// Where a path ends in `.json`, as `model.safetensors.index.json` does, it names the index of a checkpoint of
+/// several files, as Hugging Face's libraries write it; the directory of `model.safetensors` or of such an index
+/// stands for it. All tensors of the shards are there, and the index must agree with them.
 ///
 /// ```no_run
 /// use ane_matmul::{MatMul, safetensors::SafetensorsFile};
@@ -39,10 +51,38 @@ pub use quantizing::Outcome;
 /// ```
 #[derive(Debug)]
 pub struct SafetensorsFile {
+    /// Of the file, or of the index.
+    path: PathBuf,
+    shards: Vec<Shard>,
+    /// Which of the shards holds a tensor.
+    tensors: BTreeMap<String, usize>,
+}
+
+/// One of the files that are taken for one.
+#[derive(Debug)]
+struct Shard {
     path: PathBuf,
     bytes: Arc<Bytes>,
     metadata: Metadata,
     data_start: usize,
+}
+
+/// A tensor where it is stored.
+#[derive(Clone, Copy)]
+struct Stored<'a> {
+    shard: &'a Shard,
+    info: &'a TensorInfo,
+}
+
+impl<'a> Stored<'a> {
+    fn range(self) -> Range<usize> {
+        let (start, end) = self.info.data_offsets;
+        self.shard.data_start + start..self.shard.data_start + end
+    }
+
+    fn bytes(self) -> &'a [u8] {
+        &self.shard.bytes.get()[self.range()]
+    }
 }
 
 #[derive(Debug)]
@@ -73,36 +113,59 @@ impl<T: bytemuck::Pod + Send + Sync> Source<T> for Elements<T> {
     }
 }
 
-impl SafetensorsFile {
-    /// Reads a whole file into memory.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; [`Error::OutOfMemory`]; [`Error::Format`] when it is no valid safetensors file.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        use std::io::Read as _;
-        let path = path.as_ref();
+impl Shard {
+    fn read(path: &Path) -> Result<Self> {
         let io = |source| Error::io(path, "read", source);
-        let mut file = File::open(path).map_err(io)?;
-        let length = usize::try_from(file.metadata().map_err(io)?.len())
-            .map_err(|_| Error::SizeOverflow { what: "the file's length" })?;
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            // A pipe has no length.
+            return Self::read_from(file, path);
+        }
+        let length =
+            usize::try_from(metadata.len()).map_err(|_| Error::SizeOverflow { what: "the file's length" })?;
         let mut bytes = alloc::with_capacity(length, "a safetensors file")?;
-        file.read_to_end(&mut bytes).map_err(io)?;
+        file.take(metadata.len()).read_to_end(&mut bytes).map_err(io)?;
         Self::new(path, Bytes::Read(bytes))
     }
 
-    /// Maps a file into memory: nothing is read before it is used, and weights that are aligned in
-    /// the file are not copied.
-    ///
+    /// Reads what the header asks for: memory is taken as it arrives.
+    fn read_from(mut reader: impl Read, path: &Path) -> Result<Self> {
+        const LENGTH: usize = size_of::<u64>();
+        let io = |source| Error::io(path, "read", source);
+        let format = |problem: String| Error::format(path, problem);
+        let mut bytes = Vec::new();
+        let mut take = |bytes: &mut Vec<u8>, count: u64| {
+            let read = reader.by_ref().take(count).read_to_end(bytes).map_err(io)?;
+            if read as u64 == count {
+                return Ok(());
+            }
+            Err(format(format!(
+                "is truncated: it ended after {} bytes, and has {} more; send it again",
+                bytes.len(),
+                count - read as u64
+            )))
+        };
+        take(&mut bytes, LENGTH as u64)?;
+        let header = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+        if header > MAXIMUM_HEADER_BYTES {
+            return Err(invalid(path, &SafeTensorError::HeaderTooLarge));
+        }
+        take(&mut bytes, header)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&bytes[LENGTH..]).map_err(|error| invalid(path, &error))?;
+        take(&mut bytes, metadata.data_len() as u64)?;
+        match reader.read_exact(&mut [0]) {
+            Ok(()) => Err(format("has more bytes than its header says; send one file".into())),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Self::new(path, Bytes::Read(bytes)),
+            Err(error) => Err(io(error)),
+        }
+    }
+
     /// # Safety
-    /// The file must not be changed or truncated by anyone as long as this handle, or any
-    /// [`Weights`] taken from it, lives: that would change memory that Rust takes to be constant,
-    /// or end the process with SIGBUS.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] when it is no valid safetensors file.
+    /// As [`SafetensorsFile::map`].
     #[allow(unsafe_code, reason = "mapping a file is unsafe, which this function passes on")]
-    pub unsafe fn map(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+    unsafe fn map(path: &Path) -> Result<Self> {
         let io = |source| Error::io(path, "map", source);
         let file = File::open(path).map_err(io)?;
         // SAFETY: the caller promises that the file stays as it is while the map lives.
@@ -111,32 +174,107 @@ impl SafetensorsFile {
     }
 
     fn new(path: &Path, bytes: Bytes) -> Result<Self> {
-        let format = |problem: String| Error::format(path, problem);
         if cfg!(target_endian = "big") {
-            return Err(format("safetensors files are little-endian, and this machine is not".into()));
+            let problem = "safetensors files are little-endian, and this machine is not";
+            return Err(Error::format(path, problem.into()));
         }
-        let (header, metadata) = SafeTensors::read_metadata(bytes.get()).map_err(|error| {
-            format(format!("not a valid safetensors file: {error}; was it downloaded completely?"))
-        })?;
+        let (header, metadata) =
+            SafeTensors::read_metadata(bytes.get()).map_err(|error| invalid(path, &error))?;
         let data_start = header + size_of::<u64>();
         Ok(Self { path: path.into(), bytes: Arc::new(bytes), metadata, data_start })
+    }
+}
+
+fn invalid(path: &Path, error: &dyn std::error::Error) -> Error {
+    let problem = format!("not a valid safetensors file: {error}; was it downloaded completely?");
+    Error::format(path, problem)
+}
+
+impl SafetensorsFile {
+    /// Reads a whole file, or all shards of an index, into memory.
+    ///
+    /// What is no regular file, such as a pipe, is read as [`SafetensorsFile::read_from`] does.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::OutOfMemory`]; [`Error::Format`] when it is no valid safetensors file, or an index
+    /// that is damaged, that names shards which are not there or lie elsewhere, or that its shards contradict.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open(path.as_ref(), Shard::read)
+    }
+
+    /// Reads a file from anything that gives bytes, such as standard input; `name` stands for it in errors.
+    ///
+    /// It must end with the last tensor. No more than that and one byte is read, and memory grows with what
+    /// arrives.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] when it is no valid safetensors file.
+    pub fn read_from(reader: impl Read, name: impl AsRef<Path>) -> Result<Self> {
+        let name = name.as_ref();
+        Self::new(name, vec![Shard::read_from(reader, name)?])
+    }
+
+    /// Maps a file, or all shards of an index, into memory: nothing is read before it is used, and weights that
+    /// are aligned in the file are not copied.
+    ///
+    /// # Safety
+    /// The file, or each of the shards, must not be changed or truncated by anyone as long as this handle, or any
+    /// [`Weights`] taken from it, lives: that would change memory that Rust takes to be constant,
+    /// or end the process with SIGBUS.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::read`].
+    #[allow(unsafe_code, reason = "mapping a file is unsafe, which this function passes on")]
+    pub unsafe fn map(path: impl AsRef<Path>) -> Result<Self> {
+        // SAFETY: the caller promises that all files stay as they are while the maps live.
+        Self::open(path.as_ref(), |path| unsafe { Shard::map(path) })
+    }
+
+    fn open(path: &Path, open: impl Fn(&Path) -> Result<Shard>) -> Result<Self> {
+        let path = index::resolve(path)?;
+        if index::is_index(&path) { index::open(&path, open) } else { Self::new(&path, vec![open(&path)?]) }
+    }
+
+    fn new(path: &Path, shards: Vec<Shard>) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (index, shard) in shards.iter().enumerate() {
+            for name in shard.metadata.offset_keys() {
+                let Some(first) = tensors.insert(name.clone(), index) else { continue };
+                let file = |index: usize| shards[index].path.file_name().unwrap_or_default().display();
+                let problem = format!(
+                    "`{name}` is in both {} and {}; start from one download of all shards",
+                    file(first),
+                    file(index)
+                );
+                return Err(Error::format(path, problem));
+            }
+        }
+        Ok(Self { path: path.into(), shards, tensors })
     }
 
     /// The names of the tensors, sorted.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.metadata.tensors().into_keys().collect();
-        names.sort_unstable();
-        names
+        self.tensors.keys().cloned().collect()
     }
 
-    fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.metadata.info(name).ok_or_else(|| {
-            let names = self.names();
-            let shown = names.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
-            let more = if names.len() > 8 { format!(" and {} more", names.len() - 8) } else { String::new() };
+    fn stored(&self, name: &str) -> Result<Stored<'_>> {
+        let stored = self.tensors.get(name).and_then(|&index| {
+            let shard = &self.shards[index];
+            Some(Stored { shard, info: shard.metadata.info(name)? })
+        });
+        stored.ok_or_else(|| {
+            let shown = self.tensors.keys().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let count = self.tensors.len();
+            let more = if count > 8 { format!(" and {} more", count - 8) } else { String::new() };
             self.problem(format!("no tensor named `{name}`; it holds {shown}{more}"))
         })
+    }
+
+    /// What the files say of themselves, in the words of the first shard that says it.
+    fn metadata(&self) -> BTreeMap<&str, &str> {
+        let all = self.shards.iter().rev().filter_map(|shard| shard.metadata.metadata().as_ref());
+        all.flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect()
     }
 
     fn problem(&self, problem: String) -> Error {
@@ -158,12 +296,12 @@ impl SafetensorsFile {
     /// [`Error::Format`] when there is no such tensor, or it has another type or shape;
     /// [`Error::OutOfMemory`] for a copy of elements that are not aligned in the file.
     pub fn weights(&self, name: &str) -> Result<Weights> {
-        let info = self.info(name)?;
-        let layout = self.layout(name, &info.shape)?;
-        match info.dtype {
-            Dtype::F32 => self.typed::<f32>(info, layout),
-            Dtype::F16 => self.typed::<f16>(info, layout),
-            Dtype::BF16 => self.typed::<bf16>(info, layout),
+        let stored = self.stored(name)?;
+        let layout = self.layout(name, &stored.info.shape)?;
+        match stored.info.dtype {
+            Dtype::F32 => typed::<f32>(stored, layout),
+            Dtype::F16 => typed::<f16>(stored, layout),
+            Dtype::BF16 => typed::<bf16>(stored, layout),
             dtype => Err(self.problem(format!("`{name}` is of type {dtype:?}; expected F32, F16 or BF16"))),
         }
     }
@@ -174,11 +312,11 @@ impl SafetensorsFile {
     /// # Errors
     /// As [`SafetensorsFile::weights`].
     pub fn weights_f32(&self, name: &str) -> Result<Weights> {
-        let info = self.info(name)?;
-        let layout = self.layout(name, &info.shape)?;
-        match info.dtype {
-            Dtype::F16 => self.widened(info, layout, |bits| float16::to_f32(f16::from_bits(bits))),
-            Dtype::BF16 => self.widened(info, layout, |bits| bf16::from_bits(bits).to_f32()),
+        let stored = self.stored(name)?;
+        let layout = self.layout(name, &stored.info.shape)?;
+        match stored.info.dtype {
+            Dtype::F16 => widened(stored, layout, |bits| float16::to_f32(f16::from_bits(bits))),
+            Dtype::BF16 => widened(stored, layout, |bits| bf16::from_bits(bits).to_f32()),
             _ => self.weights(name),
         }
     }
@@ -194,37 +332,33 @@ impl SafetensorsFile {
             view => Err(self.problem(format!("`{name}` is of type {}, not f32", view.element_type()))),
         }
     }
+}
 
-    fn range(&self, info: &TensorInfo) -> Range<usize> {
-        self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1
+fn typed<T: Element + bytemuck::Pod>(stored: Stored<'_>, layout: Layout) -> Result<Weights>
+where
+    Box<dyn Source<T>>: Into<Data>,
+{
+    let bytes = stored.bytes();
+    if bytemuck::try_cast_slice::<u8, T>(bytes).is_ok() {
+        let bytes = Arc::clone(&stored.shard.bytes);
+        let elements = Elements::<T> { bytes, range: stored.range(), element: PhantomData };
+        return Ok(Weights::from_source(elements, layout));
     }
+    let mut copy = alloc::with_capacity(bytes.len() / size_of::<T>(), "a copy of unaligned weights")?;
+    copy.extend(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>));
+    Weights::new(TensorView::with_layout(&copy, layout)?)
+}
 
-    fn typed<T: Element + bytemuck::Pod>(&self, info: &TensorInfo, layout: Layout) -> Result<Weights>
-    where
-        Box<dyn Source<T>>: Into<Data>,
-    {
-        let range = self.range(info);
-        let bytes = &self.bytes.get()[range.clone()];
-        if bytemuck::try_cast_slice::<u8, T>(bytes).is_ok() {
-            let elements = Elements::<T> { bytes: Arc::clone(&self.bytes), range, element: PhantomData };
-            return Ok(Weights::from_source(elements, layout));
-        }
-        let mut copy = alloc::with_capacity(bytes.len() / size_of::<T>(), "a copy of unaligned weights")?;
-        copy.extend(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>));
-        Weights::new(TensorView::with_layout(&copy, layout)?)
-    }
-
-    fn widened(&self, info: &TensorInfo, layout: Layout, widen: impl Fn(u16) -> f32) -> Result<Weights> {
-        let bytes = &self.bytes.get()[self.range(info)];
-        let mut data = alloc::with_capacity(bytes.len() / 2, "weights widened to f32")?;
-        data.extend(bytes.chunks_exact(2).map(|pair| widen(u16::from_le_bytes([pair[0], pair[1]]))));
-        let tensor = if layout.batch() == 1 {
-            Tensor::from_vec(data, layout.rows(), layout.cols())
-        } else {
-            Tensor::from_vec_batched(data, layout.batch(), layout.rows(), layout.cols())
-        };
-        tensor.map(Weights::from_tensor)
-    }
+fn widened(stored: Stored<'_>, layout: Layout, widen: impl Fn(u16) -> f32) -> Result<Weights> {
+    let bytes = stored.bytes();
+    let mut data = alloc::with_capacity(bytes.len() / 2, "weights widened to f32")?;
+    data.extend(bytes.chunks_exact(2).map(|pair| widen(u16::from_le_bytes([pair[0], pair[1]]))));
+    let tensor = if layout.batch() == 1 {
+        Tensor::from_vec(data, layout.rows(), layout.cols())
+    } else {
+        Tensor::from_vec_batched(data, layout.batch(), layout.rows(), layout.cols())
+    };
+    tensor.map(Weights::from_tensor)
 }
 
 #[cfg(test)]
@@ -232,8 +366,14 @@ mod tests {
     use super::*;
     use std::io::Write as _;
 
-    /// A file whose header has `padding` extra blanks, which shift the data.
     fn file(entries: &[(&str, &str, &[usize], Vec<u8>)], padding: usize) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&write_file(entries, padding)).unwrap();
+        file
+    }
+
+    /// A file whose header has `padding` extra blanks, which shift the data.
+    pub(super) fn write_file(entries: &[(&str, &str, &[usize], Vec<u8>)], padding: usize) -> Vec<u8> {
         let mut header = String::from("{");
         let mut data = Vec::new();
         for (name, dtype, shape, bytes) in entries {
@@ -260,11 +400,7 @@ mod tests {
         while header.len() % 8 != padding {
             header.push(' ');
         }
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-        file.write_all(header.as_bytes()).unwrap();
-        file.write_all(&data).unwrap();
-        file
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
     }
 
     fn sample(padding: usize) -> tempfile::NamedTempFile {
@@ -285,7 +421,7 @@ mod tests {
     }
 
     #[allow(unsafe_code)]
-    fn both(path: &Path) -> [SafetensorsFile; 2] {
+    pub(super) fn both(path: &Path) -> [SafetensorsFile; 2] {
         // SAFETY: nobody else knows of the test's file.
         [SafetensorsFile::read(path).unwrap(), unsafe { SafetensorsFile::map(path) }.unwrap()]
     }
@@ -314,10 +450,34 @@ mod tests {
         let [_, file] = both(sample.path());
         let weights = file.weights("w").unwrap();
         let crate::AnyView::F32(view) = weights.view() else { panic!("not f32") };
-        let range = file.bytes.get().as_ptr_range();
+        let range = file.shards[0].bytes.get().as_ptr_range();
         assert!(range.contains(&view.data().as_ptr().cast()));
         drop(file);
         assert_eq!(weights.view().get(0, 1, 2), Some(6.0));
+    }
+
+    #[test]
+    fn a_stream_is_read_to_the_end_of_its_tensors_and_no_further() {
+        let whole = std::fs::read(sample(1).path()).unwrap();
+        let file = SafetensorsFile::read_from(&whole[..], "standard input").unwrap();
+        assert_eq!(file.vector_f32("h").unwrap(), [1.5, -0.25]);
+        let told = |reader: &mut dyn Read| {
+            let error = SafetensorsFile::read_from(reader, "standard input").unwrap_err();
+            error.to_string().strip_prefix("standard input: ").expect("its name").to_owned()
+        };
+        for length in 0..whole.len() {
+            assert!(told(&mut &whole[..length]).starts_with("is truncated"), "{length}");
+        }
+        let mut endless = whole.chain(std::io::repeat(7));
+        assert!(told(&mut endless).contains("has more bytes than its header says"));
+        assert_eq!(endless.into_inner().0.len(), 0);
+        // What takes memory is what arrives.
+        let promise = r#"{"w":{"dtype":"U8","shape":[4000000000000],"data_offsets":[0,4000000000000]}}"#;
+        let promise = [&(promise.len() as u64).to_le_bytes()[..], promise.as_bytes(), &[0; 9]].concat();
+        assert!(told(&mut &promise[..]).contains("is truncated: it ended after 94 bytes"));
+        for bytes in [[0xff; 16], [0; 16], *b"y\ny\ny\ny\ny\ny\ny\ny\n"] {
+            assert!(told(&mut bytes.chain(std::io::repeat(0))).starts_with("not a valid safetensors file"));
+        }
     }
 
     #[test]

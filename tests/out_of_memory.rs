@@ -346,7 +346,7 @@ fn files() -> Vec<(&'static str, Step)> {
 
 #[cfg(feature = "safetensors")]
 fn weight_files() -> Vec<(&'static str, Step)> {
-    use ane_matmul::safetensors::SafetensorsFile;
+    use ane_matmul::safetensors::{QuantizeOptions, SafetensorsFile};
     vec![
         (
             "a safetensors file",
@@ -361,7 +361,7 @@ fn weight_files() -> Vec<(&'static str, Step)> {
             Box::new(|given| {
                 let file = SafetensorsFile::read(given.path("aligned.safetensors"))?;
                 let out = given.path("q.safetensors");
-                file.quantize(ElementType::I8, 128, true, &out, |_, _| ())?;
+                file.quantize(&QuantizeOptions::new(ElementType::I8), &out, |_, _| ())?;
                 SafetensorsFile::read(out)?.quantized("w").map(drop)
             }),
         ),

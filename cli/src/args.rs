@@ -68,15 +68,16 @@ pub(crate) struct DevicesArgs {
 ///
 /// Files hold f32 or f64 (big-endian is converted), in C or Fortran order, with 2 dimensions, or 3
 /// for a batch; one matrix, also as a batch of one, multiplies every item of a batch. f64 is rounded
-/// to f32 for the product. NaN and infinity propagate. The result is written whole or not at all; a symbolic link at its
-/// path is replaced, not followed.
+/// to f32 for the product. NaN and infinity propagate. A file may be a pipe, and one of them `-`, standard
+/// input. The result is written whole or not at all; a symbolic link at its path is replaced, not followed.
 #[derive(Debug, Args)]
 pub(crate) struct MultiplyArgs {
     /// The left factor, m x k (.npy).
     pub(crate) a: PathBuf,
     /// The right factor, k x n (.npy).
     pub(crate) b: PathBuf,
-    /// Where to write the result (.npy).
+    /// Where to write the result (.npy); `-` is standard output, and what is printed otherwise goes to
+    /// standard error then.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// The backend to use; `ane-matmul devices` lists them. `auto` is the fastest for one run, see `explain`.
@@ -113,12 +114,15 @@ pub(crate) struct MultiplyArgs {
 /// Quantise the weights of a safetensors file to 8 or 4-bit integers.
 ///
 /// Every tensor of 2 dimensions and of f32, f16 or bf16 becomes integers with an f16 scale for each
-/// group of its elements along k; the others are copied unchanged, with a note. Prints the error of
-/// each tensor. One tensor at a time is kept in memory; the file is mapped and must not be changed
-/// meanwhile. The result is written whole or not at all; docs/quantization.md describes it.
+/// group of its elements along k; the others are copied unchanged, with a note, and so are output heads,
+/// embeddings and routers. Prints the error of each tensor. One tensor at a time is kept in memory; the
+/// file is mapped and must not be changed meanwhile, but for a pipe, which is read whole. The result is
+/// written whole or not at all; docs/quantization.md describes it.
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// The file to read (.safetensors).
+    /// The file to read (.safetensors); or the index of a checkpoint's shards
+    /// (model.safetensors.index.json), which become one file; or the directory of either; or `-`, standard
+    /// input.
     pub(crate) input: PathBuf,
     /// The file to write (.safetensors).
     pub(crate) output: PathBuf,
@@ -131,6 +135,15 @@ pub(crate) struct QuantizeArgs {
     /// Tensors are stored k x n, in x out; by default n x k, as PyTorch stores a linear layer.
     #[arg(long)]
     pub(crate) in_out: bool,
+    /// Copy the tensors whose whole name matches this pattern, in which `*` stands for any characters and `?`
+    /// for one. May be given several times.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// Quantise output heads, embeddings and routers too; by default all are copied that match *lm_head*,
+    /// output.weight, *predictions.decoder*, *classifier*, score.weight, *embed*, *embd*, *wte.weight,
+    /// *wpe.weight, shared.weight, *.gate.weight or *router*.
+    #[arg(long)]
+    pub(crate) no_default_excludes: bool,
     /// Print JSON instead of text.
     #[arg(long)]
     pub(crate) json: bool,
@@ -201,8 +214,8 @@ pub(crate) struct CompareArgs {
 /// Measure this machine, so that the backend `auto` knows which backend is the fastest for a product.
 ///
 /// The profile is kept in the platform's data directory, or in the file that ANE_MATMUL_PROFILE names.
-/// It holds for this chip, OS build, version and features of the program. Nothing is written before
-/// everything is measured. Leave the machine alone meanwhile.
+/// It holds for this chip, OS build, version and features of the program. Before everything is measured nothing
+/// is written, but for a missing directory. Leave the machine alone meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct CalibrateArgs {
     /// Measure for about half a minute: as many products as that takes [the default].
@@ -472,6 +485,18 @@ mod tests {
         assert_eq!("32x3072x768".parse(), Ok(Shape { m: 32, n: 3072, k: 768 }));
         for bad in ["", "1x2", "1x2x3x4", "ax2x3", "-1x2x3", "1 2 3"] {
             assert!(bad.parse::<Shape>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_help_has_every_pattern_that_excludes_by_default() {
+        let mut command = Cli::command();
+        let quantize = command.find_subcommand_mut("quantize").unwrap();
+        let help = quantize.render_long_help().to_string();
+        let words: Vec<&str> =
+            help.split_whitespace().map(|word| word.trim_end_matches([',', '.'])).collect();
+        for pattern in ane_matmul::safetensors::QuantizeOptions::EXCLUDED {
+            assert!(words.contains(pattern), "{pattern} in {help}");
         }
     }
 

@@ -8,7 +8,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::args::{CalibrateArgs, backend_id};
 use crate::failure::Output;
 use crate::output::{Lines, note, print};
-use crate::whole_file;
 
 pub(crate) fn run(args: &CalibrateArgs) -> Output {
     let backends = crate::backends()?;
@@ -22,7 +21,9 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     options.set_blas_threads = true;
     options.probe = Some(crate::probe::for_calibration()?);
     options.quarantine = Some(path.clone());
-    // Fail before the work, not after it; and say what is wrong with a profile that is replaced.
+    // Fail before the work, not after it.
+    Profile::check_update(&path)?;
+    // And say what is wrong with a profile that is replaced.
     let before = Profile::load(&path);
     if let Err(error) = &before
         && path.exists()
@@ -30,9 +31,6 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
         note(format_args!("{error}; it is made anew"));
     }
     let whole = options.threads.is_empty() && options.backends.is_empty();
-    if path.parent().is_some_and(std::path::Path::is_dir) {
-        whole_file::check(&path)?;
-    }
 
     let progress = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
     let style =

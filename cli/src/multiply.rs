@@ -1,14 +1,16 @@
 //! `ane-matmul multiply`.
 
+use std::fmt::Display;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use ane_matmul::npy::{self, NpyTensor};
-use ane_matmul::{Activation, BackendId, Inputs, Layout, MatMul, Operand, Tensor, TensorView};
+use ane_matmul::{Activation, BackendId, Error, Inputs, Layout, MatMul, Operand, Tensor, TensorView};
 
 use crate::args::{MultiplyArgs, OutputType, Precision, backend_id};
 use crate::check;
 use crate::failure::{Failure, Output};
-use crate::output::{note, print};
+use crate::output::{STDIN, STDOUT, is_standard, note, print, refuse_terminal, stdin, tell, with_stdout};
 use crate::precision::{self, Given};
 use crate::whole_file;
 
@@ -56,11 +58,21 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     let id = backend_id(&args.backend);
     backends.info(&id)?;
     // Fail before the work, not after it.
-    whole_file::check(&args.output)?;
+    if is_standard(&args.output) {
+        refuse_terminal()?
+    } else {
+        whole_file::check(&args.output)?
+    }
 
-    let a = npy::read(&args.a)?;
-    let b = npy::read(&args.b)?;
-    let bias = args.bias.as_ref().map(npy::read_vector).transpose()?;
+    let inputs = [Some(&args.a), Some(&args.b), args.bias.as_ref()];
+    if inputs.into_iter().flatten().filter(|path| is_standard(path)).count() > 1 {
+        return Err(Failure::new(
+            "only one of the inputs can be `-`, standard input; name files for the others",
+        ));
+    }
+    let a = read(&args.a)?;
+    let b = read(&args.b)?;
+    let bias = args.bias.as_deref().map(read_bias).transpose()?;
     let types = [Some(&a), Some(&b), bias.as_ref()].into_iter().flatten().map(NpyTensor::element_type);
     let output_type = args.output_type.unwrap_or_else(|| OutputType::widest(types));
     let batched = a.is_batched() || b.is_batched();
@@ -75,7 +87,7 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     if args.precision != Precision::F32 {
         let given = Given { product: &product, a: &a, b: &b, bias: bias.as_ref() };
         let mut c = output(&product, batched)?;
-        print(precision::multiply(&given, &backends, &id, &options, &mut c, args.check)?)?;
+        report(args, precision::multiply(&given, &backends, &id, &options, &mut c, args.check)?)?;
         return write(args, output_type, &c);
     }
     let operands = Operands::new(product, narrow(&args.a, a)?, narrow(&args.b, b)?, bias);
@@ -87,7 +99,7 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     let mut c = output(&operands.product, batched)?;
     compiled.executor()?.run(&operands.inputs()?, &mut c)?;
     if args.check {
-        print(check::verify(&backends, &id, &options, &operands, &c)?)?;
+        report(args, check::verify(&backends, &id, &options, &operands, &c)?)?;
     }
     write(args, output_type, &c)
 }
@@ -97,12 +109,36 @@ fn output(product: &MatMul, batched: bool) -> Output<Tensor<f32>> {
     Ok(if batched { Tensor::zeros_batched(batch, m, n)? } else { Tensor::zeros(m, n)? })
 }
 
-fn write(args: &MultiplyArgs, output_type: OutputType, c: &Tensor<f32>) -> Output {
-    match output_type {
-        OutputType::F32 => npy::write(&args.output, c)?,
-        OutputType::F64 => npy::write(&args.output, &c.to_f64()?)?,
+fn read(path: &Path) -> Output<NpyTensor> {
+    Ok(if is_standard(path) { npy::read_from(stdin()?, STDIN)? } else { npy::read(path)? })
+}
+
+fn read_bias(path: &Path) -> Output<NpyTensor> {
+    Ok(if is_standard(path) { npy::read_vector_from(stdin()?, STDIN)? } else { npy::read_vector(path)? })
+}
+
+/// Prints what is said of the result, beside the result where that takes standard output.
+fn report(args: &MultiplyArgs, text: impl Display) -> Output {
+    if !is_standard(&args.output) {
+        return print(text);
     }
+    text.to_string().lines().for_each(tell);
     Ok(())
+}
+
+fn write(args: &MultiplyArgs, output_type: OutputType, c: &Tensor<f32>) -> Output {
+    let wide = if output_type == OutputType::F64 { Some(c.to_f64()?) } else { None };
+    if !is_standard(&args.output) {
+        return Ok(wide.map_or_else(|| npy::write(&args.output, c), |c| npy::write(&args.output, &c))?);
+    }
+    let written = with_stdout(|out| match wide {
+        Some(c) => npy::write_to(out, STDOUT, &c),
+        None => npy::write_to(out, STDOUT, c),
+    });
+    match written {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Err(Failure::BrokenPipe),
+        written => Ok(written?),
+    }
 }
 
 /// Describes the product of the files, or says which shapes do not fit.

@@ -1,8 +1,9 @@
-//! Standard output, which is ours alone.
+//! Standard output, which is ours alone, and standard input.
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -31,21 +32,47 @@ pub(crate) fn keep_to_ourselves() {
 #[cfg(not(unix))]
 pub(crate) fn keep_to_ourselves() {}
 
+/// Whether a path stands for standard input or standard output.
+pub(crate) fn is_standard(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// What standard input and standard output are called in errors.
+pub(crate) const STDIN: &str = "standard input";
+pub(crate) const STDOUT: &str = "standard output";
+
+/// Standard input, unless it is a terminal, which would never end it.
+pub(crate) fn stdin() -> Output<io::Stdin> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        return Err(Failure::new("standard input is a terminal; redirect it, or name a file instead of `-`"));
+    }
+    Ok(stdin)
+}
+
+/// Hands standard output to `write`.
+pub(crate) fn with_stdout<T>(write: impl FnOnce(&mut dyn Write) -> T) -> T {
+    match OURS.get() {
+        Some(mut ours) => write(&mut ours),
+        None => write(&mut io::stdout().lock()),
+    }
+}
+
+/// An error where standard output is a terminal, on which bytes that are no text do harm.
+pub(crate) fn refuse_terminal() -> Output {
+    if OURS.get().map_or_else(|| io::stdout().is_terminal(), |ours| ours.is_terminal()) {
+        return Err(Failure::new("standard output is a terminal; redirect it, or name a file with --output"));
+    }
+    Ok(())
+}
+
 /// Writes to standard output.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Output {
-    fn write(mut out: impl Write, bytes: &[u8]) -> io::Result<()> {
-        out.write_all(bytes)?;
-        out.flush()
-    }
-    let result = match OURS.get() {
-        Some(ours) => write(ours, bytes),
-        None => write(io::stdout().lock(), bytes),
-    };
-    result.map_err(|error| {
+    with_stdout(|out| out.write_all(bytes).and_then(|()| out.flush())).map_err(|error| {
         if error.kind() == io::ErrorKind::BrokenPipe {
             Failure::BrokenPipe
         } else {
-            Failure::new(format!("standard output: {error}"))
+            Failure::new(format!("{STDOUT}: {error}"))
         }
     })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ane_matmul::probe::Probe;
-use ane_matmul::{ElementTypes, MatMul};
+use ane_matmul::{ElementTypes, MatMul, Profile};
 
 use crate::args::{PROBE_HELPER, ProbeArgs, backend_id};
 use crate::failure::{Failure, Output};
@@ -30,6 +30,10 @@ pub(crate) fn run(args: &ProbeArgs) -> Output {
         .build()?;
     let mut options = args.threads.options().device(args.device);
     options.quarantine.clone_from(&args.quarantine);
+    if let Some(path) = &args.quarantine {
+        // Fail before the work, not after it.
+        Profile::check_update(path)?;
+    }
     let backend = backend_id(&args.backend);
     let verdict = own_probe()?.time_limit(args.time_limit).run(&backend, &product, &options)?;
     let text = format!("{product} on {backend}: {verdict}");

@@ -3,26 +3,31 @@
 use std::path::Path;
 
 use ane_matmul::ElementType;
-use ane_matmul::safetensors::{Outcome, SafetensorsFile};
+use ane_matmul::safetensors::{Outcome, QuantizeOptions, SafetensorsFile, name_matches};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::args::{QuantizeArgs, QuantizedType};
-use crate::failure::Output;
-use crate::output::{escaped, keep_ticking, note, print, print_json};
+use crate::failure::{Failure, Output};
+use crate::output::{STDIN, escaped, is_standard, keep_ticking, note, print, print_json, stdin};
 use crate::whole_file;
 
 pub(crate) fn run(args: &QuantizeArgs) -> Output {
     // Fail before the work, not after it.
+    if is_standard(&args.output) {
+        return Err(Failure::new("standard output cannot be written in several places; name a file"));
+    }
     whole_file::check(&args.output)?;
     let file = open(&args.input)?;
-    let element = match args.element {
-        QuantizedType::Int8 => ElementType::I8,
-        QuantizedType::Int4 => ElementType::I4,
-    };
-    let names = file.names().len() as u64;
-    let progress = ProgressBar::with_draw_target(Some(names), ProgressDrawTarget::stderr());
+    let options = options(args);
+    let names = file.names();
+    for pattern in &args.exclude {
+        if !names.iter().any(|name| name_matches(pattern, name)) {
+            note(format_args!("--exclude {pattern} matches no tensor"));
+        }
+    }
+    let progress = ProgressBar::with_draw_target(Some(names.len() as u64), ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template("{spinner} {wide_msg} [{pos}/{len} tensors, {elapsed}]");
     if let Ok(style) = style {
         progress.set_style(style);
@@ -30,8 +35,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> Output {
     progress.set_message("looking at all tensors");
     keep_ticking(&progress);
     let mut outcomes = Vec::new();
-    let group_size = args.group_size.get();
-    let result = file.quantize(element, group_size, !args.in_out, &args.output, |name, outcome| {
+    let result = file.quantize(&options, &args.output, |name, outcome| {
         progress.set_message(escaped(name));
         progress.inc(1);
         outcomes.push((name.to_owned(), outcome.clone()));
@@ -49,10 +53,27 @@ pub(crate) fn run(args: &QuantizeArgs) -> Output {
     print(to_text(&args.output, &outcomes))
 }
 
+fn options(args: &QuantizeArgs) -> QuantizeOptions {
+    let mut options = QuantizeOptions::new(match args.element {
+        QuantizedType::Int8 => ElementType::I8,
+        QuantizedType::Int4 => ElementType::I4,
+    });
+    options.group_size = args.group_size.get();
+    options.transpose_b = !args.in_out;
+    if args.no_default_excludes {
+        options.exclude.clear();
+    }
+    options.exclude.extend_from_slice(&args.exclude);
+    options
+}
+
 /// A map takes no memory for the file; what is no file, such as a pipe, can only be read.
 #[allow(unsafe_code, reason = "mapping a file is unsafe")]
 fn open(path: &Path) -> Output<SafetensorsFile> {
-    if std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+    if is_standard(path) {
+        return Ok(SafetensorsFile::read_from(stdin()?, STDIN)?);
+    }
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() || metadata.is_dir()) {
         // SAFETY: the help says that the file must not be changed meanwhile. The output is another file,
         // even where it takes this one's name at the end.
         return Ok(unsafe { SafetensorsFile::map(path) }?);

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use ane_matmul::Profile;
 
 use crate::args::Command;
+use crate::output::is_standard;
 
 /// The files that a command writes.
 fn outputs(command: &Command) -> Vec<PathBuf> {
     match command {
+        Command::Multiply(args) if is_standard(&args.output) => Vec::new(),
         Command::Multiply(args) => vec![args.output.clone()],
         Command::Quantize(args) => vec![args.output.clone()],
         Command::Compare(args) => {
@@ -111,6 +113,7 @@ mod tests {
         let compare = written("ane-matmul compare --json a.json --svg b.svg");
         assert_eq!(compare, ["a.json", "b.svg"].map(PathBuf::from));
         assert!(written("ane-matmul devices").is_empty());
+        assert!(written("ane-matmul multiply a.npy b.npy --output -").is_empty());
     }
 
     #[cfg(unix)]

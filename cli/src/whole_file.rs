@@ -134,7 +134,7 @@ pub(crate) fn remove_unfinished(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use ane_matmul::ElementType;
-    use ane_matmul::safetensors::SafetensorsFile;
+    use ane_matmul::safetensors::{QuantizeOptions, SafetensorsFile};
 
     use super::*;
 
@@ -218,7 +218,7 @@ mod tests {
         fs::write(&input, bytes).unwrap();
         let mut begun = false;
         let file = SafetensorsFile::read(&input).unwrap();
-        let written = file.quantize(ElementType::I8, 8, true, &out, |_, _| {
+        let written = file.quantize(&QuantizeOptions::new(ElementType::I8), &out, |_, _| {
             begun = names(directory.path()).len() == 2;
             remove_unfinished(&out).unwrap();
         });

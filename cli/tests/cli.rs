@@ -282,7 +282,7 @@ fn bad_input_is_an_error_and_leaves_the_output_alone() {
     if !cfg!(target_vendor = "apple") {
         failed(&multiply(&a, &b, &c, &["--backend", "metal"]), "Metal exists on macOS and iOS only");
     }
-    failed(&multiply(place.directory(), &b, &c, &[]), "is not a regular file");
+    failed(&multiply(place.directory(), &b, &c, &[]), "is a directory; expected a .npy file");
     assert_eq!(fs::read(&c).unwrap(), b"precious");
 
     failed(&multiply(&a, &b, place.directory(), &[]), "is a directory");
@@ -677,8 +677,82 @@ fn quantize_writes_a_file_that_loads_back() {
     assert!(!place.names().iter().any(|name| name.contains(".part")), "{:?}", place.names());
 }
 
-/// A file that is larger than the memory that its process may have, of which OpenBLAS takes 32 MiB.
-#[cfg(target_os = "linux")]
+/// A safetensors file of a 2 x 4 tensor of ones for each name.
+fn ones(names: &[&str]) -> Vec<u8> {
+    let entry = |(i, name): (usize, &&str)| {
+        let offsets = [32 * i, 32 * (i + 1)];
+        format!(r#"{name:?}:{{"dtype":"F32","shape":[2,4],"data_offsets":{offsets:?}}}"#)
+    };
+    let header = format!("{{{}}}", names.iter().enumerate().map(entry).collect::<Vec<_>>().join(","));
+    let data = (0..8 * names.len()).flat_map(|_| 1f32.to_le_bytes());
+    (header.len() as u64).to_le_bytes().into_iter().chain(header.bytes()).chain(data).collect()
+}
+
+#[test]
+fn quantize_joins_shards_and_copies_what_is_excluded() {
+    use ane_matmul::safetensors::SafetensorsFile;
+
+    let place = Place::new();
+    place.bytes("one.safetensors", &ones(&["lm_head.weight", "layers.0.up.weight"]));
+    place.bytes("two.safetensors", &ones(&["layers.1.up.weight", "model.embed_tokens.weight"]));
+    let index = |names: [&str; 2]| {
+        let map = format!(r#"{{"lm_head.weight":{:?},"layers.1.up.weight":{:?}}}"#, names[0], names[1]);
+        let text = format!(r#"{{"metadata":{{"total_size":128}},"weight_map":{map}}}"#);
+        place.bytes("model.safetensors.index.json", text.as_bytes())
+    };
+    let path = index(["one.safetensors", "two.safetensors"]);
+    let output = place.path("out.safetensors");
+    let quantize = |input: &Path, more: &[&str]| {
+        let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> =
+            vec![&"quantize", &input, &output, &"--type", &"int8"];
+        args.extend(more.iter().map(|arg| arg as &dyn AsRef<std::ffi::OsStr>));
+        run(&args)
+    };
+    let layers = ["layers.0.up.weight", "layers.1.up.weight"];
+    for (input, more, quantized, notes) in [
+        (
+            &*path,
+            &[][..],
+            &layers[..],
+            &["`lm_head.weight` is copied unchanged: its name matches `*lm_head*`"][..],
+        ),
+        (
+            place.directory(),
+            &["--exclude", "*.1.*", "--exclude=none?"],
+            &layers[..1],
+            &[
+                "--exclude none? matches no tensor",
+                "`layers.1.up.weight` is copied unchanged: its name matches `*.1.*`",
+                "`model.embed_tokens.weight` is copied unchanged: its name matches `*embed*`",
+            ],
+        ),
+        (&path, &["--no-default-excludes", "--exclude", "l*"], &["model.embed_tokens.weight"], &[]),
+    ] {
+        let done = quantize(input, more);
+        succeeded(&done);
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        for note in notes {
+            assert!(stderr.lines().any(|line| line == format!("note: {note}")), "{note} in {stderr}");
+        }
+        let file = SafetensorsFile::read(&output).unwrap();
+        assert_eq!(
+            (file.quantized_names(), file.names().len()),
+            (quantized.iter().map(ToString::to_string).collect(), 4 + quantized.len()),
+            "{more:?}"
+        );
+    }
+
+    let before = fs::read(&output).unwrap();
+    let path = index(["x.safetensors", "y.safetensors"]);
+    failed(&quantize(&path, &[]), "2 of its 2 shards are missing beside it: x.safetensors, y.safetensors");
+    failed(&quantize(&index(["../one.safetensors", "two.safetensors"]), &[]), "must lie in the directory");
+    failed(
+        &quantize(&index(["two.safetensors", "two.safetensors"]), &[]),
+        "is not in two.safetensors, as it says",
+    );
+    assert_eq!(fs::read(&output).unwrap(), before, "a failure leaves the file as it was");
+}
+
 #[test]
 fn a_tensor_too_small_for_its_scales_is_copied_with_a_note() {
     let place = Place::new();
@@ -706,6 +780,8 @@ fn a_tensor_too_small_for_its_scales_is_copied_with_a_note() {
     }
 }
 
+/// A file that is larger than the memory that its process may have, of which OpenBLAS takes 32 MiB.
+#[cfg(target_os = "linux")]
 #[test]
 fn quantize_keeps_one_tensor_at_a_time_in_memory() {
     use ane_matmul::safetensors::SafetensorsFile;
@@ -1060,6 +1136,31 @@ fn an_interrupted_calibration_changes_nothing() {
     assert!(!child.wait().unwrap().success(), "it was done before it could be interrupted");
     assert_eq!(fs::read(&path).unwrap(), b"damaged");
     assert_eq!(fs::read_dir(workplace.path("data")).unwrap().count(), 1);
+}
+
+/// What is wrong with the place comes before what is wrong with the request, which comes before the work.
+#[test]
+fn a_profile_that_cannot_be_kept_is_refused_before_anything_is_measured() {
+    let place = Place::new();
+    place.bytes("file", b"");
+    for name in ["locked.json.lock", "directory.json"] {
+        fs::create_dir(place.path(name)).unwrap();
+    }
+    let held = fs::File::create(place.path("held.json.lock")).unwrap();
+    held.lock().unwrap();
+    let before = place.names();
+    for (name, part) in [
+        ("file/profile.json", "File exists"),
+        ("locked.json", "locked.json.lock: lock a profile with: is not a regular file"),
+        ("directory.json", "is a directory"),
+        ("held.json", "another process holds it"),
+        ("good.json", "unknown backend `nothing`"),
+    ] {
+        let path = place.path(name);
+        failed(&run(&[&"calibrate", &"--backend", &"nothing", &"--profile", &path]), part);
+        failed(&run(&[&"probe", &"8x8x8", &"--backend", &"nothing", &"--quarantine", &path]), part);
+    }
+    assert_eq!(place.names(), before);
 }
 
 #[test]

@@ -7,7 +7,9 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let path = ane_matmul_fuzz::file("in.npy", bytes);
     let _ = npy::read_vector(&path);
-    let Ok(tensor) = npy::read(&path) else { return };
+    let tensor = npy::read(&path);
+    assert_eq!(npy::read_from(bytes, "a stream").is_ok(), tensor.is_ok());
+    let Ok(tensor) = tensor else { return };
     let (size, count) = match &tensor {
         NpyTensor::F32(tensor) => (4, tensor.data().len()),
         NpyTensor::F64(tensor) => (8, tensor.data().len()),

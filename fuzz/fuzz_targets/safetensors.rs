@@ -2,12 +2,16 @@
 #![no_main]
 
 use ane_matmul::ElementType;
-use ane_matmul::safetensors::SafetensorsFile;
+use ane_matmul::safetensors::{QuantizeOptions, SafetensorsFile};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
+    // As the index of shards, of which there may be one: what this target wrote before.
+    let _ = SafetensorsFile::read(ane_matmul_fuzz::file("index.json", bytes));
     let path = ane_matmul_fuzz::file("in.safetensors", bytes);
-    let Ok(file) = SafetensorsFile::read(&path) else { return };
+    let file = SafetensorsFile::read(&path);
+    assert_eq!(SafetensorsFile::read_from(bytes, "a stream").is_ok(), file.is_ok());
+    let Ok(file) = file else { return };
     let names = file.names();
     for name in names.iter().chain(&file.quantized_names()) {
         if let Ok(weights) = file.weights(name) {
@@ -22,8 +26,10 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let copy = ane_matmul_fuzz::place().join("out.safetensors");
     for (element, transpose) in [(ElementType::I8, true), (ElementType::I4, false)] {
+        let mut options = QuantizeOptions::new(element);
+        (options.group_size, options.transpose_b) = (3, transpose);
         let mut told = 0;
-        match file.quantize(element, 3, transpose, &copy, |_, _| told += 1) {
+        match file.quantize(&options, &copy, |_, _| told += 1) {
             Err(error) => assert!(!error.to_string().is_empty()),
             Ok(()) => {
                 assert_eq!(told, names.len());

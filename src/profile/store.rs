@@ -1,8 +1,9 @@
 //! Profiles on disk: private to their owner, written whole or not at all.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use etcetera::BaseStrategy as _;
 
@@ -14,6 +15,9 @@ use crate::whole_file::WholeFile;
 
 /// The most bytes that a profile's file may have: ten times what `calibrate --full` writes.
 const MAXIMUM_BYTES: u64 = 8 << 20;
+
+/// How long [`Profile::check_update`] waits for a lock: many times what it takes to write a profile.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Names another file than that in the platform's data directory.
 const VARIABLE: &str = "ANE_MATMUL_PROFILE";
@@ -110,25 +114,51 @@ impl Profile {
         profile.save(path)?;
         Ok(profile)
     }
+
+    /// Fails where [`Profile::update`] would: to be asked before what is to be kept is measured.
+    ///
+    /// It takes the lock and gives it back. A missing directory is made, for its owner alone; nothing else is
+    /// left behind.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when another process holds the lock for two seconds.
+    pub fn check_update(path: impl AsRef<Path>) -> Result<()> {
+        try_lock(path.as_ref(), PATIENCE)?;
+        WholeFile::create_private(path.as_ref()).map(drop)
+    }
 }
 
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A lock beside the file, which is itself replaced at every write.
-fn lock(path: &Path) -> Result<File> {
+/// The path of the lock beside a profile, which is itself replaced at every write. A missing directory is made.
+fn lock_path(path: &Path) -> Result<PathBuf> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let path = PathBuf::from(name);
-    let error = |source| Error::io(&path, "lock a profile with", source);
+    let error = |source| lock_error(&path, source);
     let directory = parent(&path);
     private_dir::create(directory).map_err(error)?;
     // Where others may write, they may put a link here after it was looked for.
     fs::metadata(directory).and_then(|metadata| private_dir::check(&metadata)).map_err(error)?;
-    if fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(error(io::Error::other("is not a regular file; remove it")));
+    match fs::symlink_metadata(&path) {
+        Ok(metadata) if !metadata.is_file() => {
+            return Err(error(io::Error::other("is not a regular file; remove it")));
+        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(error(source)),
+        _ => {}
     }
+    Ok(path)
+}
+
+fn lock_error(path: &Path, source: io::Error) -> Error {
+    Error::io(path, "lock a profile with", source)
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let path = lock_path(path)?;
+    let error = |source| lock_error(&path, source);
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
     #[cfg(unix)]
@@ -139,6 +169,33 @@ fn lock(path: &Path) -> Result<File> {
     let file = options.open(&path).map_err(error)?;
     file.lock().map_err(error)?;
     Ok(file)
+}
+
+/// Takes the lock and gives it back.
+fn try_lock(path: &Path, patience: Duration) -> Result<()> {
+    let path = lock_path(path)?;
+    let error = |source| lock_error(&path, source);
+    let file = match OpenOptions::new().write(true).open(&path) {
+        // Whether this place has locks at all: a lock that is made here could not be removed, since others may
+        // have it by then.
+        Err(source) if source.kind() == io::ErrorKind::NotFound => tempfile::tempfile_in(parent(&path)),
+        opened => opened,
+    };
+    let file = file.map_err(error)?;
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(source)) => return Err(error(source)),
+            Err(TryLockError::WouldBlock) if start.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => {
+                let problem = "another process holds it; end that process, or name another file";
+                return Err(error(io::Error::new(io::ErrorKind::WouldBlock, problem)));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -200,6 +257,41 @@ mod tests {
             }
         });
         assert_eq!(Profile::load(&path).unwrap().quarantine().len(), 8);
+    }
+
+    #[test]
+    fn what_cannot_be_locked_or_written_is_known_before_there_is_anything_to_keep() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        let entries = |path: &Path| fs::read_dir(path).unwrap().count();
+        Profile::check_update(place("new/deep/profile.json")).unwrap();
+        assert_eq!(entries(&place("new/deep")), 0);
+        Profile::update(place("new/profile.json"), |_| ()).unwrap();
+        Profile::check_update(place("new/profile.json")).unwrap();
+        assert_eq!(entries(&place("new")), 3);
+
+        fs::write(place("file"), "").unwrap();
+        fs::create_dir(place("a.json.lock")).unwrap();
+        fs::create_dir(place("b.json")).unwrap();
+        for (name, part) in
+            [("file/profile.json", "lock"), ("a.json", "not a regular file"), ("b.json", "is a directory")]
+        {
+            let text = Profile::check_update(place(name)).unwrap_err().to_string();
+            assert!(text.contains(part), "{name}: {text}");
+            assert!(Profile::update(place(name), |_| ()).is_err(), "{name}");
+        }
+
+        let path = place("new/profile.json");
+        let held = lock(&path).unwrap();
+        let text = try_lock(&path, Duration::ZERO).unwrap_err().to_string();
+        assert!(text.contains("profile.json.lock") && text.contains("another process holds it"), "{text}");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| try_lock(&path, Duration::from_secs(600)));
+            drop(held);
+            waiting.join().unwrap().unwrap();
+        });
+        // It was given back.
+        drop(lock(&path).unwrap());
     }
 
     #[cfg(unix)]

@@ -10,7 +10,7 @@
 
 use safetensors::tensor::Dtype;
 
-use super::SafetensorsFile;
+use super::{SafetensorsFile, typed};
 use crate::element::ElementType;
 use crate::error::Result;
 use crate::int4::Int4View;
@@ -101,11 +101,8 @@ impl SafetensorsFile {
     /// The names of the quantised tensors, sorted.
     #[must_use]
     pub fn quantized_names(&self) -> Vec<String> {
-        let metadata = self.metadata.metadata().as_ref();
-        let keys = metadata.into_iter().flatten().filter_map(|(key, _)| key.strip_prefix(KEY));
-        let mut names: Vec<String> = keys.map(String::from).collect();
-        names.sort_unstable();
-        names
+        let metadata = self.metadata();
+        metadata.keys().filter_map(|key| key.strip_prefix(KEY)).map(String::from).collect()
     }
 
     /// A tensor that [`SafetensorsFile::quantize`] quantised.
@@ -114,28 +111,29 @@ impl SafetensorsFile {
     /// [`crate::Error::Format`] when there is no such tensor, or it or its metadata are not as documented;
     /// [`crate::Error::Scale`]; [`crate::Error::OutOfMemory`].
     pub fn quantized(&self, name: &str) -> Result<QuantizedWeights> {
-        let metadata = self.metadata.metadata().as_ref();
-        let text = metadata.and_then(|metadata| metadata.get(&format!("{KEY}{name}"))).ok_or_else(|| {
+        let key = format!("{KEY}{name}");
+        let mut metadata = self.shards.iter().filter_map(|shard| shard.metadata.metadata().as_ref());
+        let text = metadata.find_map(|metadata| metadata.get(&key)).ok_or_else(|| {
             self.problem(format!(
                 "`{name}` is not quantised; quantised are: {}",
                 self.quantized_names().join(", ")
             ))
         })?;
-        let bad = |what: &str| self.problem(format!("`{name}`: {what} (`{KEY}{name}` says `{text}`)"));
+        let bad = |what: &str| self.problem(format!("`{name}`: {what} (`{key}` says `{text}`)"));
         let entry = Entry::parse(text).ok_or_else(|| bad("its metadata cannot be read"))?;
         let layout = Layout::packed(1, entry.rows, entry.cols)?;
-        let info = self.info(name)?;
+        let stored = self.stored(name)?;
+        let info = stored.info;
         let integers = match entry.element {
             ElementType::I8 if info.dtype == Dtype::I8 && info.shape == [entry.rows, entry.cols] => {
-                self.typed::<i8>(info, layout)?
+                typed::<i8>(stored, layout)?
             }
             ElementType::I4 if info.dtype == Dtype::U8 && info.shape == [layout.span().div_ceil(2)] => {
-                let bytes = &self.bytes.get()[self.range(info)];
-                Weights::new(Int4View::signed(bytes, layout, entry.order)?)?
+                Weights::new(Int4View::signed(stored.bytes(), layout, entry.order)?)?
             }
             _ => return Err(bad("the tensor has another type or shape")),
         };
-        let scales = self.info(&format!("{name}{SCALES}"))?;
+        let scales = self.stored(&format!("{name}{SCALES}"))?.info;
         let shape = entry.shape_of_scales();
         if scales.shape != shape {
             return Err(bad("its scales have another shape"));
@@ -163,6 +161,7 @@ mod tests {
     use std::collections::HashMap;
     use std::path::Path;
 
+    use super::super::QuantizeOptions;
     use super::super::quantizing::{Outcome, Output};
     use super::*;
     use crate::quantize::dequantize;
@@ -211,7 +210,9 @@ mod tests {
             [(ElementType::I8, true), (ElementType::I4, true), (ElementType::I4, false)]
         {
             let mut outcomes = HashMap::new();
-            file.quantize(element, 128, transpose, &to, |name, outcome| {
+            let mut options = QuantizeOptions::new(element);
+            options.transpose_b = transpose;
+            file.quantize(&options, &to, |name, outcome| {
                 outcomes.insert(name.to_owned(), outcome.clone());
             })
             .unwrap();
@@ -231,20 +232,65 @@ mod tests {
             for (name, why) in [("bias", "1 dimensions"), ("ids", "I64"), ("nan", "NaN")] {
                 let Outcome::Copied { reason } = &outcomes[name] else { panic!("{name}") };
                 assert!(reason.contains(why), "{name}: {reason}");
-                let bytes =
-                    |file: &SafetensorsFile| file.bytes.get()[file.range(file.info(name).unwrap())].to_vec();
-                assert_eq!(bytes(&file), bytes(&loaded), "{name}");
+                let [before, after] = [&file, &loaded].map(|file| file.stored(name).unwrap().bytes());
+                assert_eq!(before, after, "{name}");
             }
             // Nothing is left between tensors or after them.
-            let mut places: Vec<_> =
-                loaded.metadata.tensors().into_values().map(|t| t.data_offsets).collect();
+            let shard = &loaded.shards[0];
+            let mut places: Vec<_> = shard.metadata.tensors().into_values().map(|t| t.data_offsets).collect();
             places.sort_unstable();
             assert!(places[0].0 == 0 && places.windows(2).all(|pair| pair[0].1 == pair[1].0));
-            assert_eq!(loaded.data_start + places[places.len() - 1].1, loaded.bytes.get().len());
-            assert_eq!(loaded.metadata.metadata().as_ref().unwrap()["format"], "pt");
-            assert!(loaded.quantize(element, 128, true, &from, |_, _| ()).is_err(), "quantised twice");
+            assert_eq!(shard.data_start + places[places.len() - 1].1, shard.bytes.get().len());
+            assert_eq!(loaded.metadata()["format"], "pt");
+            assert!(loaded.quantize(&options, &from, |_, _| ()).is_err(), "quantised twice");
             assert!(loaded.quantized("bias").unwrap_err().to_string().contains("odd, w"));
         }
+    }
+
+    #[test]
+    fn excluded_tensors_are_copied_and_shards_become_one_file() {
+        let place = tempfile::tempdir().unwrap();
+        let names = ["lm_head.weight", "layer.weight", "layer.norm_embed"];
+        let shards = names.map(|name| format!("{name}.safetensors"));
+        let numbers = Tensor::random_normal_f32(4, 8, 1.0, 1).unwrap();
+        let metadata =
+            |name: &str| HashMap::from([("format".into(), "pt".into()), (name.into(), "said".into())]);
+        for (name, shard) in names.iter().zip(&shards) {
+            let shape: &[usize] = if name.contains("norm") { &[32] } else { &[4, 8] };
+            let parts = vec![part(name, Dtype::F32, shape, f32s(&numbers))];
+            write(&place.path().join(shard), parts, metadata(name)).unwrap();
+        }
+        let map = names.iter().zip(&shards).map(|(name, shard)| format!("{name:?}:{shard:?}"));
+        let index = format!(r#"{{"weight_map":{{{}}}}}"#, map.collect::<Vec<_>>().join(","));
+        std::fs::write(place.path().join("model.safetensors.index.json"), index).unwrap();
+        let file = SafetensorsFile::read(place.path()).unwrap();
+        let to = place.path().join("model.safetensors");
+        let reasons = |options: &QuantizeOptions| {
+            let mut reasons = Vec::new();
+            file.quantize(options, &to, |name, outcome| {
+                if let Outcome::Copied { reason } = outcome {
+                    reasons.push(format!("{name}: {reason}"));
+                }
+            })
+            .unwrap();
+            let loaded = SafetensorsFile::read(place.path()).unwrap();
+            assert_eq!(loaded.shards.len(), 1);
+            assert_eq!(loaded.quantized_names().len() + reasons.len(), 3);
+            assert!(
+                loaded.metadata()["format"] == "pt"
+                    && names.iter().all(|name| loaded.metadata()[name] == "said")
+            );
+            std::fs::remove_file(&to).unwrap();
+            reasons
+        };
+        let mut options = QuantizeOptions::new(ElementType::I8);
+        let [norm, head] =
+            ["layer.norm_embed: 1 dimensions, not 2", "lm_head.weight: its name matches `*lm_head*`"];
+        assert_eq!(reasons(&options), [norm, head]);
+        options.exclude = vec!["layer.w*".into()];
+        assert_eq!(reasons(&options), [norm, "layer.weight: its name matches `layer.w*`"]);
+        options.exclude.clear();
+        assert_eq!(reasons(&options), [norm]);
     }
 
     #[test]
@@ -332,7 +378,9 @@ mod tests {
         write(&from, parts, HashMap::new()).unwrap();
         let file = SafetensorsFile::read(&from).unwrap();
         let mut quantized = Vec::new();
-        file.quantize(ElementType::I8, 2, true, &to, |name, outcome| match outcome {
+        let mut options = QuantizeOptions::new(ElementType::I8);
+        options.group_size = 2;
+        file.quantize(&options, &to, |name, outcome| match outcome {
             Outcome::Quantized { .. } => quantized.push(name.to_owned()),
             Outcome::Copied { reason } => assert!(reason.contains("inf"), "{name}: {reason}"),
         })
@@ -346,7 +394,9 @@ mod tests {
             assert!(close, "{:?}", back.data());
         }
         for (element, group_size) in [(ElementType::F32, 2), (ElementType::U8, 2), (ElementType::I8, 0)] {
-            let result = file.quantize(element, group_size, true, &to, |_, _| ());
+            let mut options = QuantizeOptions::new(element);
+            options.group_size = group_size;
+            let result = file.quantize(&options, &to, |_, _| ());
             assert!(matches!(result, Err(crate::Error::Description { .. })), "{element}, {group_size}");
         }
     }

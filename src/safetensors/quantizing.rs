@@ -8,6 +8,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::SafetensorsFile;
+use super::options::QuantizeOptions;
 use super::quantized::{Entry, KEY, SCALES};
 use crate::element::ElementType;
 use crate::error::{Error, Result};
@@ -38,12 +39,11 @@ pub enum Outcome {
 }
 
 impl SafetensorsFile {
-    /// Writes a file with every 2-D tensor of f32, f16 or bf16 quantised to `element`, i8 or i4, with an
-    /// f16 scale for each `group_size` elements along k; every other tensor is copied, and so is a tensor
-    /// that cannot be quantised, or whose elements are so large or so small that f16 has no scales for them.
+    /// Writes a file with every 2-D tensor of f32, f16 or bf16 quantised as `options` say, with an f16 scale for
+    /// each group of elements along k; every other tensor is copied, and so is a tensor that they exclude, that
+    /// cannot be quantised, or whose elements are so large or so small that f16 has no scales for them.
     ///
-    /// `transpose_b` says that tensors are stored n x k, as PyTorch stores a linear layer's weights.
-    /// `report` is told of each tensor, in the order of their names, when it is done; before the first, all
+    /// Shards of a checkpoint become one file. `report` is told of each tensor, in the order of their names, when it is done; before the first, all
     /// elements are looked at once. The file is written whole or not at all. Besides this file (a map of
     /// which takes no memory of its own) one tensor at a time is kept in memory.
     ///
@@ -52,12 +52,11 @@ impl SafetensorsFile {
     /// [`Error::OutOfMemory`]; [`Error::Format`] when the file has quantised tensors already.
     pub fn quantize(
         &self,
-        element: ElementType,
-        group_size: u32,
-        transpose_b: bool,
+        options: &QuantizeOptions,
         output: impl AsRef<Path>,
         mut report: impl FnMut(&str, &Outcome),
     ) -> Result<()> {
+        let &QuantizeOptions { element, group_size, .. } = options;
         if !matches!(element, ElementType::I8 | ElementType::I4) || group_size == 0 {
             return Err(Error::Description {
                 problem: format!("tensors cannot be quantised to {element} in groups of {group_size}"),
@@ -69,11 +68,12 @@ impl SafetensorsFile {
         }
         let scheme = WeightScheme { element, ..WeightScheme::INT8 }
             .with_scheme(QuantB::PerGroup { group_size, zero_point: 0 });
-        let mut metadata = self.metadata.metadata().clone().unwrap_or_default();
+        let said = self.metadata().into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let mut metadata: HashMap<String, String> = said.collect();
         let (mut plans, mut parts) = (Vec::new(), Vec::new());
         for name in self.names() {
-            let plan = self.plan(&name, &scheme, group_size, transpose_b)?;
-            let info = self.info(&name)?;
+            let plan = self.plan(&name, &scheme, options)?;
+            let info = self.stored(&name)?.info;
             match &plan {
                 Plan::Quantize(entry) => {
                     metadata.insert(format!("{KEY}{name}"), entry.text());
@@ -87,10 +87,10 @@ impl SafetensorsFile {
         }
         let mut file = Output::create(output.as_ref(), parts, metadata)?;
         for (name, plan) in plans {
-            let info = self.info(&name)?;
+            let stored = self.stored(&name)?;
             let outcome = match plan {
                 Plan::Copy(reason) => {
-                    file.put(&name, &self.bytes.get()[self.range(info)])?;
+                    file.put(&name, stored.bytes())?;
                     Outcome::Copied { reason }
                 }
                 Plan::Quantize(entry) => {
@@ -98,7 +98,7 @@ impl SafetensorsFile {
                     let scales = format!("{name}{SCALES}");
                     let bytes_after = file.put(&name, bytes(&weights.view()))?
                         + file.put(&scales, weights.scales().as_ref().map_or(&[], bytes))?;
-                    Outcome::Quantized { error, bytes_before: self.range(info).len(), bytes_after }
+                    Outcome::Quantized { error, bytes_before: stored.bytes().len(), bytes_after }
                 }
             };
             report(&name, &outcome);
@@ -107,8 +107,8 @@ impl SafetensorsFile {
     }
 
     /// Decides what becomes of a tensor.
-    fn plan(&self, name: &str, scheme: &WeightScheme, group_size: u32, transpose_b: bool) -> Result<Plan> {
-        let info = self.info(name)?;
+    fn plan(&self, name: &str, scheme: &WeightScheme, options: &QuantizeOptions) -> Result<Plan> {
+        let info = self.stored(name)?.info;
         let copy = |reason: String| Ok(Plan::Copy(reason));
         let [rows, cols] = info.shape[..] else {
             return copy(format!("{} dimensions, not 2", info.shape.len()));
@@ -116,13 +116,16 @@ impl SafetensorsFile {
         if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return copy(format!("elements of type {:?}", info.dtype));
         }
+        if let Some(pattern) = options.excluded_by(name) {
+            return copy(format!("its name matches `{pattern}`"));
+        }
         let scales = format!("{name}{SCALES}");
-        if self.metadata.info(&scales).is_some() {
+        if self.tensors.contains_key(&scales) {
             return copy(format!("there is a tensor named `{scales}`"));
         }
         let weights: Weights = self.weights(name)?;
         if !representable(&weights.view(), scheme)? {
-            match quantize(weights.view(), transpose_b, scheme) {
+            match quantize(weights.view(), options.transpose_b, scheme) {
                 Err(error @ (Error::Description { .. } | Error::Scale { .. })) => {
                     return copy(error.to_string());
                 }
@@ -135,7 +138,8 @@ impl SafetensorsFile {
                 }
             }
         }
-        let (element, order) = (scheme.element, scheme.nibble_order);
+        let &QuantizeOptions { element, group_size, transpose_b, .. } = options;
+        let order = scheme.nibble_order;
         Ok(Plan::Quantize(Entry { element, rows, cols, group_size, order, transpose_b }))
     }
 }
