@@ -141,7 +141,7 @@ pub(crate) struct QuantizeArgs {
     pub(crate) exclude: Vec<String>,
     /// Quantise output heads, embeddings and routers too; by default all are copied that match *lm_head*,
     /// output.weight, *predictions.decoder*, *classifier*, score.weight, *embed*, *embd*, *wte.weight,
-    /// *wpe.weight, shared.weight, *.gate.weight or *router*.
+    /// *wpe.weight, shared.weight, *.gate.weight, *router*, *shared_expert_gate* or *ffn_gate_inp*.
     #[arg(long)]
     pub(crate) no_default_excludes: bool,
     /// Print JSON instead of text.
@@ -215,7 +215,7 @@ pub(crate) struct CompareArgs {
 ///
 /// The profile is kept in the platform's data directory, or in the file that ANE_MATMUL_PROFILE names.
 /// It holds for this chip, OS build, version and features of the program. Before everything is measured nothing
-/// is written, but for a missing directory. Leave the machine alone meanwhile.
+/// is written, but for a missing directory and the quarantine of what crashed, hung or computed wrong numbers. Leave the machine alone meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct CalibrateArgs {
     /// Measure for about half a minute: as many products as that takes [the default].
@@ -284,8 +284,8 @@ pub(crate) struct VerifyArgs {
     /// where the Neural Engine is requested, else f32].
     #[arg(long, value_parser = float_precision())]
     pub(crate) precision: Option<Precision>,
-    /// The device to request [default: neural-engine on mpsgraph, and where it is required, but for another
-    /// precision than f16; else none].
+    /// The device to request [default: neural-engine on mpsgraph, and on auto where it is required, but for
+    /// another precision than f16; else none].
     #[arg(long, value_name = "DEVICE", value_parser = ["cpu", "gpu", "neural-engine"])]
     pub(crate) device: Option<String>,
     /// Fail unless it is proved that this device did the work.

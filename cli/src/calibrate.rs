@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{CalibrateArgs, backend_id};
 use crate::failure::Output;
-use crate::output::{Lines, note, print};
+use crate::output::{keep_ticking, note, print};
 
 pub(crate) fn run(args: &CalibrateArgs) -> Output {
     let backends = crate::backends()?;
@@ -32,16 +32,15 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
     }
     let whole = options.threads.is_empty() && options.backends.is_empty();
 
-    let progress = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let style =
         ProgressStyle::with_template("{spinner} {wide_msg} [{pos}/{len} products, {elapsed}, {eta} left]");
     if let Ok(style) = style {
         progress.set_style(style);
     }
-    // Where no bar is seen, a line now and then.
-    let mut lines = Lines::of(&progress);
+    progress.set_message("using each backend for the first time");
+    keep_ticking(&progress);
     let measured = calibrate(&backends, &options, |step| {
-        lines.tell(|| format!("{} of {} products, next {}", step.done, step.total, step.product));
         progress.set_length(step.total as u64);
         progress.set_position(step.done as u64);
         progress.set_message(format!("{}, threads: {}", step.product, step.threads));

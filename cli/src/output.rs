@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
 use std::path::Path;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::ProgressBar;
 
@@ -95,30 +95,6 @@ pub(crate) fn tell(text: impl Display) {
     let _ = writeln!(io::stderr(), "{}", escaped(&text.to_string()));
 }
 
-/// Progress of long work where nobody sees a bar: a line on standard error every ten seconds.
-pub(crate) struct Lines {
-    hidden: bool,
-    start: Instant,
-    told: Duration,
-}
-
-impl Lines {
-    const INTERVAL: Duration = Duration::from_secs(10);
-
-    /// Beside a bar, which is hidden where standard error is no terminal.
-    pub(crate) fn of(bar: &ProgressBar) -> Self {
-        Self { hidden: bar.is_hidden(), start: Instant::now(), told: Duration::ZERO }
-    }
-
-    pub(crate) fn tell(&mut self, text: impl FnOnce() -> String) {
-        let elapsed = self.start.elapsed();
-        if self.hidden && elapsed >= self.told + Self::INTERVAL {
-            self.told = elapsed;
-            tell(format_args!("{} [{:.0} s]", text(), elapsed.as_secs_f64()));
-        }
-    }
-}
-
 /// [`tell`]s what a user should know of what was done.
 pub(crate) fn note(text: impl Display) {
     tell(format_args!("note: {text}"));
@@ -140,12 +116,36 @@ fn is_harmless(c: char) -> bool {
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
 }
 
-/// Has a bar show that time passes, where a thread can be started for that.
-pub(crate) fn keep_ticking(progress: &indicatif::ProgressBar) {
-    let one = std::thread::Builder::new().spawn(|| {});
-    if one.is_ok_and(|thread| thread.join().is_ok()) {
-        progress.enable_steady_tick(Duration::from_millis(200));
+/// How often a line tells of long work where no bar is seen.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Has a bar show that time passes, and where standard error is no terminal a line now and then; where a thread
+/// can be started for that.
+pub(crate) fn keep_ticking(progress: &ProgressBar) {
+    if !progress.is_hidden() {
+        let one = std::thread::Builder::new().spawn(|| {});
+        if one.is_ok_and(|thread| thread.join().is_ok()) {
+            progress.enable_steady_tick(Duration::from_millis(200));
+        }
+        return;
     }
+    let progress = progress.downgrade();
+    let _ = std::thread::Builder::new().spawn(move || {
+        loop {
+            std::thread::sleep(INTERVAL);
+            match progress.upgrade() {
+                Some(progress) if !progress.is_finished() => tell(line(&progress)),
+                _ => return,
+            }
+        }
+    });
+}
+
+/// What a bar would show.
+fn line(progress: &ProgressBar) -> String {
+    let of =
+        progress.length().map(|length| format!("{} of {length}, ", progress.position())).unwrap_or_default();
+    format!("{} [{of}{:.0} s]", progress.message(), progress.elapsed().as_secs_f64())
 }
 
 /// A time with a unit that suits it.
@@ -161,6 +161,17 @@ pub(crate) fn time(ns: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_has_what_a_bar_would_show() {
+        let bar = ProgressBar::hidden();
+        bar.set_message("looking");
+        assert_eq!(line(&bar), "looking [0 s]");
+        let bar = ProgressBar::with_draw_target(Some(7), indicatif::ProgressDrawTarget::hidden());
+        bar.set_message("8x8x8");
+        bar.inc(3);
+        assert_eq!(line(&bar), "8x8x8 [3 of 7, 0 s]");
+    }
 
     #[test]
     fn times_have_the_unit_that_suits_them() {

@@ -6,7 +6,7 @@ use ane_matmul::safetensors::{QuantizeOptions, SafetensorsFile};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    // As the index of shards, of which there may be one: what this target wrote before.
+    // As the index of shards, of which there may be one.
     let _ = SafetensorsFile::read(ane_matmul_fuzz::file("index.json", bytes));
     let path = ane_matmul_fuzz::file("in.safetensors", bytes);
     let file = SafetensorsFile::read(&path);

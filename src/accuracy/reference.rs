@@ -245,6 +245,12 @@ impl Reference {
         options: &CompileOptions,
     ) -> Result<Self> {
         check_weights(product, weights)?;
+        if product.constant_b() && inputs.b_view().is_some() {
+            return Err(Error::Unexpected {
+                operand: Operand::B,
+                help: "B is constant: give it as weights alone",
+            });
+        }
         let scales = Scales::resolve(product, options)?;
         if options.fast_math {
             return Err(Error::Description {
@@ -634,7 +640,10 @@ mod tests {
         assert!(matches!(with(None, &inputs, &fast), Err(Error::Description { .. })));
         assert!(matches!(with(Some(&weights), &inputs, &plain), Err(Error::Unexpected { .. })));
         assert!(matches!(with(None, &Inputs::new(&one), &plain), Err(Error::Missing { .. })));
-        assert!(matches!(with(None, &inputs, &plain.scale_a(1.0)), Err(Error::Unexpected { .. })));
+        assert!(matches!(with(None, &inputs, &plain.clone().scale_a(1.0)), Err(Error::Unexpected { .. })));
+        let constant = MatMul::builder(1, 1, 1).constant_b(true).build().unwrap();
+        let twice = Reference::with_options(&constant, Some(&weights), &inputs, &plain);
+        assert!(matches!(twice, Err(Error::Unexpected { operand: Operand::B, .. })));
     }
 
     #[test]

@@ -160,7 +160,7 @@ impl Bench {
             }
         }
         for candidate in candidates {
-            *candidate.ns_per_flop = candidate.run_ns / product.flops();
+            *candidate.ns_per_flop = candidate.ns_per_flop.min(candidate.run_ns / product.flops());
             let mut sample = Sample::new(product, candidate.compile_ns, candidate.run_ns.max(1.0));
             sample.first_run_ns = (candidate.first_run_ns - candidate.run_ns).max(0.0);
             candidate.series.samples.push(sample);

@@ -24,7 +24,7 @@ use measure::{Bench, Limits};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Effort {
-    /// Some 140 products, or as many of them as half a minute takes in all, but a quarter at least.
+    /// Some 140 products, or as many as half a minute allows, shared among the types and numbers of threads; a quarter at least.
     #[default]
     Quick,
     /// Some 380 products, each for longer: a few minutes.
@@ -195,6 +195,10 @@ fn calibrate_on(
             if let Some(product) = products.iter().find(runs) {
                 let mut first_use = [one.clone()];
                 bench.measure(backends, product, &compile_options, limits, &mut first_use)?;
+                if first_use[0].1.is_infinite() {
+                    // A probe left it out.
+                    one.1 = f64::INFINITY;
+                }
             }
         }
         for (index, product) in products.iter().enumerate() {
@@ -279,6 +283,7 @@ mod tests {
     use super::grid::Extent;
     use super::*;
     use crate::backend::tests::Scripted;
+    use crate::profile::Sample;
 
     #[test]
     fn threads_to_measure_are_those_named_or_one_and_all() {
@@ -367,12 +372,12 @@ mod tests {
             let profile =
                 calibrate_on(shapes, &Limits::QUICK, &backends, &options, |_| ControlFlow::Continue(()));
             let profile = profile.unwrap();
-            for sample in &profile.series()[0].samples {
-                let planted = |ns: f64| ns >= LONG.as_nanos() as f64;
-                assert_eq!(planted(sample.compile_ns), !compile_time.is_zero(), "{sample:?}");
-                assert_eq!(planted(sample.first_run_ns), !first_run_time.is_zero(), "{sample:?}");
-                assert!(!planted(sample.run_ns), "{sample:?}");
-            }
+            // A busy machine makes anything long, but not everything.
+            let samples = &profile.series()[0].samples;
+            let long = |ns: fn(&Sample) -> f64| samples.iter().all(|s| ns(s) >= 0.9 * LONG.as_nanos() as f64);
+            assert_eq!(long(|s| s.compile_ns), !compile_time.is_zero(), "{samples:?}");
+            assert_eq!(long(|s| s.first_run_ns), !first_run_time.is_zero(), "{samples:?}");
+            assert!(!long(|s| s.run_ns), "{samples:?}");
         }
     }
 

@@ -108,7 +108,9 @@ pub fn verify(
         }
         with.run_for(load.window, idle.is_ok(), &mut operands)?;
         if let Some(checker) = &mut checker {
-            with.check(checker, &id, product, &mut operands)?;
+            for watched in without.iter_mut().chain([&mut with]) {
+                watched.check(checker, &id, product, &mut operands)?;
+            }
         }
     }
 

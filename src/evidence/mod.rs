@@ -58,7 +58,7 @@ pub enum Witness {
     /// What the backend says of the product: known by construction, such as our own CPU kernels, or
     /// MPSGraph at optimisation level 0 (`MPSGraph.h`: the GPU alone).
     Engine {
-        /// The device, unknown where the engine cannot tell.
+        /// The device, unknown where the backend cannot tell.
         observed: Device,
     },
     /// CPU time of all threads of this process during the load.
@@ -67,8 +67,8 @@ pub enum Witness {
         cpu: Duration,
         /// Elapsed.
         wall: Duration,
-        /// What this crate's CPU kernels need for as much arithmetic, in f32 and on one thread; `None`
-        /// where that was not measured.
+        /// What this crate's CPU kernels, or Accelerate where that needs less, take for as much arithmetic, in
+        /// f32 and on one thread; `None` where that was not measured.
         needed: Option<Duration>,
     },
     /// Timestamps of the device's command buffers, means of a run: Metal's `GPUStartTime` to

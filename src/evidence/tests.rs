@@ -84,7 +84,7 @@ fn check(cases: &[Case]) {
 fn verdicts_on_synthetic_traces() {
     let idle_gpu = || energy(Gpu, 0.02, Some(8.0), 0.1);
     let busy_gpu = || energy(Gpu, 0.02, Some(8.0), 7.5);
-    let cases: [Case; 32] = [
+    let cases: [Case; 35] = [
         ("nothing", vec![], (Unknown, NoConfidence)),
         ("nothing heard", vec![engine(Unknown), absent()], (Unknown, NoConfidence)),
         // The Neural Engine.
@@ -150,13 +150,14 @@ fn verdicts_on_synthetic_traces() {
             (Unknown, NoConfidence),
         ),
         // The GPU.
-        ("level 0 and a CPU that waited", vec![engine(Gpu), cpu(0.1)], (Gpu, Strong)),
+        ("level 0 and a CPU that did not do it", vec![engine(Gpu), cpu_of(0.1, 40.0)], (Gpu, Strong)),
+        ("level 0 and a CPU that waited, or slept", vec![engine(Gpu), cpu(0.1)], (Gpu, Weak)),
         ("level 0 and a busy GPU", vec![engine(Gpu), busy_gpu()], (Gpu, Strong)),
         ("level 0 and short command buffers", vec![engine(Gpu), device(3, None), cpu(0.5)], (Gpu, Weak)),
         ("level 0, nothing else", vec![engine(Gpu), absent()], (Gpu, Weak)),
-        ("level 0, GPU busy, Neural Engine too", vec![engine(Gpu), cpu(0.1), rising()], (Gpu, Weak)),
+        ("level 0, GPU busy, Neural Engine too", vec![engine(Gpu), cpu_of(0.1, 40.0), rising()], (Gpu, Weak)),
         // What a GPU's driver may do: spin while it waits, for work that would take a CPU far longer.
-        ("a GPU, short kernels", vec![engine(Gpu), device(3, None), cpu_of(1.0, 40.0)], (Gpu, Strong)),
+        ("a GPU, short kernels", vec![engine(Gpu), device(3, None), cpu_of(1.0, 80.0)], (Gpu, Strong)),
         ("a GPU that is little faster", vec![engine(Gpu), device(80, None), cpu_of(1.0, 8.0)], (Gpu, Weak)),
         (
             "candidate, but on the GPU",
@@ -164,6 +165,16 @@ fn verdicts_on_synthetic_traces() {
             (Gpu, Strong),
         ),
         ("one witness of the GPU", vec![engine(Unknown), device(80, Some(82)), same_times()], (Gpu, Weak)),
+        (
+            "one witness of the GPU, and the CPU's work",
+            vec![engine(Unknown), device(80, None), cpu_of(1.0, 0.9)],
+            (Unknown, NoConfidence),
+        ),
+        (
+            "timestamps, someone's energy, and the CPU's work",
+            vec![engine(Unknown), device(80, None), busy_gpu(), cpu_of(1.0, 0.9)],
+            (Unknown, NoConfidence),
+        ),
         (
             "timestamps against energy",
             vec![engine(Unknown), device(80, Some(82)), idle_gpu()],
@@ -198,7 +209,7 @@ fn what_a_backend_says_of_itself_is_one_witness() {
             (Unknown, NoConfidence),
         ),
         ("the same of the CPU", vec![engine(Cpu), device(106, None), cpu(1.0)], (Unknown, NoConfidence)),
-        ("clocks that differ", vec![engine(Gpu), device(104, None), cpu(0.1)], (Gpu, Strong)),
+        ("clocks that differ", vec![engine(Gpu), device(104, None), cpu_of(0.1, 40.0)], (Gpu, Strong)),
         ("level 0, only the Neural Engine seen", vec![engine(Gpu), rising()], (Unknown, NoConfidence)),
     ];
     check(&cases);
@@ -209,7 +220,7 @@ fn verdicts_on_the_cpu() {
     let cases: [Case; 6] = [
         ("own kernels, busy", vec![engine(Cpu), cpu(1.9)], (Cpu, Strong)),
         ("own kernels, held to what they need", vec![engine(Cpu), cpu_of(1.0, 1.1)], (Cpu, Strong)),
-        ("something that spins", vec![engine(Cpu), cpu_of(1.0, 40.0)], (Unknown, NoConfidence)),
+        ("something that spins", vec![engine(Cpu), cpu_of(1.0, 80.0)], (Unknown, NoConfidence)),
         ("own kernels, waiting", vec![engine(Cpu), cpu(0.05)], (Unknown, NoConfidence)),
         (
             "own kernels, someone's Neural Engine",
@@ -415,8 +426,8 @@ fn witnesses_at_the_ends_of_what_they_may_say() {
     let gpu = |idle, control, load| energy(Gpu, idle, control, load).says();
     let says = [
         ("as much CPU time as of one that waits", cpu(0.2).says(), Statement::Nothing),
-        ("a sixteenth of what is needed", cpu_of(1.0, 16.0).says(), Statement::Nothing),
-        ("less than that", cpu_of(1.0, 16.1).says(), Statement::Against(Cpu)),
+        ("a sixty-fourth of what is needed", cpu_of(1.0, 64.0).says(), Statement::Nothing),
+        ("less than that", cpu_of(1.0, 64.1).says(), Statement::Against(Cpu)),
         ("a quarter of it", cpu_of(1.0, 4.0).says(), Statement::For(Cpu)),
         ("a little less", cpu_of(1.0, 4.1).says(), Statement::Nothing),
         ("all of it, and asleep", cpu_of(0.1, 0.1).says(), Statement::For(Cpu)),

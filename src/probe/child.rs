@@ -46,6 +46,7 @@ pub(super) struct Helper {
     stdin: ChildStdin,
     lines: Receiver<String>,
     stderr: Receiver<Vec<u8>>,
+    has_answered: bool,
 }
 
 fn problem(problem: String) -> Error {
@@ -99,10 +100,12 @@ fn answers(stream: impl Read + Send + 'static) -> Result<Receiver<String>> {
     Ok(receiver)
 }
 
-/// Whether the helper can be asked again.
-pub(super) enum After {
-    Waiting(Helper),
-    Ended,
+/// What came of asking.
+pub(super) enum Answer {
+    /// The verdict, and the helper where it can be asked again.
+    Verdict(ProbeVerdict, Option<Helper>),
+    /// The helper ended while it waited to be asked again, which is no fault of the product.
+    Gone,
 }
 
 impl Helper {
@@ -126,12 +129,11 @@ impl Helper {
             return Err(problem("a helper's streams are missing".into()));
         };
         let (lines, stderr) = (answers(stdout)?, end_of_stream(stderr)?);
-        Ok(Self { program: program.to_owned(), running, stdin, lines, stderr })
+        Ok(Self { program: program.to_owned(), running, stdin, lines, stderr, has_answered: false })
     }
 
-    /// What becomes of the product. A helper that did not pass it is not asked again.
-    pub(super) fn ask(mut self, request: &Request, time_limit: Duration) -> Result<(ProbeVerdict, After)> {
-        let start = Instant::now();
+    /// What becomes of the product within a time limit from `start` on.
+    pub(super) fn ask(mut self, request: &Request, start: Instant, time_limit: Duration) -> Result<Answer> {
         // A request fits a pipe. Where the helper ends without reading it, that shows below.
         let sent = self.stdin.write_all(request.to_text().as_bytes()).and_then(|()| self.stdin.flush());
         let mut ready = false;
@@ -169,15 +171,21 @@ impl Helper {
                 FAILED => ProbeVerdict::Failed { message: rest.to_owned() },
                 _ => return Err(problem(format!("the helper answered `{answer}`"))),
             };
-            return Ok((verdict, After::Waiting(self)));
+            self.has_answered = true;
+            return Ok(Answer::Verdict(verdict, Some(self)));
         }
     }
 
     /// Ends the helper: that it aborts while it exits would end the user's process too, and counts.
-    pub(super) fn finish(self, verdict: ProbeVerdict, time_limit: Duration) -> Result<ProbeVerdict> {
+    pub(super) fn finish(
+        self,
+        verdict: ProbeVerdict,
+        start: Instant,
+        time_limit: Duration,
+    ) -> Result<ProbeVerdict> {
         let Self { mut running, stdin, stderr, .. } = self;
         drop(stdin);
-        match wait(&mut running.0, Instant::now(), time_limit)? {
+        match wait(&mut running.0, start, time_limit)? {
             None => Ok(ProbeVerdict::Hung { time_limit }),
             Some(status) if status.success() => Ok(verdict),
             Some(status) => Ok(crashed(status, &stderr)),
@@ -195,10 +203,13 @@ impl Helper {
         not_sent: Option<std::io::Error>,
         start: Instant,
         time_limit: Duration,
-    ) -> Result<(ProbeVerdict, After)> {
+    ) -> Result<Answer> {
         let Some(status) = wait(&mut self.running.0, start, time_limit)? else {
             return self.late(ready, time_limit);
         };
+        if !ready && self.has_answered {
+            return Ok(Answer::Gone);
+        }
         if !ready && signal(status).is_none() {
             let not_sent = not_sent.map(|error| format!(" ({error})")).unwrap_or_default();
             return Err(problem(format!(
@@ -207,13 +218,13 @@ impl Helper {
                 end_of(&last(&self.stderr), 200)
             )));
         }
-        Ok((crashed(status, &self.stderr), After::Ended))
+        Ok(Answer::Verdict(crashed(status, &self.stderr), None))
     }
 
     /// The time limit passed.
-    fn late(self, ready: bool, time_limit: Duration) -> Result<(ProbeVerdict, After)> {
+    fn late(self, ready: bool, time_limit: Duration) -> Result<Answer> {
         if ready {
-            return Ok((ProbeVerdict::Hung { time_limit }, After::Ended));
+            return Ok(Answer::Verdict(ProbeVerdict::Hung { time_limit }, None));
         }
         Err(problem(format!(
             "{} did not get ready within {time_limit:?}; its main must call ane_matmul::probe::serve",

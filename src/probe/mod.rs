@@ -25,7 +25,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::backend::BackendId;
 use crate::error::{Error, Result};
@@ -33,6 +33,7 @@ use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device};
 use crate::profile::{Quarantine, ShapeClass};
 
+use child::{Answer, Helper};
 pub use serve::serve;
 
 /// Tries products out in a helper process, with a time limit.
@@ -65,7 +66,7 @@ pub struct Probe {
     /// The verdicts so far.
     known: Mutex<Vec<(Class, ProbeVerdict)>>,
     /// A helper that waits to be asked again.
-    waiting: Mutex<Option<child::Helper>>,
+    waiting: Mutex<Option<Helper>>,
 }
 
 /// What a verdict holds for.
@@ -196,7 +197,7 @@ impl Probe {
         self
     }
 
-    /// Sets how long a helper may take, from its start to its end.
+    /// Sets how long a helper may take, from its start to its end; for each answer, where one is kept.
     #[must_use]
     pub const fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
@@ -257,19 +258,30 @@ impl Probe {
     }
 
     fn ask(&self, request: &protocol::Request) -> Result<ProbeVerdict> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let helper = match waiting.take() {
-            Some(helper) => helper,
-            None => child::Helper::start(&self.helper, &self.arguments)?,
+        let start = Instant::now();
+        let waiting = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = waiting().take();
+        let answer = match kept {
+            Some(helper) => helper.ask(request, start, self.time_limit)?,
+            None => Answer::Gone,
         };
-        let (verdict, after) = helper.ask(request, self.time_limit)?;
-        match after {
-            child::After::Waiting(helper) if !self.keep_helper => helper.finish(verdict, self.time_limit),
-            child::After::Waiting(helper) if verdict.passed() => {
-                *waiting = Some(helper);
+        let answer = match answer {
+            Answer::Gone => {
+                Helper::start(&self.helper, &self.arguments)?.ask(request, start, self.time_limit)?
+            }
+            answer @ Answer::Verdict(..) => answer,
+        };
+        match answer {
+            Answer::Verdict(verdict, Some(helper)) if !self.keep_helper => {
+                helper.finish(verdict, start, self.time_limit)
+            }
+            Answer::Verdict(verdict, helper) => {
+                if verdict.passed() {
+                    *waiting() = helper;
+                }
                 Ok(verdict)
             }
-            _ => Ok(verdict),
+            Answer::Gone => Err(Error::Probe { problem: "a helper ended before it was asked".into() }),
         }
     }
 

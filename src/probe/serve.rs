@@ -19,6 +19,9 @@ use crate::self_check::{ResultChecker, SelfCheck};
 use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 use crate::weights::Weights;
 
+/// How long this process may take to exit.
+const EXIT_LIMIT: Duration = Duration::from_secs(60);
+
 /// Whether a product is being tried out.
 static BUSY: AtomicBool = AtomicBool::new(false);
 
@@ -78,9 +81,11 @@ fn later_requests() -> Option<mpsc::Receiver<Request>> {
                     return;
                 }
             }
-            if BUSY.load(Ordering::SeqCst) {
-                std::process::abort();
+            // What hangs while this process exits has nobody to kill it, either.
+            if !BUSY.load(Ordering::SeqCst) {
+                std::thread::sleep(EXIT_LIMIT);
             }
+            std::process::abort();
         })
         .ok()
         .map(|_| receiver)

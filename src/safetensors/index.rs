@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 /// What a directory may hold, in this order of preference, which is that of Hugging Face's libraries.
 const NAMES: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 
+/// The missing shards that an error names, at most: more than a large model has.
+const MISSING_SHOWN: usize = 1000;
+
 /// What an index says of tensors; it says more, which is not needed.
 #[derive(serde::Deserialize)]
 struct Index {
@@ -90,11 +93,13 @@ pub(super) fn open(path: &Path, open: impl Fn(&Path) -> Result<Shard>) -> Result
         }
     }
     if !missing.is_empty() {
+        let shown = missing.iter().take(MISSING_SHOWN).copied().collect::<Vec<_>>().join(", ");
+        let more = missing.len().saturating_sub(MISSING_SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let problem = format!(
-            "{} of its {} shards are missing beside it: {}; download them",
+            "{} of its {} shards are missing beside it: {shown}{more}; download them",
             missing.len(),
-            names.len(),
-            missing.join(", ")
+            names.len()
         );
         return Err(format(problem));
     }

@@ -41,6 +41,8 @@ impl QuantizeOptions {
         "shared.weight",
         "*.gate.weight",
         "*router*",
+        "*shared_expert_gate*",
+        "*ffn_gate_inp*",
     ];
 
     /// Groups of 128 along k, of tensors stored n x k whose names [`QuantizeOptions::EXCLUDED`] does not match.

@@ -43,8 +43,8 @@ impl SafetensorsFile {
     /// each group of elements along k; every other tensor is copied, and so is a tensor that they exclude, that
     /// cannot be quantised, or whose elements are so large or so small that f16 has no scales for them.
     ///
-    /// Shards of a checkpoint become one file. `report` is told of each tensor, in the order of their names, when it is done; before the first, all
-    /// elements are looked at once. The file is written whole or not at all. Besides this file (a map of
+    /// Shards of a checkpoint become one file. `report` is told of each tensor, in the order of their names, when
+    /// it is done; before the first, all elements are looked at once. The file is written whole or not at all. Besides this file (a map of
     /// which takes no memory of its own) one tensor at a time is kept in memory.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::args::{CompareArgs, Shape, backend_id};
 use crate::failure::{Failure, Output};
 use crate::machine::Machine;
-use crate::output::print;
+use crate::output::{keep_ticking, print};
 use crate::whole_file;
 
 use measure::{Measured, Plan};
@@ -41,6 +41,7 @@ pub(crate) fn run(args: &CompareArgs) -> Output {
         progress.set_style(style);
     }
     let mut measured = Measured::default();
+    keep_ticking(&progress);
     let (samples, progress) = (args.samples, &progress);
     let plan = Plan { backends: &backends, ids: &ids, kind, options: &options, samples, progress };
     for &shape in &shapes {

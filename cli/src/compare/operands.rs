@@ -58,7 +58,7 @@ impl Matrix {
         let floats = Tensor::random_normal_f32(rows, cols, sigma, seed)?;
         Ok(match precision {
             Precision::F32 => Self::F32(floats),
-            Precision::F16 => Self::F16(rounded(&floats, f16::from_f32)?),
+            Precision::F16 => Self::F16(rounded(&floats, f16::from_f32_const)?),
             Precision::Bf16 => Self::Bf16(rounded(&floats, bf16::from_f32)?),
             Precision::Int8 => Self::I8(rounded(&floats, |x| x.round().clamp(-127.0, 127.0) as i8)?),
         })
