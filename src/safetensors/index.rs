@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn an_index_that_its_shards_contradict_is_refused() {
-        let text = problem(&checkpoint(r#"{"a":"one.safetensors","b":"one.safetensors"}"#));
+        let map = r#"{"a":"one.safetensors","b":"one.safetensors","c":"two.safetensors"}"#;
+        let text = problem(&checkpoint(map));
         assert!(text.contains("`b` is not in one.safetensors, as it says"), "{text}");
         let text =
             problem(&checkpoint(r#"{"a":"one.safetensors","b":"two.safetensors","x":"two.safetensors"}"#));
