@@ -231,7 +231,7 @@ fn read_array(
     let sure = if file_bytes.is_some() { count } else { 0 };
     let unread = |error| match error {
         ReadError::Io(source) if source.kind() == ErrorKind::UnexpectedEof => format(format!(
-            "is truncated: its header promises {expected} bytes, it ended before; copy or save it again"
+            "is truncated: its header promises {expected} bytes, it ended before; save it again, or see what its writer said"
         )),
         ReadError::Io(source) => io(source),
         ReadError::Memory(error) => error,

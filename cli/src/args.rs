@@ -230,7 +230,8 @@ pub(crate) struct CalibrateArgs {
     /// The backends to measure [default: all that are here]; what is known of others is kept.
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub(crate) backend: Vec<String>,
-    /// Where to keep the profile, instead of the data directory.
+    /// Where to keep the profile, instead of the data directory. Other commands find it where
+    /// ANE_MATMUL_PROFILE names it.
     #[arg(long, value_name = "FILE")]
     pub(crate) profile: Option<PathBuf>,
 }
@@ -291,7 +292,7 @@ pub(crate) struct VerifyArgs {
     /// Fail unless it is proved that this device did the work.
     #[arg(long, value_name = "DEVICE", value_parser = ["cpu", "gpu", "neural-engine"])]
     pub(crate) require: Option<String>,
-    /// Seconds of each of the two loads.
+    /// Seconds under load each time; there are two, and two more of the control where there is one.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     pub(crate) seconds: f64,
     #[command(flatten)]

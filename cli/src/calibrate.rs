@@ -77,5 +77,9 @@ pub(crate) fn run(args: &CalibrateArgs) -> Output {
             series.samples.len()
         );
     }
-    print(format!("{text}measured in {:.1} s, kept in {}", elapsed.as_secs_f64(), path.display()))
+    text += &format!("measured in {:.1} s, kept in {}", elapsed.as_secs_f64(), path.display());
+    if args.profile.is_some() {
+        text += &format!("\nthe backend auto uses it where ANE_MATMUL_PROFILE={}", path.display());
+    }
+    print(text)
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::args::{Precision, VerifyArgs, backend_id};
 use crate::failure::{Failure, Output};
 use crate::machine::Machine;
-use crate::output::{keep_ticking, print, print_json};
+use crate::output::{keep_ticking, note, print, print_json};
 
 /// Longer than any engine takes to settle.
 const MOST_SECONDS: f64 = 3600.0;
@@ -25,13 +25,27 @@ pub(crate) fn run(args: &VerifyArgs) -> Output {
     let backends = crate::backends()?;
     let id = args.backend.as_deref().map_or(BackendId::AUTO, backend_id);
     let required: Device = args.require.as_deref().unwrap_or("unknown").parse().map_err(Failure::new)?;
-    let device = match &args.device {
-        Some(name) => name.parse().map_err(Failure::new)?,
-        None => default_device(&id, args.precision, required),
-    };
     let shape = args.shape;
-    let product = MatMul::builder(shape.m, shape.n, shape.k).types(types(args.precision, device)).build()?;
-    let options = args.threads.options().device(device);
+    let describe = |device: Device| -> Output<_> {
+        let types = types(args.precision, device);
+        let product = MatMul::builder(shape.m, shape.n, shape.k).types(types).build()?;
+        Ok((product, args.threads.options().device(device)))
+    };
+    let (product, options) = match &args.device {
+        Some(name) => describe(name.parse().map_err(Failure::new)?)?,
+        None => {
+            let wanted = describe(default_device(&id, args.precision, required))?;
+            // What nobody takes is not asked for: the receipt says what happens without.
+            if backends.supports(&id, &wanted.0, &wanted.1).is_ok() {
+                wanted
+            } else {
+                if wanted.1.device != Device::Unknown {
+                    note(format_args!("no backend here takes the {} as a candidate", wanted.1.device));
+                }
+                describe(Device::Unknown)?
+            }
+        }
+    };
     let load = Load::default().window(Duration::from_secs_f64(args.seconds));
 
     let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());

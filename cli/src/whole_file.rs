@@ -98,6 +98,9 @@ fn told<T>(path: &Path, result: Result<T>) -> Output<T> {
 
 /// Fails where a file cannot be written: before the work, not after it.
 pub(crate) fn check(path: &Path) -> Output {
+    if crate::output::is_standard(path) {
+        return Err(Failure::new("`-` is no file, and this does not go to standard output; name a file"));
+    }
     told(path, begin(path).map(drop))
 }
 

@@ -450,7 +450,11 @@ fn verify_says_what_was_seen_and_what_was_not() {
         let default = verify(&["--json"]);
         let default: serde_json::Value = serde_json::from_slice(&default.stdout).expect("JSON");
         assert_eq!((&default["backend"], &default["requested"]), (&"cpu".into(), &"unknown".into()));
-        failed(&verify(&["--require", "neural-engine"]), "refuses this product");
+        let unproved = verify(&["--require", "neural-engine"]);
+        assert!(String::from_utf8_lossy(&unproved.stdout).contains("requested:  unknown"), "{unproved:?}");
+        let stderr = String::from_utf8_lossy(&unproved.stderr).into_owned();
+        assert!(stderr.starts_with("note: no backend here takes the neural-engine"), "{stderr}");
+        assert!(stderr.contains("error: not proved that neural-engine did the work"), "{stderr}");
     }
 
     for command in ["verify", "probe"] {

@@ -256,7 +256,7 @@ impl fmt::Display for Witness {
             Self::CpuTime { cpu, wall, needed } => {
                 write!(f, "CPU time {cpu:.3?} in {wall:.3?}")?;
                 match needed {
-                    Some(needed) => write!(f, ", where the CPU would need {needed:.3?} for the arithmetic"),
+                    Some(needed) => write!(f, ", where our kernels need {needed:.3?} for the arithmetic"),
                     None => Ok(()),
                 }
             }

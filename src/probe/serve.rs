@@ -81,6 +81,7 @@ fn later_requests() -> Option<mpsc::Receiver<Request>> {
                     return;
                 }
             }
+            drop(sender);
             // What hangs while this process exits has nobody to kill it, either.
             if !BUSY.load(Ordering::SeqCst) {
                 std::thread::sleep(EXIT_LIMIT);
