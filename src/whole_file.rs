@@ -119,6 +119,7 @@ fn take_after(file: &fs::File, replaced: &fs::Metadata) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
+#[allow(clippy::unnecessary_wraps, reason = "elsewhere it can fail")]
 fn take_after(_: &fs::File, _: &fs::Metadata) -> io::Result<()> {
     Ok(())
 }

@@ -74,6 +74,7 @@ fn take_after(file: &fs::File, replaced: &fs::Metadata) -> Result<()> {
 }
 
 #[cfg(not(unix))]
+#[allow(clippy::unnecessary_wraps, reason = "elsewhere it can fail")]
 fn take_after(_: &fs::File, _: &fs::Metadata) -> Result<()> {
     Ok(())
 }
