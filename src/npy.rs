@@ -178,6 +178,9 @@ fn read_path(path: &Path, accept: impl Fn(&[usize]) -> Result<Shape, &'static st
     read_array(file, path, file_bytes, accept)
 }
 
+/// The largest dimension of an array without elements: a file of 128 bytes must not keep anyone busy.
+const MOST_WITHOUT_ELEMENTS: usize = 1 << 24;
+
 /// Reads an array from a file of `file_bytes`, or from what has no known length.
 fn read_array(
     reader: impl Read,
@@ -208,6 +211,11 @@ fn read_array(
     let Some((count, bytes)) = count else {
         return Err(Error::SizeOverflow { what: "the array's shape" });
     };
+    if count == 0 && shape.iter().any(|&length| length > MOST_WITHOUT_ELEMENTS) {
+        return Err(format(format!(
+            "has no elements, and a dimension above {MOST_WITHOUT_ELEMENTS}, which takes time and gives nothing"
+        )));
+    }
     let expected = header_bytes as u64 + bytes as u64;
     let too_long = |more: &str| {
         format(format!("has {more} after its array; expected a file with one array, as numpy.save writes it"))
@@ -657,6 +665,7 @@ mod tests {
         assert!(text("(1, 1, 2, 2)").contains("expected 2 dimensions"));
         assert!(text("(4000000000, 4000000000)").contains("overflow"));
         assert!(text("(0, 9000000000000000000, 9000000000000000000)").contains("overflow"));
+        assert!(text("(16777217, 0)").contains("has no elements, and a dimension above 16777216"));
         assert!(text("(0xffffffffffffffff, 2)").contains("corrupt header"));
         assert!(text("(-1, 2)").contains("corrupt header"));
         assert!(text("(18446744073709551615, 2)").contains("overflow"));

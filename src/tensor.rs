@@ -109,8 +109,10 @@ impl<T: Element> Tensor<T> {
         mut f: impl FnMut(usize, usize, usize) -> T,
     ) -> Result<Self> {
         let mut data = alloc::with_capacity(count(batch, rows, cols)?, "a batch of matrices")?;
+        // Of rows without elements there may be more than anyone can count to.
+        let filled_rows = if cols == 0 { 0 } else { rows };
         for item in 0..batch {
-            for row in 0..rows {
+            for row in 0..filled_rows {
                 data.extend((0..cols).map(|col| f(item, row, col)));
             }
         }
@@ -125,8 +127,9 @@ impl<T: Element> Tensor<T> {
         let layout = *view.layout();
         let mut data =
             alloc::with_capacity(count(layout.batch(), layout.rows(), layout.cols())?, "a copy of a view")?;
+        let filled_rows = if layout.is_empty() { 0 } else { layout.rows() };
         for item in 0..layout.batch() {
-            for row in 0..layout.rows() {
+            for row in 0..filled_rows {
                 data.extend_from_slice(view.row(item, row).unwrap_or_default());
             }
         }
@@ -142,7 +145,8 @@ impl<T: Element> Tensor<T> {
         let mut data = alloc::with_capacity(self.data.len(), "a transposed copy")?;
         for item in 0..self.batch {
             let start = item * self.rows * self.cols;
-            for col in 0..self.cols {
+            let filled_cols = if self.rows == 0 { 0 } else { self.cols };
+            for col in 0..filled_cols {
                 data.extend((0..self.rows).map(|row| self.data[start + row * self.cols + col]));
             }
         }
@@ -273,6 +277,16 @@ impl<'a, T: Element> From<&'a mut Tensor<T>> for AnyViewMut<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_without_elements_take_no_time() {
+        const MANY: usize = 1 << 40;
+        let empty = Tensor::<f32>::from_fn(MANY, 0, |_, _| 1.0).unwrap();
+        assert_eq!((empty.rows(), empty.cols()), (MANY, 0));
+        assert_eq!(Tensor::from_view(empty.view()).unwrap().rows(), MANY);
+        assert_eq!(empty.transposed().unwrap().transposed().unwrap().rows(), MANY);
+        assert_eq!(crate::Weights::new(&empty).unwrap().layout().rows(), MANY);
+    }
 
     #[test]
     #[cfg_attr(miri, ignore = "an interpreter ends where memory does")]

@@ -423,6 +423,7 @@ fn compare_refuses_bad_requests() {
     assert!(!same.exists());
     failed(&run(&[&"compare", &"--sizes", &"18446744073709551615"]), "overflow");
     failed(&run(&[&"compare", &"--sizes", &"100000000"]), "out of memory");
+    failed(&run(&[&"compare", &"--shapes", &"1099511627776x0x0"]), "nothing to be timed");
     usage(&run(&[&"compare", &"--sizes", &"x"]), "invalid digit");
     usage(&run(&[&"compare", &"--shapes", &"3x4"]), "MxNxK");
     usage(&run(&[&"compare", &"--samples", &"0"]), "--samples");

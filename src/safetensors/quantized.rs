@@ -374,6 +374,8 @@ mod tests {
             part("b infinite", Dtype::BF16, &[2, 2], narrow(bf16, f32::INFINITY)),
             part("h", Dtype::F16, &[2, 2], narrow(f16, 0.125)),
             part("h infinite", Dtype::F16, &[2, 2], narrow(f16, f32::INFINITY)),
+            // As many rows as nobody can count to.
+            part("rows of nothing", Dtype::F32, &[1 << 40, 0], Vec::new()),
         ];
         write(&from, parts, HashMap::new()).unwrap();
         let file = SafetensorsFile::read(&from).unwrap();
@@ -382,6 +384,9 @@ mod tests {
         options.group_size = 2;
         file.quantize(&options, &to, |name, outcome| match outcome {
             Outcome::Quantized { .. } => quantized.push(name.to_owned()),
+            Outcome::Copied { reason } if name.ends_with("nothing") => {
+                assert_eq!(reason, "it has no elements")
+            }
             Outcome::Copied { reason } => assert!(reason.contains("inf"), "{name}: {reason}"),
         })
         .unwrap();

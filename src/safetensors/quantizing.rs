@@ -116,6 +116,9 @@ impl SafetensorsFile {
         if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return copy(format!("elements of type {:?}", info.dtype));
         }
+        if rows == 0 || cols == 0 {
+            return copy("it has no elements".into());
+        }
         if let Some(pattern) = options.excluded_by(name) {
             return copy(format!("its name matches `{pattern}`"));
         }

@@ -29,9 +29,14 @@ const DEFAULT_SIZES: [usize; 4] = [256, 512, 1024, 2048];
 pub(crate) fn run(args: &CompareArgs) -> Output {
     let backends = crate::backends()?;
     check_outputs(args)?;
+    let shapes = shapes(args);
+    if let Some(shape) = shapes.iter().find(|shape| [shape.m, shape.n, shape.k].contains(&0)) {
+        return Err(Failure::new(format!(
+            "{shape} has nothing to be timed; every dimension must be 1 or more"
+        )));
+    }
     let (ids, unavailable) = select(&backends, &args.backend)?;
     let timed = ids.iter().map(|id| Ok((id.clone(), backends.info(id)?))).collect::<Output<_>>()?;
-    let shapes = shapes(args);
     let options = args.threads.options();
     let kind = Kind { precision: args.precision, constant_b: args.constant_b };
 
