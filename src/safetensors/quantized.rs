@@ -385,7 +385,7 @@ mod tests {
         file.quantize(&options, &to, |name, outcome| match outcome {
             Outcome::Quantized { .. } => quantized.push(name.to_owned()),
             Outcome::Copied { reason } if name.ends_with("nothing") => {
-                assert_eq!(reason, "it has no elements")
+                assert_eq!(reason, "it has no elements");
             }
             Outcome::Copied { reason } => assert!(reason.contains("inf"), "{name}: {reason}"),
         })
