@@ -345,7 +345,7 @@ fn compare_keeps_its_contract() {
         &"--sizes",
         &"8,16",
         &"--shapes",
-        &"3x5x7,0x2x2",
+        &"3x5x7,1x1x2",
         &"--samples",
         &"3",
         &"--threads",
@@ -357,7 +357,7 @@ fn compare_keeps_its_contract() {
         &"--report",
         &report,
     ]));
-    for word in ["8x8x8", "16x16x16", "3x5x7", "0x2x2", "GFLOP/s", "of best", "winner", "crossover", "cpu"] {
+    for word in ["8x8x8", "16x16x16", "3x5x7", "1x1x2", "GFLOP/s", "of best", "winner", "crossover", "cpu"] {
         assert!(text.contains(word), "{word} in {text}");
     }
     let json: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
@@ -424,6 +424,7 @@ fn compare_refuses_bad_requests() {
     failed(&run(&[&"compare", &"--sizes", &"18446744073709551615"]), "overflow");
     failed(&run(&[&"compare", &"--sizes", &"100000000"]), "out of memory");
     failed(&run(&[&"compare", &"--shapes", &"1099511627776x0x0"]), "nothing to be timed");
+    failed(&run(&[&"compare", &"--sizes", &"8", &"--shapes", &"0x2x2"]), "0x2x2 has nothing to be timed");
     usage(&run(&[&"compare", &"--sizes", &"x"]), "invalid digit");
     usage(&run(&[&"compare", &"--shapes", &"3x4"]), "MxNxK");
     usage(&run(&[&"compare", &"--samples", &"0"]), "--samples");
