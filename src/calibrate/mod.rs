@@ -361,6 +361,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "an interpreter takes as long as the delays that are told apart")]
     fn compiling_and_a_first_run_are_told_apart() {
         const LONG: Duration = Duration::from_millis(30);
         let shapes = &grid::shapes(grid::QUICK)[..3];
