@@ -261,7 +261,10 @@ impl BlasThreads {
         Self(None)
     }
 
-    #[cfg_attr(not(feature = "blas"), allow(unused_variables, clippy::unused_self))]
+    #[cfg_attr(
+        not(all(feature = "blas", unix, not(target_vendor = "apple"))),
+        allow(unused_variables, clippy::unused_self)
+    )]
     fn set(&self, threads: usize) {
         #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
         if let (Some(_), Some(threads)) = (self.0, NonZeroUsize::new(threads)) {
