@@ -24,9 +24,9 @@
 /* Dimensions, batch times partitions, and thus every grid, stay below 2^31. */
 #define ANE_METAL_MAX_DIMENSION 0x7fffff00u
 
-/* GPU classes, by size: fewer than 16 cores, up to 40, more. */
-#define ANE_METAL_CLASS_SMALL 0  /* M1, M2, ..., A14, ... */
-#define ANE_METAL_CLASS_MEDIUM 1 /* Pro and Max */
+/* GPU classes, by size: up to 20 cores, up to 40, more. */
+#define ANE_METAL_CLASS_SMALL 0  /* M1, M1 Pro, ..., A14, A17 Pro, ... */
+#define ANE_METAL_CLASS_MEDIUM 1 /* Max */
 #define ANE_METAL_CLASS_LARGE 2  /* Ultra */
 #define ANE_METAL_CLASS_COUNT 3
 
@@ -36,13 +36,18 @@
 #define ANE_METAL_COMMAND_MULTIPLICATIONS (1ull << 39)
 #endif
 
-/* The class of a device by its name ("Apple M2 Ultra"); a name of no known form counts as small. */
-static inline uint32_t ane_metal_device_class(const char *name)
+/* The class of a device by its architecture ("applegpu_g13s"), whose last letter MLX reads so: p phone, g base and
+ * Pro, s Max, d Ultra (mlx/backend/metal/device.cpp); where there is none, by its name ("Apple M2 Ultra"). What has no
+ * known form counts as small. */
+static inline uint32_t ane_metal_device_class(const char *architecture, const char *name)
 {
-    if (strstr(name, "Ultra")) {
-        return ANE_METAL_CLASS_LARGE;
+    const size_t length = strlen(architecture);
+    if (strncmp(architecture, "applegpu_", 9) == 0) {
+        const char letter = architecture[length - 1];
+        return letter == 'd' ? ANE_METAL_CLASS_LARGE : letter == 's' ? ANE_METAL_CLASS_MEDIUM : ANE_METAL_CLASS_SMALL;
     }
-    return strstr(name, "Max") || strstr(name, "Pro") ? ANE_METAL_CLASS_MEDIUM : ANE_METAL_CLASS_SMALL;
+    return strstr(name, "Ultra") ? ANE_METAL_CLASS_LARGE
+                                 : strstr(name, "Max") ? ANE_METAL_CLASS_MEDIUM : ANE_METAL_CLASS_SMALL;
 }
 
 /* Threadgroups below which k is split, and how many a split aims at: about four per core of the

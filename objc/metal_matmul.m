@@ -137,6 +137,14 @@ static void metal_device_close(ANEDevice *device)
     }
 }
 
+/* MTLDevice.architecture.name: macOS 14, iOS 17, asked in a way that earlier SDKs take; else nil. */
+static NSString *architecture_of(id<MTLDevice> device)
+{
+    const SEL architecture = @selector(architecture);
+    return [device respondsToSelector:architecture] ? [[(NSObject *)device performSelector:architecture] performSelector:@selector(name)]
+                                                    : nil;
+}
+
 static ANEStatus open_device(ANEDevice *device, ANEError *err)
 {
     device->device = MTLCreateSystemDefaultDevice();
@@ -155,7 +163,7 @@ static ANEStatus open_device(ANEDevice *device, ANEError *err)
     if (!device->queue || !device->pipelines) {
         return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command queue");
     }
-    device->device_class = ane_metal_device_class(text_of([device->device name]));
+    device->device_class = ane_metal_device_class(text_of(architecture_of(device->device)), text_of([device->device name]));
     return ANE_STATUS_OK;
 }
 

@@ -12,7 +12,7 @@ uint64_t emu_part(const ANEMetalPlan *plan, uint32_t index, uint64_t first, ANEM
     return ane_metal_part(plan, index, first, part);
 }
 
-uint32_t emu_device_class(const char *name)
+uint32_t emu_device_class(const char *architecture, const char *name)
 {
-    return ane_metal_device_class(name);
+    return ane_metal_device_class(architecture, name);
 }

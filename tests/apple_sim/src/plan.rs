@@ -179,11 +179,12 @@ pub fn parts(kernels: &Kernels, plan: &Plan, index: usize) -> Vec<Launch> {
 /// `ane_metal_device_class`.
 ///
 /// # Panics
-/// When the library was built without the plan, or the name has a NUL.
+/// When the library was built without the plan, or a name has a NUL.
 #[must_use]
-pub fn device_class(kernels: &Kernels, name: &str) -> u32 {
-    type Function = unsafe extern "C" fn(*const std::ffi::c_char) -> u32;
-    let name = std::ffi::CString::new(name).expect("a device's name has no NUL");
+pub fn device_class(kernels: &Kernels, architecture: &str, name: &str) -> u32 {
+    type Function = unsafe extern "C" fn(*const std::ffi::c_char, *const std::ffi::c_char) -> u32;
+    let [architecture, name] =
+        [architecture, name].map(|text| std::ffi::CString::new(text).expect("a device's name has no NUL"));
     // SAFETY: the type is the function's.
-    unsafe { kernels.function::<Function>("emu_device_class")(name.as_ptr()) }
+    unsafe { kernels.function::<Function>("emu_device_class")(architecture.as_ptr(), name.as_ptr()) }
 }
