@@ -51,6 +51,8 @@ impl WholeFile {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
+            // Nobody opens what replaces a private file before it is as private.
+            let mode = if replaced.is_some() { 0o600 } else { mode };
             builder.permissions(fs::Permissions::from_mode(mode));
         }
         let file = builder.tempfile_in(directory_of(path)).map_err(|source| error("write", source))?;
@@ -113,9 +115,15 @@ fn replaced(path: &Path) -> io::Result<Option<fs::Metadata>> {
 /// Gives a file the permissions of the one that it takes the place of, and its owner where this user may.
 #[cfg(unix)]
 fn take_after(file: &fs::File, replaced: &fs::Metadata) -> io::Result<()> {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    let _ = std::os::unix::fs::fchown(file, Some(replaced.uid()), Some(replaced.gid()));
-    file.set_permissions(fs::Permissions::from_mode(replaced.permissions().mode() & 0o777))
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+    let (owner, group) = (Some(replaced.uid()), Some(replaced.gid()));
+    if fchown(file, owner, group).is_err() {
+        // Most may give files to a group of theirs only.
+        let _ = fchown(file, None, group);
+    }
+    // What a group might do was not said of another.
+    let ours = if file.metadata()?.gid() == replaced.gid() { 0o777 } else { 0o707 };
+    file.set_permissions(fs::Permissions::from_mode(replaced.permissions().mode() & ours))
 }
 
 #[cfg(not(unix))]

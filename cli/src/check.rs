@@ -119,7 +119,7 @@ mod tests {
     fn rows_of_every_item_are_recomputed() {
         for wrong in [(0, 0), (0, 2), (1, 0), (1, 1)] {
             let said = |seed| match verified(3, 4, Some(wrong), seed) {
-                Err(Failure::Message(message)) => Some(message),
+                Err(Failure(message)) => Some(message),
                 _ => None,
             };
             // Some seed draws that row.

@@ -5,18 +5,13 @@ use std::fmt::Display;
 /// What a command returns.
 pub(crate) type Output<T = ()> = Result<T, Failure>;
 
-/// Why a command ended early.
+/// Why a command ended early: an error for the user.
 #[derive(Debug)]
-pub(crate) enum Failure {
-    /// The reader of our output went away.
-    BrokenPipe,
-    /// An error for the user.
-    Message(String),
-}
+pub(crate) struct Failure(pub(crate) String);
 
 impl Failure {
     pub(crate) fn new(message: impl Display) -> Self {
-        Self::Message(message.to_string())
+        Self(message.to_string())
     }
 }
 

@@ -37,9 +37,7 @@ fn main() -> ExitCode {
     signals::clean_up(&cli.command);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads our output has seen enough.
-        Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
-        Err(Failure::Message(message)) => {
+        Err(Failure(message)) => {
             // One line, whatever a library's message looks like.
             let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
             output::tell(format_args!("error: {message}"));

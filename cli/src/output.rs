@@ -66,15 +66,14 @@ pub(crate) fn refuse_terminal() -> Output {
     Ok(())
 }
 
-/// Writes to standard output.
+/// Writes to standard output. A reader who has seen enough decides nothing of what the command does.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Output {
-    with_stdout(|out| out.write_all(bytes).and_then(|()| out.flush())).map_err(|error| {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            Failure::BrokenPipe
-        } else {
-            Failure::new(format!("{STDOUT}: {error}"))
+    match with_stdout(|out| out.write_all(bytes).and_then(|()| out.flush())) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("{STDOUT}: {error}")))
         }
-    })
+        _ => Ok(()),
+    }
 }
 
 /// Writes a text, ended by a newline, to standard output, each line [`escaped`].

@@ -35,7 +35,9 @@ fn begin(path: &Path) -> Result<NamedTempFile> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        builder.permissions(fs::Permissions::from_mode(0o666));
+        // Nobody opens what replaces a private file before it is as private.
+        let mode = if replaced.is_some() { 0o600 } else { 0o666 };
+        builder.permissions(fs::Permissions::from_mode(mode));
     }
     let file = builder.tempfile_in(directory_of(path))?;
     if let Some(replaced) = replaced {
@@ -68,9 +70,15 @@ fn replaced(path: &Path) -> Result<Option<fs::Metadata>> {
 /// Gives a file the permissions of the one that it takes the place of, and its owner where this user may.
 #[cfg(unix)]
 fn take_after(file: &fs::File, replaced: &fs::Metadata) -> Result<()> {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    let _ = std::os::unix::fs::fchown(file, Some(replaced.uid()), Some(replaced.gid()));
-    file.set_permissions(fs::Permissions::from_mode(replaced.permissions().mode() & 0o777))
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+    let (owner, group) = (Some(replaced.uid()), Some(replaced.gid()));
+    if fchown(file, owner, group).is_err() {
+        // Most may give files to a group of theirs only.
+        let _ = fchown(file, None, group);
+    }
+    // What a group might do was not said of another.
+    let ours = if file.metadata()?.gid() == replaced.gid() { 0o777 } else { 0o707 };
+    file.set_permissions(fs::Permissions::from_mode(replaced.permissions().mode() & ours))
 }
 
 #[cfg(not(unix))]
@@ -151,7 +159,7 @@ mod tests {
     fn a_file_that_cannot_be_written_is_told_and_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let told = |path: &Path| match (check(path), write(path, b"new")) {
-            (Err(Failure::Message(checked)), Err(Failure::Message(written))) if checked == written => checked,
+            (Err(Failure(checked)), Err(Failure(written))) if checked == written => checked,
             other => panic!("{other:?}"),
         };
         let text = told(directory.path());

@@ -1153,7 +1153,8 @@ fn an_interrupted_calibration_changes_nothing() {
     use std::io::Read as _;
     let workplace = Place::new();
     fs::create_dir(workplace.path("data")).unwrap();
-    let path = workplace.bytes("data/profile.json", b"damaged");
+    let damaged = b"{\"format\": damaged";
+    let path = workplace.bytes("data/profile.json", damaged);
     let mut child = Command::new(env!("CARGO_BIN_EXE_ane-matmul"))
         .args(["calibrate", "--full", "--backend", "cpu"])
         .env("ANE_MATMUL_PROFILE", &path)
@@ -1165,7 +1166,7 @@ fn an_interrupted_calibration_changes_nothing() {
     std::thread::sleep(std::time::Duration::from_millis(200));
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success(), "it was done before it could be interrupted");
-    assert_eq!(fs::read(&path).unwrap(), b"damaged");
+    assert_eq!(fs::read(&path).unwrap(), damaged);
     assert_eq!(fs::read_dir(workplace.path("data")).unwrap().count(), 1);
 }
 

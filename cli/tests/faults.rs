@@ -285,3 +285,35 @@ fn user() -> String {
     let output = Command::new("id").arg("-u").output().unwrap();
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
+
+/// A file that is replaced by somebody else goes on being its group's, where that user may give it, and nobody gets the
+/// rights of a group that he is not in.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_group_of_a_file_keeps_its_rights_and_no_other_gets_them() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    if user() != "0" {
+        println!("not run: only the superuser can give files to others");
+        return;
+    }
+    let place = Place::new();
+    let (program, directory) = (place.path("program"), place.path("shared"));
+    copy_program(Path::new(PROGRAM), &program);
+    fs::create_dir(&directory).unwrap();
+    let (a, c) = (directory.join("a.npy"), directory.join("c.npy"));
+    npy::write(&a, &Tensor::filled(2, 2, 1f32).unwrap()).unwrap();
+    for (path, mode) in [(place.directory(), 0o755), (&program, 0o755), (&directory, 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for (groups, group, mode) in [(["--groups", "60"], 60, 0o664), (["--groups", "61"], 100, 0o604)] {
+        fs::write(&c, "old").unwrap();
+        chown(&c, Some(1234), Some(60)).unwrap();
+        fs::set_permissions(&c, fs::Permissions::from_mode(0o664)).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "100"]).args(groups).arg(&program);
+        let output = command.arg("multiply").args([&a, &a]).arg("-o").arg(&c).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let metadata = fs::metadata(&c).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o777), (NOBODY, group, mode));
+    }
+}

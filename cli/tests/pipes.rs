@@ -50,6 +50,27 @@ fn failed(output: &Output, part: &str) {
     assert!(output.stdout.is_empty(), "something went to standard output");
 }
 
+/// Results, errors and statuses are the same where nobody reads what is printed.
+#[test]
+fn a_reader_that_goes_away_decides_nothing() {
+    let (place, product) = place();
+    let run = |arguments: &str| {
+        shell(
+            &place,
+            &format!(r#"set -o pipefail; {{ "$0" {arguments}; echo $? >status; }} | true; sleep 0.1"#),
+        );
+        fs::read_to_string(place.path("status")).unwrap().trim().to_owned()
+    };
+    // `true` may end before or after the first byte: often enough before.
+    for _ in 0..5 {
+        assert_eq!(run("multiply a.npy b.npy --bias bias.npy --check -o checked.npy"), "0");
+        assert_eq!(fs::read(place.path("checked.npy")).unwrap(), product);
+        fs::remove_file(place.path("checked.npy")).unwrap();
+    }
+    assert_eq!(run("verify 64x64x64 --backend cpu --seconds 0.1 --require neural-engine"), "1");
+    assert_eq!(run("devices"), "0");
+}
+
 #[test]
 fn factors_come_from_pipes_and_the_product_goes_to_standard_output() {
     let (place, product) = place();

@@ -112,7 +112,9 @@ pub fn freivalds<'c>(
         detectable: 0.0,
         skipped: (0, 0),
     };
-    for item in 0..product.batch() {
+    // Items without elements may be many.
+    let items = if c.layout().is_empty() { 0 } else { product.batch() };
+    for item in 0..items {
         let a = Factor { view: inputs.a_view(), index: item, transpose: product.transpose_a() };
         let b = Factor { view: b, index: item, transpose: product.transpose_b() };
         let c = Factor { view: c, index: item, transpose: false };
@@ -238,6 +240,17 @@ mod tests {
         })
         .unwrap();
         (product, a, b, c)
+    }
+
+    #[test]
+    fn a_product_without_elements_takes_no_time() {
+        for (m, n) in [(0, 1 << 24), (1 << 24, 0)] {
+            let product = MatMul::builder(m, n, 1).batch(1 << 24).build().unwrap();
+            let (a, b) = (Tensor::<f32>::zeros(1, 1).unwrap(), Tensor::<f32>::zeros(1, 1).unwrap());
+            let c = Tensor::<f32>::zeros_batched(1 << 24, m, n).unwrap();
+            let found = freivalds(&product, &Inputs::new(&a).b(&b), None, &c, 20, 1).unwrap();
+            assert!(found.passed() && found.skipped == (0, 0));
+        }
     }
 
     #[test]

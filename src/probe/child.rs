@@ -213,7 +213,7 @@ impl Helper {
         if !ready && signal(status).is_none() {
             let not_sent = not_sent.map(|error| format!(" ({error})")).unwrap_or_default();
             return Err(problem(format!(
-                "{} is no helper: it ended with {status} without an answer{not_sent}; its main must call ane_matmul::probe::serve: {}",
+                "{} is no helper: it ended with {status} without an answer{not_sent}; a shim that it loads ended it while its device was opened, or its main does not call ane_matmul::probe::serve: {}",
                 self.program.display(),
                 end_of(&last(&self.stderr), 200)
             )));
@@ -227,7 +227,7 @@ impl Helper {
             return Ok(Answer::Verdict(ProbeVerdict::Hung { time_limit }, None));
         }
         Err(problem(format!(
-            "{} did not get ready within {time_limit:?}; its main must call ane_matmul::probe::serve",
+            "{} did not get ready within {time_limit:?}: a shim that it loads hangs while its device is opened, or its main does not call ane_matmul::probe::serve",
             self.program.display()
         )))
     }

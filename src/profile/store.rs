@@ -85,7 +85,7 @@ impl Profile {
     }
 
     /// Changes the profile at `path`, under a lock that keeps other processes from losing it; starts with
-    /// an empty one where there is none, or where it cannot be used, which is logged.
+    /// an empty one where there is none, or where it is damaged or of another format, which is logged.
     ///
     /// ```no_run
     /// # use ane_matmul::{BackendId, MatMul, Profile, Quarantine};
@@ -96,10 +96,12 @@ impl Profile {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be locked or written.
+    /// [`Error::Io`] when it cannot be locked or written; [`Error::Format`] when something else than a profile is at
+    /// `path`.
     pub fn update(path: impl AsRef<Path>, change: impl FnOnce(&mut Self)) -> Result<Self> {
         let path = path.as_ref();
         let _lock = lock(path)?;
+        check_replaced(path)?;
         let mut profile = match Self::load(path) {
             Ok(profile) => profile,
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -121,11 +123,27 @@ impl Profile {
     /// left behind.
     ///
     /// # Errors
-    /// [`Error::Io`], also when another process holds the lock for two seconds.
+    /// [`Error::Io`], also when another process holds the lock for two seconds; [`Error::Format`].
     pub fn check_update(path: impl AsRef<Path>) -> Result<()> {
         try_lock(path.as_ref(), PATIENCE)?;
+        check_replaced(path.as_ref())?;
         WholeFile::create_private(path.as_ref()).map(drop)
     }
+}
+
+/// An error where a file that is no profile would be replaced by one. A damaged one still begins as one.
+fn check_replaced(path: &Path) -> Result<()> {
+    let mut start = Vec::new();
+    // What cannot be read here is the reader's and the writer's to name.
+    if fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
+        && let Ok(file) = File::open(path)
+        && file.take(64).read_to_end(&mut start).is_ok()
+        && !start.is_empty()
+        && !String::from_utf8_lossy(&start).contains("\"format\"")
+    {
+        return Err(Error::format(path, "is no profile; name another file, or remove it".into()));
+    }
+    Ok(())
 }
 
 fn parent(path: &Path) -> &Path {
@@ -227,6 +245,21 @@ mod tests {
         assert!(matches!(Profile::load(&path), Err(Error::Io { .. })));
         profile().save(&path).unwrap();
         assert_eq!(Profile::load(&path).unwrap(), profile());
+    }
+
+    #[test]
+    fn what_is_no_profile_is_not_replaced_by_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.npy");
+        fs::write(&path, b"\x93NUMPY\x01\x00precious").unwrap();
+        for refused in [Profile::check_update(&path), Profile::update(&path, |_| ()).map(drop)] {
+            let text = refused.unwrap_err().to_string();
+            assert!(text.contains("a.npy") && text.contains("is no profile"), "{text}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"\x93NUMPY\x01\x00precious");
+        // An empty file is nobody's.
+        fs::write(&path, "").unwrap();
+        Profile::update(&path, |_| ()).unwrap();
     }
 
     #[test]

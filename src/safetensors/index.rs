@@ -57,7 +57,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
         return Ok(path.into());
     }
     let mut files = NAMES.iter().map(|name| path.join(name));
-    files.find(|file| file.exists()).ok_or_else(|| {
+    files.find(|file| file.is_file()).ok_or_else(|| {
         Error::format(path, format!("holds neither {} nor {}; name the file itself", NAMES[0], NAMES[1]))
     })
 }

@@ -201,6 +201,20 @@ mod tests {
     }
 
     #[test]
+    fn a_header_that_no_reader_takes_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("long.safetensors");
+        let parts =
+            (0..26u8).map(|i| (char::from(b'a' + i).to_string().repeat(4_000_000), Dtype::F32, vec![0]));
+        let error = Output::create(&path, parts.collect(), HashMap::new()).err().unwrap().to_string();
+        assert!(
+            error.contains("header") && error.contains("100000000") && !path.exists(),
+            "{}",
+            &error[..200]
+        );
+    }
+
+    #[test]
     fn a_file_is_quantised_and_loads_back() {
         let place = tempfile::tempdir().unwrap();
         let (from, to) = (place.path().join("in.safetensors"), place.path().join("out.safetensors"));

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use super::SafetensorsFile;
 use super::options::QuantizeOptions;
 use super::quantized::{Entry, KEY, SCALES};
+use super::{MAXIMUM_HEADER_BYTES, SafetensorsFile};
 use crate::element::ElementType;
 use crate::error::{Error, Result};
 use crate::quantization::QuantB;
@@ -196,6 +196,13 @@ impl<'a> Output<'a> {
             .map_err(|error| format(error.to_string()))?;
         let mut header = serde_json::to_vec(&header).map_err(|error| format(error.to_string()))?;
         header.resize(header.len().next_multiple_of(8), b' ');
+        if header.len() as u64 > MAXIMUM_HEADER_BYTES {
+            return Err(format(format!(
+                "cannot be written: its header would take {} bytes, and readers take {MAXIMUM_HEADER_BYTES}; quantise fewer \
+                 tensors, or give them shorter names",
+                header.len()
+            )));
+        }
         let mut file = WholeFile::create(path)?;
         let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(|source| Error::io(path, "write", source));
         put(&(header.len() as u64).to_le_bytes())?;
