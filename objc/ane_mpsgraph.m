@@ -34,6 +34,14 @@ enum {
 @end
 #endif
 
+/* SDKs before macOS 14 and iOS 17 do not declare packages of executables: a shim of theirs has none. */
+#if defined(__APPLE__) && ((TARGET_OS_OSX && __MAC_OS_X_VERSION_MAX_ALLOWED < 140000) || \
+                           (!TARGET_OS_OSX && __IPHONE_OS_VERSION_MAX_ALLOWED < 170000))
+#define SDK_HAS_PACKAGES 0
+#else
+#define SDK_HAS_PACKAGES 1
+#endif
+
 /* The longest sum that is left to one matrix multiplication of a device with the fault of
  * has_long_k_fault. */
 #define LONGEST_SAFE_K 16384u
@@ -91,7 +99,7 @@ static BOOL has_long_k_fault(NSString *chip)
 
 static BOOL has_packages(void)
 {
-    return os_at_least(14, 17);
+    return SDK_HAS_PACKAGES && os_at_least(14, 17);
 }
 
 static BOOL is_float_type(ANEType type)
@@ -516,10 +524,12 @@ static ANEStatus compile_product(ANEProduct *product, const ANEConstants *consta
     return ANE_STATUS_OK;
 }
 
+#if SDK_HAS_PACKAGES
 static NSURL *package_url(const char *path)
 {
     return [NSURL fileURLWithPath:[NSString stringWithUTF8String:path] isDirectory:YES];
 }
+#endif
 
 static BOOL exists(const char *path)
 {
@@ -534,17 +544,19 @@ static ANEStatus load_product(ANEProduct *product, const ANEConstants *constants
         return status;
     }
     if (!has_packages()) {
-        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17");
+        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17, and a shim built with an SDK of that or later");
     }
     if (!exists(path)) {
         return FAIL(err, ANE_STATUS_IO, "there is no package at %.400s", path);
     }
+#if SDK_HAS_PACKAGES
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wunguarded-availability"
 #pragma clang diagnostic ignored "-Wunguarded-availability-new"
     product->executable = [[MPSGraphExecutable alloc] initWithMPSGraphPackageAtURL:package_url(path)
                                                              compilationDescriptor:compilation_descriptor(product, options)];
 #pragma clang diagnostic pop
+#endif
     if (!product->executable || !map_feeds(product, NULL, expected_feeds(&product->desc))) {
         return FAIL(err, ANE_STATUS_PACKAGE_MISMATCH, "the package at %.400s is damaged or of another product", path);
     }
@@ -614,11 +626,12 @@ static ANEStatus mpsgraph_product_load(ANEDevice *device, const ANEMatMulDesc *d
 static ANEStatus save_product(ANEProduct *product, const char *path, ANEError *err)
 {
     if (!has_packages()) {
-        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17");
+        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17, and a shim built with an SDK of that or later");
     }
     if (!product->executable) {
         return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "an empty product has nothing to save");
     }
+#if SDK_HAS_PACKAGES
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wunguarded-availability"
 #pragma clang diagnostic ignored "-Wunguarded-availability-new"
@@ -630,6 +643,7 @@ static ANEStatus save_product(ANEProduct *product, const char *path, ANEError *e
         }
     }
 #pragma clang diagnostic pop
+#endif
     /* It reports nothing. */
     return exists(path) ? ANE_STATUS_OK : FAIL(err, ANE_STATUS_IO, "MPSGraph wrote no package at %.400s", path);
 }

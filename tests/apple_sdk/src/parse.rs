@@ -19,6 +19,8 @@ pub struct Method {
 /// A class with what is known of it.
 #[derive(Debug, Default)]
 pub struct Class {
+    /// Whether its own framework was read, and not only methods that others add.
+    pub declared: bool,
     /// The superclass.
     pub superclass: String,
     /// Methods of all its parts.
@@ -233,7 +235,9 @@ impl Declarations {
         match name.as_str() {
             "extern_class" => {
                 let ClassMacro(name, superclass) = mac.parse_body()?;
-                self.classes.entry(name).or_default().superclass = superclass;
+                let class = self.classes.entry(name).or_default();
+                class.declared = true;
+                class.superclass = superclass;
             }
             "extern_protocol" => {
                 let ProtocolMacro(name, protocol) = mac.parse_body()?;
