@@ -389,6 +389,7 @@ pub fn header(mut known: Declarations, table: &str, newest_macos: u32) -> Result
         let class = &classes[&name];
         // Of others a shim may use the type, but no class: the linked programs are checked for that.
         let own = since.contains_key(name.as_str()).then(|| mark(&name, &name)).flatten();
+        let own = if name == "NSException" { Some(" __attribute__((objc_exception))".into()) } else { own };
         interface(&writer, &mut out, &name, class, &own.unwrap_or_default(), &mut mark);
     }
     out += VARIADIC;

@@ -13,6 +13,7 @@ mod parse;
 mod sources;
 mod stubs;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -27,62 +28,83 @@ pub const AVAILABILITY: &str = include_str!("../availability.txt");
 /// Frameworks that have no declarations here, only stubs.
 const ONLY_STUBS: [&str; 3] = ["Accelerate", "CoreFoundation", "CoreGraphics"];
 
-/// Writes an SDK of a macOS into a directory, laid out as Apple's are. `darwin` has the C headers and
-/// `libSystem.tbd` of Darwin as the PyPI package `ziglang` carries them.
-///
-/// # Errors
-/// When cargo cannot say where the sources are, a source cannot be parsed, or a file not written.
-pub fn write_sdk(sdk: &Path, darwin: &Path, newest_macos: u32) -> io::Result<()> {
-    let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
-    let (include, lib) = (sdk.join("usr/include"), sdk.join("usr/lib"));
-    let frameworks = sdk.join("System/Library/Frameworks");
-    fs::create_dir_all(&lib)?;
-    copy(&darwin.join("include/any-darwin-any"), &include)?;
+/// What the sources of the `objc2-*` crates declare.
+#[derive(Debug)]
+pub struct Declared {
+    all: Declarations,
+    /// Of each framework.
+    exports: Vec<(&'static str, Exports)>,
+}
 
-    let internal = include.join("AvailabilityInternal.h");
-    let versions = of_version(&fs::read_to_string(&internal)?, newest_macos);
-    fs::write(&internal, versions.ok_or_else(|| invalid("Darwin's headers name no newest system".into()))?)?;
+fn invalid(error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
 
-    let mut all = Declarations::default();
-    for (framework, sources) in FRAMEWORKS.iter().zip(source_directories()?) {
-        let mut own = Declarations::default();
-        for path in rust_files(&sources)? {
-            let text = fs::read_to_string(&path)?;
-            for declarations in [&mut own, &mut all] {
-                declarations.read(&text).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+impl Declared {
+    /// Reads the sources.
+    ///
+    /// # Errors
+    /// When cargo cannot say where they are, or one cannot be parsed.
+    pub fn read() -> io::Result<Self> {
+        let mut all = Declarations::default();
+        let mut exports = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (framework, sources) in FRAMEWORKS.iter().zip(source_directories()?) {
+            for path in rust_files(&sources)? {
+                let text = fs::read_to_string(&path)?;
+                all.read(&text).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+            }
+            exports.push((*framework, Exports::of_framework(framework, &all, &mut seen)));
+        }
+        Ok(Self { all, exports })
+    }
+
+    /// Writes the SDK of a macOS into a directory, laid out as Apple's are. `darwin` has the C headers and
+    /// `libSystem.tbd` of Darwin as the PyPI package `ziglang` carries them.
+    ///
+    /// # Errors
+    /// When a file is not there, not as it is today, or not written.
+    pub fn write_sdk(&self, sdk: &Path, darwin: &Path, newest_macos: u32) -> io::Result<()> {
+        let (include, lib) = (sdk.join("usr/include"), sdk.join("usr/lib"));
+        copy(&darwin.join("include/any-darwin-any"), &include)?;
+        let internal = include.join("AvailabilityInternal.h");
+        let versions = of_version(&fs::read_to_string(&internal)?, newest_macos);
+        fs::write(&internal, versions.ok_or_else(|| invalid("Darwin's headers name no newest system"))?)?;
+        let header = header(self.all.clone(), AVAILABILITY, newest_macos).map_err(invalid)?;
+        fs::write(include.join("apple_sdk.h"), header)?;
+        fs::write(include.join("os/log.h"), include_str!("../base/os/log.h"))?;
+        fs::write(include.join("os/signpost.h"), include_str!("../base/os/signpost.h"))?;
+
+        let frameworks = sdk.join("System/Library/Frameworks");
+        let only_stubs = ONLY_STUBS.map(|framework| (framework, Exports::of_framework_by_hand(framework)));
+        for (framework, exports) in self.exports.iter().chain(&only_stubs) {
+            let inside = frameworks.join(format!("{framework}.framework"));
+            fs::create_dir_all(inside.join("Headers"))?;
+            fs::write(inside.join(format!("{framework}.tbd")), exports.stub())?;
+            if FRAMEWORKS.contains(framework) {
+                fs::write(inside.join(format!("Headers/{framework}.h")), "#include <apple_sdk.h>\n")?;
             }
         }
-        let inside = frameworks.join(format!("{framework}.framework"));
-        fs::create_dir_all(inside.join("Headers"))?;
-        fs::write(inside.join(format!("Headers/{framework}.h")), "#include <apple_sdk.h>\n")?;
-        let exports = Exports::of_framework(framework, &own).by_hand(framework);
-        fs::write(inside.join(format!("{framework}.tbd")), exports.stub())?;
+        fs::create_dir_all(&lib)?;
+        let system = fs::read_to_string(darwin.join("darwin/libSystem.tbd"))?;
+        let system = Exports::of_stub("/usr/lib/libSystem.B.dylib", &system).stub();
+        for name in ["libSystem", "libc", "libm"] {
+            fs::write(lib.join(format!("{name}.tbd")), &system)?;
+        }
+        // By the name that a program asks for, and by that under which another library hands it on.
+        for (name, other) in [("libiconv", "libiconv.2"), ("libobjc", "libobjc.A")] {
+            let stub = Exports::default().by_hand(name).stub();
+            fs::write(lib.join(format!("{name}.tbd")), &stub)?;
+            fs::write(lib.join(format!("{other}.tbd")), &stub)?;
+        }
+        // A linker writes the SDK's version into programs.
+        fs::write(
+            sdk.join("SDKSettings.json"),
+            format!(
+                "{{\"CanonicalName\": \"macosx{newest_macos}.0\", \"Version\": \"{newest_macos}.0\", \"MaximumDeploymentTarget\": \"{newest_macos}.99\"}}\n"
+            ),
+        )
     }
-    fs::write(include.join("apple_sdk.h"), header(all, AVAILABILITY, newest_macos).map_err(invalid)?)?;
-    fs::write(include.join("os/log.h"), include_str!("../base/os/log.h"))?;
-    fs::write(include.join("os/signpost.h"), include_str!("../base/os/signpost.h"))?;
-
-    for framework in ONLY_STUBS {
-        let inside = frameworks.join(format!("{framework}.framework"));
-        fs::create_dir_all(&inside)?;
-        let exports = Exports::of_framework(framework, &Declarations::default()).by_hand(framework);
-        fs::write(inside.join(format!("{framework}.tbd")), exports.stub())?;
-    }
-    let system = fs::read_to_string(darwin.join("darwin/libSystem.tbd"))?;
-    let system = Exports::of_stub("/usr/lib/libSystem.B.dylib", &system).stub();
-    for name in ["libSystem", "libc", "libm"] {
-        fs::write(lib.join(format!("{name}.tbd")), &system)?;
-    }
-    for name in ["libiconv", "libobjc"] {
-        fs::write(lib.join(format!("{name}.tbd")), Exports::default().by_hand(name).stub())?;
-    }
-    // A linker writes the SDK's version into programs.
-    fs::write(
-        sdk.join("SDKSettings.json"),
-        format!(
-            "{{\"CanonicalName\": \"macosx{newest_macos}.0\", \"Version\": \"{newest_macos}.0\", \"MaximumDeploymentTarget\": \"{newest_macos}.99\"}}\n"
-        ),
-    )
 }
 
 /// Darwin's header with the newest systems that an SDK of that macOS knows; nothing where it names none.

@@ -1,4 +1,4 @@
-//! `apple-sdk write SDK DARWIN MACOS` writes an SDK of a macOS there, with Darwin's headers from DARWIN.
+//! `apple-sdk write DARWIN DIRECTORY MACOS...` writes `sdkMACOS` of each macOS, with Darwin's headers from DARWIN.
 //!
 //! `apple-sdk check PLATFORM OLDEST LIBRARIES EXPORTS FILE...` checks linked programs: lists are separated by commas,
 //! and `-` as EXPORTS asks for none.
@@ -6,13 +6,18 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use apple_sdk::Declared;
 use apple_sdk::mach_o::{Expected, check};
 
 fn run(arguments: &[&str]) -> Result<(), String> {
     match arguments {
-        ["write", sdk, darwin, macos] => {
-            let macos = macos.parse().map_err(|error| format!("{macos}: {error}"))?;
-            apple_sdk::write_sdk(Path::new(sdk), Path::new(darwin), macos).map_err(|error| error.to_string())
+        ["write", darwin, directory, systems @ ..] => {
+            let declared = Declared::read().map_err(|error| error.to_string())?;
+            systems.iter().try_for_each(|macos| {
+                let sdk = Path::new(directory).join(format!("sdk{macos}"));
+                let macos = macos.parse().map_err(|error| format!("{macos}: {error}"))?;
+                declared.write_sdk(&sdk, Path::new(darwin), macos).map_err(|error| error.to_string())
+            })
         }
         ["check", platform, oldest, libraries, exports, files @ ..] if !files.is_empty() => {
             let expected = Expected {
@@ -28,7 +33,7 @@ fn run(arguments: &[&str]) -> Result<(), String> {
             }
             if found.is_empty() { Ok(()) } else { Err(found.join("\nerror: ")) }
         }
-        _ => Err("usage: apple-sdk write SDK DARWIN MACOS\n       apple-sdk check PLATFORM OLDEST LIBRARIES EXPORTS FILE...".into()),
+        _ => Err("usage: apple-sdk write DARWIN DIRECTORY MACOS...\n       apple-sdk check PLATFORM OLDEST LIBRARIES EXPORTS FILE...".into()),
     }
 }
 

@@ -23,25 +23,24 @@ pub struct Exports {
     symbols: BTreeSet<String>,
 }
 
-/// Where programs find a framework.
-pub fn framework_install_name(framework: &str) -> String {
-    format!("/System/Library/Frameworks/{framework}.framework/{framework}")
-}
-
 impl Exports {
-    /// Those of a framework, as far as it is declared.
-    pub fn of_framework(framework: &str, known: &Declarations) -> Self {
-        Self {
-            install_name: framework_install_name(framework),
-            classes: known.classes.iter().filter(|(_, c)| c.declared).map(|(name, _)| name.clone()).collect(),
-            symbols: known
-                .functions
-                .iter()
-                .map(|signature| format!("_{}", signature.ident))
-                .chain(known.statics.iter().map(|(name, _)| format!("_{name}")))
-                .collect(),
-            ..Self::default()
-        }
+    /// Those of a framework that is not declared.
+    pub fn of_framework_by_hand(framework: &str) -> Self {
+        let install_name = format!("/System/Library/Frameworks/{framework}.framework/{framework}");
+        Self { install_name, ..Self::default() }.by_hand(framework)
+    }
+
+    /// Those of a framework whose sources were the last to be read: what was not seen before.
+    pub fn of_framework(framework: &str, known: &Declarations, seen: &mut BTreeSet<String>) -> Self {
+        let mut exports = Self::of_framework_by_hand(framework);
+        let declared = known.classes.iter().filter(|(_, class)| class.declared);
+        let functions = known.functions.iter().map(|signature| format!("_{}", signature.ident));
+        let variables = known.statics.iter().map(|(name, _)| format!("_{name}"));
+        exports
+            .classes
+            .extend(declared.map(|(name, _)| name.clone()).filter(|name| seen.insert(name.clone())));
+        exports.symbols.extend(functions.chain(variables).filter(|name| seen.insert(name.clone())));
+        exports
     }
 
     /// Adds what `base/symbols.txt` has of a library: `library kind names...`.
