@@ -223,12 +223,13 @@ typedef int32_t ANEDeviceKind;
 #define ANE_DEVICE_NEURAL_ENGINE 3 /* as a request: make it a candidate */
 #define ANE_DEVICE_MIXED 4         /* more than one of them; never requested */
 
-#define ANE_OPTION_FAST_MATH 0x1u         /* reassociation and approximations are allowed */
-#define ANE_OPTION_REDUCED_PRECISION 0x2u /* operands may be truncated (tf32 and the like) */
+#define ANE_OPTION_FAST_MATH 0x1u          /* reassociation and approximations are allowed */
+#define ANE_OPTION_REDUCED_PRECISION 0x2u  /* operands may be truncated (tf32 and the like) */
+#define ANE_OPTION_ALLOW_KNOWN_FAULTS 0x4u /* do not refuse with ANE_REFUSAL_VENDOR_FAULT */
 
 typedef struct ANECompileOptions {
     uint32_t struct_size;
-    uint32_t flags; /* ANE_OPTION_*: both off unless the user asked */
+    uint32_t flags; /* ANE_OPTION_*: off unless the user asked */
     ANEDeviceKind device;
     uint32_t threads;        /* CPU threads to use; 0 lets the shim choose */
     uint64_t expected_runs;  /* 0 when unknown */

@@ -42,15 +42,17 @@ enum {
 #define SDK_HAS_PACKAGES 1
 #endif
 
-/* The longest sum that is left to one matrix multiplication of a device with the fault of
- * has_long_k_fault. */
-#define LONGEST_SAFE_K 16384u
-
 /* Products beyond it fail or give wrong results on the Neural Engine (stable-diffusion-webui#13527). */
 #define NEURAL_ENGINE_MAX_DIMENSION 16384u
 
-/* MPSGraph refuses arrays of 2^32 bytes and more (pytorch#143859). */
-#define MAX_ARRAY_BYTES 0xffffffffull
+/* Arrays of 2^32 bytes and more abort the process (pytorch#143859), temporary ones too (pytorch#154322), and one of
+ * 4.1e9 bytes came out as zeros (pytorch#123716). Half of that until somebody measures on a Mac. */
+#define MAX_ARRAY_BYTES 0x7fffffffull
+
+/* GPU families by number, for SDKs that do not know the later names (Metal Feature Set Tables). */
+#define FAMILY_APPLE8 ((MTLGPUFamily)1008)  /* M2, A15, A16 */
+#define FAMILY_APPLE9 ((MTLGPUFamily)1009)  /* M3, M4, A17, A18 */
+#define FAMILY_APPLE10 ((MTLGPUFamily)1010) /* M5 */
 
 struct ANEDevice {
     id<MTLDevice> device;
@@ -85,21 +87,41 @@ struct ANEMatMulExecutor {
 
 /* ---- questions ----------------------------------------------------------------------------- */
 
-/* M1 and M2: sums of 32767 and more terms are wrong where both m and n are 16 and more
- * (pytorch#195163). A14 and A15 are the same generations. */
-static BOOL has_long_k_fault(NSString *chip)
+/* The fault of MPSGraph's that a product meets here, with its public report; NULL where none is known. The table of
+ * src/known_faults.rs lists them. iOS is taken to have what the macOS of its year has. */
+static const char *known_fault(ANEDevice *device, const ANEMatMulDesc *d, const ANECompileOptions *options)
 {
-    for (NSString *name in [NSArray arrayWithObjects:@"M1", @"M2", @"A14", @"A15", nil]) {
-        if ([chip rangeOfString:name].location != NSNotFound) {
-            return YES;
-        }
+    const BOOL apple9 = [device->device supportsFamily:FAMILY_APPLE9];
+    if (d->k >= 32767 && d->m >= 16 && d->n >= 16 && !apple9) {
+        return "sums of 32767 and more terms are wrong on GPUs before M3 and A17 where m and n are 16 and more "
+               "(pytorch#195163)";
     }
-    return NO;
+    if ((d->m > 32768 || d->n > 32768 || d->k > 32768) && !(apple9 && os_at_least(1404, 1704))) {
+        return "products with a dimension over 32768 are wrong before macOS 14.4 and iOS 17.4, and on GPUs before M3 and "
+               "A17 (pytorch#116769, pytorch#118830)";
+    }
+    if (d->batch > 1 && os_at_least(1302, 1603) && !os_at_least(1303, 1604)) {
+        return "batched products are wrong on macOS 13.2 and iOS 16.3 (pytorch#95188)";
+    }
+    if (d->batch > 1 && d->type_accumulator == ANE_TYPE_F16 && [device->device supportsFamily:FAMILY_APPLE10]) {
+        return "batched f16 products differ from run to run on M5 (pytorch#180776)";
+    }
+    if (d->m == 1 && (d->flags & (ANE_MATMUL_BIAS | ANE_MATMUL_RESIDUAL)) && os_at_least(2600, 2600) &&
+        !os_at_least(2700, 2700) && ![device->device supportsFamily:FAMILY_APPLE8]) {
+        return "what is added to products of one row is dropped on M1 and A14 with system 26 (pytorch#188438)";
+    }
+    if (options->device == ANE_DEVICE_NEURAL_ENGINE && d->m >= 16384 && d->n >= 16384) {
+        return "f16 products of 16384 x 16384 time out on the Neural Engine, and give NaN (pytorch#110975)";
+    }
+    if ([[device->device name] rangeOfString:@"AMD"].location != NSNotFound) {
+        return "products are wrong on GPUs of AMD (pytorch#178697)";
+    }
+    return NULL;
 }
 
 static BOOL has_packages(void)
 {
-    return SDK_HAS_PACKAGES && os_at_least(14, 17);
+    return SDK_HAS_PACKAGES && os_at_least(1400, 1700);
 }
 
 static BOOL is_float_type(ANEType type)
@@ -166,6 +188,8 @@ static ANEStatus check_support(ANEDevice *device, const ANEMatMulDesc *d, const 
     const uint32_t known = ANE_MATMUL_TRANSPOSE_A | ANE_MATMUL_TRANSPOSE_B | ANE_MATMUL_CONSTANT_B | ANE_MATMUL_BIAS |
                            ANE_MATMUL_RESIDUAL | ANE_MATMUL_VARIABLE_M;
     const uint64_t dimensions[] = {d->batch, d->m, d->n, d->k};
+    const uint64_t sum_bytes = element_bytes(d->type_accumulator);
+    const char *fault;
     uint64_t most = [device->device maxBufferLength];
     Layout layouts[OPERANDS], packed[OPERANDS];
     ANEStatus status;
@@ -202,12 +226,17 @@ static ANEStatus check_support(ANEDevice *device, const ANEMatMulDesc *d, const 
     }
     most = most < MAX_ARRAY_BYTES ? most : MAX_ARRAY_BYTES;
     for (int i = 0; i < OPERANDS; ++i) {
-        if (packed[i].bytes > most) {
-            return REFUSE(err, ANE_REFUSAL_BYTES, "%s takes %llu bytes; MPSGraph and this device allow %llu", operand_names[i],
-                          (unsigned long long)packed[i].bytes, (unsigned long long)most);
+        /* The graph casts to the accumulator's type. Sums of f32 are the widest, so that nothing overflows here. */
+        const uint64_t cast = packed[i].bytes && packed[i].element_bytes < sum_bytes ? 2 : 1;
+        if (packed[i].bytes > most / cast) {
+            return REFUSE(err, ANE_REFUSAL_BYTES, "%s takes %llu bytes%s; MPSGraph and this device allow %llu", operand_names[i],
+                          (unsigned long long)packed[i].bytes, cast == 2 ? ", twice that in f32" : "", (unsigned long long)most);
         }
     }
-    return ANE_STATUS_OK;
+    fault = options->flags & ANE_OPTION_ALLOW_KNOWN_FAULTS ? NULL : known_fault(device, d, options);
+    return fault ? REFUSE(err, ANE_REFUSAL_VENDOR_FAULT,
+                          "%s; use another backend, or allow known faults and check results", fault)
+                 : ANE_STATUS_OK;
 }
 
 /* ---- device -------------------------------------------------------------------------------- */
@@ -285,23 +314,6 @@ static MPSGraphTensor *factor(MPSGraph *graph, MPSGraphTensor *stored, BOOL tran
     return transposed ? [graph transposeTensor:x dimension:rank - 2 withDimension:rank - 1 name:nil] : x;
 }
 
-/* op(A) op(B); long sums in parts where the device gets them wrong. */
-static MPSGraphTensor *multiply(MPSGraph *graph, MPSGraphTensor *a, MPSGraphTensor *b, uint64_t k, BOOL split, NSUInteger rank)
-{
-    MPSGraphTensor *sum = nil;
-    if (!split || k <= LONGEST_SAFE_K) {
-        return [graph matrixMultiplicationWithPrimaryTensor:a secondaryTensor:b name:nil];
-    }
-    for (uint64_t start = 0; start < k; start += LONGEST_SAFE_K) {
-        const NSInteger length = (NSInteger)(k - start < LONGEST_SAFE_K ? k - start : LONGEST_SAFE_K);
-        MPSGraphTensor *left = [graph sliceTensor:a dimension:rank - 1 start:(NSInteger)start length:length name:nil];
-        MPSGraphTensor *right = [graph sliceTensor:b dimension:rank - 2 start:(NSInteger)start length:length name:nil];
-        MPSGraphTensor *part = [graph matrixMultiplicationWithPrimaryTensor:left secondaryTensor:right name:nil];
-        sum = sum ? [graph additionWithPrimaryTensor:sum secondaryTensor:part name:nil] : part;
-    }
-    return sum;
-}
-
 static MPSGraphTensor *scaled(MPSGraph *graph, MPSGraphTensor *x, double by, MPSDataType type)
 {
     return [graph multiplicationWithPrimaryTensor:x secondaryTensor:[graph constantWithScalar:by dataType:type] name:nil];
@@ -377,7 +389,6 @@ static MPSGraphTensor *build_graph(const ANEProduct *product, MPSGraph *graph, c
     const ANEMatMulDesc *d = &product->desc;
     const NSUInteger rank = d->batch > 1 ? 3 : 2;
     const MPSDataType type = data_type(d->type_accumulator);
-    const BOOL split = has_long_k_fault([product->device->device name]);
     MPSGraphTensor *b, *c;
     feeds[A] = placeholder(product, graph, A, d->type_a);
     if (d->flags & ANE_MATMUL_CONSTANT_B) {
@@ -385,8 +396,9 @@ static MPSGraphTensor *build_graph(const ANEProduct *product, MPSGraph *graph, c
     } else {
         b = feeds[B] = placeholder(product, graph, B, d->type_b);
     }
-    c = multiply(graph, factor(graph, feeds[A], (d->flags & ANE_MATMUL_TRANSPOSE_A) != 0, type, rank),
-                 factor(graph, b, (d->flags & ANE_MATMUL_TRANSPOSE_B) != 0, type, rank), d->k, split, rank);
+    c = [graph matrixMultiplicationWithPrimaryTensor:factor(graph, feeds[A], (d->flags & ANE_MATMUL_TRANSPOSE_A) != 0, type, rank)
+                                     secondaryTensor:factor(graph, b, (d->flags & ANE_MATMUL_TRANSPOSE_B) != 0, type, rank)
+                                                name:nil];
     if (d->batch > 1 && product->packed[A].items == 1 && product->packed[B].items == 1) {
         c = [graph broadcastTensor:c toShape:product->shapes[C] name:nil];
     }
@@ -414,7 +426,7 @@ static MPSGraphCompilationDescriptor *compilation_descriptor(const ANEProduct *p
      * between systems (MPSGraph.h). */
     [descriptor setOptimizationLevel:product->level0 ? MPSGraphOptimizationLevel0 : MPSGraphOptimizationLevel1];
     [descriptor setWaitForCompilationCompletion:YES];
-    if (os_at_least(26, 26)) {
+    if (os_at_least(2600, 2600)) {
         const BOOL reduced = (options->flags & ANE_OPTION_REDUCED_PRECISION) != 0;
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wunguarded-availability"
@@ -426,18 +438,13 @@ static MPSGraphCompilationDescriptor *compilation_descriptor(const ANEProduct *p
     return descriptor;
 }
 
-/* Finds each of the executable's feeds among the operands: by identity among `placeholders`, or, where
- * the executable comes from a package, by name. The order is the executable's own. */
+/* Finds each of the executable's feeds among the placeholders. The order is the executable's own. */
 static BOOL map_feeds(ANEProduct *product, MPSGraphTensor *const placeholders[OPERANDS], NSUInteger expected)
 {
     product->feed_count = 0;
     for (MPSGraphTensor *feed in [product->executable feedTensors]) {
         int which = 0;
-        while (which < OPERANDS &&
-               !(placeholders ? feed == placeholders[which]
-                              : [[[feed operation] name] isEqualToString:[NSString stringWithUTF8String:operand_names[which]]] &&
-                                    [[feed shape] isEqual:product->shapes[which]] &&
-                                    [feed dataType] == operand_type(&product->desc, which))) {
+        while (which < OPERANDS && feed != placeholders[which]) {
             ++which;
         }
         if (which == OPERANDS || product->feed_count == OPERANDS) {
@@ -450,12 +457,24 @@ static BOOL map_feeds(ANEProduct *product, MPSGraphTensor *const placeholders[OP
         }
         product->feeds[product->feed_count++] = which;
     }
-    NSArray *targets = [product->executable targetTensors];
-    if (product->feed_count != expected || [targets count] != 1) {
-        return NO;
+    return product->feed_count == expected && [[product->executable targetTensors] count] == 1;
+}
+
+/* Feeds the executable of a package, whose one operand is A: with one, position is enough. Where it tells its feeds
+ * and targets, which is promised of an executable "created with a graph" only (MPSGraphExecutable.h), they must fit. */
+static BOOL map_package(ANEProduct *product)
+{
+    NSArray *feeds = [product->executable feedTensors], *targets = [product->executable targetTensors];
+    product->feed_count = 1;
+    product->feeds[0] = A;
+    if (feeds) {
+        MPSGraphTensor *feed = [feeds count] == 1 ? [feeds objectAtIndex:0] : nil;
+        if (![[feed shape] isEqual:product->shapes[A]] || [feed dataType] != operand_type(&product->desc, A)) {
+            return NO;
+        }
     }
-    MPSGraphTensor *target = [targets objectAtIndex:0];
-    return [target dataType] == data_type(product->desc.type_c);
+    return !targets ||
+           ([targets count] == 1 && [(MPSGraphTensor *)[targets objectAtIndex:0] dataType] == data_type(product->desc.type_c));
 }
 
 /* Checks the product and fills what does not depend on the executable. */
@@ -487,6 +506,20 @@ static NSUInteger expected_feeds(const ANEMatMulDesc *d)
 {
     return 1u + !(d->flags & ANE_MATMUL_CONSTANT_B) + ((d->flags & ANE_MATMUL_BIAS) != 0) +
            ((d->flags & ANE_MATMUL_RESIDUAL) != 0);
+}
+
+/* Whether products of this description are kept in packages. */
+static ANEStatus check_package(const ANEMatMulDesc *d, ANEError *err)
+{
+    if (!has_packages()) {
+        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17, and a shim built with an SDK of that or later");
+    }
+    if (expected_feeds(d) != 1) {
+        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED,
+                    "in which order an executable from a package takes several operands is not documented: only products "
+                    "with a constant B and neither bias nor residual are kept");
+    }
+    return ANE_STATUS_OK;
 }
 
 static ANEStatus compile_product(ANEProduct *product, const ANEConstants *constants, const ANECompileOptions *options,
@@ -543,8 +576,9 @@ static ANEStatus load_product(ANEProduct *product, const ANEConstants *constants
     if (status != ANE_STATUS_OK) {
         return status;
     }
-    if (!has_packages()) {
-        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17, and a shim built with an SDK of that or later");
+    status = check_package(&product->desc, err);
+    if (status != ANE_STATUS_OK) {
+        return status;
     }
     if (!exists(path)) {
         return FAIL(err, ANE_STATUS_IO, "there is no package at %.400s", path);
@@ -557,7 +591,7 @@ static ANEStatus load_product(ANEProduct *product, const ANEConstants *constants
                                                              compilationDescriptor:compilation_descriptor(product, options)];
 #pragma clang diagnostic pop
 #endif
-    if (!product->executable || !map_feeds(product, NULL, expected_feeds(&product->desc))) {
+    if (!product->executable || !map_package(product)) {
         return FAIL(err, ANE_STATUS_PACKAGE_MISMATCH, "the package at %.400s is damaged or of another product", path);
     }
     product->from_package = YES;
@@ -625,8 +659,9 @@ static ANEStatus mpsgraph_product_load(ANEDevice *device, const ANEMatMulDesc *d
 
 static ANEStatus save_product(ANEProduct *product, const char *path, ANEError *err)
 {
-    if (!has_packages()) {
-        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17, and a shim built with an SDK of that or later");
+    ANEStatus status = check_package(&product->desc, err);
+    if (status != ANE_STATUS_OK) {
+        return status;
     }
     if (!product->executable) {
         return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "an empty product has nothing to save");
@@ -758,12 +793,25 @@ static ANEStatus bind_operand(ANEMatMulExecutor *executor, int which, const ANEO
                        : FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "MPSGraph made no tensor data of %s", operand_names[which]);
 }
 
+/* Waits for what MPSGraph committed before it threw: its caller's memory may be gone after that. Buffers of a queue
+ * run in order, so that one more tells of all. */
+static void wait_for_committed(id<MTLCommandBuffer> first, id<MTLCommandQueue> queue)
+{
+    if ([first status] >= MTLCommandBufferStatusCommitted) {
+        id<MTLCommandBuffer> last = [queue commandBuffer];
+        [last commit];
+        [last waitUntilCompleted];
+        [first waitUntilCompleted];
+    }
+}
+
 static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, NSArray *results, ANERunInfo *info,
                                  ANEError *err)
 {
     ANEProduct *product = executor->product;
     id<MTLCommandBuffer> buffers[2];
-    NSArray *encoded;
+    ANEStatus status = ANE_STATUS_OK;
+    NSUInteger encoded = 0;
     MPSCommandBuffer *commands = [MPSCommandBuffer commandBufferFromCommandQueue:product->device->queue];
     if (!commands) {
         return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer");
@@ -771,23 +819,30 @@ static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, N
     /* MPSGraph may commit and continue in another command buffer while it encodes: the first and the
      * last are waited for and tell of errors; those between cannot be asked. */
     buffers[0] = [[[commands rootCommandBuffer] retain] autorelease];
-    /* Whether one executable may be encoded by two threads at once is not documented. */
-    @synchronized(product->executable) {
-        encoded = [product->executable encodeToCommandBuffer:commands
-                                                 inputsArray:inputs
-                                                resultsArray:results
-                                         executionDescriptor:nil];
+    CONTAINED(err, status, {
+        /* Whether one executable may be encoded by two threads at once is not documented. */
+        @synchronized(product->executable) {
+            encoded = [[product->executable encodeToCommandBuffer:commands
+                                                      inputsArray:inputs
+                                                     resultsArray:results
+                                              executionDescriptor:nil] count];
+        }
+    })
+    if (status != ANE_STATUS_OK) {
+        wait_for_committed(buffers[0], product->device->queue);
+        return status;
     }
     buffers[1] = [[[commands rootCommandBuffer] retain] autorelease];
     [commands commit];
+    [buffers[0] waitUntilCompleted];
+    [buffers[1] waitUntilCompleted];
     for (int i = 0; i < 2; ++i) {
-        [buffers[i] waitUntilCompleted];
         if ([buffers[i] status] != MTLCommandBufferStatusCompleted || [buffers[i] error]) {
             return report_command_error(err, [buffers[i] error]);
         }
     }
-    if ([encoded count] != 1) {
-        return FAIL(err, ANE_STATUS_RUN_FAILED, "MPSGraph encoded %lu results, not one", (unsigned long)[encoded count]);
+    if (encoded != 1) {
+        return FAIL(err, ANE_STATUS_RUN_FAILED, "MPSGraph encoded %lu results, not one", (unsigned long)encoded);
     }
     if (info) {
         const uint32_t size = info->struct_size;

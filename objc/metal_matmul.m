@@ -52,7 +52,7 @@ struct ANEMatMulExecutor {
 /* Metal 3.1, with bfloat: macOS 14 and iOS 17 (Metal Shading Language Specification, 1.2 and 2.1). */
 static BOOL os_has_bf16(void)
 {
-    return os_at_least(14, 17);
+    return os_at_least(1400, 1700);
 }
 
 static BOOL is_float_type(ANEType type)
@@ -516,6 +516,7 @@ static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *arg
     Layout layouts[OPERANDS];
     Bound bound[OPERANDS];
     ANEMetalPlan plan;
+    ANEStatus status = ANE_STATUS_OK;
     if (args->struct_size < sizeof *args || args->flags) {
         return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of version 1.0");
     }
@@ -527,7 +528,6 @@ static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *arg
     layouts_of(d, args->m, layouts);
     memset(bound, 0, sizeof bound);
     for (int i = 0; i < OPERANDS && plan.launch_count; ++i) {
-        ANEStatus status = ANE_STATUS_OK;
         if (i == B && product->constant_b) {
             bound[B].buffer = product->constant_b;
         } else if (i < BIAS || layouts[i].bytes) {
@@ -551,15 +551,17 @@ static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *arg
     if (!commands || !encoder) {
         return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer or encoder");
     }
-    @try {
+    CONTAINED(err, status, {
         for (uint32_t i = 0; i < plan.launch_count; ++i) {
             /* Launches of one serial encoder see each other's writes. */
             encode_launch(encoder, product->pipelines[pipeline_set(d, args->m)][i], &plan, i, bound,
                           executor->scratch);
         }
-    } @finally {
-        /* An encoder that dies without it aborts the process. */
-        [encoder endEncoding];
+    })
+    /* An encoder that dies without it aborts the process. */
+    [encoder endEncoding];
+    if (status != ANE_STATUS_OK) {
+        return status;
     }
     [commands commit];
     [commands waitUntilCompleted];

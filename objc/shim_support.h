@@ -80,31 +80,39 @@ static ANEStatus report_exception(ANEError *err, NSException *exception)
                   text_of([exception reason]));
 }
 
-/* Runs `statement`, which assigns `status`, with a pool of its own; nothing unwinds out of it. */
+static ANEStatus report_foreign(ANEError *err)
+{
+    return FAIL(err, ANE_STATUS_EXCEPTION,
+                "the framework threw what is no NSException: an exception of C++, or an object of another class");
+}
+
+/* Runs `statement`, which assigns `status`, with a pool of its own; nothing unwinds out of it, C++ included. */
 #define CONTAINED(err, status, statement)                       \
     @autoreleasepool {                                          \
         @try {                                                  \
             statement;                                          \
         } @catch (NSException * exception) {                    \
             status = report_exception(err, exception);          \
+        } @catch (...) {                                        \
+            status = report_foreign(err);                       \
         }                                                       \
     }
 
 /* ---- questions ----------------------------------------------------------------------------- */
 
-/* Every question about the OS version goes through here: on Linux a test answers it. */
+/* Every question about the OS version goes through here: on Linux a test answers it. 1404 is 14.4. */
 static BOOL os_at_least(long macos, long ios)
 {
 #ifdef ANE_MATMUL_TEST_DOUBLE
-    extern long ane_sim_metal_macos_major(void);
+    extern long ane_sim_metal_macos(void);
     (void)ios;
-    return ane_sim_metal_macos_major() >= macos;
+    return ane_sim_metal_macos() >= macos;
 #else
 #if TARGET_OS_OSX
-    const NSOperatingSystemVersion version = {macos, 0, 0};
+    const NSOperatingSystemVersion version = {macos / 100, macos % 100, 0};
     (void)ios;
 #else
-    const NSOperatingSystemVersion version = {ios, 0, 0};
+    const NSOperatingSystemVersion version = {ios / 100, ios % 100, 0};
     (void)macos;
 #endif
     return [[NSProcessInfo processInfo] isOperatingSystemAtLeastVersion:version];
@@ -333,6 +341,7 @@ static ANEStatus report_command_error(ANEError *err, NSError *error)
             break;
         case MTLCommandBufferErrorTimeout:
             status = ANE_STATUS_TIMEOUT;
+            hint = " (the system ends work that keeps the GPU for seconds: make several products of it)";
             break;
         default:
             break;

@@ -56,7 +56,7 @@ fn a_directory_for_packages_that_may_not_be_written_to_is_noted() {
     }
     let place = tempfile::tempdir().unwrap();
     let [program, shim, packages] = ["program", "shim.so", "packages"].map(|name| place.path().join(name));
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &program);
     fs::copy(REFERENCE, &shim).unwrap();
     fs::create_dir(&packages).unwrap();
     for (path, mode) in [(place.path(), 0o755), (&packages, 0o555), (&program, 0o755), (&shim, 0o755)] {
@@ -75,6 +75,12 @@ fn a_directory_for_packages_that_may_not_be_written_to_is_noted() {
     assert!(output.status.success(), "{text}");
     assert!(text.contains("not kept for the next start: ") && text.contains("ermission denied"), "{text}");
     assert_eq!(fs::read_dir(&packages).unwrap().count(), 0);
+}
+
+/// Copies a program. In a process of its own: while this one has the copy open for writing, a child that another
+/// test starts inherits that, and nobody may run the copy (`ETXTBSY`).
+fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").args([from, to]).status().unwrap().success());
 }
 
 fn compile_package(directory: &Path) {

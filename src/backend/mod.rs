@@ -8,7 +8,6 @@ use std::sync::{Arc, LazyLock};
 use crate::error::{Error, Result};
 use crate::executor::{Compiled, RunObservation};
 use crate::instant_start::{InstantStart, WithInstantStart};
-use crate::known_faults;
 use crate::matmul::MatMul;
 use crate::options::{CompileOptions, Device};
 use crate::refusal::Refusal;
@@ -390,7 +389,7 @@ impl fmt::Debug for Backends {
     }
 }
 
-/// What the backend says, the vendors' known faults, and quarantine.
+/// What the backend says, and quarantine.
 pub(crate) fn supports(
     id: &BackendId,
     backend: &dyn Backend,
@@ -398,7 +397,6 @@ pub(crate) fn supports(
     options: &CompileOptions,
 ) -> Result<(), Refusal> {
     backend.supports(product, options)?;
-    known_faults::check(id, &backend.device().1, product, options)?;
     quarantined(id, product, options)
 }
 

@@ -147,6 +147,7 @@ pub(super) fn options(options: &CompileOptions) -> sys::ANECompileOptions {
     let flags = [
         (options.fast_math, sys::ANE_OPTION_FAST_MATH),
         (options.reduced_precision, sys::ANE_OPTION_REDUCED_PRECISION),
+        (options.allow_known_faults, sys::ANE_OPTION_ALLOW_KNOWN_FAULTS),
     ];
     sys::ANECompileOptions {
         struct_size: size_u32::<sys::ANECompileOptions>(),

@@ -37,12 +37,18 @@ enum {
     /* MPSGraph commits and continues; the first or the last command buffer completes with an error. */
     SIM_FAULT_FIRST_OF_TWO = 29,
     SIM_FAULT_LAST_OF_TWO = 30,
+    /* MPSGraph commits, continues, and then raises an NSException. */
+    SIM_FAULT_EXCEPTION_AFTER_COMMIT = 31,
+    /* What is thrown while encoding is no NSException: a string, as `@throw` allows, or a C++ `int`. */
+    SIM_FAULT_FOREIGN_OBJECT = 32,
+    SIM_FAULT_CPP_EXCEPTION = 33,
 };
 
 void ane_sim_metal_set_fault(int32_t fault, int32_t after);
 void ane_sim_metal_set_error(int64_t code);
 void ane_sim_metal_set_device_name(const char *name);
-void ane_sim_metal_set_macos_major(int64_t major);
+/* 1404 is macOS 14.4. */
+void ane_sim_metal_set_macos(int64_t version);
 void ane_sim_metal_set_latency_us(int64_t latency);
 void ane_sim_metal_set_max_buffer_bytes(uint64_t bytes);
 /* Schedule and seed of the emulator. */
@@ -58,6 +64,8 @@ int64_t ane_sim_metal_buffers_made(void);
 int64_t ane_sim_metal_violations(void);
 const char *ane_sim_metal_last_violation(void);
 int64_t ane_sim_metal_dispatches(void);
+/* Command buffers that were committed and have not completed. */
+int64_t ane_sim_metal_in_flight(void);
 
 /* MPSGraph: executables compiled and loaded, runs encoded, the last optimisation level, the last
  * reduced-precision mode (-1: not set), intervals begun and not ended. */
@@ -68,5 +76,7 @@ int64_t ane_sim_metal_reduced_precision(void);
 int64_t ane_sim_metal_open_intervals(void);
 /* Seed of the order of feeds, and of whether MPSGraph commits and continues. */
 void ane_sim_metal_set_order(int64_t seed);
+/* Whether an executable from a package tells its feeds and targets: 0, as was reported of Apple's, or 1. */
+void ane_sim_metal_set_loaded_tensors(int64_t told);
 
 #endif

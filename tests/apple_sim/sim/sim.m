@@ -23,12 +23,12 @@ typedef int32_t (*DispatchFunction)(const char *, const uint32_t *, uint32_t, co
 
 static struct {
     int32_t fault, after;
-    int64_t error_code, macos_major, latency_us;
+    int64_t error_code, macos, latency_us;
     uint64_t max_buffer_bytes, seed;
     int32_t schedule;
     char name[64], compiler[512], directory[512], violation[128];
-    int64_t live, libraries, pipelines, buffers, violations, dispatches;
-} sim = {.macos_major = 15, .latency_us = 300, .max_buffer_bytes = 1ull << 32, .name = "Apple M1 (test double)"};
+    int64_t live, libraries, pipelines, buffers, violations, dispatches, in_flight;
+} sim = {.macos = 1500, .latency_us = 300, .max_buffer_bytes = 1ull << 32, .name = "Apple M1 (test double)"};
 
 static pthread_mutex_t sim_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -66,6 +66,23 @@ void sim_wait(int64_t us)
 
 int64_t sim_latency_us(void) { return sim.latency_us; }
 
+/* The runtime of C++, which both platforms' shims may meet below Apple's frameworks. */
+extern char _ZTIi;
+void *__cxa_allocate_exception(size_t bytes);
+void __cxa_throw(void *exception, void *type, void (*destroy)(void *)) __attribute__((noreturn));
+
+void sim_throw_foreign(void)
+{
+    if (sim_faulty(SIM_FAULT_FOREIGN_OBJECT)) {
+        @throw @"planted object";
+    }
+    if (sim_faulty(SIM_FAULT_CPP_EXCEPTION)) {
+        int *thrown = __cxa_allocate_exception(sizeof *thrown);
+        *thrown = 1;
+        __cxa_throw(thrown, &_ZTIi, NULL);
+    }
+}
+
 NSError *sim_error(NSString *domain, NSInteger code, NSString *text)
 {
     return [NSError errorWithDomain:domain
@@ -80,7 +97,7 @@ void ane_sim_metal_set_fault(int32_t fault, int32_t after)
 }
 void ane_sim_metal_set_error(int64_t code) { sim.error_code = code; }
 void ane_sim_metal_set_device_name(const char *name) { snprintf(sim.name, sizeof sim.name, "%s", name); }
-void ane_sim_metal_set_macos_major(int64_t major) { sim.macos_major = major; }
+void ane_sim_metal_set_macos(int64_t version) { sim.macos = version; }
 void ane_sim_metal_set_latency_us(int64_t latency) { sim.latency_us = latency; }
 void ane_sim_metal_set_max_buffer_bytes(uint64_t bytes) { sim.max_buffer_bytes = bytes; }
 void ane_sim_metal_set_schedule(int32_t schedule, uint64_t seed)
@@ -100,8 +117,25 @@ int64_t ane_sim_metal_buffers_made(void) { return sim.buffers; }
 int64_t ane_sim_metal_violations(void) { return sim.violations; }
 const char *ane_sim_metal_last_violation(void) { return sim.violation; }
 int64_t ane_sim_metal_dispatches(void) { return sim.dispatches; }
+int64_t ane_sim_metal_in_flight(void) { return __atomic_load_n(&sim.in_flight, __ATOMIC_SEQ_CST); }
 const char *sim_device_name(void) { return sim.name; }
-long ane_sim_metal_macos_major(void) { return (long)sim.macos_major; }
+
+/* Metal Feature Set Tables; a virtual machine's device is of Apple5 (Metal.jl#309). */
+long sim_family(void)
+{
+    static const struct {
+        const char *name;
+        long family;
+    } families[] = {{"M1", 1007}, {"A14", 1007}, {"M2", 1008}, {"A15", 1008}, {"A16", 1008}, {"M3", 1009}, {"A17", 1009},
+                    {"M4", 1009}, {"A18", 1009}, {"M5", 1010}, {"Paravirtual", 1005}};
+    for (size_t i = 0; i < sizeof families / sizeof *families; ++i) {
+        if (strstr(sim.name, families[i].name)) {
+            return families[i].family;
+        }
+    }
+    return 0;
+}
+long ane_sim_metal_macos(void) { return (long)sim.macos; }
 
 @implementation SimObject
 - (id)init
@@ -355,6 +389,7 @@ static void release_dispatch(Dispatch *d)
     if (sim_faulty(SIM_FAULT_EXCEPTION_ENCODE)) {
         [NSException raise:NSInternalInconsistencyException format:@"planted exception while encoding"];
     }
+    sim_throw_foreign();
     if (owner->dispatch_count == MAX_DISPATCHES || !state.pipeline) {
         [NSException raise:NSInvalidArgumentException format:@"dispatchThreadgroups: without a pipeline"];
     }
@@ -427,6 +462,8 @@ static void *work(void *argument)
         commands->failure = [failure retain];
         commands->state = failure || sim_faulty(SIM_FAULT_STATUS_ONLY) ? MTLCommandBufferStatusError
                                                                   : MTLCommandBufferStatusCompleted;
+        count(&sim.in_flight, -1);
+        [commands release];
     }
     return NULL;
 }
@@ -435,7 +472,7 @@ static void *work(void *argument)
 - (void)dealloc
 {
     if (committed && !waited) {
-        pthread_join(worker, NULL);
+        pthread_detach(worker);
     }
     for (NSUInteger i = 0; i < dispatch_count; ++i) {
         release_dispatch(&dispatches[i]);
@@ -465,6 +502,9 @@ static void *work(void *argument)
     }
     committed = YES;
     state = MTLCommandBufferStatusCommitted;
+    count(&sim.in_flight, 1);
+    /* Whoever lets go of it does not wait for it. */
+    [self retain];
     pthread_create(&worker, NULL, work, self);
 }
 - (void)waitUntilCompleted
@@ -577,7 +617,7 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     if (sim_faulty(SIM_FAULT_EXCEPTION_DEVICE)) {
         [NSException raise:NSGenericException format:@"planted exception at the device"];
     }
-    return family == MTLGPUFamilyApple7 && !sim_faulty(SIM_FAULT_NO_SIMDGROUP_MATRIX);
+    return (long)family <= sim_family() && !sim_faulty(SIM_FAULT_NO_SIMDGROUP_MATRIX);
 }
 - (BOOL)hasUnifiedMemory
 {

@@ -15,6 +15,10 @@ BOOL sim_faulty(int32_t fault);
 void sim_violation(const char *text);
 NSError *sim_error(NSString *domain, NSInteger code, NSString *text);
 const char *sim_device_name(void);
+/* The Apple GPU family of the device, by its name: 1007 is Apple7. */
+long sim_family(void);
+/* Throws what is no NSException, where one is planted. */
+void sim_throw_foreign(void);
 /* How long the device takes at least; 0 for endurance runs. */
 int64_t sim_latency_us(void);
 void sim_wait(int64_t us);

@@ -21,6 +21,9 @@ pub enum Data {
     Special,
 }
 
+/// `ANE_OPTION_ALLOW_KNOWN_FAULTS`.
+pub const ALLOW_KNOWN_FAULTS: u32 = 4;
+
 /// A product to run.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the names are those of ANEMatMulDesc")]
@@ -49,6 +52,8 @@ pub struct Case {
     pub overrides: Overrides,
     pub data: Data,
     pub seed: u64,
+    /// The shim is asked to run it in spite of a known fault.
+    pub allow_known_faults: bool,
 }
 
 impl Default for Case {
@@ -73,6 +78,7 @@ impl Default for Case {
             overrides: Overrides::default(),
             data: Data::Uniform,
             seed: 1,
+            allow_known_faults: false,
         }
     }
 }
@@ -484,7 +490,8 @@ impl Case {
             desc.flags |= flag::CONSTANT_B;
         }
         let text = |e: Box<AneError>| format!("{self} by {passing:?}: status {}: {}", e.status, e.message());
-        let (shim, options) = (host.shim, Options::default());
+        let flags = if self.allow_known_faults { ALLOW_KNOWN_FAULTS } else { 0 };
+        let (shim, options) = (host.shim, Options { flags, ..Options::default() });
         let constants = Constants::new(constant_b.then_some(operands.b.memory.bytes.as_slice()));
         let (mut product, mut executor) = (null_mut(), null_mut());
         // SAFETY: every pointer is to a live value of the header's type; objects are destroyed below.

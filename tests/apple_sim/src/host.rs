@@ -75,8 +75,8 @@ pub fn build(objc: &Path, dir: &Path, extra: &[&str]) -> Result<PathBuf, String>
             .args(["-shared", "-o"])
             .arg(&library)
             .args([objc.join("metal_matmul.m"), objc.join("ane_mpsgraph.m")])
-            .args([sim.join("sim.m"), sim.join("graph.m")])
-            .args(["-lgnustep-base", "-lobjc", "-ldl", "-lm"]),
+            .args([sim.join("sim.m"), sim.join("graph.m"), sim.join("personality.c")])
+            .args(["-lgnustep-base", "-lobjc", "-lstdc++", "-ldl", "-lm"]),
     )?;
     Ok(library)
 }
@@ -359,7 +359,7 @@ impl Host {
         }
     }
 
-    /// Sets a number of the double (`set_error`, `set_macos_major`, `set_max_buffer_bytes`).
+    /// Sets a number of the double (`set_error`, `set_macos`, `set_max_buffer_bytes`).
     ///
     /// # Panics
     /// When there is none of the name.

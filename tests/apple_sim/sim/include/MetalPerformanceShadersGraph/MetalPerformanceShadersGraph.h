@@ -19,13 +19,6 @@ typedef NS_ENUM(NSUInteger, MPSGraphReducedPrecisionFastMath) {
 + (instancetype)deviceWithMTLDevice:(id<MTLDevice>)device;
 @end
 
-@interface MPSGraphOperation : SimObject {
-@public
-    NSString *label;
-}
-- (NSString *)name;
-@end
-
 @interface MPSGraphTensor : SimObject <NSCopying> {
 @public
     int kind;
@@ -36,13 +29,9 @@ typedef NS_ENUM(NSUInteger, MPSGraphReducedPrecisionFastMath) {
     MPSDataType element;
     NSData *data;
     double scalar;
-    NSUInteger dimension;
-    NSInteger start, length;
-    MPSGraphOperation *source;
 }
 - (NSArray *)shape;
 - (MPSDataType)dataType;
-- (MPSGraphOperation *)operation;
 @end
 
 @interface MPSGraphShapedType : SimObject {
@@ -83,6 +72,7 @@ typedef NS_ENUM(NSUInteger, MPSGraphReducedPrecisionFastMath) {
     NSArray *feeds;
     MPSGraphTensor *target;
     int encoding;
+    BOOL silent; /* from a package: tells neither feeds nor targets */
 }
 - (instancetype)initWithMPSGraphPackageAtURL:(NSURL *)url
                        compilationDescriptor:(MPSGraphCompilationDescriptor *)descriptor;
@@ -109,11 +99,6 @@ typedef NS_ENUM(NSUInteger, MPSGraphReducedPrecisionFastMath) {
                           dimension:(NSUInteger)dimension
                       withDimension:(NSUInteger)other
                                name:(NSString *)name;
-- (MPSGraphTensor *)sliceTensor:(MPSGraphTensor *)x
-                      dimension:(NSUInteger)dimension
-                          start:(NSInteger)start
-                         length:(NSInteger)length
-                           name:(NSString *)name;
 - (MPSGraphTensor *)matrixMultiplicationWithPrimaryTensor:(MPSGraphTensor *)x
                                           secondaryTensor:(MPSGraphTensor *)y
                                                      name:(NSString *)name;
