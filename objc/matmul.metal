@@ -199,11 +199,12 @@ template <typename T, uint BM, uint BN, uint BK, uint WM, uint WN>
     threadgroup T *b_tile = (threadgroup T *)b_storage;
 
     const uint thread_index = simd * ANE_METAL_SIMD_WIDTH + lane;
-    const uint item = partial ? group.z / p.partitions : group.z;
-    const uint partition = partial ? group.z % p.partitions : 0;
+    const uint z = p.first_z + group.z;
+    const uint item = partial ? z / p.partitions : z;
+    const uint partition = partial ? z % p.partitions : 0;
     const uint k_begin = partition * p.k_per_partition;
     const uint k_end = partial ? min(p.k, k_begin + p.k_per_partition) : p.k;
-    const uint first_row = group.y * BM;
+    const uint first_row = (p.first_y + group.y) * BM;
     const uint first_column = group.x * BN;
     const uint rows = aligned_m ? BM : min(BM, p.m - first_row);
     const uint columns = aligned_n ? BN : min(BN, p.n - first_column);

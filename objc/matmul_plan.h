@@ -24,19 +24,30 @@
 /* Dimensions, batch times partitions, and thus every grid, stay below 2^31. */
 #define ANE_METAL_MAX_DIMENSION 0x7fffff00u
 
-/* GPU classes, by size: fewer than 16 cores, up to 40, more. */
-#define ANE_METAL_CLASS_SMALL 0  /* M1, M2, ..., A14, ... */
-#define ANE_METAL_CLASS_MEDIUM 1 /* Pro and Max */
+/* GPU classes, by size: up to 20 cores, up to 40, more. */
+#define ANE_METAL_CLASS_SMALL 0  /* M1, M1 Pro, ..., A14, A17 Pro, ... */
+#define ANE_METAL_CLASS_MEDIUM 1 /* Max */
 #define ANE_METAL_CLASS_LARGE 2  /* Ultra */
 #define ANE_METAL_CLASS_COUNT 3
 
-/* The class of a device by its name ("Apple M2 Ultra"); a name of no known form counts as small. */
-static inline uint32_t ane_metal_device_class(const char *name)
+/* The most multiplications of one command buffer: about a second on an M1 at half of its 2.6 TFLOPS. macOS ends
+ * command buffers that run for some five seconds (mlx#3302), so that longer launches are run in parts. */
+#ifndef ANE_METAL_COMMAND_MULTIPLICATIONS
+#define ANE_METAL_COMMAND_MULTIPLICATIONS (1ull << 39)
+#endif
+
+/* The class of a device by its architecture ("applegpu_g13s"), whose last letter MLX reads so: p phone, g base and
+ * Pro, s Max, d Ultra (mlx/backend/metal/device.cpp); where there is none, by its name ("Apple M2 Ultra"). What has no
+ * known form counts as small. */
+static inline uint32_t ane_metal_device_class(const char *architecture, const char *name)
 {
-    if (strstr(name, "Ultra")) {
-        return ANE_METAL_CLASS_LARGE;
+    const size_t length = strlen(architecture);
+    if (strncmp(architecture, "applegpu_", 9) == 0) {
+        const char letter = architecture[length - 1];
+        return letter == 'd' ? ANE_METAL_CLASS_LARGE : letter == 's' ? ANE_METAL_CLASS_MEDIUM : ANE_METAL_CLASS_SMALL;
     }
-    return strstr(name, "Max") || strstr(name, "Pro") ? ANE_METAL_CLASS_MEDIUM : ANE_METAL_CLASS_SMALL;
+    return strstr(name, "Ultra") ? ANE_METAL_CLASS_LARGE
+                                 : strstr(name, "Max") ? ANE_METAL_CLASS_MEDIUM : ANE_METAL_CLASS_SMALL;
 }
 
 /* Threadgroups below which k is split, and how many a split aims at: about four per core of the
@@ -99,6 +110,7 @@ typedef struct ANEMetalLaunch {
     uint32_t threads[3];          /* per threadgroup */
     uint32_t threadgroup_bytes;   /* what the kernel declares */
     uint32_t reserved0;
+    double row_multiplications;   /* of the threadgroups of one y and z; 0 where memory is what takes the time */
     ANEMetalParams params;
 } ANEMetalLaunch;
 
@@ -108,6 +120,7 @@ typedef struct ANEMetalPlan {
     uint32_t launch_count; /* 0: C is empty; 2: k is split, and the second launch adds up */
     uint32_t swap_operands; /* gemv: the caller's B is the kernel's matrix A, and its A the vector */
     uint64_t scratch_bytes; /* partial sums between the launches */
+    uint64_t command_multiplications;
     ANEMetalLaunch launches[2];
 } ANEMetalPlan;
 
@@ -117,6 +130,7 @@ typedef struct ANEMetalOverrides {
     uint32_t partitions; /* 1: do not split */
     uint32_t no_gemv;
     uint32_t no_vectors;
+    uint64_t command_multiplications;
 } ANEMetalOverrides;
 
 static inline uint32_t ane_metal_element_bytes(ANEType type)
@@ -320,6 +334,8 @@ static inline void ane_metal_plan(const ANEMatMulDesc *description, uint64_t row
     partitions = overrides->partitions ? overrides->partitions
                                        : ane_metal_choose_partitions(&d, device_class, groups, step);
     plan->launch_count = 1;
+    plan->command_multiplications = overrides->command_multiplications ? overrides->command_multiplications
+                                                                       : ANE_METAL_COMMAND_MULTIPLICATIONS;
     if (partitions > 1) {
         ANEMetalLaunch *reduce = &plan->launches[1];
         ANEMetalParams *q = &reduce->params;
@@ -364,6 +380,37 @@ static inline void ane_metal_plan(const ANEMatMulDesc *description, uint64_t row
             fc[ANE_METAL_CONSTANT_ALIGNED_N] && !bias && !residual && d.activation == ANE_ACTIVATION_NONE &&
             d.alpha == 1.0f;
     }
+    if (plan->kernel == ANE_METAL_KERNEL_GEMM) {
+        const ANEMetalTile *tile = &ane_metal_tiles[plan->tile];
+        launch->row_multiplications = (double)launch->grid[0] * tile->bm * tile->bn *
+                                      (double)(plan->launch_count == 2 ? p->k_per_partition : p->k);
+    }
+}
+
+/*
+ * The part of a launch that begins at row `first` of threadgroups (z times the grid's y, plus y) and stays within
+ * the plan's multiplications, or is one row: returns where the next begins, which is the product of the grid's y and
+ * z after the last.
+ */
+static inline uint64_t ane_metal_part(const ANEMetalPlan *plan, uint32_t index, uint64_t first, ANEMetalLaunch *part)
+{
+    const ANEMetalLaunch *launch = &plan->launches[index];
+    const uint64_t height = launch->grid[1], y = first % height, z = first / height;
+    const double most = launch->row_multiplications
+                            ? (double)plan->command_multiplications / launch->row_multiplications : 1e18;
+    uint64_t rows = most < 1 ? 1 : (uint64_t)most;
+    *part = *launch;
+    part->params.first_y = (ANEMetalU32)y;
+    part->params.first_z = (ANEMetalU32)z;
+    if (y == 0 && rows >= height) {
+        const uint64_t planes = rows / height, left = launch->grid[2] - z;
+        part->grid[2] = (uint32_t)(planes < left ? planes : left);
+        return first + part->grid[2] * height;
+    }
+    rows = rows < height - y ? rows : height - y;
+    part->grid[1] = (uint32_t)rows;
+    part->grid[2] = 1;
+    return first + rows;
 }
 
 #endif

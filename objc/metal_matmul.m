@@ -137,6 +137,14 @@ static void metal_device_close(ANEDevice *device)
     }
 }
 
+/* MTLDevice.architecture.name: macOS 14, iOS 17, asked in a way that earlier SDKs take; else nil. */
+static NSString *architecture_of(id<MTLDevice> device)
+{
+    const SEL architecture = @selector(architecture);
+    return [device respondsToSelector:architecture] ? [[(NSObject *)device performSelector:architecture] performSelector:@selector(name)]
+                                                    : nil;
+}
+
 static ANEStatus open_device(ANEDevice *device, ANEError *err)
 {
     device->device = MTLCreateSystemDefaultDevice();
@@ -155,7 +163,7 @@ static ANEStatus open_device(ANEDevice *device, ANEError *err)
     if (!device->queue || !device->pipelines) {
         return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command queue");
     }
-    device->device_class = ane_metal_device_class(text_of([device->device name]));
+    device->device_class = ane_metal_device_class(text_of(architecture_of(device->device)), text_of([device->device name]));
     return ANE_STATUS_OK;
 }
 
@@ -480,10 +488,9 @@ static ANEStatus bind_operand(ANEMatMulExecutor *executor, int which, const ANEO
 }
 
 static void encode_launch(id<MTLComputeCommandEncoder> encoder, id<MTLComputePipelineState> pipeline,
-                          const ANEMetalPlan *plan, uint32_t index, const Bound bound[OPERANDS],
-                          id<MTLBuffer> scratch)
+                          const ANEMetalPlan *plan, uint32_t index, const ANEMetalLaunch *launch,
+                          const Bound bound[OPERANDS], id<MTLBuffer> scratch)
 {
-    const ANEMetalLaunch *launch = &plan->launches[index];
     const Bound *a = &bound[plan->swap_operands ? B : A], *b = &bound[plan->swap_operands ? A : B];
     const MTLSize grid = {launch->grid[0], launch->grid[1], launch->grid[2]};
     const MTLSize threads = {launch->threads[0], launch->threads[1], launch->threads[2]};
@@ -506,16 +513,60 @@ static void encode_launch(id<MTLComputeCommandEncoder> encoder, id<MTLComputePip
     [encoder dispatchThreadgroups:grid threadsPerThreadgroup:threads];
 }
 
+/* Runs a plan, in as many command buffers as the system lets it have time for. */
+static ANEStatus run_plan(ANEMatMulExecutor *executor, const ANEMetalPlan *plan, int set, const Bound bound[OPERANDS],
+                          ANERunInfo *seen, ANEError *err)
+{
+    ANEProduct *product = executor->product;
+    uint32_t index = 0;
+    uint64_t first = 0;
+    while (index < plan->launch_count) {
+        id<MTLCommandBuffer> commands = [product->device->queue commandBuffer];
+        id<MTLComputeCommandEncoder> encoder = [commands computeCommandEncoder];
+        ANEStatus status = ANE_STATUS_OK;
+        if (!commands || !encoder) {
+            return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer or encoder");
+        }
+        CONTAINED(err, status, {
+            /* Launches of one serial encoder see each other's writes. */
+            do {
+                const ANEMetalLaunch *launch = &plan->launches[index];
+                ANEMetalLaunch part;
+                first = ane_metal_part(plan, index, first, &part);
+                encode_launch(encoder, product->pipelines[set][index], plan, index, &part, bound, executor->scratch);
+                if (first == (uint64_t)launch->grid[1] * launch->grid[2]) {
+                    ++index;
+                    first = 0;
+                }
+            } while (first == 0 && index < plan->launch_count);
+        })
+        /* An encoder that dies without it aborts the process. */
+        [encoder endEncoding];
+        if (status != ANE_STATUS_OK) {
+            return status;
+        }
+        [commands commit];
+        [commands waitUntilCompleted];
+        if ([commands status] != MTLCommandBufferStatusCompleted || [commands error]) {
+            return report_command_error(err, [commands error]);
+        }
+        if (!seen->device_start_ns) {
+            seen->device_start_ns = (uint64_t)([commands GPUStartTime] * 1e9);
+        }
+        seen->device_end_ns = (uint64_t)([commands GPUEndTime] * 1e9);
+    }
+    return ANE_STATUS_OK;
+}
+
 static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
 {
     ANEProduct *product = executor->product;
     const ANEMatMulDesc *d = &product->desc;
     const ANEOperand *operands[OPERANDS] = {&args->a, &args->b, &args->c, &args->bias, &args->residual};
-    id<MTLCommandBuffer> commands;
-    id<MTLComputeCommandEncoder> encoder;
     Layout layouts[OPERANDS];
     Bound bound[OPERANDS];
     ANEMetalPlan plan;
+    ANERunInfo seen = {args->info ? args->info->struct_size : 0, ANE_DEVICE_UNKNOWN, 0, 0};
     ANEStatus status = ANE_STATUS_OK;
     if (args->struct_size < sizeof *args || args->flags) {
         return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of version 1.0");
@@ -538,44 +589,21 @@ static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *arg
         }
     }
     if (args->info) {
-        const uint32_t size = args->info->struct_size;
-        const ANERunInfo none = {size, ANE_DEVICE_UNKNOWN, 0, 0};
-        memcpy(args->info, &none, size < sizeof none ? size : sizeof none);
+        memcpy(args->info, &seen, seen.struct_size < sizeof seen ? seen.struct_size : sizeof seen);
     }
     if (!plan.launch_count) {
         return ANE_STATUS_OK;
     }
-
-    commands = [product->device->queue commandBuffer];
-    encoder = [commands computeCommandEncoder];
-    if (!commands || !encoder) {
-        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer or encoder");
-    }
-    CONTAINED(err, status, {
-        for (uint32_t i = 0; i < plan.launch_count; ++i) {
-            /* Launches of one serial encoder see each other's writes. */
-            encode_launch(encoder, product->pipelines[pipeline_set(d, args->m)][i], &plan, i, bound,
-                          executor->scratch);
-        }
-    })
-    /* An encoder that dies without it aborts the process. */
-    [encoder endEncoding];
+    status = run_plan(executor, &plan, pipeline_set(d, args->m), bound, &seen, err);
     if (status != ANE_STATUS_OK) {
         return status;
-    }
-    [commands commit];
-    [commands waitUntilCompleted];
-    if ([commands status] != MTLCommandBufferStatusCompleted || [commands error]) {
-        return report_command_error(err, [commands error]);
     }
     if (bound[C].staged) {
         repack(bound[C].host, &layouts[C], [bound[C].buffer contents], &layouts[C], &layouts[C]);
     }
     if (args->info) {
-        const uint32_t size = args->info->struct_size;
-        const ANERunInfo info = {size, ANE_DEVICE_GPU, (uint64_t)([commands GPUStartTime] * 1e9),
-                                 (uint64_t)([commands GPUEndTime] * 1e9)};
-        memcpy(args->info, &info, size < sizeof info ? size : sizeof info);
+        seen.observed = ANE_DEVICE_GPU;
+        memcpy(args->info, &seen, seen.struct_size < sizeof seen ? seen.struct_size : sizeof seen);
     }
     return ANE_STATUS_OK;
 }

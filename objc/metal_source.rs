@@ -1,5 +1,6 @@
 // The text that metal_matmul.m hands to the Metal compiler: matmul_params.h and matmul.metal as one,
 // in a C header. build.rs and the tests include this file.
+#![allow(unreachable_pub, reason = "the tests export what build.rs keeps to itself")]
 
 use std::fmt::Write as _;
 use std::path::Path;

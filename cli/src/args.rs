@@ -324,6 +324,9 @@ pub(crate) struct ProbeArgs {
     /// The device to ask for: unknown (no preference), cpu, gpu or neural-engine.
     #[arg(long, value_name = "DEVICE", default_value = "unknown")]
     pub(crate) device: Device,
+    /// Try what the backend refuses for a known fault of its vendor's.
+    #[arg(long)]
+    pub(crate) allow_known_faults: bool,
     /// How long it may take before it is killed.
     #[arg(long, value_name = "SECONDS", default_value = "180", value_parser = seconds)]
     pub(crate) time_limit: Duration,

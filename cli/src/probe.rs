@@ -28,7 +28,7 @@ pub(crate) fn run(args: &ProbeArgs) -> Output {
         .constant_b(args.constant_b)
         .types(types)
         .build()?;
-    let mut options = args.threads.options().device(args.device);
+    let mut options = args.threads.options().device(args.device).allow_known_faults(args.allow_known_faults);
     options.quarantine.clone_from(&args.quarantine);
     if let Some(path) = &args.quarantine {
         // Fail before the work, not after it.

@@ -929,6 +929,7 @@ fn a_crash_is_a_verdict() {
     let text = succeeded(&run("flood", &probe(&[])));
     assert!(text.starts_with("8x9x10 f32 on reference: passed, compiled and run in "), "{text}");
     assert_eq!(text.lines().count(), 1);
+    assert!(succeeded(&run("known", &probe(&["--allow-known-faults"]))).contains("passed"));
     let limit = ["--time-limit", "0.5"];
     for (fault, more, part) in [
         ("abort@compile", &[][..], "crashed: killed by signal 6 (SIGABRT)"),
@@ -936,6 +937,7 @@ fn a_crash_is_a_verdict() {
         ("hang", &limit, "hung: killed after 500ms"),
         ("wrong", &["--constant-b"], "gave a wrong result: row 0, column 0"),
         ("", &["--precision", "f16"], "failed: "),
+        ("known", &[], "products are wrong here"),
     ] {
         failed(&run(fault, &probe(more)), part);
     }

@@ -6,8 +6,8 @@
  *     ANE_MATMUL_SHIM=./libreference.so ane-matmul compare
  *
  * For tests it misbehaves on demand: ANE_REFERENCE_FAULT=KIND[%N][@SLOT], read when the device is
- * opened, with KIND one of fail, abort, exit, hang, print, flood, wrong, slow:NANOSECONDS and SLOT one
- * of open, supports, compile, executor, first (run of an executor), run (the default), close. With %N it does
+ * opened, with KIND one of fail, abort, exit, hang, print, flood, wrong, known (a vendor's known fault, refused
+ * by supports unless it is allowed), slow:NANOSECONDS and SLOT one of open, supports, compile, executor, first (run of an executor), run (the default), close. With %N it does
  * so in one of N calls, in an order that looks random. SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #define _POSIX_C_SOURCE 200809L
@@ -156,6 +156,9 @@ static ANEStatus supports(ANEDevice *device, const ANEMatMulDesc *desc, const AN
     }
     if (options->device != ANE_DEVICE_UNKNOWN && options->device != ANE_DEVICE_CPU) {
         return refuse(err, ANE_REFUSAL_DEVICE, "the reference shim runs on the CPU only");
+    }
+    if (strcmp(device->fault, "known") == 0 && !(options->flags & ANE_OPTION_ALLOW_KNOWN_FAULTS)) {
+        return refuse(err, ANE_REFUSAL_VENDOR_FAULT, "products are wrong here (planted)");
     }
     return ANE_STATUS_OK;
 }

@@ -174,11 +174,14 @@ impl Run for BlasRun {
             let b = &b[product.b().item_offset(item).min(b.len())..];
             let start = layout.item_offset(item);
             let c = &mut operands.c.data()[start..start + layout.item_span()];
-            if product.k() == 0 {
+            // Accelerate reads C although beta is 0 where m is 1, so that a NaN there stays (mlx#3563); where n is 1,
+            // a library may take the same way.
+            if product.k() == 0 || operands.m == 1 || product.n() == 1 {
                 for row in c.chunks_mut(layout.leading_dimension()) {
                     row[..layout.cols()].fill(0.0);
                 }
-            } else {
+            }
+            if product.k() != 0 {
                 sgemm(product, operands.m, a, b, c);
             }
         }
@@ -191,7 +194,7 @@ impl Run for BlasRun {
 fn sgemm(product: &MatMul, m: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
     let transpose = |flag| if flag { CBLAS_TRANSPOSE::CblasTrans } else { CBLAS_TRANSPOSE::CblasNoTrans };
     // SAFETY: the executor has checked that A, B and C cover their layouts for this m, so that
-    // every element CBLAS addresses lies inside the slices; with beta = 0 it does not read C.
+    // every element CBLAS addresses lies inside the slices; C is initialised, should it be read.
     unsafe {
         cblas_sgemm(
             CBLAS_LAYOUT::CblasRowMajor,

@@ -261,7 +261,10 @@ impl BlasThreads {
         Self(None)
     }
 
-    #[cfg_attr(not(feature = "blas"), allow(unused_variables, clippy::unused_self))]
+    #[cfg_attr(
+        not(all(feature = "blas", unix, not(target_vendor = "apple"))),
+        allow(unused_variables, clippy::unused_self)
+    )]
     fn set(&self, threads: usize) {
         #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
         if let (Some(_), Some(threads)) = (self.0, NonZeroUsize::new(threads)) {
@@ -361,6 +364,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "an interpreter takes as long as the delays that are told apart")]
     fn compiling_and_a_first_run_are_told_apart() {
         const LONG: Duration = Duration::from_millis(30);
         let shapes = &grid::shapes(grid::QUICK)[..3];

@@ -7,7 +7,12 @@ void emu_plan(const ANEMatMulDesc *desc, uint64_t rows, uint32_t device_class, c
     ane_metal_plan(desc, rows, device_class, overrides, plan);
 }
 
-uint32_t emu_device_class(const char *name)
+uint64_t emu_part(const ANEMetalPlan *plan, uint32_t index, uint64_t first, ANEMetalLaunch *part)
 {
-    return ane_metal_device_class(name);
+    return ane_metal_part(plan, index, first, part);
+}
+
+uint32_t emu_device_class(const char *architecture, const char *name)
+{
+    return ane_metal_device_class(architecture, name);
 }

@@ -607,7 +607,31 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     return dlopen(output, RTLD_NOW | RTLD_LOCAL);
 }
 
+/* MTLArchitecture, which the shim asks for its name alone. */
+@interface SimArchitecture : SimObject {
+@public
+    NSString *letters;
+}
+@end
+
+@implementation SimArchitecture
+- (NSString *)name
+{
+    return letters;
+}
+@end
+
 @implementation SimDevice
+- (id)architecture
+{
+    SimArchitecture *architecture = [[[SimArchitecture alloc] init] autorelease];
+    architecture->letters = strstr(sim.name, "Ultra") ? @"applegpu_g14d" : strstr(sim.name, "Max") ? @"applegpu_g16s" : @"applegpu_g13g";
+    return architecture;
+}
+- (BOOL)respondsToSelector:(SEL)selector
+{
+    return (selector != @selector(architecture) || sim.macos >= 1400) && [super respondsToSelector:selector];
+}
 - (NSString *)name
 {
     return [NSString stringWithUTF8String:sim.name];

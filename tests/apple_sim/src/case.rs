@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use crate::host::{AneError, Constants, Host, Operand, Options, RunArgs, RunInfo, create};
 use crate::library::{Binding, Counts, Kernels, Memory, Schedule};
-use crate::plan::{Desc, Launch, Overrides, Plan, element, flag, plan};
+use crate::plan::{Desc, Overrides, Plan, element, flag, parts, plan};
 
 /// What the operands hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -572,24 +572,32 @@ impl Case {
         scratch: &mut Memory,
         schedule: Schedule,
     ) -> Result<Counts, String> {
-        let launch: &Launch = &plan.launches[index];
-        let mut params = Memory::with(launch.params.bytes());
         let (a, b) = match plan.swap_operands {
             0 => (&mut operands.a.memory, &mut operands.b.memory),
             _ => (&mut operands.b.memory, &mut operands.a.memory),
         };
         let splits = plan.launch_count == 2;
-        let bindings: [Binding; 6] = [
+        let mut bindings: [Binding; 6] = [
             if index == 1 { scratch.bind(0) } else { a.bind(0) },
             if index == 1 { Binding::NONE } else { b.bind(0) },
             if splits && index == 0 { scratch.bind(0) } else { c.bind(0) },
             operands.bias.memory.bind(0),
             operands.residual.memory.bind(0),
-            params.bind(0),
+            Binding::NONE,
         ];
-        kernels
-            .dispatch(&launch.function(), &launch.constants, &bindings, launch.grid, launch.threads, schedule)
-            .map_err(|report| format!("{}: {report}", launch.function()))
+        let mut counts = Counts::default();
+        for launch in parts(kernels, plan, index) {
+            let mut params = Memory::with(launch.params.bytes());
+            bindings[5] = params.bind(0);
+            let name = launch.function();
+            let done = kernels
+                .dispatch(&name, &launch.constants, &bindings, launch.grid, launch.threads, schedule)
+                .map_err(|report| format!("{name}: {report}"))?;
+            counts.accesses += done.accesses;
+            counts.barriers += done.barriers;
+            counts.threadgroup_bytes = counts.threadgroup_bytes.max(done.threadgroup_bytes);
+        }
+        Ok(counts)
     }
 
     fn check(&self, operands: &Operands, c: &Matrix) -> Result<(), String> {

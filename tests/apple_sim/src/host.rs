@@ -33,6 +33,8 @@ fn flags() -> Result<Vec<String>, String> {
         "-D_NATIVE_OBJC_EXCEPTIONS",
         "-DANE_MATMUL_TEST_DOUBLE",
         "-DANE_MATMUL_APPLE_SHIMS",
+        // Small enough that some cases run in parts.
+        "-DANE_METAL_COMMAND_MULTIPLICATIONS=262144",
         "-pthread",
         "-fPIC",
         "-g",

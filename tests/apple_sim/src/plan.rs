@@ -65,6 +65,8 @@ pub struct Params {
     pub k_per_partition: u32,
     pub bias_increment: u32,
     pub alpha: f32,
+    pub first_y: u32,
+    pub first_z: u32,
     pub reserved0: u32,
     pub lda: u64,
     pub ldb: u64,
@@ -76,13 +78,13 @@ pub struct Params {
     pub stride_residual: u64,
 }
 
-const _: () = assert!(size_of::<Params>() == 96);
+const _: () = assert!(size_of::<Params>() == 104);
 
 impl Params {
     /// The bytes that a kernel reads.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
-        // SAFETY: plain data without padding (8 four-byte members, then 8 eight-byte ones).
+        // SAFETY: plain data without padding (10 four-byte members, then 8 eight-byte ones).
         unsafe { std::slice::from_raw_parts((&raw const *self).cast::<u8>(), size_of::<Self>()) }.to_vec()
     }
 }
@@ -101,6 +103,7 @@ pub struct Launch {
     pub threads: [u32; 3],
     pub threadgroup_bytes: u32,
     reserved0: u32,
+    row_multiplications: f64,
     pub params: Params,
 }
 
@@ -122,6 +125,7 @@ pub struct Plan {
     pub launch_count: u32,
     pub swap_operands: u32,
     pub scratch_bytes: u64,
+    pub command_multiplications: u64,
     pub launches: [Launch; 2],
 }
 
@@ -134,6 +138,7 @@ pub struct Overrides {
     pub partitions: u32,
     pub no_gemv: u32,
     pub no_vectors: u32,
+    pub command_multiplications: u64,
 }
 
 /// The plan of a run of `rows` rows on a device of a class.
@@ -149,14 +154,37 @@ pub fn plan(kernels: &Kernels, desc: &Desc, rows: u64, device_class: u32, overri
     plan
 }
 
+/// The parts of a launch.
+///
+/// # Panics
+/// When the library was built without the plan, or the parts do not end where the launch does.
+#[must_use]
+pub fn parts(kernels: &Kernels, plan: &Plan, index: usize) -> Vec<Launch> {
+    type Function = unsafe extern "C" fn(*const Plan, u32, u64, *mut Launch) -> u64;
+    // SAFETY: the type is the function's.
+    let part = unsafe { kernels.function::<Function>("emu_part") };
+    let [_, height, depth] = plan.launches[index].grid.map(u64::from);
+    let (mut parts, mut first) = (Vec::new(), 0);
+    while first < height * depth {
+        let mut launch = Launch::default();
+        // SAFETY: the types mirror the headers'.
+        let next = unsafe { part(plan, index as u32, first, &mut launch) };
+        assert!(first < next && next <= height * depth, "a part of nothing, or of more than there is");
+        parts.push(launch);
+        first = next;
+    }
+    parts
+}
+
 /// `ane_metal_device_class`.
 ///
 /// # Panics
-/// When the library was built without the plan, or the name has a NUL.
+/// When the library was built without the plan, or a name has a NUL.
 #[must_use]
-pub fn device_class(kernels: &Kernels, name: &str) -> u32 {
-    type Function = unsafe extern "C" fn(*const std::ffi::c_char) -> u32;
-    let name = std::ffi::CString::new(name).expect("a device's name has no NUL");
+pub fn device_class(kernels: &Kernels, architecture: &str, name: &str) -> u32 {
+    type Function = unsafe extern "C" fn(*const std::ffi::c_char, *const std::ffi::c_char) -> u32;
+    let [architecture, name] =
+        [architecture, name].map(|text| std::ffi::CString::new(text).expect("a device's name has no NUL"));
     // SAFETY: the type is the function's.
-    unsafe { kernels.function::<Function>("emu_device_class")(name.as_ptr()) }
+    unsafe { kernels.function::<Function>("emu_device_class")(architecture.as_ptr(), name.as_ptr()) }
 }

@@ -41,8 +41,12 @@ fn gemm_cases(random: &mut Random) -> Vec<Case> {
     for (tile, (bm, bn, bk)) in TILES.into_iter().enumerate() {
         for input in TYPES {
             for (transpose_a, transpose_b) in TRANSPOSES {
-                let overrides =
-                    Overrides { tile_plus_one: tile as u32 + 1, no_gemv: 1, partitions: 1, no_vectors: 0 };
+                let overrides = Overrides {
+                    tile_plus_one: tile as u32 + 1,
+                    no_gemv: 1,
+                    partitions: 1,
+                    ..Overrides::default()
+                };
                 let base = Case { transpose_a, transpose_b, input, overrides, ..Case::default() };
                 // Whole tiles and the plain result: the direct store.
                 let (m, n, k) = (bm, bn * 2, bk * 2);
@@ -118,7 +122,7 @@ fn split_k_cases(random: &mut Random) -> Vec<Case> {
                     partitions,
                     tile_plus_one: random.pick(&[1, 2, 3, 4, 5]),
                     no_gemv: 1,
-                    no_vectors: 0,
+                    ..Overrides::default()
                 };
                 let (m, n) = (random.pick(&[16, 33, 64, 65]), random.pick(&[7, 32, 64, 65]));
                 // Also fewer steps of k than partitions.
@@ -191,6 +195,23 @@ fn planned_cases(random: &mut Random) -> Vec<Case> {
     cases
 }
 
+/// Launches in parts: of a row of threadgroups, of some, and of whole planes.
+fn parted_cases(random: &mut Random) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for input in TYPES {
+        // A row of threadgroups of two tiles' width has 2 x 64 x 64 x 20 multiplications at most.
+        for command_multiplications in [1, 330_000, 1_000_000] {
+            for (batch, partitions) in [(1, 1), (3, 1), (1, 3), (2, 2)] {
+                let overrides = Overrides { command_multiplications, partitions, ..Overrides::default() };
+                let (m, n, k) = (150, 70, 20 * partitions as usize);
+                cases.push(vary(Case { m, n, k, input, overrides, ..Case::default() }, random));
+                cases.push(Case { batch, m, n, k, input, overrides, ..Case::default() });
+            }
+        }
+    }
+    cases
+}
+
 /// All cases; the same each time.
 #[must_use]
 pub fn cases() -> Vec<Case> {
@@ -199,6 +220,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(gemv_cases(&mut random));
     cases.extend(split_k_cases(&mut random));
     cases.extend(planned_cases(&mut random));
+    cases.extend(parted_cases(&mut random));
     cases
 }
 

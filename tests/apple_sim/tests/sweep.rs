@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use ane_matmul_conformance::thorough;
 use apple_sim::compile::{Build, METAL_3_0, METAL_3_1, MetalVersion, build, objc_dir};
 use apple_sim::library::{Kernels, Schedule};
+use apple_sim::plan::device_class;
 use apple_sim::sweep;
 
 fn kernels(version: MetalVersion) -> Kernels {
@@ -34,9 +35,26 @@ fn all_cases_in_the_schedules() {
     }
 }
 
+/// A phone's "A17 Pro" is not a Mac's Pro, and what nobody knows is small.
 #[test]
-fn without_bf16_on_metal_3_0() {
-    let names = kernels(METAL_3_0).names();
+fn devices_are_classed_and_metal_3_0_has_no_bf16() {
+    let kernels = kernels(METAL_3_0);
+    let (small, medium, large) = (0, 1, 2);
+    for (architecture, name, class) in [
+        ("applegpu_g13g", "Apple M1", small),
+        ("applegpu_g14g", "Apple M2 Pro", small),
+        ("applegpu_g17p", "Apple A17 Pro GPU", small),
+        ("applegpu_g13s", "Apple M1 Max", medium),
+        ("applegpu_g14d", "Apple M2 Ultra", large),
+        ("applegpu_g99d", "of a name not known", large),
+        ("air64_v27", "Apple Paravirtual device", small),
+        ("(no text)", "Apple A17 Pro GPU", small),
+        ("(no text)", "Apple M1 Max", medium),
+        ("", "Apple M1 Ultra", large),
+    ] {
+        assert_eq!(device_class(&kernels, architecture, name), class, "{architecture}, {name}");
+    }
+    let names = kernels.names();
     assert!(
         names.iter().any(|n| n.contains("f16")) && !names.iter().any(|n| n.contains("bf16")),
         "{names:?}"

@@ -114,8 +114,8 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     metal(
         "swapped grid axes",
-        "const uint first_row = group.y * BM;\n    const uint first_column = group.x * BN;",
-        "const uint first_row = group.x * BM;\n    const uint first_column = group.y * BN;",
+        "const uint first_row = (p.first_y + group.y) * BM;\n    const uint first_column = group.x * BN;",
+        "const uint first_row = (p.first_y + group.x) * BM;\n    const uint first_column = group.y * BN;",
     ),
     metal(
         "a partition is left out of the reduction",
@@ -142,6 +142,8 @@ pub const MUTANTS: &[Mutant] = &[
         "const float x_value = float(x[k * p.ldb]);",
         "const float x_value = float(half(x[k * p.ldb]));",
     ),
+    metal("every part from the first row", "(p.first_y + group.y) * BM", "group.y * BM"),
+    metal("every part from the first plane", "p.first_z + group.z;", "group.z;"),
     metal("ReLU that hides NaN", "return x < 0.0f ? 0.0f : x;", "return x > 0.0f ? x : 0.0f;"),
     metal(
         "SiLU of minus infinity",
@@ -203,6 +205,21 @@ pub const MUTANTS: &[Mutant] = &[
         "plan->scratch_bytes = d.batch * partitions * m * d.n * 4;",
         "plan->scratch_bytes = partitions * m * d.n * 4;",
     ),
+    plan(
+        "a part of one plane too many",
+        "planes < left ? planes : left",
+        "planes + 1 < left ? planes + 1 : left + 1",
+    ),
+    plan(
+        "the next part begins a row late",
+        "    part->grid[1] = (uint32_t)rows;\n    part->grid[2] = 1;\n    return first + rows;",
+        "    part->grid[1] = (uint32_t)rows;\n    part->grid[2] = 1;\n    return first + rows + 1;",
+    ),
+    plan(
+        "rows of the next plane",
+        "rows = rows < height - y ? rows : height - y;",
+        "rows = rows < height ? rows : height;",
+    ),
     plan("the vector's increment forgotten", "p->ldb = x_increment;", "p->ldb = 1;"),
     shim("missing wait", "    [commands waitUntilCompleted];\n", ""),
     shim(
@@ -217,8 +234,8 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     shim(
         "an encoder is not ended after an exception",
-        "    [encoder endEncoding];\n    if (status != ANE_STATUS_OK) {\n        return status;\n    }\n",
-        "    if (status != ANE_STATUS_OK) {\n        return status;\n    }\n    [encoder endEncoding];\n",
+        "        [encoder endEncoding];\n        if (status != ANE_STATUS_OK) {\n            return status;\n        }\n",
+        "        if (status != ANE_STATUS_OK) {\n            return status;\n        }\n        [encoder endEncoding];\n",
     ),
     shim("leaked staging", "                [executor->staging[i] release];\n", "                (void)i;\n"),
     shim("leaked scratch", "            [executor->scratch release];\n", ""),
@@ -375,7 +392,7 @@ pub const MUTANTS: &[Mutant] = &[
     graph("the feed of a package of any type", " || [feed dataType] != operand_type(&product->desc, A)", ""),
     graph(
         "a result of a package of any type",
-        " && [[targets objectAtIndex:0] dataType] == data_type(product->desc.type_c)",
+        " && [(MPSGraphTensor *)[targets objectAtIndex:0] dataType] == data_type(product->desc.type_c)",
         "",
     ),
     graph("packages of several operands", "if (expected_feeds(d) != 1) {", "if (expected_feeds(d) == 0) {"),
@@ -404,8 +421,8 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     graph(
         "the first command buffer is not asked",
-        "    for (int i = 0; i < 2; ++i) {\n        [buffers[i]",
-        "    for (int i = 1; i < 2; ++i) {\n        [buffers[i]",
+        "    for (int i = 0; i < 2; ++i) {\n        if ([buffers[i]",
+        "    for (int i = 1; i < 2; ++i) {\n        if ([buffers[i]",
     ),
     graph(
         "the last command buffer is not asked",
