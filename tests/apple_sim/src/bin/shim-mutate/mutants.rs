@@ -567,7 +567,11 @@ pub const MUTANTS: &[Mutant] = &[
         "reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
         "!reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
     ),
-    graph("packages on any system", "return os_at_least(1400, 1700);", "return os_at_least(1300, 1600);"),
+    graph(
+        "packages on any system",
+        "return SDK_HAS_PACKAGES && os_at_least(1400, 1700);",
+        "return os_at_least(1300, 1600);",
+    ),
     graph(
         "a package that was not written",
         "return exists(path) ? ANE_STATUS_OK : FAIL(err",
