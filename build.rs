@@ -15,7 +15,6 @@ mod bindings;
 #[path = "build/deployment.rs"]
 mod deployment;
 
-#[allow(unreachable_pub, reason = "tests name its functions too")]
 #[path = "objc/metal_source.rs"]
 mod metal_source;
 
