@@ -364,7 +364,8 @@ typedef struct ANEShim {
 const ANEShim *ane_matmul_shim(void);
 
 #if defined(__APPLE__) || defined(ANE_MATMUL_APPLE_SHIMS)
-/* The shims that the crate builds for Apple targets. */
+/* The shims that the crate builds for Apple targets. In a program that links the crate their names end in its
+ * version, ane_mpsgraph_shim_0_1_0, so that two versions of it do not take each other's. */
 const ANEShim *ane_mpsgraph_shim(void);
 const ANEShim *ane_metal_shim(void);
 #endif

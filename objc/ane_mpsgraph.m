@@ -34,6 +34,14 @@ enum {
 @end
 #endif
 
+/* SDKs before macOS 14 and iOS 17 do not declare packages of executables: a shim of theirs has none. */
+#if defined(__APPLE__) && ((TARGET_OS_OSX && __MAC_OS_X_VERSION_MAX_ALLOWED < 140000) || \
+                           (!TARGET_OS_OSX && __IPHONE_OS_VERSION_MAX_ALLOWED < 170000))
+#define SDK_HAS_PACKAGES 0
+#else
+#define SDK_HAS_PACKAGES 1
+#endif
+
 /* Products beyond it fail or give wrong results on the Neural Engine (stable-diffusion-webui#13527). */
 #define NEURAL_ENGINE_MAX_DIMENSION 16384u
 
@@ -113,7 +121,7 @@ static const char *known_fault(ANEDevice *device, const ANEMatMulDesc *d, const 
 
 static BOOL has_packages(void)
 {
-    return os_at_least(1400, 1700);
+    return SDK_HAS_PACKAGES && os_at_least(1400, 1700);
 }
 
 static BOOL is_float_type(ANEType type)
@@ -466,7 +474,7 @@ static BOOL map_package(ANEProduct *product)
         }
     }
     return !targets ||
-           ([targets count] == 1 && [[targets objectAtIndex:0] dataType] == data_type(product->desc.type_c));
+           ([targets count] == 1 && [(MPSGraphTensor *)[targets objectAtIndex:0] dataType] == data_type(product->desc.type_c));
 }
 
 /* Checks the product and fills what does not depend on the executable. */
@@ -504,7 +512,7 @@ static NSUInteger expected_feeds(const ANEMatMulDesc *d)
 static ANEStatus check_package(const ANEMatMulDesc *d, ANEError *err)
 {
     if (!has_packages()) {
-        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17");
+        return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "packages of executables need macOS 14 or iOS 17, and a shim built with an SDK of that or later");
     }
     if (expected_feeds(d) != 1) {
         return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED,
@@ -549,10 +557,12 @@ static ANEStatus compile_product(ANEProduct *product, const ANEConstants *consta
     return ANE_STATUS_OK;
 }
 
+#if SDK_HAS_PACKAGES
 static NSURL *package_url(const char *path)
 {
     return [NSURL fileURLWithPath:[NSString stringWithUTF8String:path] isDirectory:YES];
 }
+#endif
 
 static BOOL exists(const char *path)
 {
@@ -573,12 +583,14 @@ static ANEStatus load_product(ANEProduct *product, const ANEConstants *constants
     if (!exists(path)) {
         return FAIL(err, ANE_STATUS_IO, "there is no package at %.400s", path);
     }
+#if SDK_HAS_PACKAGES
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wunguarded-availability"
 #pragma clang diagnostic ignored "-Wunguarded-availability-new"
     product->executable = [[MPSGraphExecutable alloc] initWithMPSGraphPackageAtURL:package_url(path)
                                                              compilationDescriptor:compilation_descriptor(product, options)];
 #pragma clang diagnostic pop
+#endif
     if (!product->executable || !map_package(product)) {
         return FAIL(err, ANE_STATUS_PACKAGE_MISMATCH, "the package at %.400s is damaged or of another product", path);
     }
@@ -654,6 +666,7 @@ static ANEStatus save_product(ANEProduct *product, const char *path, ANEError *e
     if (!product->executable) {
         return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "an empty product has nothing to save");
     }
+#if SDK_HAS_PACKAGES
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wunguarded-availability"
 #pragma clang diagnostic ignored "-Wunguarded-availability-new"
@@ -665,6 +678,7 @@ static ANEStatus save_product(ANEProduct *product, const char *path, ANEError *e
         }
     }
 #pragma clang diagnostic pop
+#endif
     /* It reports nothing. */
     return exists(path) ? ANE_STATUS_OK : FAIL(err, ANE_STATUS_IO, "MPSGraph wrote no package at %.400s", path);
 }

@@ -44,6 +44,7 @@
 //! - `npy`, `safetensors`: files.
 //! - `profile`: the measured profile of a machine, in a file, for the backend `auto`.
 //! - `evidence`: which device ran a product; with `energy` the chip's energy counters too, on macOS.
+//! - `bindgen`: the bindings of the C ABI are made while building, by libclang, and not taken as committed.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::pedantic)]

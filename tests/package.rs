@@ -3,12 +3,15 @@
 use std::process::Command;
 
 /// What users build from or read.
-const INSIDE: [&str; 14] = [
+const INSIDE: [&str; 17] = [
     "build.rs",
     "build/bindings.rs",
+    "build/deployment.rs",
     "include/ane_matmul.h",
     "objc/ane_mpsgraph.m",
+    "docs/cross-compiling.md",
     "objc/matmul.metal",
+    "objc/metal_source.rs",
     "objc/metal_matmul.m",
     "objc/shim_support.h",
     "examples/dense_layer.rs",

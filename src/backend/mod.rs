@@ -469,8 +469,8 @@ impl MatMul {
     }
 }
 
-/// The shims for Apple systems, where this build has them.
-fn apple_shims() -> [(BackendId, &'static str, Option<Result<ShimLibrary>>); 2] {
+/// The shims for Apple systems, or why this build does not have them.
+fn apple_shims() -> [(BackendId, &'static str, shim::Linked); 2] {
     [
         (BackendId::METAL, "Metal", shim::linked_metal()),
         (BackendId::MPSGRAPH, "MPSGraph", shim::linked_mpsgraph()),
@@ -511,14 +511,17 @@ fn built_in() -> Vec<Entry> {
     );
     absent(BackendId::ACCELERATE, not_apple("Accelerate"));
     for (id, what, shim) in apple_shims() {
-        let missing = if apple {
-            format!(
-                "the {what} shim is not in this build: it needs an Apple host with the Command Line Tools"
-            )
-        } else {
-            not_apple(what)
+        let absent = |reason: &str| {
+            Err(if apple {
+                format!("the {what} shim is not in this build: {reason}")
+            } else {
+                not_apple(what)
+            })
         };
-        entries.push(shim.map_or(Entry { id: id.clone(), state: Err(missing) }, |shim| shim_entry(id, shim)));
+        entries.push(match shim {
+            Ok(shim) => shim_entry(id, shim),
+            Err(reason) => Entry { id, state: absent(reason) },
+        });
     }
     entries
 }

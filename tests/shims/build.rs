@@ -32,9 +32,10 @@ fn main() {
 
     // A library with the C compiler's runtime of AddressSanitizer would end a program that has the Rust one.
     let sanitized = std::env::var_os("CARGO_CFG_SANITIZE").is_some();
+    let apple = std::env::var("CARGO_CFG_TARGET_VENDOR").is_ok_and(|vendor| vendor == "apple");
+    let extension = if apple { "dylib" } else { "so" };
     let library = |name: &str, file: &Path| {
-        let target =
-            out.join(format!("lib{name}.{}", if cfg!(target_os = "macos") { "dylib" } else { "so" }));
+        let target = out.join(format!("lib{name}.{extension}"));
         let mut command = build.get_compiler().to_command();
         command.args(["-fPIC", "-shared", "-o"]).arg(&target).arg(file).arg("-lm");
         if sanitized {

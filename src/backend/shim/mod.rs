@@ -109,28 +109,31 @@ impl ShimLibrary {
     }
 }
 
+/// A shim that `build.rs` linked, or why it did not.
+pub(super) type Linked = std::result::Result<Result<ShimLibrary>, &'static str>;
+
 /// Declares the getter of a shim that `build.rs` linked, under the cfg that says so.
 macro_rules! linked {
-    ($cfg:ident, $function:ident, $getter:ident) => {
-        /// The shim of this name, where this build has it.
-        pub(super) fn $function() -> Option<Result<ShimLibrary>> {
+    ($cfg:ident, $function:ident, $getter:literal, $absent:literal) => {
+        pub(super) fn $function() -> Linked {
             #[cfg($cfg)]
             {
                 unsafe extern "C" {
-                    fn $getter() -> *const sys::ANEShim;
+                    #[link_name = concat!($getter, "_", env!("ANE_MATMUL_SYMBOLS"))]
+                    fn getter() -> *const sys::ANEShim;
                 }
                 // SAFETY: the getter takes nothing and returns the address of a constant table,
                 // built from this crate's sources against this crate's header.
-                Some(unsafe { ShimLibrary::from_table($getter().cast(), stringify!($getter)) })
+                Ok(unsafe { ShimLibrary::from_table(getter().cast(), $getter) })
             }
             #[cfg(not($cfg))]
-            None
+            Err(option_env!($absent).unwrap_or("it is not for this target"))
         }
     };
 }
 
-linked!(ane_matmul_metal, linked_metal, ane_metal_shim);
-linked!(ane_matmul_mpsgraph, linked_mpsgraph, ane_mpsgraph_shim);
+linked!(ane_matmul_metal, linked_metal, "ane_metal_shim", "NO_ANE_MATMUL_METAL");
+linked!(ane_matmul_mpsgraph, linked_mpsgraph, "ane_mpsgraph_shim", "NO_ANE_MATMUL_MPSGRAPH");
 
 impl std::fmt::Debug for ShimLibrary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

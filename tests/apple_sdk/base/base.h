@@ -50,6 +50,7 @@ typedef double CFTimeInterval;
 - (BOOL)isKindOfClass:(Class)aClass;
 - (BOOL)conformsToProtocol:(Protocol *)protocol;
 - (BOOL)respondsToSelector:(SEL)selector;
+- (id)performSelector:(SEL)selector;
 - (instancetype)retain;
 - (oneway void)release;
 - (instancetype)autorelease;

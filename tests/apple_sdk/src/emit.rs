@@ -254,41 +254,77 @@ fn ordered<'a>(names: impl Iterator<Item = &'a String>, bases: impl Fn(&str) -> 
     done
 }
 
+/// The first systems of a name.
+#[derive(Clone, Copy, Debug)]
+pub struct Since {
+    /// macOS.
+    pub macos: (u32, u32),
+    /// iOS.
+    pub ios: (u32, u32),
+}
+
+impl Since {
+    fn attribute(self) -> String {
+        let version = |name: &str, (major, minor)| {
+            format!(" __attribute__((availability({name}, introduced={major}.{minor})))")
+        };
+        version("macos", self.macos) + &version("ios", self.ios)
+    }
+}
+
 /// First systems of what the shims use of Metal and its frameworks: `name macos ios` by line; a name
-/// is a selector, an enumerator, a function or a variable.
-fn availability(table: &str) -> Result<BTreeMap<&str, String>, String> {
+/// is a selector, an enumerator, a class, a function or a variable.
+///
+/// # Errors
+/// When a line is something else.
+pub fn availability(table: &str) -> Result<BTreeMap<&str, Since>, String> {
+    let version = |text: &str| -> Option<(u32, u32)> {
+        let (major, minor) = text.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
     let lines = table.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     lines
         .filter(|line| !line.is_empty())
-        .map(|line| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            [name, macos, ios] => Ok((
-                *name,
-                format!(" __attribute__((availability(macos, introduced={macos}))) __attribute__((availability(ios, introduced={ios})))"),
-            )),
-            _ => Err(format!("`{line}` is not `name macos ios`")),
+        .map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let since = match words.as_slice() {
+                [_, macos, ios] => version(macos).zip(version(ios)),
+                _ => None,
+            };
+            let (macos, ios) = since.ok_or_else(|| format!("`{line}` is not `name macos ios`"))?;
+            Ok((words[0], Since { macos, ios }))
         })
         .collect()
 }
 
-/// All declarations as one header.
+/// All declarations of an SDK as one header: without what is younger than its macOS.
 ///
 /// # Errors
 /// When the table of first systems cannot be read, or names what is not declared.
-pub fn header(known: &Declarations, table: &str) -> Result<String, String> {
+pub fn header(mut known: Declarations, table: &str, newest_macos: u32) -> Result<String, String> {
     let since = availability(table)?;
-    let mut used = BTreeSet::new();
-    // What the table leaves out cannot be used, so that the table names all that is used.
-    let mut mark = |owner: &str, name: &str| -> String {
-        match since.get_key_value(name) {
-            Some((key, text)) => {
+    let mut used: BTreeSet<&str> = BTreeSet::new();
+    let younger: BTreeSet<&str> =
+        since.iter().filter(|(_, since)| since.macos.0 > newest_macos).map(|(name, _)| *name).collect();
+    used.extend(&younger);
+    known.classes.retain(|name, _| !younger.contains(name.as_str()));
+    let known = &known;
+    // What the table leaves out cannot be used, so that the table names all that is used. Nothing of what the SDK
+    // lacks.
+    let mut mark = |owner: &str, name: &str| -> Option<String> {
+        if younger.contains(name) {
+            return None;
+        }
+        Some(match since.get_key_value(name) {
+            Some((key, since)) => {
                 used.insert(*key);
-                text.clone()
+                since.attribute()
             }
             None if owner.starts_with("MTL") || owner.starts_with("MPS") => {
                 " __attribute__((unavailable(\"its first system is not in availability.txt\")))".into()
             }
             None => String::new(),
-        }
+        })
     };
     let enumerators = known
         .enums
@@ -315,9 +351,11 @@ pub fn header(known: &Declarations, table: &str) -> Result<String, String> {
         let values = &known.enums[name];
         let Some(of) = writer.value(&values.of) else { continue };
         let _ = writeln!(out, "typedef enum {name} : {of} {name};\nenum {name} : {of} {{");
+        // Names of values that the SDK lacks stand for others, and go with them.
+        let whole = !values.values.iter().any(|(c, ..)| younger.contains(c.as_str()));
         for (c, _, value) in &values.values {
-            if let Some(value) = writer.expression(value, name) {
-                let _ = writeln!(out, "    {c}{} = {value},", mark(name, c));
+            if let (Some(value), Some(mark), true) = (writer.expression(value, name), mark(name, c), whole) {
+                let _ = writeln!(out, "    {c}{mark} = {value},");
             }
         }
         let _ = writeln!(out, "    {name}_ = 0\n}};");
@@ -330,8 +368,9 @@ pub fn header(known: &Declarations, table: &str) -> Result<String, String> {
         let protocol = &protocols[&name];
         let _ = writeln!(out, "@protocol {name}{}", writer.conformances(&protocol.bases));
         for method in &protocol.methods {
-            if let Some(text) = writer.method(method, false) {
-                let _ = writeln!(out, "{text}{};", mark(&name, method.selector.trim_end_matches('_')));
+            let mark = mark(&name, method.selector.trim_end_matches('_'));
+            if let (Some(text), Some(mark)) = (writer.method(method, false), mark) {
+                let _ = writeln!(out, "{text}{mark};");
             }
         }
         out += "@end\n";
@@ -348,18 +387,21 @@ pub fn header(known: &Declarations, table: &str) -> Result<String, String> {
             continue;
         }
         let class = &classes[&name];
-        interface(&writer, &mut out, &name, class, &mut mark);
+        // Of others a shim may use the type, but no class: the linked programs are checked for that.
+        let own = since.contains_key(name.as_str()).then(|| mark(&name, &name)).flatten();
+        let own = if name == "NSException" { Some(" __attribute__((objc_exception))".into()) } else { own };
+        interface(&writer, &mut out, &name, class, &own.unwrap_or_default(), &mut mark);
     }
     out += VARIADIC;
     for signature in &known.functions {
-        if let Some(text) = function(&writer, signature) {
-            let _ =
-                writeln!(out, "{text}{};", mark(&signature.ident.to_string(), &signature.ident.to_string()));
+        let name = signature.ident.to_string();
+        if let (Some(text), Some(mark)) = (function(&writer, signature), mark(&name, &name)) {
+            let _ = writeln!(out, "{text}{mark};");
         }
     }
     for (name, of) in &known.statics {
-        if let Some(of) = writer.value(of) {
-            let _ = writeln!(out, "extern {of} const {name}{};", mark(name, name));
+        if let (Some(of), Some(mark)) = (writer.value(of), mark(name, name)) {
+            let _ = writeln!(out, "extern {of} const {name}{mark};");
         }
     }
     out += "#endif\n";
@@ -410,14 +452,16 @@ fn interface(
     out: &mut String,
     name: &str,
     class: &Class,
-    mark: &mut dyn FnMut(&str, &str) -> String,
+    own: &str,
+    mark: &mut dyn FnMut(&str, &str) -> Option<String>,
 ) {
     let known = &writer.known.classes;
     let superclass = if known.contains_key(&class.superclass) { &class.superclass } else { "NSObject" };
-    let _ = writeln!(out, "@interface {name} : {superclass}{}", writer.conformances(&class.protocols));
+    let _ = writeln!(out, "{own}\n@interface {name} : {superclass}{}", writer.conformances(&class.protocols));
     for method in &class.methods {
-        if let Some(text) = writer.method(method, true) {
-            let _ = writeln!(out, "{text}{};", mark(name, method.selector.trim_end_matches('_')));
+        let mark = mark(name, method.selector.trim_end_matches('_'));
+        if let (Some(text), Some(mark)) = (writer.method(method, true), mark) {
+            let _ = writeln!(out, "{text}{mark};");
         }
     }
     out.push_str("@end\n");

@@ -8,7 +8,7 @@ use syn::parse::{Parse, ParseStream, Parser};
 use syn::{Attribute, Expr, Ident, Item, Meta, Signature, Token, Type, Visibility, braced};
 
 /// A method, still in Rust's terms.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Method {
     /// The selector; it ends in `:_` when an error comes through a last argument.
     pub selector: String,
@@ -17,8 +17,10 @@ pub struct Method {
 }
 
 /// A class with what is known of it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Class {
+    /// Whether its own framework was read, and not only methods that others add.
+    pub declared: bool,
     /// The superclass.
     pub superclass: String,
     /// Methods of all its parts.
@@ -28,7 +30,7 @@ pub struct Class {
 }
 
 /// A protocol.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Protocol {
     /// The protocols that it builds on.
     pub bases: Vec<String>,
@@ -37,7 +39,7 @@ pub struct Protocol {
 }
 
 /// An enumeration or a set of flags: the type below, and names with their values.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Values {
     /// The integer type.
     pub of: Type,
@@ -46,7 +48,7 @@ pub struct Values {
 }
 
 /// Everything that was read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Declarations {
     /// By name.
     pub classes: BTreeMap<String, Class>,
@@ -233,7 +235,9 @@ impl Declarations {
         match name.as_str() {
             "extern_class" => {
                 let ClassMacro(name, superclass) = mac.parse_body()?;
-                self.classes.entry(name).or_default().superclass = superclass;
+                let class = self.classes.entry(name).or_default();
+                class.declared = true;
+                class.superclass = superclass;
             }
             "extern_protocol" => {
                 let ProtocolMacro(name, protocol) = mac.parse_body()?;

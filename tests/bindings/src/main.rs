@@ -11,13 +11,6 @@ mod bindings;
 #[path = "../../../build/deployment.rs"]
 mod deployment;
 
-/// The crate's build script, here so that its Apple half is type-checked without an Apple host:
-/// `cargo check --target aarch64-apple-darwin`.
-#[cfg(target_vendor = "apple")]
-#[allow(dead_code, clippy::duplicate_mod)]
-#[path = "../../../build.rs"]
-mod build_script;
-
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let committed = root.join("src/sys/bindings.rs");

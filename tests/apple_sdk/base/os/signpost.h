@@ -5,6 +5,9 @@
 #include <stdint.h>
 typedef uint64_t os_signpost_id_t;
 os_signpost_id_t os_signpost_id_generate(os_log_t log);
-void ane_signpost_checked(os_log_t log, os_signpost_id_t interval, const char *name);
-#define os_signpost_interval_begin(log, interval, name) ane_signpost_checked(log, interval, "" name)
-#define os_signpost_interval_end(log, interval, name) ane_signpost_checked(log, interval, "" name)
+void _os_signpost_emit_with_name_impl(void *dso, os_log_t log, uint8_t type, os_signpost_id_t interval,
+                                      const char *name, const char *format, uint8_t *values, uint32_t size);
+#define os_signpost_interval_begin(log, interval, name) \
+    _os_signpost_emit_with_name_impl((void *)0, log, 1, interval, "" name, "", (uint8_t *)0, 0)
+#define os_signpost_interval_end(log, interval, name) \
+    _os_signpost_emit_with_name_impl((void *)0, log, 2, interval, "" name, "", (uint8_t *)0, 0)

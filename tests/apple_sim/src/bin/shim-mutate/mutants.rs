@@ -392,7 +392,7 @@ pub const MUTANTS: &[Mutant] = &[
     graph("the feed of a package of any type", " || [feed dataType] != operand_type(&product->desc, A)", ""),
     graph(
         "a result of a package of any type",
-        " && [[targets objectAtIndex:0] dataType] == data_type(product->desc.type_c)",
+        " && [(MPSGraphTensor *)[targets objectAtIndex:0] dataType] == data_type(product->desc.type_c)",
         "",
     ),
     graph("packages of several operands", "if (expected_feeds(d) != 1) {", "if (expected_feeds(d) == 0) {"),
@@ -567,7 +567,11 @@ pub const MUTANTS: &[Mutant] = &[
         "reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
         "!reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
     ),
-    graph("packages on any system", "return os_at_least(1400, 1700);", "return os_at_least(1300, 1600);"),
+    graph(
+        "packages on any system",
+        "return SDK_HAS_PACKAGES && os_at_least(1400, 1700);",
+        "return os_at_least(1300, 1600);",
+    ),
     graph(
         "a package that was not written",
         "return exists(path) ? ANE_STATUS_OK : FAIL(err",
