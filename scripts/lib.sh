@@ -13,9 +13,19 @@ check_seconds() { [[ $1 =~ ^[1-9][0-9]*$ ]] || fail "--seconds wants a number, g
 # The comment at the top of the script that is run: what it does and how it is used.
 usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "scripts/$(basename "$0")"; }
 
+# Before anything is installed or built.
+for word in "$@"; do
+    case "$word" in
+        -h | --help) usage; exit ;;
+    esac
+done
+
+# An error of whoever calls a script.
+wrong() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
 # Whether the first word is one of the others.
 among() {
-    local wanted=$1
+    local wanted=$1 name
     shift
     for name in "$@"; do [ "$name" = "$wanted" ] && return; done
     return 1
@@ -27,7 +37,7 @@ run_steps_of() {
     while [ "$1" != -- ]; do known+=("$1"); shift; done
     shift
     for name in "$@"; do
-        among "$name" "${known[@]}" || { usage >&2; exit 2; }
+        among "$name" "${known[@]}" || wrong "no step $name; there are: ${known[*]}"
     done
     chosen=("$@")
     [ $# -gt 0 ] || chosen=("${known[@]}")
@@ -45,7 +55,7 @@ install_packages() {
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] && return
-    command -v apt-get >/dev/null || fail "missing, and there is no apt-get to install them: ${missing[*]}"
+    command -v apt-get >/dev/null || fail "missing, and there is no apt-get to install them: ${missing[*]}; cargo test needs none of them"
     echo "installing Debian packages: ${missing[*]}" >&2
     if [ "$(id -u)" != 0 ]; then
         command -v sudo >/dev/null || fail "missing, and only root installs them, or sudo: ${missing[*]}"
