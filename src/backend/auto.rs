@@ -83,8 +83,8 @@ impl Backends {
     /// Without a profile: below the work of 1024^3 the CPU (`accelerate`, `cpu`, `blas` in this order, then
     /// loaded shims whose device is the CPU), from there on what is off the CPU (`metal`, `mpsgraph`, then all
     /// other loaded shims, also those of an unknown device), if the runs expected earn the compilation: 200 ms
-    /// against 736 us a run at 1024^3, more in proportion to the work (the project's first measurements,
-    /// on an M4 Max). Shims follow in the order in which they were added; where no backend of the preferred
+    /// against 736 us a run at 1024^3, more in proportion to the work (measured by this
+    /// crate's predecessor, on an M4 Max). Shims follow in the order in which they were added; where no backend of the preferred
     /// side runs the product, the other side does.
     ///
     /// ```
