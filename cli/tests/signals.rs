@@ -80,7 +80,8 @@ fn a_signal_while_a_result_is_written_leaves_the_old_one_or_the_new_one() {
 fn a_signal_ends_calibrate_and_leaves_its_profile() {
     let place = Place::new();
     let profile = place.path("profile.json");
-    fs::write(&profile, "old").unwrap();
+    let damaged = b"{\"format\": damaged";
+    fs::write(&profile, damaged).unwrap();
     let mut command = Command::new(PROGRAM);
     command.args(["calibrate", "--backend", "cpu", "--threads", "1", "--profile"]).arg(&profile);
     let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
@@ -90,7 +91,7 @@ fn a_signal_ends_calibrate_and_leaves_its_profile() {
     assert_eq!(child.wait().unwrap().signal(), Some(15));
     assert_eq!(
         (fs::read(&profile).unwrap(), place.names()),
-        (b"old".to_vec(), vec!["profile.json".to_owned()])
+        (damaged.to_vec(), vec!["profile.json".to_owned()])
     );
 }
 

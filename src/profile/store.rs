@@ -135,7 +135,7 @@ impl Profile {
 fn check_replaced(path: &Path) -> Result<()> {
     let mut start = Vec::new();
     // What cannot be read here is the reader's and the writer's to name.
-    if fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
+    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
         && let Ok(file) = File::open(path)
         && file.take(64).read_to_end(&mut start).is_ok()
         && !start.is_empty()
