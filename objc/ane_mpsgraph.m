@@ -49,6 +49,10 @@ enum {
  * 4.1e9 bytes came out as zeros (pytorch#123716). Half of that until somebody measures on a Mac. */
 #define MAX_ARRAY_BYTES 0x7fffffffull
 
+/* One command buffer runs a whole product, and the system ends those that run for some five seconds: about as long as
+ * 16384^3 takes at 2 TFLOPS. */
+#define MAX_MACS 4398046511104.0 /* 2^42 */
+
 /* GPU families by number, for SDKs that do not know the later names (Metal Feature Set Tables). */
 #define FAMILY_APPLE8 ((MTLGPUFamily)1008)  /* M2, A15, A16 */
 #define FAMILY_APPLE9 ((MTLGPUFamily)1009)  /* M3, M4, A17, A18 */
@@ -103,7 +107,7 @@ static const char *known_fault(ANEDevice *device, const ANEMatMulDesc *d, const 
     if (d->batch > 1 && os_at_least(1302, 1603) && !os_at_least(1303, 1604)) {
         return "batched products are wrong on macOS 13.2 and iOS 16.3 (pytorch#95188)";
     }
-    if (d->batch > 1 && d->type_accumulator == ANE_TYPE_F16 && [device->device supportsFamily:FAMILY_APPLE10]) {
+    if (d->batch > 1 && d->type_a == ANE_TYPE_F16 && [device->device supportsFamily:FAMILY_APPLE10]) {
         return "batched f16 products differ from run to run on M5 (pytorch#180776)";
     }
     if (d->m == 1 && (d->flags & (ANE_MATMUL_BIAS | ANE_MATMUL_RESIDUAL)) && os_at_least(2600, 2600) &&
@@ -112,6 +116,9 @@ static const char *known_fault(ANEDevice *device, const ANEMatMulDesc *d, const 
     }
     if (options->device == ANE_DEVICE_NEURAL_ENGINE && d->m >= 16384 && d->n >= 16384) {
         return "f16 products of 16384 x 16384 time out on the Neural Engine, and give NaN (pytorch#110975)";
+    }
+    if ((double)d->batch * (double)d->m * (double)d->n * (double)d->k > MAX_MACS) {
+        return "products of over 2^42 multiply-adds may keep the GPU for longer than the system lets them (mlx#3302)";
     }
     if ([[device->device name] rangeOfString:@"AMD"].location != NSNotFound) {
         return "products are wrong on GPUs of AMD (pytorch#178697)";
@@ -426,7 +433,8 @@ static MPSGraphCompilationDescriptor *compilation_descriptor(const ANEProduct *p
      * between systems (MPSGraph.h). */
     [descriptor setOptimizationLevel:product->level0 ? MPSGraphOptimizationLevel0 : MPSGraphOptimizationLevel1];
     [descriptor setWaitForCompilationCompletion:YES];
-    if (os_at_least(2600, 2600)) {
+    /* From system 26 on, whatever number a program is told. */
+    if ([descriptor respondsToSelector:@selector(setReducedPrecisionFastMath:)]) {
         const BOOL reduced = (options->flags & ANE_OPTION_REDUCED_PRECISION) != 0;
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wunguarded-availability"
@@ -809,7 +817,7 @@ static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, N
                                  ANEError *err)
 {
     ANEProduct *product = executor->product;
-    id<MTLCommandBuffer> buffers[2];
+    id<MTLCommandBuffer> buffers[2] = {nil, nil};
     ANEStatus status = ANE_STATUS_OK;
     NSUInteger encoded = 0;
     MPSCommandBuffer *commands = [MPSCommandBuffer commandBufferFromCommandQueue:product->device->queue];
@@ -827,13 +835,14 @@ static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, N
                                                      resultsArray:results
                                               executionDescriptor:nil] count];
         }
+        buffers[1] = [[commands rootCommandBuffer] retain];
+        [commands commit];
     })
+    [buffers[1] autorelease];
     if (status != ANE_STATUS_OK) {
         wait_for_committed(buffers[0], product->device->queue);
         return status;
     }
-    buffers[1] = [[[commands rootCommandBuffer] retain] autorelease];
-    [commands commit];
     [buffers[0] waitUntilCompleted];
     [buffers[1] waitUntilCompleted];
     for (int i = 0; i < 2; ++i) {

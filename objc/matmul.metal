@@ -373,10 +373,11 @@ template <typename T>
         return;
     }
     const uint count = min(uint(ANE_METAL_GEMV_ROWS), p.m - first);
-    const uint k_begin = group.y * p.k_per_partition;
+    const uint partition = p.first_y + group.y, item = p.first_z + group.z;
+    const uint k_begin = partition * p.k_per_partition;
     const uint k_end = partial ? min(p.k, k_begin + p.k_per_partition) : p.k;
-    device const T *rows = a + group.z * p.stride_a + first * p.lda;
-    device const T *x = b + group.z * p.stride_b;
+    device const T *rows = a + item * p.stride_a + first * p.lda;
+    device const T *x = b + item * p.stride_b;
 
     float sums[ANE_METAL_GEMV_ROWS] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (uint k = k_begin + lane * VECTOR; k < k_end; k += ANE_METAL_SIMD_WIDTH * VECTOR) {
@@ -390,7 +391,7 @@ template <typename T>
     for (uint r = 0; r < count; ++r) {
         const float sum = simd_sum(sums[r]);
         if (lane == r) {
-            finish_gemv(sum, group.z, group.y, first + r, p, c, bias, residual);
+            finish_gemv(sum, item, partition, first + r, p, c, bias, residual);
         }
     }
 }
@@ -410,10 +411,11 @@ template <typename T>
 {
     threadgroup float simd_sums[ANE_METAL_GEMV_COLUMNS_SIMDS * ANE_METAL_GEMV_COLUMNS];
     const uint first = group.x * ANE_METAL_GEMV_COLUMNS;
-    const uint k_begin = group.y * p.k_per_partition;
+    const uint partition = p.first_y + group.y, item = p.first_z + group.z;
+    const uint k_begin = partition * p.k_per_partition;
     const uint k_end = partial ? min(p.k, k_begin + p.k_per_partition) : p.k;
-    device const T *columns = a + group.z * p.stride_a;
-    device const T *x = b + group.z * p.stride_b;
+    device const T *columns = a + item * p.stride_a;
+    device const T *x = b + item * p.stride_b;
 
     float4 sums = float4(0.0f);
     for (uint k = k_begin + simd; k < k_end; k += ANE_METAL_GEMV_COLUMNS_SIMDS) {
@@ -431,7 +433,7 @@ template <typename T>
         for (uint s = 0; s < ANE_METAL_GEMV_COLUMNS_SIMDS; ++s) {
             sum += simd_sums[s * ANE_METAL_GEMV_COLUMNS + column];
         }
-        finish_gemv(sum, group.z, group.y, first + column, p, c, bias, residual);
+        finish_gemv(sum, item, partition, first + column, p, c, bias, residual);
     }
 }
 

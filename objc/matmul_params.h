@@ -36,7 +36,7 @@ typedef struct ANEMetalParams {
     ANEMetalU32 k_per_partition;
     ANEMetalU32 bias_increment;
     float alpha;
-    ANEMetalU32 first_y; /* gemm: where the grid begins, for a launch in parts */
+    ANEMetalU32 first_y; /* gemm and gemv: where the grid begins, for a launch in parts */
     ANEMetalU32 first_z;
     ANEMetalU32 reserved0;
     ANEMetalU64 lda;

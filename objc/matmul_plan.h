@@ -24,21 +24,21 @@
 /* Dimensions, batch times partitions, and thus every grid, stay below 2^31. */
 #define ANE_METAL_MAX_DIMENSION 0x7fffff00u
 
-/* GPU classes, by size: up to 20 cores, up to 40, more. */
-#define ANE_METAL_CLASS_SMALL 0  /* M1, M1 Pro, ..., A14, A17 Pro, ... */
-#define ANE_METAL_CLASS_MEDIUM 1 /* Max */
+/* GPU classes, by size: up to 10 cores, up to 40, more. */
+#define ANE_METAL_CLASS_SMALL 0  /* M1, ..., A14, A17 Pro, ... */
+#define ANE_METAL_CLASS_MEDIUM 1 /* M1 Pro, M1 Max, ... */
 #define ANE_METAL_CLASS_LARGE 2  /* Ultra */
 #define ANE_METAL_CLASS_COUNT 3
 
-/* The most multiplications of one command buffer: about a second on an M1 at half of its 2.6 TFLOPS. macOS ends
- * command buffers that run for some five seconds (mlx#3302), so that longer launches are run in parts. */
-#ifndef ANE_METAL_COMMAND_MULTIPLICATIONS
-#define ANE_METAL_COMMAND_MULTIPLICATIONS (1ull << 39)
+/* The most multiply-adds of one command buffer: 0.2 s on an M1 at half of its 2.6 TFLOPS, and 0.8 s on an A14 at half of
+ * its 0.65. The system ends command buffers that run for some five seconds (mlx#3302): longer launches run in parts. */
+#ifndef ANE_METAL_MACS_PER_COMMAND_BUFFER
+#define ANE_METAL_MACS_PER_COMMAND_BUFFER (1ull << 37)
 #endif
 
-/* The class of a device by its architecture ("applegpu_g13s"), whose last letter MLX reads so: p phone, g base and
- * Pro, s Max, d Ultra (mlx/backend/metal/device.cpp); where there is none, by its name ("Apple M2 Ultra"). What has no
- * known form counts as small. */
+/* The class of a device by its architecture ("applegpu_g13s"), by whose last letter MLX chooses
+ * tiles (mlx/backend/metal/matmul.cpp): p phones, g base chips, s Pro and Max, d Ultra; where there is none, by its name
+ * ("Apple M2 Ultra"). What has no known form counts as small. */
 static inline uint32_t ane_metal_device_class(const char *architecture, const char *name)
 {
     const size_t length = strlen(architecture);
@@ -46,8 +46,12 @@ static inline uint32_t ane_metal_device_class(const char *architecture, const ch
         const char letter = architecture[length - 1];
         return letter == 'd' ? ANE_METAL_CLASS_LARGE : letter == 's' ? ANE_METAL_CLASS_MEDIUM : ANE_METAL_CLASS_SMALL;
     }
-    return strstr(name, "Ultra") ? ANE_METAL_CLASS_LARGE
-                                 : strstr(name, "Max") ? ANE_METAL_CLASS_MEDIUM : ANE_METAL_CLASS_SMALL;
+    if (strstr(name, "Ultra")) {
+        return ANE_METAL_CLASS_LARGE;
+    }
+    /* "A17 Pro" is a phone's. */
+    return strstr(name, "Max") || (strstr(name, "Apple M") && strstr(name, "Pro")) ? ANE_METAL_CLASS_MEDIUM
+                                                                                   : ANE_METAL_CLASS_SMALL;
 }
 
 /* Threadgroups below which k is split, and how many a split aims at: about four per core of the
@@ -110,7 +114,7 @@ typedef struct ANEMetalLaunch {
     uint32_t threads[3];          /* per threadgroup */
     uint32_t threadgroup_bytes;   /* what the kernel declares */
     uint32_t reserved0;
-    double row_multiplications;   /* of the threadgroups of one y and z; 0 where memory is what takes the time */
+    double row_macs;              /* of the threadgroups of one y and z; 0: the launch is never parted */
     ANEMetalParams params;
 } ANEMetalLaunch;
 
@@ -120,7 +124,7 @@ typedef struct ANEMetalPlan {
     uint32_t launch_count; /* 0: C is empty; 2: k is split, and the second launch adds up */
     uint32_t swap_operands; /* gemv: the caller's B is the kernel's matrix A, and its A the vector */
     uint64_t scratch_bytes; /* partial sums between the launches */
-    uint64_t command_multiplications;
+    uint64_t macs_per_command_buffer;
     ANEMetalLaunch launches[2];
 } ANEMetalPlan;
 
@@ -130,7 +134,7 @@ typedef struct ANEMetalOverrides {
     uint32_t partitions; /* 1: do not split */
     uint32_t no_gemv;
     uint32_t no_vectors;
-    uint64_t command_multiplications;
+    uint64_t macs_per_command_buffer;
 } ANEMetalOverrides;
 
 static inline uint32_t ane_metal_element_bytes(ANEType type)
@@ -334,8 +338,8 @@ static inline void ane_metal_plan(const ANEMatMulDesc *description, uint64_t row
     partitions = overrides->partitions ? overrides->partitions
                                        : ane_metal_choose_partitions(&d, device_class, groups, step);
     plan->launch_count = 1;
-    plan->command_multiplications = overrides->command_multiplications ? overrides->command_multiplications
-                                                                       : ANE_METAL_COMMAND_MULTIPLICATIONS;
+    plan->macs_per_command_buffer = overrides->macs_per_command_buffer ? overrides->macs_per_command_buffer
+                                                                       : ANE_METAL_MACS_PER_COMMAND_BUFFER;
     if (partitions > 1) {
         ANEMetalLaunch *reduce = &plan->launches[1];
         ANEMetalParams *q = &reduce->params;
@@ -380,24 +384,27 @@ static inline void ane_metal_plan(const ANEMatMulDesc *description, uint64_t row
             fc[ANE_METAL_CONSTANT_ALIGNED_N] && !bias && !residual && d.activation == ANE_ACTIVATION_NONE &&
             d.alpha == 1.0f;
     }
+    launch->row_macs = plan->launch_count == 2 ? p->k_per_partition : p->k;
     if (plan->kernel == ANE_METAL_KERNEL_GEMM) {
         const ANEMetalTile *tile = &ane_metal_tiles[plan->tile];
-        launch->row_multiplications = (double)launch->grid[0] * tile->bm * tile->bn *
-                                      (double)(plan->launch_count == 2 ? p->k_per_partition : p->k);
+        launch->row_macs *= (double)launch->grid[0] * tile->bm * tile->bn;
+    } else {
+        /* Each element of the matrix is read for one multiply-add: 4 bytes at 68 GB/s take as long as 40 of them. */
+        launch->row_macs *= (double)p->m * 40;
     }
 }
 
 /*
  * The part of a launch that begins at row `first` of threadgroups (z times the grid's y, plus y) and stays within
- * the plan's multiplications, or is one row: returns where the next begins, which is the product of the grid's y and
+ * the plan's multiply-adds, or is one row: returns where the next begins, which is the product of the grid's y and
  * z after the last.
  */
 static inline uint64_t ane_metal_part(const ANEMetalPlan *plan, uint32_t index, uint64_t first, ANEMetalLaunch *part)
 {
     const ANEMetalLaunch *launch = &plan->launches[index];
     const uint64_t height = launch->grid[1], y = first % height, z = first / height;
-    const double most = launch->row_multiplications
-                            ? (double)plan->command_multiplications / launch->row_multiplications : 1e18;
+    const double most = launch->row_macs
+                            ? (double)plan->macs_per_command_buffer / launch->row_macs : 1e18;
     uint64_t rows = most < 1 ? 1 : (uint64_t)most;
     *part = *launch;
     part->params.first_y = (ANEMetalU32)y;

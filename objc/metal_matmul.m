@@ -137,12 +137,12 @@ static void metal_device_close(ANEDevice *device)
     }
 }
 
-/* MTLDevice.architecture.name: macOS 14, iOS 17, asked in a way that earlier SDKs take; else nil. */
+/* MTLDevice.architecture.name: macOS 14, iOS 17, asked in a way that earlier SDKs take; else nothing. */
 static NSString *architecture_of(id<MTLDevice> device)
 {
     const SEL architecture = @selector(architecture);
-    return [device respondsToSelector:architecture] ? [[(NSObject *)device performSelector:architecture] performSelector:@selector(name)]
-                                                    : nil;
+    return [device respondsToSelector:architecture] ? [[device performSelector:architecture] performSelector:@selector(name)]
+                                                    : @"";
 }
 
 static ANEStatus open_device(ANEDevice *device, ANEError *err)
@@ -513,7 +513,7 @@ static void encode_launch(id<MTLComputeCommandEncoder> encoder, id<MTLComputePip
     [encoder dispatchThreadgroups:grid threadsPerThreadgroup:threads];
 }
 
-/* Runs a plan, in as many command buffers as the system lets it have time for. */
+/* Runs a plan, in command buffers that each stay within its multiply-adds. */
 static ANEStatus run_plan(ANEMatMulExecutor *executor, const ANEMetalPlan *plan, int set, const Bound bound[OPERANDS],
                           ANERunInfo *seen, ANEError *err)
 {
@@ -528,17 +528,19 @@ static ANEStatus run_plan(ANEMatMulExecutor *executor, const ANEMetalPlan *plan,
             return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer or encoder");
         }
         CONTAINED(err, status, {
+            BOOL ended = YES;
             /* Launches of one serial encoder see each other's writes. */
-            do {
+            while (ended && index < plan->launch_count) {
                 const ANEMetalLaunch *launch = &plan->launches[index];
                 ANEMetalLaunch part;
                 first = ane_metal_part(plan, index, first, &part);
                 encode_launch(encoder, product->pipelines[set][index], plan, index, &part, bound, executor->scratch);
-                if (first == (uint64_t)launch->grid[1] * launch->grid[2]) {
+                ended = first == (uint64_t)launch->grid[1] * launch->grid[2];
+                if (ended) {
                     ++index;
                     first = 0;
                 }
-            } while (first == 0 && index < plan->launch_count);
+            }
         })
         /* An encoder that dies without it aborts the process. */
         [encoder endEncoding];

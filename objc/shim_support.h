@@ -83,7 +83,7 @@ static ANEStatus report_exception(ANEError *err, NSException *exception)
 static ANEStatus report_foreign(ANEError *err)
 {
     return FAIL(err, ANE_STATUS_EXCEPTION,
-                "the framework threw what is no NSException: an exception of C++, or an object of another class");
+                "the framework threw something other than an NSException: a C++ exception, or another object");
 }
 
 /* Runs `statement`, which assigns `status`, with a pool of its own; nothing unwinds out of it, C++ included. */
@@ -100,22 +100,24 @@ static ANEStatus report_foreign(ANEError *err)
 
 /* ---- questions ----------------------------------------------------------------------------- */
 
-/* Every question about the OS version goes through here: on Linux a test answers it. 1404 is 14.4. */
+/* Every question about the OS version goes through here: on Linux a test answers it. 1404 is 14.4. macOS 26 tells
+ * programs that were linked with an earlier SDK that it is 16 (dotnet/runtime#116536). */
 static BOOL os_at_least(long macos, long ios)
 {
+    long version;
 #ifdef ANE_MATMUL_TEST_DOUBLE
     extern long ane_sim_metal_macos(void);
-    (void)ios;
-    return ane_sim_metal_macos() >= macos;
+    version = ane_sim_metal_macos();
 #else
-#if TARGET_OS_OSX
-    const NSOperatingSystemVersion version = {macos / 100, macos % 100, 0};
-    (void)ios;
-#else
-    const NSOperatingSystemVersion version = {ios / 100, ios % 100, 0};
-    (void)macos;
+    const NSOperatingSystemVersion system = [[NSProcessInfo processInfo] operatingSystemVersion];
+    version = (long)system.majorVersion * 100 + (long)system.minorVersion;
 #endif
-    return [[NSProcessInfo processInfo] isOperatingSystemAtLeastVersion:version];
+#if TARGET_OS_OSX || defined(ANE_MATMUL_TEST_DOUBLE)
+    (void)ios;
+    return (version >= 1600 && version < 2600 ? version + 1000 : version) >= macos;
+#else
+    (void)macos;
+    return version >= ios;
 #endif
 }
 

@@ -7,7 +7,7 @@
  *   mpsgraph_facts loaded KIND PACKAGE    loads that, and says what feedTensors and targetTensors are
  *   mpsgraph_facts ab KIND PACKAGE        loads that, and runs it with A before B
  *   mpsgraph_facts ba KIND PACKAGE        the same with B before A
- *   mpsgraph_facts sum K...               16 x K ones by K x 16 ones: is each sum K?
+ *   mpsgraph_facts sum K                  16 x K ones by K x 16 ones: is each sum K?
  *
  * KIND is `square` (one shape for both), `oblong` (two shapes) or `b-first` (two, and B is the first of the graph).
  * Answers are facts, not faults: the exit status is 0 wherever there was one.
@@ -35,15 +35,22 @@ static NSArray *shape(NSUInteger rows, NSUInteger cols)
     return [NSArray arrayWithObjects:[NSNumber numberWithUnsignedLongLong:rows], [NSNumber numberWithUnsignedLongLong:cols], nil];
 }
 
+/* What a kernel would add that reads behind a matrix, as long sums on M1 were seen to (pytorch#195163). */
+#define BEHIND 65536u
+
 static Matrix matrix(NSUInteger rows, NSUInteger cols)
 {
     Matrix made = {rows, cols, NULL, nil};
-    id<MTLBuffer> buffer = [device newBufferWithLength:rows * cols * sizeof(float) options:MTLResourceStorageModeShared];
+    id<MTLBuffer> buffer = [device newBufferWithLength:(rows * cols + BEHIND) * sizeof(float)
+                                               options:MTLResourceStorageModeShared];
     if (!buffer) {
         printf("answer: none, Metal made no buffer\n");
         exit(1);
     }
     made.values = [buffer contents];
+    for (NSUInteger i = 0; i < BEHIND; ++i) {
+        made.values[rows * cols + i] = 1e6f;
+    }
     made.data = [[MPSGraphTensorData alloc] initWithMTLBuffer:buffer shape:shape(rows, cols) dataType:MPSDataTypeFloat32];
     return made;
 }

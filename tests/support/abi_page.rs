@@ -28,7 +28,10 @@ pub(crate) fn checkout(root: &Path) -> tempfile::TempDir {
 
 /// Runs a line of the shell, which must succeed, and returns its standard output.
 pub(crate) fn shell(directory: &Path, line: &str) -> String {
-    let output = Command::new("sh").args(["-ec", line]).current_dir(directory).output().expect("a shell");
+    let mut command = Command::new("sh");
+    // Cargo's `[env]` sets both, and with both a compiler on a Mac compiles for iOS.
+    command.env_remove("IPHONEOS_DEPLOYMENT_TARGET");
+    let output = command.args(["-ec", line]).current_dir(directory).output().expect("a shell");
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
 }

@@ -8,6 +8,7 @@
 #import <MetalPerformanceShadersGraph/MetalPerformanceShadersGraph.h>
 
 #include <math.h>
+#include <objc/runtime.h>
 #include <os/signpost.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,12 @@ void ane_sim_metal_set_order(int64_t seed) { graph_sim.order = (uint64_t)seed; }
 void ane_sim_metal_set_loaded_tensors(int64_t told) { graph_sim.loaded_tensors = told; }
 
 extern long ane_sim_metal_macos(void);
+
+/* macOS 26 tells some programs that it is 16 (dotnet/runtime#116536). */
+static BOOL graph_sim_is_26(void)
+{
+    return ane_sim_metal_macos() >= 1600;
+}
 
 static uint64_t draw(void)
 {
@@ -141,7 +148,7 @@ static BOOL drops_sum(NSArray *nodes, const MPSGraphTensor *node)
 {
     const MPSGraphTensor *x = [nodes objectAtIndex:node->inputs[0]];
     return x->kind == MATMUL && [[x->extents objectAtIndex:[x->extents count] - 2] longValue] == 1 && sim_family() == 1007 &&
-           ane_sim_metal_macos() >= 2600 && ane_sim_metal_macos() < 2700;
+           graph_sim_is_26() && ane_sim_metal_macos() < 2700;
 }
 
 static void multiply_matrices(const Value *a, const Value *b, Value *c, MPSDataType type)
@@ -296,9 +303,14 @@ static void evaluate(const MPSGraphTensor *node, Value *values, NSArray *nodes)
 {
     (void)wait;
 }
+- (BOOL)respondsToSelector:(SEL)selector
+{
+    return (!sel_isEqual(selector, @selector(setReducedPrecisionFastMath:)) || graph_sim_is_26()) &&
+           [super respondsToSelector:selector];
+}
 - (void)setReducedPrecisionFastMath:(MPSGraphReducedPrecisionFastMath)mode
 {
-    if (ane_sim_metal_macos() < 2600) {
+    if (!graph_sim_is_26()) {
         sim_violation("setReducedPrecisionFastMath: on a system before 26");
     }
     graph_sim.reduced = (int64_t)mode;
@@ -553,6 +565,11 @@ static void need_packages(void)
         [(id)commands->current retain];
     }
     if (raises) {
+        /* Once more: of this buffer nobody is told. */
+        [commands->current commit];
+        [(id)commands->current release];
+        commands->current = [commands->queue commandBuffer];
+        [(id)commands->current retain];
         [NSException raise:NSInternalInconsistencyException format:@"planted exception after a commit"];
     }
     if (last_fails) {

@@ -14,7 +14,7 @@ typedef _Unwind_Reason_Code Personality(int version, _Unwind_Action actions, _Un
 
 Personality __gnu_objc_personality_v0;
 
-enum { OMITTED = 0xff, ULEB128 = 1, UDATA4 = 3, SDATA4 = 0xb, RELATIVE = 0x10 };
+enum { OMITTED = 0xff, ULEB128 = 1 };
 
 static uint64_t uleb128(const uint8_t **at)
 {
@@ -47,11 +47,14 @@ static uint64_t number(uint8_t encoding, const uint8_t **at)
     return value;
 }
 
-/* Whether a type of the table is none: what `@catch (...)` leaves there. Clang's entries have four bytes. */
-static int catches_all(const uint8_t *types, int64_t filter)
+/* Whether a type of the table is none: what `@catch (...)` leaves there. Its entries have eight bytes on AArch64, four
+ * on x86-64. */
+static int catches_all(const uint8_t *types, uint8_t encoding, int64_t filter)
 {
-    uint32_t entry;
-    memcpy(&entry, types - 4 * filter, sizeof entry);
+    const unsigned form = encoding & 0xf;
+    const int bytes = form == 0 || form == 4 || form == 0xc ? 8 : 4; /* DW_EH_PE_absptr, udata8, sdata8 */
+    uint64_t entry = 0;
+    memcpy(&entry, types - bytes * filter, (size_t)bytes);
     return entry == 0;
 }
 
@@ -88,7 +91,7 @@ static const uint8_t *landing_pad(struct _Unwind_Context *context, int64_t *filt
         for (int64_t next = action != 0; next;) {
             const uint8_t *next_at;
             *filter = sleb128(&record);
-            if (*filter > 0 && catches_all(types, *filter)) {
+            if (*filter > 0 && catches_all(types, type_encoding, *filter)) {
                 return (const uint8_t *)start + pad;
             }
             cleans |= *filter == 0;

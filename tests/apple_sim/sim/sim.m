@@ -4,6 +4,7 @@
  */
 
 #include <dlfcn.h>
+#include <objc/runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -305,8 +306,17 @@ typedef struct Dispatch {
 }
 @end
 
+/* Runs its command buffers in the order in which they were committed. */
+@interface SimQueue : SimObject <MTLCommandQueue> {
+@public
+    int64_t committed, completed;
+}
+@end
+
 @interface SimCommandBuffer : SimObject <MTLCommandBuffer> {
 @public
+    SimQueue *queue; /* retained */
+    int64_t turn;
     Dispatch dispatches[MAX_DISPATCHES];
     NSUInteger dispatch_count;
     SimLate late;
@@ -438,13 +448,16 @@ static BOOL run_dispatch(const Dispatch *d, char *text, size_t room)
     return NO;
 }
 
-/* Runs what was encoded, a while after commit. */
+/* Runs what was encoded, a while after commit, and after what the queue was given before. */
 static void *work(void *argument)
 {
     SimCommandBuffer *commands = argument;
     @autoreleasepool {
         char text[512];
         NSError *failure = nil;
+        while (__atomic_load_n(&commands->queue->completed, __ATOMIC_SEQ_CST) != commands->turn) {
+            usleep(20);
+        }
         sim_wait(sim.latency_us);
         if (commands->late) {
             commands->late(commands->late_argument);
@@ -463,6 +476,7 @@ static void *work(void *argument)
         commands->state = failure || sim_faulty(SIM_FAULT_STATUS_ONLY) ? MTLCommandBufferStatusError
                                                                   : MTLCommandBufferStatusCompleted;
         count(&sim.in_flight, -1);
+        count(&commands->queue->completed, 1);
         [commands release];
     }
     return NULL;
@@ -482,6 +496,7 @@ static void *work(void *argument)
         late(late_argument);
     }
     [failure release];
+    [(id)queue release];
     [super dealloc];
 }
 - (id<MTLComputeCommandEncoder>)computeCommandEncoder
@@ -505,6 +520,7 @@ static void *work(void *argument)
     count(&sim.in_flight, 1);
     /* Whoever lets go of it does not wait for it. */
     [self retain];
+    turn = __atomic_fetch_add(&queue->committed, 1, __ATOMIC_SEQ_CST);
     pthread_create(&worker, NULL, work, self);
 }
 - (void)waitUntilCompleted
@@ -551,13 +567,16 @@ void sim_fail(id<MTLCommandBuffer> commands)
     ((SimCommandBuffer *)commands)->fails = YES;
 }
 
-@interface SimQueue : SimObject <MTLCommandQueue>
-@end
-
 @implementation SimQueue
 - (id<MTLCommandBuffer>)commandBuffer
 {
-    return sim_faulty(SIM_FAULT_NIL_COMMAND_BUFFER) ? nil : [[[SimCommandBuffer alloc] init] autorelease];
+    SimCommandBuffer *commands;
+    if (sim_faulty(SIM_FAULT_NIL_COMMAND_BUFFER)) {
+        return nil;
+    }
+    commands = [[[SimCommandBuffer alloc] init] autorelease];
+    commands->queue = [self retain];
+    return commands;
 }
 @end
 
@@ -625,12 +644,12 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
 - (id)architecture
 {
     SimArchitecture *architecture = [[[SimArchitecture alloc] init] autorelease];
-    architecture->letters = strstr(sim.name, "Ultra") ? @"applegpu_g14d" : strstr(sim.name, "Max") ? @"applegpu_g16s" : @"applegpu_g13g";
+    architecture->letters = strstr(sim.name, "Ultra") ? @"applegpu_g14d" : strstr(sim.name, "Max") || strstr(sim.name, "Pro") ? @"applegpu_g16s" : @"applegpu_g13g";
     return architecture;
 }
 - (BOOL)respondsToSelector:(SEL)selector
 {
-    return (selector != @selector(architecture) || sim.macos >= 1400) && [super respondsToSelector:selector];
+    return (!sel_isEqual(selector, @selector(architecture)) || sim.macos >= 1400) && [super respondsToSelector:selector];
 }
 - (NSString *)name
 {

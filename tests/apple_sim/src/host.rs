@@ -34,7 +34,7 @@ fn flags() -> Result<Vec<String>, String> {
         "-DANE_MATMUL_TEST_DOUBLE",
         "-DANE_MATMUL_APPLE_SHIMS",
         // Small enough that some cases run in parts.
-        "-DANE_METAL_COMMAND_MULTIPLICATIONS=262144",
+        "-DANE_METAL_MACS_PER_COMMAND_BUFFER=262144",
         "-pthread",
         "-fPIC",
         "-g",

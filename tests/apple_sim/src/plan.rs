@@ -103,7 +103,7 @@ pub struct Launch {
     pub threads: [u32; 3],
     pub threadgroup_bytes: u32,
     reserved0: u32,
-    row_multiplications: f64,
+    row_macs: f64,
     pub params: Params,
 }
 
@@ -125,7 +125,7 @@ pub struct Plan {
     pub launch_count: u32,
     pub swap_operands: u32,
     pub scratch_bytes: u64,
-    pub command_multiplications: u64,
+    pub macs_per_command_buffer: u64,
     pub launches: [Launch; 2],
 }
 
@@ -138,7 +138,7 @@ pub struct Overrides {
     pub partitions: u32,
     pub no_gemv: u32,
     pub no_vectors: u32,
-    pub command_multiplications: u64,
+    pub macs_per_command_buffer: u64,
 }
 
 /// The plan of a run of `rows` rows on a device of a class.

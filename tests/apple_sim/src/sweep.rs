@@ -199,13 +199,24 @@ fn planned_cases(random: &mut Random) -> Vec<Case> {
 fn parted_cases(random: &mut Random) -> Vec<Case> {
     let mut cases = Vec::new();
     for input in TYPES {
-        // A row of threadgroups of two tiles' width has 2 x 64 x 64 x 20 multiplications at most.
-        for command_multiplications in [1, 330_000, 1_000_000] {
+        // A row of threadgroups of two tiles' width has 2 x 64 x 64 x 20 multiply-adds at most.
+        for macs_per_command_buffer in [1, 330_000, 1_000_000] {
             for (batch, partitions) in [(1, 1), (3, 1), (1, 3), (2, 2)] {
-                let overrides = Overrides { command_multiplications, partitions, ..Overrides::default() };
+                let overrides = Overrides { macs_per_command_buffer, partitions, ..Overrides::default() };
                 let (m, n, k) = (150, 70, 20 * partitions as usize);
                 cases.push(vary(Case { m, n, k, input, overrides, ..Case::default() }, random));
                 cases.push(Case { batch, m, n, k, input, overrides, ..Case::default() });
+                let transpose_b = random.pick(&[false, true]);
+                cases.push(Case {
+                    batch: batch + 1,
+                    m: 1,
+                    n,
+                    k,
+                    transpose_b,
+                    input,
+                    overrides,
+                    ..Case::default()
+                });
             }
         }
     }

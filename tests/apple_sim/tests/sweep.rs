@@ -42,14 +42,15 @@ fn devices_are_classed_and_metal_3_0_has_no_bf16() {
     let (small, medium, large) = (0, 1, 2);
     for (architecture, name, class) in [
         ("applegpu_g13g", "Apple M1", small),
-        ("applegpu_g14g", "Apple M2 Pro", small),
+        ("applegpu_g14s", "Apple M2 Pro", medium),
         ("applegpu_g17p", "Apple A17 Pro GPU", small),
         ("applegpu_g13s", "Apple M1 Max", medium),
         ("applegpu_g14d", "Apple M2 Ultra", large),
         ("applegpu_g99d", "of a name not known", large),
         ("air64_v27", "Apple Paravirtual device", small),
-        ("(no text)", "Apple A17 Pro GPU", small),
-        ("(no text)", "Apple M1 Max", medium),
+        ("", "Apple A17 Pro GPU", small),
+        ("", "Apple M1 Pro", medium),
+        ("", "Apple M1 Max", medium),
         ("", "Apple M1 Ultra", large),
     ] {
         assert_eq!(device_class(&kernels, architecture, name), class, "{architecture}, {name}");

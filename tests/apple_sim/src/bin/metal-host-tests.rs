@@ -103,7 +103,7 @@ fn faults(host: &Host) {
             assert!(error.message().contains("planted GPU error"), "{}", error.message());
         }
         if status == EXCEPTION {
-            let text = if fault > 30 { "no NSException" } else { "planted exception" };
+            let text = if fault > 30 { "other than an NSException" } else { "planted exception" };
             assert!(error.message().contains(text), "fault {fault}: {}", error.message());
             assert_eq!(error.domain().is_empty(), fault > 30);
         }

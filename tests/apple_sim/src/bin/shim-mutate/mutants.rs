@@ -143,7 +143,16 @@ pub const MUTANTS: &[Mutant] = &[
         "const float x_value = float(half(x[k * p.ldb]));",
     ),
     metal("every part from the first row", "(p.first_y + group.y) * BM", "group.y * BM"),
-    metal("every part from the first plane", "p.first_z + group.z;", "group.z;"),
+    metal(
+        "every part from the first plane",
+        "const uint z = p.first_z + group.z;",
+        "const uint z = group.z;",
+    ),
+    metal(
+        "every part of gemv_rows from the first item",
+        "p.m - first);\n    const uint partition = p.first_y + group.y, item = p.first_z + group.z;",
+        "p.m - first);\n    const uint partition = group.y, item = group.z;",
+    ),
     metal("ReLU that hides NaN", "return x < 0.0f ? 0.0f : x;", "return x > 0.0f ? x : 0.0f;"),
     metal(
         "SiLU of minus infinity",
@@ -426,8 +435,8 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     graph(
         "the last command buffer is not asked",
-        "buffers[1] = [[[commands rootCommandBuffer] retain] autorelease];",
-        "buffers[1] = buffers[0];",
+        "buffers[1] = [[commands rootCommandBuffer] retain];",
+        "buffers[1] = [buffers[0] retain];",
     ),
     graph(
         "no lock while encoding",
@@ -559,8 +568,14 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     graph(
         "a setter of system 26 is sent to all",
-        "if (os_at_least(2600, 2600)) {",
+        "if ([descriptor respondsToSelector:@selector(setReducedPrecisionFastMath:)]) {",
         "if (os_at_least(1300, 1600)) {",
+    ),
+    graph("any number of multiply-adds", "(double)d->k > MAX_MACS) {", "(double)d->k > 8 * MAX_MACS) {"),
+    graph(
+        "a buffer between the first and the last is not waited for",
+        "        [last waitUntilCompleted];\n",
+        "",
     ),
     graph(
         "reduced precision unless asked for",
