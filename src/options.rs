@@ -208,8 +208,9 @@ impl CompileOptions {
     /// A product is found by its description, the contents of its weights, the shim and its version,
     /// the chip, the OS build, and the options that change what is compiled. Whatever does not match,
     /// or is not as it was saved, is compiled again and replaced. Backends that compile in no time
-    /// keep nothing and ignore this. [`crate::Report::from_package`] says what was done. To reclaim
-    /// the space, delete the directory.
+    /// keep nothing and ignore this; `mpsgraph` keeps products that are run with A alone: a constant B, no bias,
+    /// no residual. [`crate::Report::from_package`] says what was done, [`crate::Report::note`] why a product was
+    /// not kept. To reclaim the space, delete the directory.
     #[must_use]
     pub fn packages(mut self, directory: impl Into<PathBuf>) -> Self {
         self.packages = Some(directory.into());
