@@ -115,7 +115,7 @@ fn watched(name: &str) -> Option<String> {
 /// Says why a shim is not there: now, and later where its backend is asked for.
 fn leave_out(shim: &Shim, reason: &str) {
     let (name, reason) = (shim.name, one_line(reason));
-    if variable("ANE_MATMUL_REQUIRE_SHIMS") == "1" {
+    if !matches!(variable("ANE_MATMUL_REQUIRE_SHIMS").as_str(), "" | "0") {
         println!("cargo::error=the {name} shim cannot be built: {reason}");
     } else {
         println!("cargo::warning=built without the {name} shim: {reason}");
@@ -151,6 +151,10 @@ fn compiler() -> Result<Compiler, String> {
             "this host has no Apple SDK: set SDKROOT to one, or {usual} to a cross-compiler that brings one (docs/cross-compiling.md)"
         ));
     }
+    // A wrong path would end in a header that is not found.
+    if let Some(sdk) = watched("SDKROOT").filter(|sdk| Path::new(sdk).is_relative() || !Path::new(sdk).is_dir()) {
+        return Err(format!("SDKROOT={sdk} is not the absolute path of a directory; name an SDK of Apple's"));
+    }
     Ok(Compiler {
         deployment_target: chosen.is_none().then_some((name, oldest)),
         clang: !APPLE_HOST && !cross && watched("CC").is_none(),
@@ -175,8 +179,8 @@ fn build(shim: &Shim, compiler: &Compiler, version: &str) -> Result<(), String> 
         build.compiler("clang");
     }
     build.try_compile(shim.cfg).map_err(|error| {
-        println!("cargo::warning={}", one_line(&error.to_string()));
-        format!("{} did not compile for {}", shim.source, variable("TARGET"))
+        let hint = if APPLE_HOST { "" } else { "; see SDKROOT and CC_ in docs/cross-compiling.md" };
+        format!("{} did not compile for {}: {error}{hint}", shim.source, variable("TARGET"))
     })?;
     for framework in shim.frameworks {
         println!("cargo::rustc-link-lib=framework={framework}");

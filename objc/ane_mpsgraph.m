@@ -242,7 +242,7 @@ static ANEStatus check_support(ANEDevice *device, const ANEMatMulDesc *d, const 
     }
     fault = options->flags & ANE_OPTION_ALLOW_KNOWN_FAULTS ? NULL : known_fault(device, d, options);
     return fault ? REFUSE(err, ANE_REFUSAL_VENDOR_FAULT,
-                          "%s; use another backend, or allow known faults and check results", fault)
+                          "%s; use another backend, or set CompileOptions::allow_known_faults with a self-check", fault)
                  : ANE_STATUS_OK;
 }
 

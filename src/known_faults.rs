@@ -131,6 +131,9 @@ static TABLE: [KnownFault; 15] = [
 
 /// The faults of vendors' software that this crate knows, and what is done about each.
 ///
+/// All of them, whatever this machine is; [`crate::Backends::supports`] says whether a product meets one here. The table
+/// is made from public reports, none of which this project has seen for itself.
+///
 /// ```
 /// for fault in ane_matmul::known_faults() {
 ///     println!("{}: {} ({}): {:?}", fault.backend, fault.fault, fault.reference, fault.handling);

@@ -324,7 +324,7 @@ pub(crate) struct ProbeArgs {
     /// The device to ask for: unknown (no preference), cpu, gpu or neural-engine.
     #[arg(long, value_name = "DEVICE", default_value = "unknown")]
     pub(crate) device: Device,
-    /// Try what the backend refuses for a known fault of its vendor's.
+    /// Try what the backend refuses for a known fault of its vendor's; that it passes once proves nothing.
     #[arg(long)]
     pub(crate) allow_known_faults: bool,
     /// How long it may take before it is killed.
