@@ -152,7 +152,9 @@ fn compiler() -> Result<Compiler, String> {
         ));
     }
     // A wrong path would end in a header that is not found.
-    if let Some(sdk) = watched("SDKROOT").filter(|sdk| Path::new(sdk).is_relative() || !Path::new(sdk).is_dir()) {
+    if let Some(sdk) =
+        watched("SDKROOT").filter(|sdk| Path::new(sdk).is_relative() || !Path::new(sdk).is_dir())
+    {
         return Err(format!("SDKROOT={sdk} is not the absolute path of a directory; name an SDK of Apple's"));
     }
     Ok(Compiler {
@@ -179,8 +181,9 @@ fn build(shim: &Shim, compiler: &Compiler, version: &str) -> Result<(), String> 
         build.compiler("clang");
     }
     build.try_compile(shim.cfg).map_err(|error| {
-        let hint = if APPLE_HOST { "" } else { "; see SDKROOT and CC_ in docs/cross-compiling.md" };
-        format!("{} did not compile for {}: {error}{hint}", shim.source, variable("TARGET"))
+        let hint = if APPLE_HOST { "" } else { " (docs/cross-compiling.md has SDKROOT and CC_)" };
+        println!("cargo::warning={}{hint}", one_line(&error.to_string()));
+        format!("{} did not compile for {}", shim.source, variable("TARGET"))
     })?;
     for framework in shim.frameworks {
         println!("cargo::rustc-link-lib=framework={framework}");
