@@ -421,7 +421,6 @@ pub const MUTANTS: &[Mutant] = &[
         "if (which == OPERANDS || product->feed_count == OPERANDS) {\n            return NO;",
         "if (which == OPERANDS || product->feed_count == OPERANDS) {\n            continue;",
     ),
-    graph("missing wait for the first buffer", "    [buffers[0] waitUntilCompleted];\n", ""),
     graph("missing wait for the last buffer", "    [buffers[1] waitUntilCompleted];\n", ""),
     graph(
         "ignored status",
