@@ -29,6 +29,8 @@ struct Shim {
     /// Without CoreGraphics a command-line program on macOS is given no default Metal device
     /// (`MTLCreateSystemDefaultDevice`'s documentation).
     frameworks: &'static [&'static str],
+    /// It includes the source of the kernels.
+    kernels: bool,
 }
 
 const SHIMS: [Shim; 2] = [
@@ -44,6 +46,7 @@ const SHIMS: [Shim; 2] = [
             "MetalPerformanceShaders",
             "MetalPerformanceShadersGraph",
         ],
+        kernels: false,
     },
     Shim {
         name: "Metal",
@@ -51,6 +54,7 @@ const SHIMS: [Shim; 2] = [
         getter: "ane_metal_shim",
         cfg: "ane_matmul_metal",
         frameworks: &["Foundation", "CoreGraphics", "Metal"],
+        kernels: true,
     },
 ];
 
@@ -146,15 +150,14 @@ fn compiler() -> Result<Compiler, String> {
     let cross =
         [format!("CC_{target}"), usual.clone(), "TARGET_CC".into()].map(|name| watched(&name).is_some());
     let cross = cross.contains(&true);
-    if !APPLE_HOST && !cross && watched("SDKROOT").is_none() {
+    let sdk = watched("SDKROOT");
+    if !APPLE_HOST && !cross && sdk.is_none() {
         return Err(format!(
             "this host has no Apple SDK: set SDKROOT to one, or {usual} to a cross-compiler that brings one (docs/cross-compiling.md)"
         ));
     }
     // A wrong path would end in a header that is not found.
-    if let Some(sdk) =
-        watched("SDKROOT").filter(|sdk| Path::new(sdk).is_relative() || !Path::new(sdk).is_dir())
-    {
+    if let Some(sdk) = sdk.filter(|sdk| Path::new(sdk).is_relative() || !Path::new(sdk).is_dir()) {
         return Err(format!("SDKROOT={sdk} is not the absolute path of a directory; name an SDK of Apple's"));
     }
     Ok(Compiler {
@@ -165,9 +168,12 @@ fn compiler() -> Result<Compiler, String> {
 
 fn build(shim: &Shim, compiler: &Compiler, version: &str) -> Result<(), String> {
     let out = variable("OUT_DIR");
-    let kernels = metal_source::metal_source_header(Path::new("objc"))
-        .map_err(|error| format!("objc/matmul.metal: {error}"))?;
-    std::fs::write(Path::new(&out).join("ane_metal_source.h"), kernels).map_err(|error| error.to_string())?;
+    if shim.kernels {
+        let kernels = metal_source::metal_source_header(Path::new("objc"))
+            .map_err(|error| format!("objc/matmul.metal: {error}"))?;
+        std::fs::write(Path::new(&out).join("ane_metal_source.h"), kernels)
+            .map_err(|error| error.to_string())?;
+    }
 
     let mut build = cc::Build::new();
     build.file(shim.source).include("include").include("objc").include(&out);

@@ -108,10 +108,10 @@ expect() {
     [ "$passed" -ge "$least" ] || fail "$passed tests ran, at least $least were expected: $*"
 }
 
+# The library's features that build everywhere.
+library_features=evidence,half,ndarray,npy,profile,safetensors
 # One set of packages and features for all that is built of the workspace: another set would build the library,
 # which takes the longest, once more. `--lib`, `--test NAME` and the like choose among it.
-# Those that build everywhere; as a package of the workspace wants them.
-library_features=evidence,half,ndarray,npy,profile,safetensors
 features=ane-matmul/${library_features//,/,ane-matmul/}
 [ "$(uname -s)" = Darwin ] || features+=,ane-matmul/blas,ane-matmul-cli/blas
 all=(-p ane-matmul -p ane-matmul-cli -p ane-matmul-misuse --features "$features")

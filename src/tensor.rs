@@ -108,11 +108,12 @@ impl<T: Element> Tensor<T> {
         cols: usize,
         mut f: impl FnMut(usize, usize, usize) -> T,
     ) -> Result<Self> {
-        let mut data = alloc::with_capacity(count(batch, rows, cols)?, "a batch of matrices")?;
-        // Of rows without elements there may be more than anyone can count to.
-        let filled_rows = if cols == 0 { 0 } else { rows };
-        for item in 0..batch {
-            for row in 0..filled_rows {
+        let elements = count(batch, rows, cols)?;
+        let mut data = alloc::with_capacity(elements, "a batch of matrices")?;
+        // Of items and rows without elements there may be more than anyone can count to.
+        let items = if elements == 0 { 0 } else { batch };
+        for item in 0..items {
+            for row in 0..rows {
                 data.extend((0..cols).map(|col| f(item, row, col)));
             }
         }
@@ -127,11 +128,8 @@ impl<T: Element> Tensor<T> {
         let layout = *view.layout();
         let mut data =
             alloc::with_capacity(count(layout.batch(), layout.rows(), layout.cols())?, "a copy of a view")?;
-        let filled_rows = if layout.is_empty() { 0 } else { layout.rows() };
-        for item in 0..layout.batch() {
-            for row in 0..filled_rows {
-                data.extend_from_slice(view.row(item, row).unwrap_or_default());
-            }
+        for (item, row, _) in layout.row_spans() {
+            data.extend_from_slice(view.row(item, row).unwrap_or_default());
         }
         let batched = layout.batch() != 1;
         Ok(Self { data, batch: layout.batch(), rows: layout.rows(), cols: layout.cols(), batched })
@@ -143,10 +141,10 @@ impl<T: Element> Tensor<T> {
     /// [`Error::OutOfMemory`].
     pub fn transposed(&self) -> Result<Self> {
         let mut data = alloc::with_capacity(self.data.len(), "a transposed copy")?;
-        for item in 0..self.batch {
+        let items = if self.data.is_empty() { 0 } else { self.batch };
+        for item in 0..items {
             let start = item * self.rows * self.cols;
-            let filled_cols = if self.rows == 0 { 0 } else { self.cols };
-            for col in 0..filled_cols {
+            for col in 0..self.cols {
                 data.extend((0..self.rows).map(|row| self.data[start + row * self.cols + col]));
             }
         }
@@ -286,6 +284,9 @@ mod tests {
         assert_eq!(Tensor::from_view(empty.view()).unwrap().rows(), MANY);
         assert_eq!(empty.transposed().unwrap().transposed().unwrap().rows(), MANY);
         assert_eq!(crate::Weights::new(&empty).unwrap().layout().rows(), MANY);
+        let items = Tensor::<f32>::from_fn_batched(MANY, 1, 0, |_, _, _| 1.0).unwrap();
+        assert_eq!(Tensor::from_view(items.view()).unwrap().batch(), MANY);
+        assert_eq!(items.transposed().unwrap().batch(), MANY);
     }
 
     #[test]
