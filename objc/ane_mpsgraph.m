@@ -92,7 +92,7 @@ struct ANEMatMulExecutor {
 /* ---- questions ----------------------------------------------------------------------------- */
 
 /* The fault of MPSGraph's that a product meets here, with its public report; NULL where none is known. The table of
- * src/known_faults.rs lists them. iOS is taken to have what the macOS of its year has. */
+ * src/backend/known_faults.rs lists them. iOS is taken to have what the macOS of its year has. */
 static const char *known_fault(ANEDevice *device, const ANEMatMulDesc *d, const ANECompileOptions *options)
 {
     const BOOL apple9 = [device->device supportsFamily:FAMILY_APPLE9];

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::backend::BackendId;
-use crate::element::ElementType;
-use crate::options::Device;
-use crate::probe::ProbeVerdict;
-use crate::refusal::Refusal;
-use crate::self_check::Mismatch;
+use crate::backend::refusal::Refusal;
+use crate::description::element::ElementType;
+use crate::description::options::Device;
+use crate::verify::probe::ProbeVerdict;
+use crate::verify::self_check::Mismatch;
 
 /// [`std::result::Result`] with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -213,7 +213,7 @@ pub enum Error {
         "{0}; do not use this result: run on another backend or choose OnMismatch::RerunOnCpu, and please report it"
     )]
     WrongResult(Box<Mismatch>),
-    /// A probe came to no verdict ([`crate::probe`]).
+    /// A probe came to no verdict ([`crate::verify::probe`]).
     #[error("probe: {problem}")]
     Probe {
         /// What is wrong and what to do.

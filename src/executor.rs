@@ -6,20 +6,20 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backend::instant_start::InstantStart;
 use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
 use crate::cache::Weight;
+use crate::description::element::ElementType;
+use crate::description::layout::Layout;
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device, Threads};
+use crate::description::scales::Scales;
 use crate::dispatch::Basis;
-use crate::element::ElementType;
 use crate::error::{Error, Operand, Result};
-use crate::instant_start::InstantStart;
-use crate::layout::Layout;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device, Threads};
-use crate::scales::Scales;
-use crate::self_check::{CheckCounts, CheckSchedule, Mismatch, Prepared, RunCheck, SelfCheck};
-use crate::tensor::Tensor;
-use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
-use crate::weights::{Weights, check_nibbles};
+use crate::operands::tensor::Tensor;
+use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+use crate::operands::weights::{Weights, check_nibbles};
+use crate::verify::self_check::{CheckCounts, CheckSchedule, Mismatch, Prepared, RunCheck, SelfCheck};
 
 /// The operands of one run that are read.
 ///

@@ -64,84 +64,60 @@
     reason = "product names, exact comparisons, tables and flags are meant"
 )]
 
-pub mod accuracy;
-mod activation;
 mod alloc;
 mod backend;
 mod cache;
-mod calibrate;
+mod description;
 mod dispatch;
-mod element;
 mod error;
-#[cfg(feature = "evidence")]
-pub mod evidence;
 mod executor;
-#[cfg(feature = "half")]
-mod float16;
-mod instant_start;
-mod int4;
-#[cfg(feature = "ndarray")]
-mod interop_ndarray;
-mod known_faults;
-mod layout;
-mod machine;
-mod matmul;
-#[cfg(feature = "npy")]
-pub mod npy;
-mod options;
-mod package;
-mod private_dir;
-pub mod probe;
-mod profile;
-mod quantization;
-pub mod quantize;
+mod files;
+mod operands;
 mod random;
-mod refusal;
-#[cfg(feature = "safetensors")]
-pub mod safetensors;
-mod scales;
-mod self_check;
-#[allow(unsafe_code, reason = "memory of devices")]
-mod shared_buffer;
 #[allow(unsafe_code, reason = "foreign types")]
 mod sys;
-mod tensor;
-mod view;
-mod weights;
-#[cfg(any(feature = "npy", feature = "profile", feature = "safetensors"))]
-mod whole_file;
+mod verify;
 
-pub use activation::{Activation, UnknownActivation};
 pub use backend::auto::explain;
+pub use backend::instant_start::InstantStart;
+pub use backend::known_faults::{FaultHandling, KnownFault, known_faults};
+pub use backend::refusal::{Refusal, RefusalReason};
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use backend::set_blas_threads;
 pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, ShimLibrary, available};
 pub use cache::{CacheLimits, CacheStatistics, ProductCache};
-pub use calibrate::{CalibrateOptions, CalibrateProgress, Effort, calibrate};
+pub use description::activation::{Activation, UnknownActivation};
+pub use description::element::{Element, ElementType};
+pub use description::layout::Layout;
+pub use description::matmul::{ElementTypes, MatMul, MatMulBuilder};
+pub use description::options::{CompileOptions, Device, ThreadPool, Threads, UnknownDevice};
+pub use description::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
+pub use dispatch::calibrate::{CalibrateOptions, CalibrateProgress, Effort, calibrate};
+pub use dispatch::machine::MachineKey;
+pub use dispatch::profile::{Profile, Quarantine, Sample, Series, ShapeClass};
 pub use dispatch::{
     Basis, Candidate, Consequence, Explanation, Obstacle, ObstacleKind, Prediction, ProfileState, Verdict,
     why_not_neural_engine,
 };
-pub use element::{Element, ElementType};
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
 pub use executor::{Compiled, Executor, Inputs, Report, RunObservation};
-pub use instant_start::InstantStart;
-pub use int4::Int4View;
-pub use known_faults::{FaultHandling, KnownFault, known_faults};
-pub use layout::Layout;
-pub use machine::MachineKey;
-pub use matmul::{ElementTypes, MatMul, MatMulBuilder};
-pub use options::{CompileOptions, Device, ThreadPool, Threads, UnknownDevice};
-pub use profile::{Profile, Quarantine, Sample, Series, ShapeClass};
-pub use quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
-pub use refusal::{Refusal, RefusalReason};
-pub use self_check::{
+pub use operands::int4::Int4View;
+pub use operands::shared_buffer::SharedBuffer;
+pub use operands::tensor::Tensor;
+pub use operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+pub use operands::weights::Weights;
+pub use verify::self_check::{
     CheckCounts, CheckSchedule, Mismatch, OnMismatch, ResultChecker, SelfCheck, WrongElement,
 };
-pub use shared_buffer::SharedBuffer;
-pub use tensor::Tensor;
-pub use view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
-pub use weights::Weights;
+
+#[cfg(feature = "npy")]
+pub use files::npy;
+#[cfg(feature = "safetensors")]
+pub use files::safetensors;
+pub use operands::quantize;
+#[cfg(feature = "evidence")]
+pub use verify::evidence;
+pub use verify::{accuracy, probe};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

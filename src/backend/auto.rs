@@ -3,13 +3,13 @@
 use std::sync::{Arc, OnceLock};
 
 use super::{BUILT_IN, BackendId, BackendInfo, Backends};
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device};
+use crate::dispatch::profile::Profile;
 use crate::dispatch::{self, Basis, Explanation, Predictor, Ranked};
 use crate::error::{Error, Result};
 use crate::executor::Compiled;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device};
-use crate::profile::Profile;
-use crate::weights::Weights;
+use crate::operands::weights::Weights;
 
 /// The profile of a registry: given, or read when it is first needed.
 #[derive(Clone, Default)]

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use cblas_sys::{CBLAS_LAYOUT, CBLAS_TRANSPOSE, cblas_sgemm};
 
 use crate::backend::epilogue::Epilogue;
+use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs, f32_only};
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::Result;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device, Threads};
-use crate::refusal::{Refusal, RefusalReason};
-use crate::weights::Weights;
+use crate::operands::weights::Weights;
 
 #[cfg(target_vendor = "apple")]
 use accelerate_src as _;
@@ -220,7 +220,7 @@ pub(super) mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::view::{TensorView, TensorViewMut};
+    use crate::operands::view::{TensorView, TensorViewMut};
     use crate::{Activation, Operand};
 
     /// Held while the threads of the process's BLAS matter.

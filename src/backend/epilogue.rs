@@ -1,10 +1,10 @@
 //! What follows the sums of a product, element by element, in f32.
 
-use crate::activation::Activation;
 use crate::backend::f32_only::f32_view;
-use crate::layout::Layout;
-use crate::matmul::MatMul;
-use crate::view::{AnyView, TensorView};
+use crate::description::activation::Activation;
+use crate::description::layout::Layout;
+use crate::description::matmul::MatMul;
+use crate::operands::view::{AnyView, TensorView};
 
 /// The epilogue of one run, for backends whose library computes sums only.
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +70,7 @@ impl<'a> Epilogue<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matmul::MatMulBuilder;
+    use crate::description::matmul::MatMulBuilder;
 
     fn applied(builder: MatMulBuilder, bias: Option<&[f32]>, residual: Option<&[f32]>) -> (bool, Vec<f32>) {
         let product = builder.build().unwrap();

@@ -1,13 +1,13 @@
 //! What the backends that run f32 alone have in common.
 
+use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::backend::{BackendId, RunArgs};
-use crate::element::ElementType;
+use crate::description::element::ElementType;
+use crate::description::matmul::{ElementTypes, MatMul};
+use crate::description::options::{CompileOptions, Device};
+use crate::description::quantization::Quantization;
 use crate::error::{Error, NativeError, NativeStatus, Result};
-use crate::matmul::{ElementTypes, MatMul};
-use crate::options::{CompileOptions, Device};
-use crate::quantization::Quantization;
-use crate::refusal::{Refusal, RefusalReason};
-use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 
 /// Refuses everything but f32 on the CPU.
 pub(crate) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {

@@ -5,15 +5,15 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::{Arc, LazyLock};
 
+use crate::backend::instant_start::{InstantStart, WithInstantStart};
+use crate::backend::refusal::Refusal;
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device};
 use crate::error::{Error, Result};
 use crate::executor::{Compiled, RunObservation};
-use crate::instant_start::{InstantStart, WithInstantStart};
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device};
-use crate::refusal::Refusal;
-use crate::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
-use crate::view::{AnyView, AnyViewMut};
-use crate::weights::Weights;
+use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
+use crate::operands::view::{AnyView, AnyViewMut};
+use crate::operands::weights::Weights;
 
 pub(crate) mod auto;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
@@ -24,6 +24,9 @@ mod cpu;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
 mod epilogue;
 mod f32_only;
+pub(crate) mod instant_start;
+pub(crate) mod known_faults;
+pub(crate) mod refusal;
 #[allow(unsafe_code, reason = "shims are foreign code")]
 mod shim;
 #[cfg(test)]
@@ -403,9 +406,9 @@ pub(crate) fn supports(
 /// The refusal of a product that the profile of [`CompileOptions::quarantine`] keeps from a backend.
 #[cfg(feature = "profile")]
 pub(crate) fn quarantined(id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
-    use crate::refusal::RefusalReason;
+    use crate::backend::refusal::RefusalReason;
     let Some(path) = &options.quarantine else { return Ok(()) };
-    let profile = match crate::profile::Profile::load(path) {
+    let profile = match crate::dispatch::profile::Profile::load(path) {
         Ok(profile) => profile,
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::*;
+use crate::description::options::Threads;
+use crate::dispatch::machine::MachineKey;
+use crate::dispatch::profile::{Profile, Quarantine};
 use crate::executor::Inputs;
-use crate::machine::MachineKey;
-use crate::options::Threads;
-use crate::profile::{Profile, Quarantine};
-use crate::tensor::Tensor;
+use crate::operands::tensor::Tensor;
 
 /// A backend that says what it is told, and whose runs leave C as it is.
 #[derive(Default)]

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::backend::BackendId;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device, ThreadPool, Threads};
-use crate::self_check::SelfCheckKey;
-use crate::weights::Weights;
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device, ThreadPool, Threads};
+use crate::operands::weights::Weights;
+use crate::verify::self_check::SelfCheckKey;
 
 /// All that what is compiled depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -9,11 +9,11 @@ mod tests;
 use std::fmt;
 
 use crate::backend::{self, BackendId, Backends};
+use crate::description::matmul::MatMul;
+use crate::description::options::CompileOptions;
 use crate::error::{Error, Result};
 use crate::executor::Compiled;
-use crate::matmul::MatMul;
-use crate::options::CompileOptions;
-use crate::weights::Weights;
+use crate::operands::weights::Weights;
 
 use key::Key;
 use store::{Counts, Limits, Store};

@@ -11,7 +11,7 @@ use super::key::Key;
 use super::store::{Counts, Limits, Store};
 use super::*;
 use crate::backend::tests::Scripted;
-use crate::options::{ThreadPool, Threads};
+use crate::description::options::{ThreadPool, Threads};
 
 /// A value that weighs what it says, now and later.
 type Value = Arc<AtomicUsize>;

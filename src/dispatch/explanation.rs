@@ -5,10 +5,10 @@ use std::fmt::{self, Write as _};
 use super::neural_engine::{Obstacle, why_not_neural_engine};
 use super::predictor::{Predictor, Question};
 use super::rule;
+use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::backend::{Backend, BackendId};
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device, Threads};
-use crate::refusal::{Refusal, RefusalReason};
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device, Threads};
 
 /// What [`crate::Backends::explain`] says of a product.
 #[derive(Debug, Clone, PartialEq)]

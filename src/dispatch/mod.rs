@@ -1,9 +1,12 @@
-//! Which backend for which product, and why: the backend `auto`.
+//! Which backend for which product, and why: the backend `auto`, and the measurements that it goes by.
 
+pub(crate) mod calibrate;
 mod explanation;
+pub(crate) mod machine;
 mod model;
 mod neural_engine;
 mod predictor;
+pub(crate) mod profile;
 mod rule;
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! What a product takes, from what others took: a cost model fitted to the samples of a series, and the
 //! model's errors interpolated between them.
 
-use crate::matmul::ElementTypes;
-use crate::profile::{Sample, Series};
+use crate::description::matmul::ElementTypes;
+use crate::dispatch::profile::{Sample, Series};
 
 /// The cost of a run is a sum of these, each not negative: the call (launch), the items of the batch,
 /// arithmetic, operands that come with every run (copy), and all operands (bandwidth).

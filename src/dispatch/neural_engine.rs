@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::element::ElementType;
-use crate::matmul::MatMul;
-use crate::quantization::Quantization;
+use crate::description::element::ElementType;
+use crate::description::matmul::MatMul;
+use crate::description::quantization::Quantization;
 
 /// The largest dimension that the Neural Engine takes.
 const MAXIMUM_DIMENSION: usize = 16384;
@@ -208,7 +208,7 @@ fn this_system() -> Option<String> {
     let needed = "the Neural Engine is reached on macOS 13, iOS 16 and later";
     #[cfg(any(target_os = "macos", target_os = "ios"))]
     {
-        let version = crate::machine::sysctl(c"kern.osproductversion")?;
+        let version = crate::dispatch::machine::sysctl(c"kern.osproductversion")?;
         let major: u32 = version.split('.').next()?.parse().ok()?;
         let first = if cfg!(target_os = "macos") { 13 } else { 16 };
         if cfg!(not(target_arch = "aarch64")) {
@@ -223,7 +223,7 @@ fn this_system() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matmul::ElementTypes;
+    use crate::description::matmul::ElementTypes;
 
     const F16: ElementTypes = ElementTypes::uniform(ElementType::F16);
 

@@ -4,9 +4,9 @@ use std::sync::OnceLock;
 
 use super::model::{Model, Point, Times};
 use crate::backend::BackendId;
-use crate::matmul::MatMul;
-use crate::options::Device;
-use crate::profile::{Profile, Series};
+use crate::description::matmul::MatMul;
+use crate::description::options::Device;
+use crate::dispatch::profile::{Profile, Series};
 
 /// A profile that predicts; a series is fitted when it is first asked.
 #[derive(Debug)]
@@ -37,7 +37,10 @@ impl Predictor {
     /// Measurements that cannot be used, and why.
     #[cfg(feature = "profile")]
     pub(crate) fn unusable(problem: String) -> Self {
-        Self { problem: Some(problem), ..Self::new(Profile::new(crate::machine::MachineKey::here())) }
+        Self {
+            problem: Some(problem),
+            ..Self::new(Profile::new(crate::dispatch::machine::MachineKey::here()))
+        }
     }
 
     pub(crate) fn profile(&self) -> &Profile {

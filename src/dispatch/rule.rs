@@ -1,8 +1,8 @@
 //! The choice without a profile, by figures of this crate's predecessor.
 
 use crate::backend::BackendId;
-use crate::matmul::MatMul;
-use crate::options::Device;
+use crate::description::matmul::MatMul;
+use crate::description::options::Device;
 
 /// The operations of a product of 1024^3, from which a GPU won over the CPU's matrix unit, and how much it
 /// won by there, measured by this crate's predecessor on an M4 Max, f32: at 1024 Metal took 2644 us, Accelerate

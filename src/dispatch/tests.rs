@@ -2,16 +2,16 @@
 
 use super::predictor::{Predictor, Question};
 use super::*;
+use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::backend::{Backend, BackendId, CompiledProduct};
-use crate::calibrate::grid;
+use crate::description::matmul::{ElementTypes, MatMul};
+use crate::description::options::{CompileOptions, Device, Threads};
+use crate::dispatch::calibrate::grid;
+use crate::dispatch::machine::MachineKey;
+use crate::dispatch::profile::{Profile, Quarantine, Sample, Series};
 use crate::error::{Error, Result};
-use crate::machine::MachineKey;
-use crate::matmul::{ElementTypes, MatMul};
-use crate::options::{CompileOptions, Device, Threads};
-use crate::profile::{Profile, Quarantine, Sample, Series};
+use crate::operands::weights::Weights;
 use crate::random::Random;
-use crate::refusal::{Refusal, RefusalReason};
-use crate::weights::Weights;
 
 /// Compile time and run time of a product, in nanoseconds.
 type Cost = fn(&MatMul) -> (f64, f64);

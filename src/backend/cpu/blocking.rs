@@ -133,7 +133,7 @@ impl Caches {
 mod tests {
     use super::*;
     #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
-    use crate::options::Threads;
+    use crate::description::options::Threads;
 
     #[test]
     fn what_is_too_small_to_be_true_is_not_taken() {

@@ -1,7 +1,7 @@
 //! Memory for packed operands.
 
 use crate::error::Result;
-use crate::shared_buffer::{BufferMemory, HostMemory};
+use crate::operands::shared_buffer::{BufferMemory, HostMemory};
 
 /// Numbers that start on a cache line.
 pub(super) struct Buffer(HostMemory);

@@ -3,7 +3,7 @@
 use super::math;
 use super::product::Area;
 use super::simd::Simd;
-use crate::activation::Activation;
+use crate::description::activation::Activation;
 
 /// A part of C, and what follows its sums.
 #[derive(Debug, Clone, Copy)]

@@ -43,16 +43,16 @@ mod workers;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::backend::refusal::Refusal;
 use crate::backend::{Backend, CompiledProduct, Facts, Run, f32_only};
-use crate::element::ElementType;
+use crate::description::element::ElementType;
+use crate::description::layout::Layout;
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device, ThreadPool, Threads};
+use crate::description::quantization::QuantB;
 use crate::error::Result;
-use crate::layout::Layout;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device, ThreadPool, Threads};
-use crate::quantization::QuantB;
-use crate::refusal::Refusal;
-use crate::view::AnyView;
-use crate::weights::Weights;
+use crate::operands::view::AnyView;
+use crate::operands::weights::Weights;
 
 use blocking::{Blocking, Caches};
 use buffer::Buffer;

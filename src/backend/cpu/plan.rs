@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::ConstantB;
 use super::blocking::Blocking;
 use super::kernel::Kernels;
-use crate::activation::Activation;
-use crate::matmul::MatMul;
-use crate::options::ThreadPool;
+use crate::description::activation::Activation;
+use crate::description::matmul::MatMul;
+use crate::description::options::ThreadPool;
 
 /// B is read as it lies up to so many bytes: it stays in the first-level cache.
 const SMALL_BYTES: usize = 32 << 10;

@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::rendezvous::Rendezvous;
+use crate::description::options::ThreadPool;
 use crate::error::{Error, Result};
-use crate::options::ThreadPool;
 
 /// How long an idle thread looks for work before it sleeps: about the time that waking a sleeping
 /// thread takes on Linux, and longer than the gap between the products of a model.

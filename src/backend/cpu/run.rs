@@ -14,10 +14,10 @@ use super::workers::Workers;
 use super::{ConstantB, PackedB, matrix};
 use crate::backend::f32_only::{f32_view, not_f32, operands};
 use crate::backend::{BackendId, Run, RunArgs};
+use crate::description::layout::Layout;
 use crate::error::Result;
-use crate::layout::Layout;
-use crate::view::{AnyView, AnyViewMut, TensorView};
-use crate::weights::Weights;
+use crate::operands::view::{AnyView, AnyViewMut, TensorView};
+use crate::operands::weights::Weights;
 
 /// What an error calls the memory of an executor.
 const SCRATCH: &str = "packed operands";

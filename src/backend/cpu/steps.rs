@@ -7,7 +7,7 @@ use super::pack::{Matrix, Panels};
 use super::plan::{Method, Plan};
 use super::product::{Area, B, Part, Visitor, visit};
 use super::tile::Tile;
-use crate::activation::Activation;
+use crate::description::activation::Activation;
 
 /// Products of more tiles are not listed: deciding takes little of their time.
 const MAX_STEPS: usize = 64;

@@ -10,10 +10,10 @@ use super::split::Split;
 use super::steps::Steps;
 use super::{Cpu, CpuProduct, worthwhile_threads};
 use crate::backend::{Backend, CompiledProduct, RunArgs};
-use crate::layout::Layout;
-use crate::options::{CompileOptions, Device, Threads};
+use crate::description::layout::Layout;
+use crate::description::options::{CompileOptions, Device, Threads};
+use crate::operands::view::{TensorView, TensorViewMut};
 use crate::random::Random;
-use crate::view::{TensorView, TensorViewMut};
 use crate::{Activation, ElementTypes, MatMul, MatMulBuilder, Tensor, Weights};
 
 /// Blocks so small that modest products have several of each.

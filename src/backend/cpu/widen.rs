@@ -133,7 +133,7 @@ mod portable {
         #[cfg(feature = "half")]
         #[inline(always)]
         unsafe fn from_f16(from: *const u16) -> Self {
-            unsafe { Self::load(each_lane!(8, from, |bits| crate::float16::to_f32(half::f16::from_bits(bits))).as_ptr()) }
+            unsafe { Self::load(each_lane!(8, from, |bits| crate::operands::float16::to_f32(half::f16::from_bits(bits))).as_ptr()) }
         }
         #[cfg(feature = "half")]
         #[inline(always)]

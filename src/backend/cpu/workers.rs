@@ -4,8 +4,8 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::alloc;
+use crate::description::options::ThreadPool;
 use crate::error::{Error, Result};
-use crate::options::ThreadPool;
 
 /// Scratch memory for as many tasks as there are threads.
 ///

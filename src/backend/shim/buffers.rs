@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::table::Table;
 use super::{DeviceHandle, sys};
 use crate::error::{Error, NativeError, NativeStatus, Result};
-use crate::shared_buffer::{ALIGNMENT_BYTES, BufferMemory};
+use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory};
 
 /// Where the live buffers of a device lie.
 #[derive(Default)]

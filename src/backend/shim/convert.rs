@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use crate::activation::Activation;
 use crate::backend::RunArgs;
-use crate::element::ElementType;
+use crate::description::activation::Activation;
+use crate::description::element::ElementType;
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device, Threads};
+use crate::description::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
+use crate::description::scales::Scales;
 use crate::error::Result;
 use crate::executor::RunObservation;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device, Threads};
-use crate::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
-use crate::scales::Scales;
+use crate::operands::view::{AnyView, AnyViewMut};
+use crate::operands::weights::Weights;
 use crate::sys;
-use crate::view::{AnyView, AnyViewMut};
-use crate::weights::Weights;
 
 use super::buffers::Registry;
 use super::table::size_u32;
@@ -202,7 +202,7 @@ fn native_scale(scale: f32, element: ElementType) -> [u8; 4] {
     {
         let short = |[low, high]: [u8; 2]| [low, high, 0, 0];
         match element {
-            ElementType::F16 => return short(crate::float16::from_f32(scale).to_ne_bytes()),
+            ElementType::F16 => return short(crate::operands::float16::from_f32(scale).to_ne_bytes()),
             ElementType::Bf16 => return short(half::bf16::from_f32(scale).to_ne_bytes()),
             _ => {}
         }

@@ -11,16 +11,16 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, NativeStatus, Result};
 use crate::executor::RunObservation;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device, Threads};
-use crate::package::PackageStore;
-use crate::refusal::{Refusal, RefusalReason};
-use crate::shared_buffer::BufferMemory;
+use crate::files::package::PackageStore;
+use crate::operands::shared_buffer::BufferMemory;
+use crate::operands::weights::Weights;
 use crate::sys;
-use crate::weights::Weights;
 
 use buffers::{Registry, ShimBuffer};
 use table::{Table, characters, size_u32};

@@ -8,8 +8,8 @@ use std::path::Path;
 use libloading::Library;
 
 use crate::backend::BackendId;
+use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::error::{Error, NativeError, NativeStatus, Result};
-use crate::refusal::{Refusal, RefusalReason};
 use crate::sys;
 
 /// The size of version 1.0's table up to the slots that are foreseen but not used.
@@ -210,7 +210,7 @@ pub(super) unsafe fn load(path: &Path) -> Result<Table> {
     let problem = |problem: String| Error::Shim { path: path.into(), problem };
     // A bare name would be searched for in the system's library directories.
     let file = std::fs::canonicalize(path).map_err(|source| Error::io(path, "load", source))?;
-    let writable_by_others = crate::private_dir::writable_by_others(&file);
+    let writable_by_others = crate::files::private_dir::writable_by_others(&file);
     if let Some(who) = &writable_by_others {
         log::warn!("{} is code that this process runs, and {who}", file.display());
     }

@@ -2,7 +2,7 @@
  * graph.m - a test double of the part of MPSGraph that ane_mpsgraph.m uses. It computes on the CPU, and
  * is hostile: the order of feeds varies, results are NaN from encoding until a thread of its own writes
  * them, encoding may commit and continue in another command buffer, sums in f16 round at every step, an
- * executable from a package tells neither feeds nor targets, and what src/known_faults.rs says is wrong on a
+ * executable from a package tells neither feeds nor targets, and what src/backend/known_faults.rs says is wrong on a
  * chip or system is wrong here. Results say nothing of speed, placement or true precision.
  */
 #import <MetalPerformanceShadersGraph/MetalPerformanceShadersGraph.h>
@@ -133,7 +133,7 @@ static float broadcast(const Value *x, const Value *result, NSUInteger i)
     return x->v[at];
 }
 
-/* Whether this device and system get a product of these matrices wrong; the reports are in src/known_faults.rs. */
+/* Whether this device and system get a product of these matrices wrong; the reports are in src/backend/known_faults.rs. */
 static BOOL is_wrong(NSUInteger rank, NSUInteger m, NSUInteger n, NSUInteger k, MPSDataType type)
 {
     const long family = sim_family(), system = ane_sim_metal_macos();

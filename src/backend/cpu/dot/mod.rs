@@ -22,12 +22,12 @@ use super::typed;
 use super::{Cpu, typed::Plan};
 use crate::alloc;
 use crate::backend::{CompiledProduct, Facts, Run};
-use crate::element::ElementType::{Bf16, F16, F32, I8, I32, U8};
+use crate::description::element::ElementType::{Bf16, F16, F32, I8, I32, U8};
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device};
+use crate::description::quantization::{QuantA, QuantB, Quantization};
 use crate::error::Result;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device};
-use crate::quantization::{QuantA, QuantB, Quantization};
-use crate::weights::Weights;
+use crate::operands::weights::Weights;
 
 #[cfg_attr(
     not(any(target_arch = "x86_64", target_arch = "aarch64")),

@@ -15,9 +15,9 @@ use super::SET_WORDS;
 #[cfg(all(not(target_arch = "x86_64"), feature = "half"))]
 use super::words::Narrow;
 use super::words::lane_elements;
-use crate::element::ElementType;
-use crate::quantization::QuantA;
-use crate::view::AnyView;
+use crate::description::element::ElementType;
+use crate::description::quantization::QuantA;
+use crate::operands::view::AnyView;
 
 /// Whether the instruction takes the bytes of A for unsigned: that of x86-64 does, that of AArch64 not.
 const UNSIGNED: bool = cfg!(target_arch = "x86_64");

@@ -17,13 +17,13 @@ use super::super::workers::Workers;
 use super::rows::{SLACK_WORDS, Words, direct, has_subnormals, has_terms, offset, write};
 use super::words::{Packer, words};
 use super::{DotPlan, SET_WORDS};
-use crate::activation::Activation;
 use crate::alloc;
 use crate::backend::f32_only::not_f32;
 use crate::backend::{BackendId, Run, RunArgs};
-use crate::element::ElementType;
+use crate::description::activation::Activation;
+use crate::description::element::ElementType;
 use crate::error::Result;
-use crate::view::AnyView;
+use crate::operands::view::AnyView;
 
 /// Rows whose sums lie in scratch memory, where C cannot hold them: four strips of tiles.
 const ROWS_APART: usize = 56;

@@ -4,14 +4,14 @@ use super::super::Cpu;
 use super::super::kernel::{Lane, dot};
 use super::super::typed;
 use crate::backend::{CompiledProduct, RunArgs};
-use crate::element::ElementType;
-use crate::matmul::{ElementTypes, MatMul};
-use crate::options::{CompileOptions, Threads};
-use crate::quantization::{QuantA, QuantB, Quantization};
+use crate::description::element::ElementType;
+use crate::description::matmul::{ElementTypes, MatMul};
+use crate::description::options::{CompileOptions, Threads};
+use crate::description::quantization::{QuantA, QuantB, Quantization};
+use crate::operands::tensor::Tensor;
+use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+use crate::operands::weights::Weights;
 use crate::random::Random;
-use crate::tensor::Tensor;
-use crate::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
-use crate::weights::Weights;
 
 /// m, n, k: every kind of tile, words that are cut short, several blocks of k.
 const SHAPES: [[usize; 3]; 10] = [

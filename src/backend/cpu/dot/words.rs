@@ -12,12 +12,12 @@ use super::super::simd::avx512_words::interleave_pairs;
 #[cfg(target_arch = "x86_64")]
 use super::super::simd::avx512_words::interleave_quads;
 use crate::alloc;
+use crate::description::layout::Layout;
+use crate::description::matmul::MatMul;
+use crate::description::quantization::QuantB;
 use crate::error::Result;
-use crate::layout::Layout;
-use crate::matmul::MatMul;
-use crate::quantization::QuantB;
-use crate::view::AnyView;
-use crate::weights::Weights;
+use crate::operands::view::AnyView;
+use crate::operands::weights::Weights;
 
 /// The elements in a word.
 pub(super) const fn lane_elements(lane: Lane) -> usize {

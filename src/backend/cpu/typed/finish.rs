@@ -6,13 +6,13 @@ use half::slice::HalfFloatSliceExt;
 use super::super::finish::Finish;
 use super::super::kernel::Kernels;
 use super::load::load_run;
-use crate::activation::Activation;
-use crate::element::ElementType;
-use crate::layout::Layout;
-use crate::matmul::MatMul;
-use crate::quantization::QuantOutput;
-use crate::scales::Scales;
-use crate::view::{AnyView, AnyViewMut};
+use crate::description::activation::Activation;
+use crate::description::element::ElementType;
+use crate::description::layout::Layout;
+use crate::description::matmul::MatMul;
+use crate::description::quantization::QuantOutput;
+use crate::description::scales::Scales;
+use crate::operands::view::{AnyView, AnyViewMut};
 
 /// The epilogue and the output of one run.
 pub(in super::super) struct Output<'a> {
@@ -125,7 +125,7 @@ impl<'a> Output<'a> {
             #[cfg(feature = "half")]
             // SAFETY: as above, with C of this type.
             ElementType::F16 => unsafe {
-                crate::float16::from_f32_slice(self.place::<half::f16>(item, row, col, x.len()), x);
+                crate::operands::float16::from_f32_slice(self.place::<half::f16>(item, row, col, x.len()), x);
             },
             #[cfg(feature = "half")]
             // SAFETY: as above, with C of this type.

@@ -7,12 +7,12 @@ use super::super::kernel::{Kernels, halves};
 use super::super::pack::{Panels, packed_b_len};
 use super::super::widen::{Elements, WidenFn};
 use super::load::Part;
-use crate::element::ElementType::{Bf16, F16};
+use crate::description::element::ElementType::{Bf16, F16};
+use crate::description::matmul::MatMul;
+use crate::description::quantization::QuantB;
 use crate::error::Result;
-use crate::matmul::MatMul;
-use crate::quantization::QuantB;
-use crate::view::AnyView;
-use crate::weights::Weights;
+use crate::operands::view::AnyView;
+use crate::operands::weights::Weights;
 
 /// The panels of all items, shared by all products of the same weights.
 pub(super) struct HalfPanels {

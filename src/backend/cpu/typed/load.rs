@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::kernel::Kernels;
 use super::super::widen::Elements;
-use crate::view::AnyView;
+use crate::operands::view::AnyView;
 
 /// A part of op(X): rows and columns of one item.
 #[derive(Debug, Clone)]

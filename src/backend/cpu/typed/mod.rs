@@ -17,13 +17,13 @@ use super::blocking::Blocking;
 use super::kernel::Kernels;
 use super::{Cpu, worthwhile_threads};
 use crate::backend::{CompiledProduct, Facts, Run};
-use crate::element::ElementType;
+use crate::description::element::ElementType;
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device, ThreadPool};
+use crate::description::quantization::QuantB;
+use crate::description::scales::Scales;
 use crate::error::Result;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device, ThreadPool};
-use crate::quantization::QuantB;
-use crate::scales::Scales;
-use crate::weights::Weights;
+use crate::operands::weights::Weights;
 
 #[cfg(feature = "half")]
 use halves::HalfPanels;

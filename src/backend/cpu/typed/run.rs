@@ -17,11 +17,11 @@ use crate::backend::cpu::split::{Share, Split};
 use crate::backend::cpu::workers::Workers;
 use crate::backend::f32_only::not_f32;
 use crate::backend::{BackendId, Run, RunArgs};
-use crate::element::ElementType;
+use crate::description::element::ElementType;
+use crate::description::quantization::{QuantA, QuantB};
 use crate::error::Result;
-use crate::quantization::{QuantA, QuantB};
-use crate::view::AnyView;
-use crate::weights::Weights;
+use crate::operands::view::AnyView;
+use crate::operands::weights::Weights;
 
 /// The rows of a block of C: each number of B is used so often that its conversion costs little.
 const ROWS: usize = 168;

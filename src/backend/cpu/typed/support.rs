@@ -1,10 +1,10 @@
 //! What the CPU backend runs beside f32.
 
-use crate::element::ElementType::{self, Bf16, F16, F32, I4, I8, I32, U4, U8};
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device};
-use crate::quantization::{QuantA, QuantB, QuantOutput, Quantization};
-use crate::refusal::{Refusal, RefusalReason};
+use crate::backend::refusal::{Refusal, RefusalReason};
+use crate::description::element::ElementType::{self, Bf16, F16, F32, I4, I8, I32, U4, U8};
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device};
+use crate::description::quantization::{QuantA, QuantB, QuantOutput, Quantization};
 
 /// Refuses what [`super::compile`] cannot run.
 pub(in super::super) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {

@@ -2,12 +2,12 @@
 
 use super::super::buffer::Buffer;
 use super::super::typed::load::scale;
-use crate::element::ElementType;
+use crate::description::element::ElementType;
+use crate::description::matmul::MatMul;
+use crate::description::quantization::QuantB;
 use crate::error::{Error, Result};
-use crate::matmul::MatMul;
-use crate::quantization::QuantB;
-use crate::view::AnyView;
-use crate::weights::Weights;
+use crate::operands::view::AnyView;
+use crate::operands::weights::Weights;
 
 /// The rows of B (along k) that share a scale, at most `k`.
 pub(super) fn group_len(scheme: QuantB, k: usize) -> usize {

@@ -10,12 +10,12 @@ use super::super::typed::load::load_row;
 use super::super::workers::Workers;
 use super::Plan;
 use super::kernel::Panel;
-use crate::activation::Activation;
 use crate::backend::f32_only::f32_view;
 use crate::backend::{Run, RunArgs};
-use crate::element::ElementType;
+use crate::description::activation::Activation;
+use crate::description::element::ElementType;
 use crate::error::Result;
-use crate::view::{AnyView, TensorView};
+use crate::operands::view::{AnyView, TensorView};
 
 /// The rows of A that are kept at a time: in a second-level cache up to a k of some thousand.
 const ROWS: usize = 64;

@@ -5,11 +5,11 @@ use super::super::kernel::here;
 use super::super::{Cpu, typed};
 use super::{applies, compile_for};
 use crate::backend::{Backend as _, RunArgs};
-use crate::int4::pack;
-use crate::options::{CompileOptions, Threads};
-use crate::quantization::{NibbleOrder, QuantB, Quantization};
+use crate::description::options::{CompileOptions, Threads};
+use crate::description::quantization::{NibbleOrder, QuantB, Quantization};
+use crate::operands::int4::pack;
+use crate::operands::view::TensorViewMut;
 use crate::random::Random;
-use crate::view::TensorViewMut;
 use crate::{ElementType, ElementTypes, Int4View, Layout, MatMul, Tensor, Weights};
 
 const CACHES: Caches = Caches { l1_bytes: 1 << 15, l2_bytes: 1 << 19 };
@@ -72,7 +72,7 @@ fn check(cpu: &Cpu, (m, n, k): (usize, usize, usize), b: ElementType, scheme: Qu
         ElementType::I4 => Weights::new(Int4View::signed(&nibbles, layout, NibbleOrder::LowFirst).unwrap()),
         _ => Weights::new(Int4View::unsigned(&nibbles, layout, NibbleOrder::LowFirst).unwrap()),
     };
-    let (rows, cols) = crate::scales::shape_of_b(scheme, n, k).unwrap();
+    let (rows, cols) = crate::description::scales::shape_of_b(scheme, n, k).unwrap();
     let scales = Tensor::from_fn(rows, cols, |_, _| 0.01 + random.normal().abs() as f32).unwrap();
     let weights = weights.unwrap().with_scales(&scales).unwrap();
 

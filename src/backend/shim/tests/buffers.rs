@@ -2,12 +2,12 @@
 
 use super::mock::{assert_nothing_leaked, compile_on, mock, with_mock};
 use super::{STATUSES, thinned};
+use crate::backend::refusal::RefusalReason;
 use crate::error::{Error, NativeStatus};
 use crate::executor::Inputs;
-use crate::refusal::RefusalReason;
-use crate::shared_buffer::ALIGNMENT_BYTES;
+use crate::operands::shared_buffer::ALIGNMENT_BYTES;
+use crate::operands::view::{TensorView, TensorViewMut};
 use crate::sys;
-use crate::view::{TensorView, TensorViewMut};
 
 /// A page of the mock's.
 #[repr(align(256))]

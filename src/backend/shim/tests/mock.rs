@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char, c_void};
 use super::super::*;
 use crate::backend::Backends;
 use crate::executor::{Compiled, Inputs};
-use crate::tensor::Tensor;
+use crate::operands::tensor::Tensor;
 
 /// What the mock does and has seen; slots of one thread share it.
 #[derive(Default)]

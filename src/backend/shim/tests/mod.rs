@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::*;
 use crate::error::NativeStatus;
 use crate::executor::Inputs;
-use crate::tensor::Tensor;
+use crate::operands::tensor::Tensor;
 use mock::{assert_nothing_leaked, check, compile_on, good_table, mock, run_on, with_mock};
 
 /// Miri runs a fifth of the pairs, with every slot and every code among them.
@@ -208,7 +208,7 @@ fn what_a_run_observed_is_read_and_nothing_made_of_clocks_that_stand_still() {
 fn a_pool_of_the_callers_is_refused() {
     #[derive(Debug)]
     struct Inline;
-    impl crate::options::ThreadPool for Inline {
+    impl crate::description::options::ThreadPool for Inline {
         fn threads(&self) -> usize {
             1
         }
@@ -361,8 +361,8 @@ fn descriptions_reach_the_shim_unchanged() {
 
 #[test]
 fn scales_have_a_type_where_anything_is_quantised() {
-    use crate::matmul::ElementTypes;
-    use crate::quantization::{QuantA, QuantB, QuantOutput, Quantization};
+    use crate::description::matmul::ElementTypes;
+    use crate::description::quantization::{QuantA, QuantB, QuantOutput, Quantization};
     let of = |types: ElementTypes, quantization: Quantization| {
         let product = MatMul::builder(2, 3, 4).types(types).quantization(quantization).constant_b(true);
         convert::description(&product.build().unwrap()).type_scale

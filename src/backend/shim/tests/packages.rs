@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::mock::{Mock, assert_nothing_leaked, mock, with_mock};
 use super::{STATUSES, thinned};
+use crate::description::matmul::MatMul;
+use crate::description::options::{CompileOptions, Device};
 use crate::error::{Error, Result};
 use crate::executor::Report;
-use crate::matmul::MatMul;
-use crate::options::{CompileOptions, Device};
+use crate::operands::tensor::Tensor;
+use crate::operands::weights::Weights;
 use crate::sys;
-use crate::tensor::Tensor;
-use crate::weights::Weights;
 
 /// Compiles with packages in `directory`; says what the mock saw of it.
 fn compile(

@@ -2,14 +2,14 @@
 //! are none.
 
 use super::mock::{mock, with_mock};
-use crate::element::{Element, ElementType};
+use crate::description::element::{Element, ElementType};
+use crate::description::matmul::{ElementTypes, MatMul};
+use crate::description::options::CompileOptions;
+use crate::description::quantization::{QuantA, QuantB, QuantOutput, Quantization};
 use crate::error::Error;
-use crate::matmul::{ElementTypes, MatMul};
-use crate::options::CompileOptions;
-use crate::quantization::{QuantA, QuantB, QuantOutput, Quantization};
-use crate::tensor::Tensor;
-use crate::view::TensorView;
-use crate::weights::Weights;
+use crate::operands::tensor::Tensor;
+use crate::operands::view::TensorView;
+use crate::operands::weights::Weights;
 
 fn product(batch: usize, b: QuantB, scales: ElementType, constant_b: bool) -> MatMul {
     MatMul::builder(2, 3, 5)

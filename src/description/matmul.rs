@@ -1,0 +1,570 @@
+//! The description of a product: plain, validated data.
+
+use std::fmt;
+
+use crate::description::activation::Activation;
+use crate::description::element::ElementType;
+use crate::description::layout::Layout;
+use crate::description::quantization::{QuantA, QuantB, QuantOutput, Quantization};
+use crate::error::{Error, Operand, Result};
+
+/// The element types of a product's operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ElementTypes {
+    /// Of A.
+    pub a: ElementType,
+    /// Of B.
+    pub b: ElementType,
+    /// Of the sums over k.
+    pub accumulator: ElementType,
+    /// Of C and of the residual.
+    pub output: ElementType,
+    /// Of the bias.
+    pub bias: ElementType,
+    /// Of the scales of quantised operands.
+    pub scales: ElementType,
+}
+
+impl ElementTypes {
+    /// Everything in f32.
+    pub const F32: Self = Self::uniform(ElementType::F32);
+    /// bf16 inputs, the rest in f32.
+    pub const BF16: Self = Self { a: ElementType::Bf16, b: ElementType::Bf16, ..Self::F32 };
+    /// f16 inputs, the rest in f32.
+    pub const F16: Self = Self { a: ElementType::F16, b: ElementType::F16, ..Self::F32 };
+    /// int8 inputs, sums in int32, f32 output, bias and scales.
+    pub const INT8: Self =
+        Self { a: ElementType::I8, b: ElementType::I8, accumulator: ElementType::I32, ..Self::F32 };
+
+    /// The same type everywhere.
+    #[must_use]
+    pub const fn uniform(element: ElementType) -> Self {
+        Self { a: element, b: element, accumulator: element, output: element, bias: element, scales: element }
+    }
+}
+
+impl Default for ElementTypes {
+    fn default() -> Self {
+        Self::F32
+    }
+}
+
+/// A matrix product of fixed dimensions: `C = activation(alpha * op(A) op(B) + bias + residual)`
+/// for every item of a batch.
+///
+/// All matrices are row-major; `op(X)` is X or its transpose. A description is validated when it
+/// is built, compares and hashes by value, and holds no data.
+///
+/// ```
+/// use ane_matmul::{Activation, MatMul};
+///
+/// let layer = MatMul::builder(32, 3072, 768).constant_b(true).bias(true).activation(Activation::Gelu).build()?;
+/// assert_eq!(layer.to_string(), "32x3072x768 f32 constant B +bias gelu");
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MatMul {
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    transpose_a: bool,
+    transpose_b: bool,
+    constant_b: bool,
+    variable_m: bool,
+    bias: bool,
+    residual: Option<Layout>,
+    a: Layout,
+    b: Layout,
+    c: Layout,
+    types: ElementTypes,
+    quantization: Quantization,
+    alpha_bits: u32,
+    activation: Activation,
+}
+
+impl MatMul {
+    /// Starts the description of a product of an `m` x `k` and a `k` x `n` matrix.
+    pub fn builder(m: usize, n: usize, k: usize) -> MatMulBuilder {
+        MatMulBuilder {
+            batch: 1,
+            m,
+            n,
+            k,
+            transpose_a: false,
+            transpose_b: false,
+            constant_b: false,
+            variable_m: false,
+            bias: false,
+            residual: false,
+            strides: [Strides::default(); 4],
+            types: ElementTypes::default(),
+            quantization: Quantization::default(),
+            alpha: 1.0,
+            activation: Activation::None,
+        }
+    }
+
+    /// The plain f32 product of an `m` x `k` and a `k` x `n` matrix.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`].
+    pub fn new(m: usize, n: usize, k: usize) -> Result<Self> {
+        Self::builder(m, n, k).build()
+    }
+
+    /// The number of products in the batch.
+    #[must_use]
+    pub const fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The rows of op(A) and C: with [`MatMul::variable_m`] the largest number.
+    #[must_use]
+    pub const fn m(&self) -> usize {
+        self.m
+    }
+
+    /// The columns of op(B) and C.
+    #[must_use]
+    pub const fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The columns of op(A) and rows of op(B).
+    #[must_use]
+    pub const fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Whether A is stored k x m.
+    #[must_use]
+    pub const fn transpose_a(&self) -> bool {
+        self.transpose_a
+    }
+
+    /// Whether B is stored n x k.
+    #[must_use]
+    pub const fn transpose_b(&self) -> bool {
+        self.transpose_b
+    }
+
+    /// Whether B comes as [`crate::Weights`] when compiled, instead of with every run.
+    #[must_use]
+    pub const fn constant_b(&self) -> bool {
+        self.constant_b
+    }
+
+    /// Whether a run may use fewer rows than [`MatMul::m`].
+    #[must_use]
+    pub const fn variable_m(&self) -> bool {
+        self.variable_m
+    }
+
+    /// Whether every run adds a bias of n elements to each row.
+    #[must_use]
+    pub const fn has_bias(&self) -> bool {
+        self.bias
+    }
+
+    /// The layout of the matrix added to the product, if there is one.
+    #[must_use]
+    pub const fn residual(&self) -> Option<&Layout> {
+        self.residual.as_ref()
+    }
+
+    /// The layout of A as stored.
+    #[must_use]
+    pub const fn a(&self) -> &Layout {
+        &self.a
+    }
+
+    /// The layout of B as stored.
+    #[must_use]
+    pub const fn b(&self) -> &Layout {
+        &self.b
+    }
+
+    /// The layout of C.
+    #[must_use]
+    pub const fn c(&self) -> &Layout {
+        &self.c
+    }
+
+    /// The element types.
+    #[must_use]
+    pub const fn types(&self) -> &ElementTypes {
+        &self.types
+    }
+
+    /// The quantisation scheme.
+    #[must_use]
+    pub const fn quantization(&self) -> &Quantization {
+        &self.quantization
+    }
+
+    /// The factor of the product.
+    #[must_use]
+    pub const fn alpha(&self) -> f32 {
+        f32::from_bits(self.alpha_bits)
+    }
+
+    /// The function applied last.
+    #[must_use]
+    pub const fn activation(&self) -> Activation {
+        self.activation
+    }
+
+    /// The floating-point operations of one run at full m: `2 * batch * m * n * k`.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "a figure to divide by, not an index")]
+    pub fn flops(&self) -> f64 {
+        2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
+    }
+
+    /// The same product as `self` without bias, residual and activation, all else equal.
+    #[must_use]
+    pub fn linear_part(&self) -> Self {
+        Self { bias: false, residual: None, activation: Activation::None, ..self.clone() }
+    }
+
+    /// The layout of A for a run with `m` rows.
+    pub(crate) const fn a_for(&self, m: usize) -> Layout {
+        if self.transpose_a { self.a.with_cols(m) } else { self.a.with_rows(m) }
+    }
+
+    /// The layout of C for a run with `m` rows.
+    pub(crate) const fn c_for(&self, m: usize) -> Layout {
+        self.c.with_rows(m)
+    }
+}
+
+impl fmt::Display for MatMul {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.batch != 1 {
+            write!(f, "{} x ", self.batch)?;
+        }
+        write!(f, "{}x{}x{} {}", self.m, self.n, self.k, self.types.a)?;
+        for (set, text) in [
+            (self.types.b != self.types.a, format!(" x {}", self.types.b)),
+            (self.types.output != self.types.a, format!(" -> {}", self.types.output)),
+            (self.transpose_a, " A^T".into()),
+            (self.transpose_b, " B^T".into()),
+            (self.constant_b, " constant B".into()),
+            (self.variable_m, " variable m".into()),
+            (self.alpha().to_bits() != 1f32.to_bits(), format!(" alpha {}", self.alpha())),
+            (self.bias, " +bias".into()),
+            (self.residual.is_some(), " +residual".into()),
+            (self.activation != Activation::None, format!(" {}", self.activation)),
+        ] {
+            if set {
+                f.write_str(&text)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Strides {
+    leading_dimension: Option<usize>,
+    batch_stride: Option<usize>,
+}
+
+/// Collects the parts of a [`MatMul`]; every setter has a default.
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until build() is called"]
+pub struct MatMulBuilder {
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    transpose_a: bool,
+    transpose_b: bool,
+    constant_b: bool,
+    variable_m: bool,
+    bias: bool,
+    residual: bool,
+    strides: [Strides; 4],
+    types: ElementTypes,
+    quantization: Quantization,
+    alpha: f32,
+    activation: Activation,
+}
+
+fn strides_index(operand: Operand) -> Option<usize> {
+    match operand {
+        Operand::A => Some(0),
+        Operand::B => Some(1),
+        Operand::C => Some(2),
+        Operand::Residual => Some(3),
+        Operand::Bias | Operand::Scales => None,
+    }
+}
+
+impl MatMulBuilder {
+    /// The number of products; 1 by default.
+    pub const fn batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// A is stored k x m.
+    pub const fn transpose_a(mut self, transpose: bool) -> Self {
+        self.transpose_a = transpose;
+        self
+    }
+
+    /// B is stored n x k.
+    pub const fn transpose_b(mut self, transpose: bool) -> Self {
+        self.transpose_b = transpose;
+        self
+    }
+
+    /// B is given once, as [`crate::Weights`], when the product is compiled.
+    pub const fn constant_b(mut self, constant: bool) -> Self {
+        self.constant_b = constant;
+        self
+    }
+
+    /// A run may use fewer rows than m, without repacking; m becomes the largest number.
+    pub const fn variable_m(mut self, variable: bool) -> Self {
+        self.variable_m = variable;
+        self
+    }
+
+    /// Every run adds a vector of n elements to each row.
+    pub const fn bias(mut self, bias: bool) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// Every run adds a matrix of C's shape and type before the activation.
+    pub const fn residual(mut self, residual: bool) -> Self {
+        self.residual = residual;
+        self
+    }
+
+    /// The leading dimension of an operand as stored, in elements; by default its columns.
+    ///
+    /// It has no meaning for bias and scales, where it is ignored.
+    pub fn leading_dimension(mut self, operand: Operand, elements: usize) -> Self {
+        if let Some(index) = strides_index(operand) {
+            self.strides[index].leading_dimension = Some(elements);
+        }
+        self
+    }
+
+    /// The distance between items of the batch, in elements; by default rows x leading dimension.
+    /// 0 shares one matrix among all items, which C may not.
+    ///
+    /// It has no meaning for bias and scales, where it is ignored.
+    pub fn batch_stride(mut self, operand: Operand, elements: usize) -> Self {
+        if let Some(index) = strides_index(operand) {
+            self.strides[index].batch_stride = Some(elements);
+        }
+        self
+    }
+
+    /// The element types; [`ElementTypes::F32`] by default.
+    pub const fn types(mut self, types: ElementTypes) -> Self {
+        self.types = types;
+        self
+    }
+
+    /// The quantisation scheme; none by default.
+    pub const fn quantization(mut self, quantization: Quantization) -> Self {
+        self.quantization = quantization;
+        self
+    }
+
+    /// The factor of the product; 1 by default. 0 multiplies like any other number: it does not
+    /// hide NaN or infinity in A and B.
+    pub const fn alpha(mut self, alpha: f32) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// The function applied last; none by default.
+    pub const fn activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Validates the description.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`], [`Error::LeadingDimension`], [`Error::Accumulator`] when a sum over
+    /// k could overflow an integer accumulator, and [`Error::Description`] for the rest: items of C
+    /// that overlap, a factor that is not finite, contradictory types or quantisation.
+    pub fn build(self) -> Result<MatMul> {
+        let (rows_a, cols_a) = if self.transpose_a { (self.k, self.m) } else { (self.m, self.k) };
+        let (rows_b, cols_b) = if self.transpose_b { (self.n, self.k) } else { (self.k, self.n) };
+        let a = self.layout(0, rows_a, cols_a)?;
+        let b = self.layout(1, rows_b, cols_b)?;
+        let c = self.layout(2, self.m, self.n)?;
+        let residual = if self.residual { Some(self.layout(3, self.m, self.n)?) } else { None };
+        if self.batch > 1 && c.batch_stride() < c.item_span() {
+            return Err(Error::Description {
+                problem: format!(
+                    "items of C overlap: batch stride {} for {} elements each",
+                    c.batch_stride(),
+                    c.item_span()
+                ),
+                help: "give C a batch stride of at least rows x leading dimension",
+            });
+        }
+        if !self.alpha.is_finite() {
+            return Err(Error::Description {
+                problem: format!("alpha is {}", self.alpha),
+                help: "pass a finite factor",
+            });
+        }
+        self.check_types()?;
+        self.check_accumulator()?;
+        Ok(MatMul {
+            batch: self.batch,
+            m: self.m,
+            n: self.n,
+            k: self.k,
+            transpose_a: self.transpose_a,
+            transpose_b: self.transpose_b,
+            constant_b: self.constant_b,
+            variable_m: self.variable_m,
+            bias: self.bias,
+            residual,
+            a,
+            b,
+            c,
+            types: self.types,
+            quantization: self.quantization,
+            alpha_bits: self.alpha.to_bits(),
+            activation: self.activation,
+        })
+    }
+
+    fn layout(&self, index: usize, rows: usize, cols: usize) -> Result<Layout> {
+        let strides = self.strides[index];
+        let leading_dimension = strides.leading_dimension.unwrap_or(cols);
+        let batch_stride = match strides.batch_stride {
+            Some(stride) => stride,
+            None => rows
+                .checked_mul(leading_dimension)
+                .ok_or(Error::SizeOverflow { what: "rows x leading dimension" })?,
+        };
+        Layout::strided(self.batch, rows, cols, leading_dimension, batch_stride)
+    }
+
+    fn check_types(&self) -> Result<()> {
+        let types = &self.types;
+        let quantization = &self.quantization;
+        let problem = |problem: String, help| Err(Error::Description { problem, help });
+        if types.a.is_float() && types.b.is_float() && !types.accumulator.is_float() {
+            return problem(
+                format!("{} x {} cannot be summed in {}", types.a, types.b, types.accumulator),
+                "use a floating-point accumulator",
+            );
+        }
+        if self.bias && !types.bias.is_float() && types.bias != ElementType::I32 {
+            return problem(format!("a bias of type {}", types.bias), "use a floating-point or i32 bias");
+        }
+        if let QuantA::Static { zero_point } = quantization.a {
+            check_zero_point(Operand::A, types.a, zero_point)?;
+        }
+        if quantization.a == QuantA::DynamicPerRow && !types.a.is_float() {
+            return problem(
+                format!("A of type {} cannot be quantised per row at run time", types.a),
+                "pass a floating-point A or a static scale",
+            );
+        }
+        if quantization.b != QuantB::None {
+            check_zero_point(Operand::B, types.b, quantization.b.zero_point())?;
+        }
+        if let QuantB::PerGroup { group_size: 0, .. } = quantization.b {
+            return problem("a group size of 0".into(), "use a group of at least one row, such as 128");
+        }
+        if let QuantOutput::Static { zero_point } = quantization.output {
+            check_zero_point(Operand::C, types.output, zero_point)?;
+        }
+        Ok(())
+    }
+
+    fn check_accumulator(&self) -> Result<()> {
+        let types = &self.types;
+        let magnitude_a = match self.quantization.a {
+            // Quantised to -127 to 127 when the product runs.
+            QuantA::DynamicPerRow => Some(127),
+            QuantA::None | QuantA::Static { .. } => magnitude(types.a, self.quantization.a.zero_point()),
+        };
+        let (Some(a), Some(b)) = (magnitude_a, magnitude(types.b, self.quantization.b.zero_point())) else {
+            return Ok(());
+        };
+        let limit = match types.accumulator {
+            ElementType::I32 => i64::from(i32::MAX),
+            accumulator if accumulator.is_float() => return Ok(()),
+            accumulator => {
+                return Err(Error::Description {
+                    problem: format!("{} x {} cannot be summed in {accumulator}", types.a, types.b),
+                    help: "use i32 or f32 as the accumulator",
+                });
+            }
+        };
+        let maximum = usize::try_from(limit / a.saturating_mul(b)).unwrap_or(usize::MAX);
+        if self.k > maximum {
+            return Err(Error::Accumulator {
+                k: self.k,
+                maximum,
+                accumulator: types.accumulator,
+                a: types.a,
+                b: types.b,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The smallest and largest integer of a type, or `None` for floats.
+const fn integer_range(element: ElementType) -> Option<(i64, i64)> {
+    match element {
+        ElementType::I32 => Some((i32::MIN as i64, i32::MAX as i64)),
+        ElementType::I8 => Some((-128, 127)),
+        ElementType::U8 => Some((0, 255)),
+        ElementType::I4 => Some((-8, 7)),
+        ElementType::U4 => Some((0, 15)),
+        _ => None,
+    }
+}
+
+/// The largest magnitude of an integer of the type, before and after its zero point is subtracted.
+fn magnitude(element: ElementType, zero_point: i32) -> Option<i64> {
+    let (low, high) = integer_range(element)?;
+    let zero = i64::from(zero_point);
+    Some(low.abs().max(high).max((low - zero).abs()).max((high - zero).abs()))
+}
+
+fn check_zero_point(operand: Operand, element: ElementType, zero_point: i32) -> Result<()> {
+    match integer_range(element) {
+        None => Err(Error::Description {
+            problem: format!("{operand} of type {element} has a static scale"),
+            help: "quantised operands are integers: use i8, u8, i4 or u4",
+        }),
+        Some((low, high)) if !(low..=high).contains(&i64::from(zero_point)) => Err(Error::Description {
+            problem: format!("{operand}: zero point {zero_point} is no {element} ({low} to {high})"),
+            help: "use a zero point within the range of the type",
+        }),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_may_be_summed_in_floats() {
+        let types = ElementTypes { accumulator: ElementType::F32, ..ElementTypes::INT8 };
+        assert!(MatMul::builder(2, 3, 4).types(types).build().is_ok());
+        let types = ElementTypes { accumulator: ElementType::I8, ..ElementTypes::INT8 };
+        assert!(MatMul::builder(2, 3, 4).types(types).build().is_err());
+    }
+}

@@ -1,0 +1,457 @@
+//! Constant operands: a handle that products of different m share.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use crate::alloc;
+use crate::description::element::{Element, ElementType};
+use crate::description::layout::Layout;
+use crate::description::matmul::MatMul;
+use crate::description::quantization::{NibbleOrder, QuantB};
+use crate::description::scales::is_scale;
+use crate::error::{Error, Operand, Result};
+use crate::operands::int4::Int4View;
+use crate::operands::tensor::Tensor;
+use crate::operands::view::{AnyView, TensorView};
+
+/// Memory that a [`Weights`] handle can keep alive and read, such as a file map.
+pub(crate) trait Source<T>: Send + Sync {
+    fn elements(&self) -> &[T];
+}
+
+impl<T: Send + Sync> Source<T> for Vec<T> {
+    fn elements(&self) -> &[T] {
+        self
+    }
+}
+
+pub(crate) enum Data {
+    F64(Box<dyn Source<f64>>),
+    F32(Box<dyn Source<f32>>),
+    #[cfg(feature = "half")]
+    F16(Box<dyn Source<half::f16>>),
+    #[cfg(feature = "half")]
+    Bf16(Box<dyn Source<half::bf16>>),
+    I32(Box<dyn Source<i32>>),
+    I8(Box<dyn Source<i8>>),
+    U8(Box<dyn Source<u8>>),
+    Int4 {
+        bytes: Box<dyn Source<u8>>,
+        signed: bool,
+        order: NibbleOrder,
+    },
+}
+
+#[cfg(feature = "safetensors")]
+macro_rules! data_from {
+    ($($(#[$meta:meta])* $variant:ident: $rust:ty,)*) => {$(
+        $(#[$meta])*
+        impl From<Box<dyn Source<$rust>>> for Data {
+            fn from(source: Box<dyn Source<$rust>>) -> Self {
+                Self::$variant(source)
+            }
+        }
+    )*};
+}
+
+#[cfg(feature = "safetensors")]
+data_from! {
+    F32: f32,
+    F16: half::f16,
+    Bf16: half::bf16,
+    I8: i8,
+    U8: u8,
+}
+
+/// What a backend made of some weights: which kernels, whether they are stored transposed, and what
+/// their integers mean.
+type DerivedKey = (&'static str, bool, QuantB);
+
+struct Inner {
+    id: u64,
+    data: Arc<Data>,
+    layout: Layout,
+    /// Packed, positive and finite.
+    scales: Option<Weights>,
+    hash: OnceLock<[u8; 32]>,
+    derived: Mutex<Vec<(DerivedKey, Weak<dyn Any + Send + Sync>)>>,
+    /// Handles outside of products hold it.
+    named: Weak<()>,
+}
+
+/// A constant B: given once when a product is compiled, shared by as many products as fit it.
+///
+/// Cloning shares. Two handles are equal when they are the same handle ([`Weights::id`]); equal
+/// contents have equal [`Weights::content_hash`]es.
+#[derive(Clone)]
+pub struct Weights(
+    Arc<Inner>,
+    #[expect(dead_code, reason = "held to be counted: `Inner::named`")] Option<Arc<()>>,
+);
+
+impl Weights {
+    /// Copies a matrix, or a batch of them, as stored (with `transpose_b` it is n x k).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new<'a>(b: impl Into<AnyView<'a>>) -> Result<Self> {
+        const WHAT: &str = "a copy of the weights";
+        let b = b.into();
+        let layout = *b.layout();
+        let data = match b {
+            AnyView::F64(view) => Data::F64(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::F32(view) => Data::F32(Box::new(alloc::copied(view.data(), WHAT)?)),
+            #[cfg(feature = "half")]
+            AnyView::F16(view) => Data::F16(Box::new(alloc::copied(view.data(), WHAT)?)),
+            #[cfg(feature = "half")]
+            AnyView::Bf16(view) => Data::Bf16(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::I32(view) => Data::I32(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::I8(view) => Data::I8(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::U8(view) => Data::U8(Box::new(alloc::copied(view.data(), WHAT)?)),
+            AnyView::Int4(view) => Data::Int4 {
+                bytes: Box::new(alloc::copied(view.bytes(), WHAT)?),
+                signed: view.element_type() == ElementType::I4,
+                order: view.nibble_order(),
+            },
+        };
+        Ok(Self::from_data(data, layout))
+    }
+
+    /// Takes over an f32 tensor without a copy.
+    #[must_use]
+    pub fn from_tensor(b: Tensor<f32>) -> Self {
+        let layout = *b.view().layout();
+        Self::from_data(Data::F32(Box::new(b.into_vec())), layout)
+    }
+
+    /// Keeps memory that something else owns, such as a file map.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn from_source<T: Element>(source: impl Source<T> + 'static, layout: Layout) -> Self
+    where
+        Box<dyn Source<T>>: Into<Data>,
+    {
+        let source: Box<dyn Source<T>> = Box::new(source);
+        Self::from_data(source.into(), layout)
+    }
+
+    fn from_data(data: Data, layout: Layout) -> Self {
+        Self::from_shared(Arc::new(data), layout, None)
+    }
+
+    fn from_shared(data: Arc<Data>, layout: Layout, scales: Option<Weights>) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let name = Arc::new(());
+        let named = Arc::downgrade(&name);
+        let inner =
+            Inner { id, data, layout, scales, hash: OnceLock::new(), derived: Mutex::default(), named };
+        Self(Arc::new(inner), Some(name))
+    }
+
+    /// The handle that a product keeps.
+    pub(crate) fn for_product(&self) -> Self {
+        Self(Arc::clone(&self.0), None)
+    }
+
+    /// Whether a handle is left that is neither a product's nor a clone of one.
+    pub(crate) fn can_be_named(&self) -> bool {
+        self.0.named.strong_count() > 0
+    }
+
+    /// The same elements, which are shared, with the scales of a quantised B: a new handle.
+    ///
+    /// `scales` are f32, or f16 and bf16 with the feature `half`, of the shape that the scheme of the
+    /// product ([`QuantB`]) asks for: 1 x 1 for one scale, 1 x n for one of each column, and
+    /// ceil(k / group size) x n for groups along k, whether or not B is stored transposed. Items of a
+    /// batch share one such matrix, or have one each. Shape and type are checked when a product is
+    /// compiled.
+    ///
+    /// # Errors
+    /// [`Error::Scale`] for a scale that is not positive and finite; [`Error::Description`] for scales
+    /// of another type; [`Error::OutOfMemory`].
+    pub fn with_scales<'a>(&self, scales: impl Into<AnyView<'a>>) -> Result<Self> {
+        let scales = scales.into();
+        let element = scales.element_type();
+        if !matches!(element, ElementType::F32 | ElementType::F16 | ElementType::Bf16) {
+            return Err(Error::Description {
+                problem: format!("scales of type {element}"),
+                help: "use f32, f16 or bf16",
+            });
+        }
+        let layout = Layout::packed(scales.layout().batch(), scales.layout().rows(), scales.layout().cols())?;
+        for (index, (item, row, col)) in elements(&layout).enumerate() {
+            let value = narrowed(scales.get(item, row, col));
+            if !is_scale(value) {
+                return Err(Error::Scale { index, value, element });
+            }
+        }
+        let scales = match scales {
+            AnyView::F32(view) => Self::new(&Tensor::from_view(view)?)?,
+            #[cfg(feature = "half")]
+            AnyView::F16(view) => Self::new(&Tensor::from_view(view)?)?,
+            #[cfg(feature = "half")]
+            AnyView::Bf16(view) => Self::new(&Tensor::from_view(view)?)?,
+            other => Self::new(other)?,
+        };
+        let same = Self::from_shared(Arc::clone(&self.0.data), self.0.layout, Some(scales));
+        Ok(same)
+    }
+
+    /// The scales of a quantised B, if they were added.
+    #[must_use]
+    pub fn scales(&self) -> Option<AnyView<'_>> {
+        self.0.scales.as_ref().map(Self::view)
+    }
+
+    /// A number that no other handle of this process has, its clones excepted.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// Shape and strides as stored.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    /// The type of the elements.
+    #[must_use]
+    pub fn element_type(&self) -> ElementType {
+        self.view().element_type()
+    }
+
+    /// The elements.
+    #[must_use]
+    pub fn view(&self) -> AnyView<'_> {
+        fn view<T: Element>(source: &dyn Source<T>, layout: Layout) -> AnyView<'_> {
+            TensorView::from_parts(source.elements(), layout).erased()
+        }
+        let layout = self.0.layout;
+        match &*self.0.data {
+            Data::F64(source) => view(source.as_ref(), layout),
+            Data::F32(source) => view(source.as_ref(), layout),
+            #[cfg(feature = "half")]
+            Data::F16(source) => view(source.as_ref(), layout),
+            #[cfg(feature = "half")]
+            Data::Bf16(source) => view(source.as_ref(), layout),
+            Data::I32(source) => view(source.as_ref(), layout),
+            Data::I8(source) => view(source.as_ref(), layout),
+            Data::U8(source) => view(source.as_ref(), layout),
+            Data::Int4 { bytes, signed, order } => {
+                Int4View::from_parts(bytes.elements(), layout, *signed, *order).into()
+            }
+        }
+    }
+
+    /// BLAKE3 over element type, shape and elements (gaps between rows left out), and over those of the
+    /// scales where there are any: the same for the same contents, in every process. Computed once, when first asked for.
+    #[must_use]
+    pub fn content_hash(&self) -> &[u8; 32] {
+        self.0.hash.get_or_init(|| {
+            let mut hasher = blake3::Hasher::new();
+            let view = self.view();
+            let layout = view.layout();
+            hasher.update(
+                format!("{}:{}x{}x{}:", view.element_type(), layout.batch(), layout.rows(), layout.cols())
+                    .as_bytes(),
+            );
+            match view {
+                AnyView::F64(view) => hash_rows(&mut hasher, view, f64::to_le_bytes),
+                AnyView::F32(view) => hash_rows(&mut hasher, view, f32::to_le_bytes),
+                #[cfg(feature = "half")]
+                AnyView::F16(view) => hash_rows(&mut hasher, view, half::f16::to_le_bytes),
+                #[cfg(feature = "half")]
+                AnyView::Bf16(view) => hash_rows(&mut hasher, view, half::bf16::to_le_bytes),
+                AnyView::I32(view) => hash_rows(&mut hasher, view, i32::to_le_bytes),
+                AnyView::I8(view) => hash_rows(&mut hasher, view, i8::to_le_bytes),
+                AnyView::U8(view) => hash_rows(&mut hasher, view, u8::to_le_bytes),
+                AnyView::Int4(view) => {
+                    // One element to a byte: the order within a byte does not count.
+                    for (item, row, col) in elements(view.layout()) {
+                        hasher.update(&view.get(item, row, col).unwrap_or_default().to_le_bytes());
+                    }
+                }
+            }
+            if let Some(scales) = &self.0.scales {
+                hasher.update(b"scales:");
+                hasher.update(scales.content_hash());
+            }
+            *hasher.finalize().as_bytes()
+        })
+    }
+
+    /// What `make` makes of these weights, once for all products that use it at the same time.
+    pub(crate) fn derived<T: Send + Sync + 'static>(
+        &self,
+        key: DerivedKey,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<Arc<T>> {
+        // Held while it is made, so that it is made once.
+        let mut derived = self.0.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        derived.retain(|(_, value)| value.strong_count() > 0);
+        let found = derived.iter().filter(|(of, _)| *of == key).find_map(|(_, value)| value.upgrade());
+        if let Some(value) = found.and_then(|value| value.downcast().ok()) {
+            return Ok(value);
+        }
+        let value = Arc::new(make()?);
+        let erased: Arc<dyn Any + Send + Sync> = Arc::clone(&value) as _;
+        derived.push((key, Arc::downgrade(&erased)));
+        Ok(value)
+    }
+
+    /// Checks that these weights are the B of a product, with the scales that it asks for.
+    pub(crate) fn check(&self, product: &MatMul) -> Result<()> {
+        let (element, expected) = (product.types().b, product.b());
+        if self.element_type() != element {
+            return Err(Error::Type { operand: Operand::B, expected: element, got: self.element_type() });
+        }
+        if !self.0.layout.addresses_same(expected) {
+            return Err(Error::Shape {
+                operand: Operand::B,
+                expected: expected.to_string(),
+                got: self.0.layout.to_string(),
+            });
+        }
+        check_nibbles(product, &self.view())?;
+        crate::description::scales::check_b(product, self.scales())
+    }
+}
+
+/// Checks that 4-bit elements lie in the described order.
+pub(crate) fn check_nibbles(product: &MatMul, b: &AnyView<'_>) -> Result<()> {
+    match b {
+        AnyView::Int4(view) if view.nibble_order() != product.quantization().nibble_order => {
+            Err(Error::Description {
+                problem: format!(
+                    "B's 4-bit elements are in the order {:?}, the description says {:?}",
+                    view.nibble_order(),
+                    product.quantization().nibble_order
+                ),
+                help: "set Quantization::nibble_order to that of the data",
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Item, row and column of every element.
+fn elements(layout: &Layout) -> impl Iterator<Item = (usize, usize, usize)> {
+    let (batch, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
+    (0..batch).flat_map(move |item| (0..rows).flat_map(move |row| (0..cols).map(move |col| (item, row, col))))
+}
+
+/// An element of a floating-point type no wider than f32.
+#[allow(clippy::cast_possible_truncation, reason = "it was an f32 or narrower")]
+fn narrowed(element: Option<f64>) -> f32 {
+    element.unwrap_or(f64::NAN) as f32
+}
+
+fn hash_rows<T: Element, const N: usize>(
+    hasher: &mut blake3::Hasher,
+    view: TensorView<'_, T>,
+    to_bytes: impl Fn(T) -> [u8; N],
+) {
+    let mut buffer = [0u8; 4096];
+    for (item, row, _) in view.layout().row_spans() {
+        for chunk in view.row(item, row).unwrap_or_default().chunks(buffer.len() / N) {
+            for (bytes, &x) in buffer.chunks_exact_mut(N).zip(chunk) {
+                bytes.copy_from_slice(&to_bytes(x));
+            }
+            hasher.update(&buffer[..chunk.len() * N]);
+        }
+    }
+}
+
+impl PartialEq for Weights {
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for Weights {}
+
+impl std::hash::Hash for Weights {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.id().hash(state);
+    }
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Weights")
+            .field("id", &self.id())
+            .field("layout", &self.0.layout)
+            .field("element_type", &self.element_type())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_and_contents_are_different_things() {
+        let tensor = Tensor::from_fn(3, 5, |r, c| (r * 5 + c) as f32).unwrap();
+        let one = Weights::new(&tensor).unwrap();
+        let two = Weights::from_tensor(tensor);
+        assert_ne!(one, two);
+        assert_eq!(one, one.clone());
+        assert_eq!(one.content_hash(), two.content_hash());
+    }
+
+    #[test]
+    fn the_hash_depends_on_shape_and_every_element_but_not_on_gaps() {
+        let data: Vec<f32> = (0u8..12).map(f32::from).collect();
+        let strided = |ld| {
+            let compact: Vec<f32> = (0..2)
+                .flat_map(|r| (0..ld).map(move |c| if c < 3 { (r * 3 + c) as f32 } else { -1.0 }))
+                .collect();
+            let layout = Layout::strided(1, 2, 3, ld, 0).unwrap();
+            *Weights::new(TensorView::with_layout(&compact, layout).unwrap()).unwrap().content_hash()
+        };
+        assert_eq!(strided(3), strided(5));
+        let hash = |rows, cols, data: &[f32]| {
+            *Weights::new(TensorView::new(data, rows, cols).unwrap()).unwrap().content_hash()
+        };
+        assert_ne!(hash(3, 4, &data), hash(4, 3, &data));
+        let mut changed = data.clone();
+        changed[11] += 1.0;
+        assert_ne!(hash(3, 4, &data), hash(3, 4, &changed));
+    }
+
+    #[test]
+    fn the_hash_is_blake3_of_the_type_the_shape_and_all_of_a_long_row() {
+        let data: Vec<f32> = (0..1030u16).map(f32::from).collect();
+        let bytes = data.iter().flat_map(|x| x.to_le_bytes());
+        let hashed: Vec<u8> = b"f32:1x1x1030:".iter().copied().chain(bytes).collect();
+        let weights = Weights::new(TensorView::new(&data, 1, 1030).unwrap()).unwrap();
+        assert_eq!(weights.content_hash(), blake3::hash(&hashed).as_bytes());
+    }
+
+    #[test]
+    fn nibbles_lie_in_the_order_of_the_description() {
+        use crate::description::element::ElementType;
+        use crate::description::matmul::ElementTypes;
+        use crate::description::quantization::{NibbleOrder, Quantization};
+        use crate::operands::int4::Int4View;
+        let product = |nibble_order| {
+            MatMul::builder(1, 2, 2)
+                .constant_b(true)
+                .types(ElementTypes { b: ElementType::I4, ..ElementTypes::F32 })
+                .quantization(Quantization { nibble_order, ..Quantization::default() })
+                .build()
+                .unwrap()
+        };
+        let bytes = [0x21, 0x43];
+        let layout = Layout::packed(1, 2, 2).unwrap();
+        let weights =
+            Weights::new(Int4View::signed(&bytes, layout, NibbleOrder::HighFirst).unwrap()).unwrap();
+        assert!(weights.check(&product(NibbleOrder::HighFirst)).is_ok());
+        let other = weights.check(&product(NibbleOrder::LowFirst));
+        assert!(matches!(other, Err(Error::Description { .. })), "{other:?}");
+    }
+}
