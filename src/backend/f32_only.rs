@@ -2,18 +2,15 @@
 
 use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::backend::{BackendId, RunArgs};
-use crate::description::element::ElementType;
-use crate::description::matmul::{ElementTypes, MatMul};
+use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
-use crate::description::quantization::Quantization;
 use crate::error::{Error, NativeError, NativeStatus, Result};
 use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 
 /// Refuses everything but f32 on the CPU.
 pub(crate) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
     let types = product.types();
-    let bias = if product.has_bias() { types.bias } else { ElementType::F32 };
-    if (ElementTypes { bias, scales: ElementType::F32, ..*types }) != ElementTypes::F32 {
+    if !product.has_f32_types() {
         return Err(Refusal::new(
             RefusalReason::ElementType,
             format!(
@@ -22,7 +19,7 @@ pub(crate) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(),
             ),
         ));
     }
-    if *product.quantization() != Quantization::default() {
+    if !product.is_f32() {
         return Err(Refusal::new(
             RefusalReason::Quantization,
             "does not run quantised operands; dequantise them",

@@ -23,6 +23,7 @@ mod blas;
 mod cpu;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
 mod epilogue;
+#[cfg(any(feature = "blas", target_vendor = "apple"))]
 mod f32_only;
 pub(crate) mod instant_start;
 pub(crate) mod known_faults;
@@ -33,7 +34,7 @@ mod shim;
 pub(crate) mod tests;
 
 use auto::ProfileSlot;
-pub(crate) use cpu::project;
+pub(crate) use cpu::isa;
 pub use shim::ShimLibrary;
 
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]

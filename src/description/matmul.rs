@@ -222,6 +222,18 @@ impl MatMul {
         2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
+    /// Whether all operands and sums are f32.
+    pub(crate) fn has_f32_types(&self) -> bool {
+        let types = self.types();
+        let bias = if self.has_bias() { types.bias } else { ElementType::F32 };
+        (ElementTypes { bias, scales: ElementType::F32, ..*types }) == ElementTypes::F32
+    }
+
+    /// Whether this is a product of f32 alone, with nothing quantised.
+    pub(crate) fn is_f32(&self) -> bool {
+        self.has_f32_types() && *self.quantization() == Quantization::default()
+    }
+
     /// The same product as `self` without bias, residual and activation, all else equal.
     #[must_use]
     pub fn linear_part(&self) -> Self {

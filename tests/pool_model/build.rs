@@ -4,7 +4,7 @@ use std::path::Path;
 
 include!("faults.rs");
 
-const SOURCE: &str = "../../src/backend/cpu/rendezvous.rs";
+const SOURCE: &str = "../../src/backend/cpu/threads/rendezvous.rs";
 
 fn main() {
     println!("cargo::rerun-if-changed={SOURCE}");

@@ -1,47 +1,48 @@
 //! How a product is cut to fit the caches.
 
-use super::kernel::Kernels;
+use super::microkernel::MicroKernels;
+use super::pack::Word;
 
 /// Cache sizes of one core, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Caches {
+pub(crate) struct Caches {
     pub l1_bytes: usize,
     pub l2_bytes: usize,
 }
 
-/// Block sizes, in elements.
+/// Block sizes, in words unless they are said to be other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Blocking {
-    /// k of the panel of B that stays in the first-level cache while strips of A pass by.
-    pub k_inner: usize,
-    /// k of a block of A that stays in the second-level cache while panels of B pass by.
-    pub k_outer: usize,
-    /// The strips of such a block of A, as high as the kernel's tiles.
-    pub strips: usize,
+pub(crate) struct Blocking {
+    /// KC: k of a block of A that stays in the second-level cache while micro-panels of B pass by.
+    pub kc: usize,
+    /// The part of KC for which a micro-panel of B stays in the first-level cache while those of A pass by.
+    pub kc_l1: usize,
+    /// MC in micro-panels of A.
+    pub mc_panels: usize,
+    /// NC: the columns of B that are packed at a time, where B is not constant.
+    pub nc: usize,
     /// A of up to so many bytes may stay as it is.
-    pub plain_a_bytes: usize,
-    /// The columns of B that are packed at a time, where B is not constant.
-    pub cols: usize,
+    pub l2_bytes: usize,
 }
 
 impl Blocking {
-    pub(super) fn new(kernels: &Kernels, caches: Caches) -> Self {
-        let floats = |bytes: usize| bytes / size_of::<f32>();
-        // As much of a panel as the first-level cache holds: A and C pass through it quickly, and what
+    pub(crate) fn new(kernels: &MicroKernels, caches: Caches) -> Self {
+        let words = |bytes: usize| bytes / size_of::<Word>();
+        // As much of a micro-panel as the first-level cache holds: A and C pass through it quickly, and what
         // they push out comes back from the second level in time (of 192 to 512, 384 was fastest on a
         // Zen 5 core with 48 KiB, 2026-11-24).
-        let k_inner = (floats(caches.l1_bytes) / kernels.panel()).next_multiple_of(K_MULTIPLE);
-        let k_outer = 2 * k_inner;
-        // Half of the second level for A; panels of B and C pass through the other half.
-        let strips = (floats(caches.l2_bytes) / 2 / k_outer / kernels.max_rows()).max(1);
-        let cols = (PACKED_B_BYTES / size_of::<f32>() / k_outer).next_multiple_of(kernels.panel());
-        Self { k_inner, k_outer, strips, plain_a_bytes: caches.l2_bytes, cols }
+        let kc_l1 = (words(caches.l1_bytes) / kernels.nr()).next_multiple_of(K_MULTIPLE);
+        let kc = 2 * kc_l1;
+        // Half of the second level for A; micro-panels of B and C pass through the other half.
+        let mc_panels = (words(caches.l2_bytes) / 2 / kc / kernels.mr()).max(1);
+        let nc = (words(PACKED_B_BYTES) / kc).next_multiple_of(kernels.nr());
+        Self { kc, kc_l1, mc_panels, nc, l2_bytes: caches.l2_bytes }
     }
 }
 
 /// Blocks of k but the last are multiples of this: of every vector's lanes, so that packing works on
 /// whole vectors.
-pub(super) const K_MULTIPLE: usize = 16;
+pub(crate) const K_MULTIPLE: usize = 16;
 
 /// What is packed of a B that is not constant at a time: a part of a last-level cache.
 const PACKED_B_BYTES: usize = 4 << 20;
@@ -50,7 +51,7 @@ impl Caches {
     /// 32 KiB and 512 KiB where the machine does not say: small for what has been made since 2017.
     const DEFAULT: Self = Self { l1_bytes: 32 << 10, l2_bytes: 512 << 10 };
 
-    pub(super) fn of_this_machine() -> Self {
+    pub(crate) fn of_this_machine() -> Self {
         Self::or_default(Self::read())
     }
 

@@ -1,10 +1,10 @@
 //! Products of a matrix and a vector, which memory bandwidth limits.
 
-use super::simd::Simd;
+use super::isa::Simd;
 
 /// `y = M x`, M stored by rows of contiguous k or by columns of contiguous outputs.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Gemv {
+pub(crate) struct Gemv {
     pub outputs: usize,
     pub k: usize,
     pub matrix: *const f32,
@@ -25,7 +25,7 @@ const CHAINS: usize = 2;
 /// # Safety
 /// As [`Simd`]; the pointers cover what [`Gemv`] says; nothing else accesses y meanwhile.
 #[inline(always)]
-pub(super) unsafe fn gemv_rows<V: Simd>(g: &Gemv) {
+pub(crate) unsafe fn gemv_rows<V: Simd>(g: &Gemv) {
     const ROWS: usize = 4;
     let whole = g.outputs / ROWS * ROWS;
     // SAFETY: by the function's own contract; the rows stay below `outputs`.
@@ -90,7 +90,7 @@ const PASS: usize = 8;
 /// # Safety
 /// As [`gemv_rows`].
 #[inline(always)]
-pub(super) unsafe fn gemv_columns<V: Simd>(g: &Gemv) {
+pub(crate) unsafe fn gemv_columns<V: Simd>(g: &Gemv) {
     /// 8 KiB of y.
     const BLOCK: usize = 2048;
     // SAFETY: by the function's own contract; a block stays below `outputs`.

@@ -1,66 +1,53 @@
 //! The built-in CPU backend: products on micro-kernels and threads of our own.
 //!
-//! - [`simd`]: vectors of one instruction set; [`kernel`]: the micro-kernel over them, and the
-//!   choice at run time; [`math`] and [`finish`]: the epilogue; [`gemv`]: products with a vector;
-//!   [`widen`]: narrower elements as f32.
-//! - [`blocking`]: block sizes from the caches; [`pack`]: operands in the kernel's order;
-//!   [`product`]: one thread's share, block by block; [`split`]: the shares; [`pool`]: the threads.
-//! - [`plan`]: what is decided when a product is compiled; [`run`]: one run; [`steps`]: small products as
-//!   lists of tiles.
-//! - [`weight_only`]: a float A by 8 and 4-bit weights; [`dot`]: bf16 and 8-bit products by
-//!   instructions of their own; [`typed`]: every other type, as f32.
+//! - [`plan`]: what is decided when a product is compiled; [`run`]: one run, block by block; [`block`]: one block
+//!   by each algorithm; [`small`]: products of a few micro-kernel calls.
+//! - [`macrokernel`]: the loops over NC, KC and MC; [`blocking`]: their sizes from the caches; [`gemv`]: products
+//!   with a vector.
+//! - [`microkernel`]: the micro-kernels, and the list of all that are compiled; [`isa`]: instruction sets and
+//!   their vectors.
+//! - [`pack`]: operands in the order of the micro-kernels; [`epilogue`]: what follows the sums; [`threads`].
 
 #![allow(
     clippy::inline_always,
     reason = "vectors must be inlined into the functions that enable their instructions"
 )]
 
+mod block;
 mod blocking;
 mod buffer;
-mod dot;
-mod finish;
+mod epilogue;
 mod gemv;
-mod kernel;
-mod math;
+pub(crate) mod isa;
+mod macrokernel;
+mod microkernel;
 mod pack;
 mod plan;
-mod pool;
-mod product;
-pub(crate) mod project;
-mod rendezvous;
 mod run;
-mod simd;
-mod split;
-mod steps;
-mod sync;
+mod small;
+mod support;
 #[cfg(test)]
 mod tests;
-mod tile;
-mod typed;
-mod weight_only;
-mod widen;
-mod workers;
+mod threads;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::backend::refusal::Refusal;
-use crate::backend::{Backend, CompiledProduct, Facts, Run, f32_only};
+use crate::backend::{Backend, CompiledProduct, Facts, Run};
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, ThreadPool, Threads};
-use crate::description::quantization::QuantB;
 use crate::error::Result;
-use crate::operands::view::AnyView;
 use crate::operands::weights::Weights;
 
 use blocking::{Blocking, Caches};
-use buffer::Buffer;
-use kernel::{Kernels, Lane};
-use pack::{Matrix, pack_b, packed_b_len};
-use plan::Plan;
-use pool::Pool;
+use isa::{Dot, Isa};
+use microkernel::instances;
+use pack::interleave_a::has_subnormals;
+use plan::{Algorithm, Plan};
 use run::CpuRun;
+use threads::pool::Pool;
 
 /// A thread pays when it takes over at least so much work: handing over and back costs about 2
 /// microseconds.
@@ -72,7 +59,7 @@ const MULTIPLY_ADDS_PER_NS: f64 = 60.0;
 const BYTES_PER_NS: f64 = 20.0;
 
 pub(super) struct Cpu {
-    kernels: &'static Kernels,
+    isa: Isa,
     blocking: Blocking,
     /// Threads that products with as many threads share while any of them lives.
     pools: Mutex<Vec<(usize, Weak<Pool>)>>,
@@ -82,9 +69,9 @@ impl Cpu {
     /// # Errors
     /// With the reason, when the environment asks for kernels that are not here.
     pub(super) fn new() -> Result<Self, String> {
-        let kernels = kernel::detect()?;
-        let blocking = Blocking::new(kernels, Caches::of_this_machine());
-        Ok(Self { kernels, blocking, pools: Mutex::default() })
+        let isa = Isa::detect()?;
+        let blocking = Blocking::new(instances::f32(isa), Caches::of_this_machine());
+        Ok(Self { isa, blocking, pools: Mutex::default() })
     }
 
     /// A pool of `threads` threads, or of as many as can be started.
@@ -121,15 +108,15 @@ fn worthwhile_threads(product: &MatMul, threads: usize, elements: usize) -> usiz
 
 impl Backend for Cpu {
     fn describe(&self) -> String {
-        let dot = |lane, of: &str| {
-            kernel::dot(self.kernels, lane)
-                .map_or_else(String::new, |dot| format!(", {} kernels for {of}", dot.name))
+        let dot = |dot, of: &str| {
+            let kernels = instances::dot(self.isa, dot).filter(|_| self.isa.has(dot));
+            kernels.map_or_else(String::new, |kernels| format!(", {} kernels for {of}", kernels.name))
         };
         format!(
             "built-in engine: {} kernels{}{}",
-            self.kernels.name,
-            dot(Lane::Bf16Pair, "bf16"),
-            dot(Lane::Int8Quad, "8-bit integers")
+            self.isa.name(),
+            dot(Dot::Bf16, "bf16"),
+            dot(Dot::Int8, "8-bit integers")
         )
     }
 
@@ -138,7 +125,7 @@ impl Backend for Cpu {
     }
 
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
-        f32_only::supports(product, options).or_else(|_| typed::supports(product, options))
+        support::supports(product, options)
     }
 
     fn compile(
@@ -147,21 +134,23 @@ impl Backend for Cpu {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
-        if f32_only::supports(product, options).is_err() {
-            if let Some(weights) = weights.filter(|_| weight_only::applies(product)) {
-                return weight_only::compile(self, product, weights, options);
-            }
-            if let Some(compiled) = dot::compile(self, product, weights, options)? {
-                return Ok(compiled);
-            }
-            return typed::compile(self, product, weights, options);
-        }
-        let threads = worthwhile_threads(product, options.threads.number(), 1);
-        Ok(Box::new(self.compile_for(product, weights, options, threads)?))
+        let algorithm = self.algorithm(product, weights);
+        let threads = worthwhile_threads(product, options.threads.number(), algorithm.elements_per_lane());
+        Ok(Box::new(self.compile_for(algorithm, product, weights, options, threads)?))
     }
 }
 
 impl Cpu {
+    fn algorithm(&self, product: &MatMul, weights: Option<&Weights>) -> Algorithm {
+        match (Algorithm::of(product, self.isa), weights) {
+            // SAFETY: the instructions of such a choice are here.
+            (Algorithm::Dot(Dot::Bf16), Some(weights)) if unsafe { has_subnormals(&weights.view()) } => {
+                Algorithm::Upcast
+            }
+            (algorithm, _) => algorithm,
+        }
+    }
+
     /// The pool that runs on `threads` threads, if the caller's own is not enough, and how many there are: fewer
     /// where nobody asked for a number, and no more can be started.
     fn pool_for(
@@ -182,74 +171,16 @@ impl Cpu {
     /// Compiles for so many of the threads that the options allow.
     fn compile_for(
         &self,
+        algorithm: Algorithm,
         product: &MatMul,
         weights: Option<&Weights>,
         options: &CompileOptions,
         threads: usize,
     ) -> Result<CpuProduct> {
-        let (pool, threads) = self.pool_for(options, threads)?;
-        let b = match weights {
-            None => ConstantB::None,
-            // A product with a vector is bound by the reading of A.
-            Some(weights) if product.n() == 1 || product.k() == 0 => ConstantB::Plain(weights.for_product()),
-            Some(weights) => ConstantB::Packed(PackedB::of(self.kernels, product, weights)?),
-        };
-        let plan = Plan {
-            product: product.clone(),
-            kernels: self.kernels,
-            blocking: self.blocking,
-            b,
-            pool,
-            threads,
-        };
+        let pool = self.pool_for(options, threads)?;
+        let plan = Plan::new(algorithm, self.isa, self.blocking, pool, product, weights, options)?;
         Ok(CpuProduct(Arc::new(plan)))
     }
-}
-
-/// What a compiled product knows of a constant B.
-enum ConstantB {
-    None,
-    Plain(Weights),
-    Packed(Arc<PackedB>),
-}
-
-/// A constant B in panels: the same for every m, shared by all products of the same weights.
-struct PackedB {
-    buffer: Buffer,
-    /// From item to item; 0 when all share one.
-    item_stride: usize,
-}
-
-impl PackedB {
-    fn of(kernels: &Kernels, product: &MatMul, weights: &Weights) -> Result<Arc<Self>> {
-        weights.derived((kernels.name, product.transpose_b(), QuantB::None), || {
-            Self::new(kernels, product, weights)
-        })
-    }
-
-    fn new(kernels: &Kernels, product: &MatMul, weights: &Weights) -> Result<Self> {
-        let (k, n) = (product.k(), product.n());
-        let layout = product.b();
-        let shared = layout.batch() > 1 && layout.batch_stride() == 0;
-        let items = if shared { 1 } else { layout.batch() };
-        let item_len = packed_b_len(kernels, k, n);
-        let mut buffer = Buffer::zeroed(items.saturating_mul(item_len), "packed weights")?;
-        // `supports` leaves f32 only.
-        if let AnyView::F32(view) = weights.view() {
-            for item in 0..items {
-                let b = matrix(view.data(), layout, product.transpose_b(), item);
-                // SAFETY: the weights cover their layout, and the buffer has room for every item.
-                unsafe { pack_b(kernels, b, k, n, buffer.start_mut().add(item * item_len)) };
-            }
-        }
-        Ok(Self { buffer, item_stride: if shared { 0 } else { item_len } })
-    }
-}
-
-/// The matrix of one item.
-fn matrix(data: &[f32], layout: &Layout, transposed: bool, item: usize) -> Matrix {
-    let start = data.as_ptr().wrapping_add(layout.item_offset(item));
-    Matrix { start, stride: layout.leading_dimension(), transposed }
 }
 
 struct CpuProduct(Arc<Plan>);
@@ -260,13 +191,9 @@ impl CompiledProduct for CpuProduct {
     }
 
     fn facts(&self) -> Facts {
-        let packed = match &self.0.b {
-            ConstantB::Packed(packed) => Some((Arc::as_ptr(packed).addr(), packed.buffer.bytes())),
-            ConstantB::None | ConstantB::Plain(_) => None,
-        };
         Facts {
-            bytes_held: size_of::<Plan>() + packed.map_or(0, |(_, bytes)| bytes),
-            shared: packed,
+            bytes_held: self.0.bytes(),
+            shared: self.0.b.shared(),
             observed: Device::Cpu,
             threads: Some(self.0.threads),
             ..Facts::default()

@@ -2,12 +2,20 @@
 
 use std::sync::Arc;
 
-use super::ConstantB;
 use super::blocking::Blocking;
-use super::kernel::Kernels;
+use super::isa::{Dot, Isa};
+use super::microkernel::{MicroKernels, instances};
+use super::pack::weight_only::{PackedIntegers, group_len};
+use super::pack::{Format, PackedB, interleave_a, upcast};
+use crate::alloc;
 use crate::description::activation::Activation;
+use crate::description::element::ElementType::{self, Bf16, F16, F32, I4, I8, I32, U4, U8};
 use crate::description::matmul::MatMul;
-use crate::description::options::ThreadPool;
+use crate::description::options::{CompileOptions, ThreadPool};
+use crate::description::quantization::{QuantA, QuantB, Quantization};
+use crate::description::scales::Scales;
+use crate::error::Result;
+use crate::operands::weights::Weights;
 
 /// B is read as it lies up to so many bytes: it stays in the first-level cache.
 const SMALL_BYTES: usize = 32 << 10;
@@ -18,26 +26,210 @@ const PACK_A_COLS: usize = 192;
 /// Rows of A that are a multiple of this apart meet in one set of a first-level cache of 64 sets.
 const SETS_BYTES: usize = 64 * 64;
 
-/// A product, and how it is to be computed.
-pub(super) struct Plan {
-    pub product: MatMul,
-    pub kernels: &'static Kernels,
-    pub blocking: Blocking,
-    pub b: ConstantB,
-    pub pool: Option<Arc<dyn ThreadPool>>,
-    pub threads: usize,
+/// Fewer rows are not worth the interleaving of a dynamic B.
+const MIN_INTERLEAVED_ROWS: usize = 3;
+
+/// Groups shorter than this would lie mostly empty in whole words with their scales.
+const SHORTEST_GROUP: usize = 16;
+
+/// How a product is computed: which form A and B take on their way to the micro-kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    /// f32 by f32, as they lie or packed.
+    F32,
+    /// Elements interleaved in words, by an instruction that sums their products.
+    Dot(Dot),
+    /// A float A by constant 8 or 4-bit weights, upcast in registers.
+    WeightOnly,
+    /// Any other types, upcast to f32 block by block: the reference for the others.
+    Upcast,
 }
 
-/// How a run reads a B that is not packed.
+impl Algorithm {
+    /// For the instructions that this machine has, as far as the description decides.
+    pub(crate) fn of(product: &MatMul, isa: Isa) -> Self {
+        if product.is_f32() {
+            return Self::F32;
+        }
+        if is_weight_only(product) {
+            return Self::WeightOnly;
+        }
+        match dot_of(product).filter(|dot| isa.has(*dot)) {
+            Some(dot) if product.constant_b() || product.m() >= MIN_INTERLEAVED_ROWS => Self::Dot(dot),
+            _ => Self::Upcast,
+        }
+    }
+
+    /// The elements that a lane multiplies at a time.
+    pub(crate) fn elements_per_lane(self) -> usize {
+        match self {
+            Self::Dot(dot) => Format::from(dot).k_per_word(),
+            Self::F32 | Self::WeightOnly | Self::Upcast => 1,
+        }
+    }
+}
+
+/// Whether [`Algorithm::WeightOnly`] computes a product that the backend supports.
+fn is_weight_only(product: &MatMul) -> bool {
+    let (types, k) = (product.types(), product.k());
+    let group = group_len(product.quantization().b, k);
+    product.constant_b()
+        && matches!(types.b, I8 | U8 | I4 | U4)
+        && types.a.is_float()
+        && types.accumulator == F32
+        && product.quantization().b != QuantB::None
+        && !product.b().is_empty()
+        && (group >= SHORTEST_GROUP || group == k)
+}
+
+/// The dot products that compute a product, where a machine has them.
+fn dot_of(product: &MatMul) -> Option<Dot> {
+    let types = product.types();
+    let quantization = product.quantization();
+    match (types.a, types.b, types.accumulator) {
+        (Bf16, Bf16, F32) if *quantization == Quantization::default() => Some(Dot::Bf16),
+        (I8 | U8, I8, I32) => Some(Dot::Int8),
+        (F32 | F16 | Bf16, I8, I32) if quantization.a == QuantA::DynamicPerRow => Some(Dot::Int8),
+        _ => None,
+    }
+    .filter(|_| product.k() > 0 && !matches!(quantization.b, QuantB::PerGroup { .. }))
+}
+
+/// A constant B, as the kernels want it.
+pub(crate) enum ConstantB {
+    /// B is dynamic: it comes with every run.
+    None,
+    /// As given.
+    Plain(Weights),
+    /// In micro-panels.
+    Packed(Arc<PackedB>),
+    /// In micro-panels of integers with their scales.
+    Integers(Arc<PackedIntegers>),
+}
+
+impl ConstantB {
+    /// What it takes, and by what it is known, where products of the same weights share it.
+    pub(crate) fn shared(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::None | Self::Plain(_) => None,
+            Self::Packed(packed) => Some((Arc::as_ptr(packed).addr(), packed.bytes())),
+            Self::Integers(packed) => Some((Arc::as_ptr(packed).addr(), packed.bytes())),
+        }
+    }
+}
+
+/// The parts of C, and of k, that operands are brought into another form for at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocks {
+    pub rows: usize,
+    pub cols: usize,
+    pub k: usize,
+}
+
+impl Blocks {
+    /// [`Algorithm::Upcast`]: each number of B is used so often that its conversion costs little.
+    const UPCAST_ROWS: usize = 168;
+    /// A block of B whose numbers stay in a second-level cache together with A's and C's.
+    const UPCAST_SQUARE: (usize, usize) = (256, 192);
+    /// Long runs of B as it lies, where few rows wait for its reading.
+    const UPCAST_FLAT: (usize, usize) = (32, 1536);
+    /// The most rows that wait.
+    const UPCAST_FEW_ROWS: usize = 16;
+    /// Rows whose sums lie in scratch memory, where C cannot hold them: four micro-panels of A.
+    const DOT_ROWS_APART: usize = 56;
+    /// In a second-level cache up to a k of some thousand.
+    const WEIGHT_ONLY_ROWS: usize = 64;
+
+    /// The most products of integers that are summed in f32: less their zero points they are at most 255 in
+    /// magnitude, and the sums stay among the integers that f32 has.
+    const _UPCAST_INTEGERS_ARE_EXACT: () = {
+        let longest = if Self::UPCAST_SQUARE.0 > Self::UPCAST_FLAT.0 {
+            Self::UPCAST_SQUARE.0
+        } else {
+            Self::UPCAST_FLAT.0
+        };
+        assert!(longest * 255 * 255 <= 1 << f32::MANTISSA_DIGITS);
+    };
+
+    fn new(
+        algorithm: Algorithm,
+        product: &MatMul,
+        kernels: &MicroKernels,
+        blocking: &Blocking,
+        b: &ConstantB,
+    ) -> Self {
+        let () = Self::_UPCAST_INTEGERS_ARE_EXACT;
+        let (m, n, k) = (product.m(), product.n(), product.k());
+        match algorithm {
+            // The macro-kernel blocks by itself.
+            Algorithm::F32 => Self { rows: m, cols: n, k },
+            Algorithm::WeightOnly => Self { rows: m.min(Self::WEIGHT_ONLY_ROWS), cols: n, k },
+            Algorithm::Upcast => {
+                let as_it_lies = !matches!(b, ConstantB::Packed(_));
+                let flat = as_it_lies && !product.transpose_b() && m <= Self::UPCAST_FEW_ROWS;
+                let (depth, cols) = if flat { Self::UPCAST_FLAT } else { Self::UPCAST_SQUARE };
+                Self { rows: m.min(Self::UPCAST_ROWS), cols: n.min(cols), k: k.min(depth) }
+            }
+            Algorithm::Dot(_) => {
+                let words = kernels.format.words(k);
+                // Rows of A stay in half of the second-level cache, columns of B that are packed now in the other.
+                let half = blocking.l2_bytes / 2 / size_of::<u32>();
+                let (mr, nr) = (kernels.mr(), kernels.nr());
+                let rows = (half / interleaved_a_stride(kernels, k)).max(mr) / mr * mr;
+                let rows = if in_place(product) { rows } else { rows.min(Self::DOT_ROWS_APART) };
+                let cols = if matches!(b, ConstantB::None) { (half / words / nr).max(1) * nr } else { n };
+                Self { rows: rows.min(m), cols: cols.min(n), k }
+            }
+        }
+    }
+}
+
+/// From row to row of an interleaved A.
+pub(crate) fn interleaved_a_stride(kernels: &MicroKernels, k: usize) -> usize {
+    let words = kernels.format.words(k);
+    if words.is_multiple_of(interleave_a::SET_WORDS) { words + 16 } else { words }
+}
+
+/// Whether sums may be written to C and finished there: the epilogue's operands are f32.
+fn in_place(product: &MatMul) -> bool {
+    let types = product.types();
+    match types.output {
+        I32 => true,
+        output => output == F32 && (!product.has_bias() || types.bias == F32),
+    }
+}
+
+/// A product, and how it is to be computed.
+pub(crate) struct Plan {
+    pub product: MatMul,
+    pub algorithm: Algorithm,
+    pub kernels: &'static MicroKernels,
+    pub blocking: Blocking,
+    pub blocks: Blocks,
+    pub b: ConstantB,
+    pub scales: Scales,
+    /// For sums of integers: alpha times the scale of each column of a constant B, item by item where items differ;
+    /// for [`Algorithm::Dot`] times A's scale too, where rows have none of their own, and of all columns. Else
+    /// empty, where all columns have one scale.
+    pub column_scales: Vec<f32>,
+    /// The zero-point compensation of each column of a constant B, item by item.
+    pub compensation: Vec<i32>,
+    pub pool: Option<Arc<dyn ThreadPool>>,
+    pub threads: usize,
+    /// For operands that the instruction of [`Dot::Bf16`] would take for 0.
+    pub for_subnormals: Option<Arc<Self>>,
+}
+
+/// How a run reads an f32 B that is not packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
+pub(crate) enum Method {
     /// C is a row: B is read once.
     RowTimesB,
     /// C is a column: A is read once.
     ATimesColumn,
-    /// In tiles, as it lies.
+    /// In microtiles, as it lies.
     Plain,
-    /// In tiles, packed first.
+    /// In microtiles, packed first.
     Pack,
 }
 
@@ -47,44 +239,237 @@ fn bytes(numbers: usize) -> usize {
     numbers.saturating_mul(size_of::<f32>())
 }
 
+/// What errors call the memory of scales and compensations.
+const COLUMNS: &str = "terms of columns";
+
 impl Plan {
+    /// The pool and the number of threads are those of [`super::Cpu::pool_for`]; the instructions that `algorithm`
+    /// needs are here.
+    pub(crate) fn new(
+        algorithm: Algorithm,
+        isa: Isa,
+        blocking: Blocking,
+        (pool, threads): (Option<Arc<dyn ThreadPool>>, usize),
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Result<Self> {
+        let kernels = match algorithm {
+            Algorithm::Dot(dot) => instances::dot(isa, dot).unwrap_or(instances::f32(isa)),
+            Algorithm::F32 | Algorithm::WeightOnly | Algorithm::Upcast => instances::f32(isa),
+        };
+        let b = constant_b(algorithm, isa, kernels, product, weights)?;
+        let scales = Scales::resolve(product, options)?;
+        let column_scales = column_scales(product, weights)?;
+        let mut plan = Self {
+            product: product.clone(),
+            algorithm,
+            kernels,
+            blocking,
+            blocks: Blocks::new(algorithm, product, kernels, &blocking, &b),
+            b,
+            scales,
+            column_scales,
+            compensation: Vec::new(),
+            pool,
+            threads,
+            for_subnormals: None,
+        };
+        match algorithm {
+            Algorithm::Dot(Dot::Int8) => {
+                plan.column_scales = scales_of_all_columns(product, weights, scales, plan.column_scales)?;
+                if let ConstantB::Packed(b) = &plan.b {
+                    let zero_point = interleave_a::zero_point(product);
+                    plan.compensation = alloc::copied(&b.column_sums, COLUMNS)?;
+                    for sum in &mut plan.compensation {
+                        *sum = sum.wrapping_mul(zero_point);
+                    }
+                }
+            }
+            Algorithm::Dot(Dot::Bf16) => plan.for_subnormals = Some(Arc::new(plan.upcast(isa, weights))),
+            Algorithm::F32 | Algorithm::WeightOnly | Algorithm::Upcast => {}
+        }
+        Ok(plan)
+    }
+
+    /// The plan for the same product that upcasts operands, and a constant B from where it lies.
+    fn upcast(&self, isa: Isa, weights: Option<&Weights>) -> Self {
+        let (algorithm, kernels) = (Algorithm::Upcast, instances::f32(isa));
+        let b = weights.map_or(ConstantB::None, |weights| ConstantB::Plain(weights.for_product()));
+        Self {
+            product: self.product.clone(),
+            algorithm,
+            kernels,
+            blocking: self.blocking,
+            blocks: Blocks::new(algorithm, &self.product, kernels, &self.blocking, &b),
+            b,
+            scales: self.scales,
+            column_scales: Vec::new(),
+            compensation: Vec::new(),
+            pool: self.pool.clone(),
+            threads: self.threads,
+            for_subnormals: None,
+        }
+    }
+
     /// For a run with `m` rows, where B is not packed.
-    pub(super) fn method(&self, m: usize) -> Method {
-        let Self { product, kernels, .. } = self;
+    pub(crate) fn method(&self, m: usize) -> Method {
+        let product = &self.product;
         let small = bytes(product.n().saturating_mul(product.k())) <= SMALL_BYTES;
         if product.n() == 1 {
             Method::ATimesColumn
         } else if m == 1 {
             Method::RowTimesB
-        } else if !product.transpose_b() && (m <= kernels.max_rows() || small) {
+        } else if !product.transpose_b() && (m <= self.kernels.mr() || small || self.is_b_one_panel()) {
             Method::Plain
         } else {
             Method::Pack
         }
     }
 
+    /// Whether a B that is not transposed lies as if packed: its rows are no longer than those of a micro-panel.
+    fn is_b_one_panel(&self) -> bool {
+        self.product.b().leading_dimension() <= self.kernels.nr()
+    }
+
     /// Whether a share of `rows` and `cols` is faster with A packed: where its columns are read often,
     /// and its rows are spread over memory, push each other out of the cache, or are more than the second
     /// level holds (on a Zen 5 core packing costs 3 % of 512x512x512, 2026-11-24).
-    pub(super) fn packs_a(&self, rows: usize, cols: usize) -> bool {
+    pub(crate) fn packs_a(&self, rows: usize, cols: usize) -> bool {
         let Self { product, blocking, .. } = self;
         cols >= PACK_A_COLS
             && (product.transpose_a()
                 || bytes(product.a().leading_dimension()).is_multiple_of(SETS_BYTES)
-                || bytes(rows.saturating_mul(product.k())) > blocking.plain_a_bytes)
+                || bytes(rows.saturating_mul(product.k())) > blocking.l2_bytes)
     }
 
-    /// The factor of the product; `None` for 1.
-    pub(super) fn alpha(&self) -> Option<f32> {
-        Some(self.product.alpha()).filter(|alpha| alpha.to_bits() != 1f32.to_bits())
+    /// The factor of the sums; `None` for 1, and where the scales of integers have it.
+    pub(crate) fn alpha(&self) -> Option<f32> {
+        let integers = self.product.types().accumulator == I32;
+        Some(self.product.alpha()).filter(|alpha| !integers && alpha.to_bits() != 1f32.to_bits())
     }
 
     /// Whether anything follows the sums.
-    pub(super) fn has_epilogue(&self) -> bool {
+    pub(crate) fn has_epilogue(&self) -> bool {
         let product = &self.product;
         self.alpha().is_some()
             || product.activation() != Activation::None
             || product.has_bias()
             || product.residual().is_some()
     }
+
+    /// Whether sums may be written to C and finished there.
+    pub(crate) fn in_place(&self) -> bool {
+        in_place(&self.product)
+    }
+
+    /// [`Plan::column_scales`] of an item from `col` on; `None` where all columns have one scale.
+    pub(crate) fn column_scales_from(&self, item: usize, col: usize) -> Option<&[f32]> {
+        let n = self.product.n();
+        let item = if self.column_scales.len() == n { 0 } else { item };
+        self.column_scales.get(item * n + col..(item + 1) * n)
+    }
+
+    /// Where the terms of an item's columns start from `col` on: null where there are none.
+    pub(crate) fn of_columns<T>(&self, terms: &[T], item: usize, col: usize) -> *const T {
+        let n = self.product.n();
+        let item = if terms.len() == n { 0 } else { item };
+        let of_columns = terms.get(item * n + col..).filter(|terms| !terms.is_empty());
+        of_columns.map_or(std::ptr::null(), <[T]>::as_ptr)
+    }
+
+    /// Whether the elements of B are the numbers that are summed.
+    pub(crate) fn b_as_stored(&self) -> bool {
+        match self.product.quantization().b {
+            QuantB::None => true,
+            scheme => self.product.types().accumulator == I32 && scheme.zero_point() == 0,
+        }
+    }
+
+    /// What the plan takes, with what it shares.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.b.shared().map_or(0, |(_, bytes)| bytes)
+            + size_of_val(self.column_scales.as_slice())
+            + size_of_val(self.compensation.as_slice())
+    }
+}
+
+#[cfg_attr(not(feature = "half"), expect(unused_variables, reason = "kernels of 16-bit elements"))]
+fn constant_b(
+    algorithm: Algorithm,
+    isa: Isa,
+    kernels: &'static MicroKernels,
+    product: &MatMul,
+    weights: Option<&Weights>,
+) -> Result<ConstantB> {
+    let Some(weights) = weights else {
+        return Ok(ConstantB::None);
+    };
+    Ok(match (algorithm, product.types().b) {
+        // A product with a vector is bound by the reading of A.
+        (Algorithm::F32, _) if product.n() == 1 || product.k() == 0 => {
+            ConstantB::Plain(weights.for_product())
+        }
+        (Algorithm::F32 | Algorithm::Dot(_), _) => ConstantB::Packed(PackedB::of(kernels, product, weights)?),
+        (Algorithm::WeightOnly, _) => {
+            let key = (kernels.name, product.transpose_b(), product.quantization().b);
+            let pack = || PackedIntegers::new(kernels.lanes(), product, weights);
+            ConstantB::Integers(weights.derived(key, pack)?)
+        }
+        #[cfg(feature = "half")]
+        (Algorithm::Upcast, F16) => {
+            ConstantB::Packed(PackedB::of(instances::from_f16(isa), product, weights)?)
+        }
+        #[cfg(feature = "half")]
+        (Algorithm::Upcast, Bf16) => {
+            ConstantB::Packed(PackedB::of(instances::from_bf16(isa), product, weights)?)
+        }
+        (Algorithm::Upcast, _) => ConstantB::Plain(weights.for_product()),
+    })
+}
+
+/// alpha times the scale of each column; empty where all have one scale.
+fn column_scales(product: &MatMul, weights: Option<&Weights>) -> Result<Vec<f32>> {
+    let scales = weights.and_then(Weights::scales);
+    let (QuantB::PerColumn { .. }, I32, Some(scales)) =
+        (product.quantization().b, product.types().accumulator, scales)
+    else {
+        return Ok(Vec::new());
+    };
+    let layout = scales.layout();
+    let mut columns = alloc::with_capacity(layout.span(), COLUMNS)?;
+    for item in 0..layout.batch() {
+        columns.extend((0..layout.cols()).map(|col| product.alpha() * upcast::scale(&scales, item, 0, col)));
+    }
+    Ok(columns)
+}
+
+/// What the sums of each column are multiplied with; nothing where results are the sums.
+fn scales_of_all_columns(
+    product: &MatMul,
+    weights: Option<&Weights>,
+    scales: Scales,
+    columns: Vec<f32>,
+) -> Result<Vec<f32>> {
+    if product.types().output == ElementType::I32 {
+        return Ok(Vec::new());
+    }
+    // Where rows have scales of their own, they come first in the product of both.
+    let row = if interleave_a::has_row_terms(product) { 1.0 } else { scales.a };
+    if !columns.is_empty() {
+        let mut columns = columns;
+        for column in &mut columns {
+            *column *= row;
+        }
+        return Ok(columns);
+    }
+    let b = weights.and_then(Weights::scales);
+    let items = b.as_ref().map_or(1, |scales| scales.layout().batch());
+    let mut all = alloc::with_capacity(items.saturating_mul(product.n()), COLUMNS)?;
+    for item in 0..items {
+        let b = b.as_ref().map_or(scales.b, |b| upcast::scale(b, item, 0, 0));
+        all.extend(std::iter::repeat_n(row * (product.alpha() * b), product.n()));
+    }
+    Ok(all)
 }

@@ -1,340 +1,258 @@
-//! One run of a compiled product.
+//! One run of a compiled product: its shares, and their blocks one after the other.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::buffer::Buffer;
-use super::finish::Finish;
-use super::gemv::Gemv;
-use super::pack::{Matrix, Panels};
-use super::plan::{Method, Plan};
-use super::product::{B, Part, multiply, scratch_a_len, scratch_b_len};
-use super::split::{Share, Split};
-use super::steps::{Starts, Steps};
-use super::workers::Workers;
-use super::{ConstantB, PackedB, matrix};
-use crate::backend::f32_only::{f32_view, not_f32, operands};
-use crate::backend::{BackendId, Run, RunArgs};
-use crate::description::layout::Layout;
-use crate::error::Result;
-use crate::operands::view::{AnyView, AnyViewMut, TensorView};
+use super::epilogue::requantize::RowTerms;
+use super::epilogue::store::Output;
+use super::isa::Dot;
+use super::macrokernel::{scratch_a_len, scratch_b_len};
+use super::pack::interleave_a::{SLACK_WORDS, has_subnormals};
+use super::pack::interleave_b::Packer;
+use super::pack::packed_b_len;
+use super::pack::upcast::run_stride;
+use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride};
+use super::small::SmallProduct;
+use super::threads::split::{Share, Split};
+use super::threads::workers::Workers;
+use crate::alloc;
+use crate::backend::{Run, RunArgs};
+use crate::description::element::ElementType;
+use crate::description::quantization::QuantA;
+use crate::error::{Error, Operand, Result};
+use crate::operands::view::AnyView;
 use crate::operands::weights::Weights;
 
-/// What an error calls the memory of an executor.
-const SCRATCH: &str = "packed operands";
-
-/// The run context of one executor: memory for packed operands, for each share of the product.
-pub(super) struct CpuRun {
+/// The run context of one executor: memory for each share of the product.
+pub(crate) struct CpuRun {
     plan: Arc<Plan>,
     workers: Workers<Scratch>,
     /// For runs with all rows.
-    steps: Option<Steps>,
+    small: Option<SmallProduct>,
+    /// For operands with subnormal elements.
+    for_subnormals: Option<Box<Self>>,
 }
 
-struct Scratch {
-    a: Buffer,
-    b: Buffer,
+/// The memory of one thread. What an algorithm does not need is empty.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// Rows of A in the form that the kernels read.
+    pub a: Buffer,
+    /// Micro-panels of B that are packed in the run.
+    pub b: Buffer,
+    /// [`Algorithm::Upcast`]: B as f32, where it is yet to be packed.
+    pub upcast_b: Buffer,
+    /// Sums that C cannot hold.
+    pub c: Buffer,
+    /// [`Algorithm::Upcast`]: sums of integers.
+    pub sums: Vec<i32>,
+    /// k or n numbers.
+    pub row: Vec<f32>,
+    pub row_terms: Vec<RowTerms>,
+    /// [`Algorithm::Upcast`]: the scales of all rows of A.
+    pub row_scales: Vec<f32>,
+    /// [`Algorithm::Dot`], for a dynamic B.
+    pub interleave: Option<Packer>,
+    /// The zero-point compensation of its columns.
+    pub compensation: Vec<i32>,
 }
 
-impl CpuRun {
-    pub(super) fn new(plan: Arc<Plan>) -> Result<Self> {
-        let Plan { product, kernels, blocking, b, .. } = &*plan;
+impl Scratch {
+    fn new(plan: &Plan) -> Result<Self> {
+        const WHAT: &str = "packed operands";
+        let (product, kernels, blocks) = (&plan.product, plan.kernels, &plan.blocks);
         let (m, n, k) = (product.m(), product.n(), product.k());
-        let workers = Workers::new(plan.threads, || {
-            let for_a = scratch_a_len(kernels, blocking, m, k);
-            let for_b = if matches!(b, ConstantB::None) { scratch_b_len(kernels, blocking, n, k) } else { 0 };
-            // A product with a vector keeps x in the one and y in the other.
-            let (for_a, for_b) = if m == 1 || n == 1 || product.variable_m() {
-                (for_a.max(k), if n == 1 { for_b.max(m) } else { for_b })
-            } else {
-                (for_a, for_b)
-            };
-            Ok(Scratch { a: Buffer::zeroed(for_a, SCRATCH)?, b: Buffer::zeroed(for_b, SCRATCH)? })
-        })?;
-        Ok(Self { steps: Steps::of(&plan), plan, workers })
+        let dynamic_b = matches!(plan.b, ConstantB::None);
+        let words = |count: usize| Buffer::zeroed(count, WHAT);
+        let mut scratch = Self::default();
+        match plan.algorithm {
+            Algorithm::F32 => {
+                let for_a = scratch_a_len(kernels, &plan.blocking, m, k);
+                let for_b = if dynamic_b { scratch_b_len(kernels, &plan.blocking, n, k) } else { 0 };
+                // A product with a vector keeps x in the one and y in the other.
+                let vector = m == 1 || n == 1 || product.variable_m();
+                scratch.a = words(if vector { for_a.max(k) } else { for_a })?;
+                scratch.b = words(if vector && n == 1 { for_b.max(m) } else { for_b })?;
+            }
+            Algorithm::Dot(dot) => {
+                let a = blocks.rows.saturating_mul(interleaved_a_stride(kernels, k));
+                scratch.a = words(a.saturating_add(SLACK_WORDS))?;
+                if dynamic_b {
+                    scratch.interleave = Some(Packer::new(kernels, product)?);
+                    scratch.b = words(packed_b_len(kernels, kernels.format.words(k), blocks.cols))?;
+                    let sums = if dot == Dot::Int8 { blocks.cols } else { 0 };
+                    scratch.compensation = alloc::filled(sums, 0, WHAT)?;
+                }
+                let apart = if plan.in_place() { 0 } else { blocks.rows.saturating_mul(blocks.cols) };
+                scratch.c = words(apart)?;
+                scratch.row_terms = alloc::filled(blocks.rows, RowTerms::default(), WHAT)?;
+                scratch.row = alloc::filled(n.max(k), 0.0, WHAT)?;
+            }
+            Algorithm::WeightOnly => {
+                let ConstantB::Integers(packed) = &plan.b else {
+                    return Ok(scratch);
+                };
+                let rows = blocks.rows.next_power_of_two();
+                scratch.a = words(rows.saturating_mul(packed.padded_k()))?;
+                scratch.c = words(rows * kernels.lanes())?;
+                scratch.row = alloc::filled(k.max(kernels.lanes()), 0.0, WHAT)?;
+            }
+            Algorithm::Upcast => {
+                let block = |transposed: bool, rows: usize, cols: usize| {
+                    let (runs, elements) = if transposed { (cols, rows) } else { (rows, cols) };
+                    words(runs * run_stride(elements))
+                };
+                let integers = product.types().accumulator == ElementType::I32;
+                let c = blocks.rows * blocks.cols;
+                scratch.a = block(product.transpose_a(), blocks.rows, blocks.k)?;
+                scratch.upcast_b = block(product.transpose_b(), blocks.k, blocks.cols)?;
+                scratch.b = words(packed_b_len(kernels, blocks.k, blocks.cols))?;
+                scratch.c = words(c)?;
+                scratch.sums = alloc::filled(if integers { c } else { 0 }, 0, WHAT)?;
+                scratch.row = alloc::filled(blocks.cols, 0.0, WHAT)?;
+                let dynamic = product.quantization().a == QuantA::DynamicPerRow;
+                scratch.row_scales = alloc::filled(if dynamic { m } else { 0 }, 0.0, WHAT)?;
+            }
+        }
+        Ok(scratch)
     }
 }
 
 impl CpuRun {
-    /// Whether the product had steps, and was run by them.
-    fn run_steps(&self, args: &mut RunArgs<'_>) -> bool {
-        let plan = &*self.plan;
-        let Some(steps) = self.steps.as_ref().filter(|_| args.m == plan.product.m()) else {
-            return false;
+    pub(crate) fn new(plan: Arc<Plan>) -> Result<Self> {
+        let for_subnormals = match &plan.for_subnormals {
+            Some(plan) => Some(Box::new(Self::new(Arc::clone(plan))?)),
+            None => None,
         };
-        // By reference: the views of a run are as long to copy as a small product is to compute.
-        let (AnyView::F32(a), AnyViewMut::F32(c)) = (&args.a, &mut args.c) else {
-            return false;
-        };
-        let b = match (&plan.b, &args.b) {
-            (ConstantB::Packed(packed), _) => packed.buffer.start(),
-            (_, Some(AnyView::F32(b))) => b.data().as_ptr(),
-            _ => return false,
-        };
-        let starts = Starts { a: a.data().as_ptr(), b, c: c.data().as_mut_ptr() };
-        let finish = plan.has_epilogue().then(|| Finish {
-            c: starts.c,
-            c_stride: c.layout().leading_dimension(),
-            rows: plan.product.m(),
-            cols: plan.product.n(),
-            alpha: plan.alpha(),
-            bias: args.bias.and_then(f32_view).map(|bias| bias.data().as_ptr()),
-            residual: args
-                .residual
-                .and_then(f32_view)
-                .map(|residual| (residual.data().as_ptr(), residual.layout().leading_dimension())),
-            activation: plan.product.activation(),
-        });
-        // SAFETY: the executor has checked that the operands cover their layouts.
-        unsafe { steps.run(plan.kernels, &starts, finish) };
-        true
+        let workers = Workers::new(plan.threads, || Scratch::new(&plan))?;
+        Ok(Self { small: SmallProduct::of(&plan), plan, workers, for_subnormals })
     }
 }
 
 impl Run for CpuRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
-        if self.run_steps(&mut args) {
+        let plan = &*self.plan;
+        if self.small.as_ref().is_some_and(|small| small.run(plan, &mut args)) {
             return Ok(());
         }
-        let plan = &*self.plan;
-        let weights = match &plan.b {
-            ConstantB::Plain(weights) => Some(Weights::view(weights)),
-            ConstantB::None | ConstantB::Packed(_) => None,
+        if let Some(other) = &mut self.for_subnormals
+            // SAFETY: a plan's kernels are of instructions that are here.
+            && unsafe { has_subnormals(&args.a) }
+        {
+            return other.run(args);
+        }
+        let b = match (&plan.b, args.b) {
+            (ConstantB::None, Some(b)) => BOfRun::View(b),
+            (ConstantB::None, None) => {
+                return Err(Error::Missing {
+                    operand: Operand::B,
+                    help: "pass B with the inputs of the run",
+                });
+            }
+            (ConstantB::Plain(weights), _) => BOfRun::View(Weights::view(weights)),
+            (ConstantB::Packed(_) | ConstantB::Integers(_), _) => BOfRun::Packed,
         };
-        let (bias, residual) = (args.bias.and_then(f32_view), args.residual.and_then(f32_view));
-        let mut operands = operands(&BackendId::CPU, args, weights)?;
-        let layout = *operands.c.layout();
+        let output = Output::new(plan, args.bias, args.residual, &mut args.c);
+        let layout = *output.layout();
         if layout.is_empty() {
             return Ok(());
         }
-        let b = match (&plan.b, &operands.b) {
-            (ConstantB::Packed(packed), _) => Source::Packed(packed),
-            (_, Some(b)) => Source::Given(b.data()),
-            (_, None) => return Err(not_f32(&BackendId::CPU)),
-        };
-        let call = Call {
-            plan,
-            m: operands.m,
-            a: operands.a.data(),
-            b,
-            bias: bias.map(|bias| bias.data()),
-            residual,
-            c: operands.c.data().as_mut_ptr(),
-            layout,
-        };
-        let Some(pool) = plan.pool.as_ref() else {
-            call.compute(&call.everything(), self.workers.caller());
-            return Ok(());
-        };
-        let (items, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
-        let split = Split::new(plan.kernels, plan.threads, items, rows, cols, call.packs_b());
-        self.workers.run(&**pool, split.parts(), |index, scratch| {
-            call.compute(&split.share(plan.kernels, index, items, rows, cols), scratch);
-        })
+        let call = Call { plan, m: args.m, a: args.a, b, output, subnormal_b: AtomicBool::new(false) };
+        match &plan.pool {
+            None => call.compute(&Share::all_of(&layout), self.workers.caller()),
+            Some(pool) => {
+                let split = call.split();
+                self.workers.run(&**pool, split.parts(), |index, scratch| {
+                    call.compute(&split.share(index, &layout), scratch);
+                })?;
+            }
+        }
+        if let Some(other) = &mut self.for_subnormals
+            && call.subnormal_b.into_inner()
+        {
+            return other.run(args);
+        }
+        Ok(())
     }
 }
 
 /// Where a run finds B.
-#[derive(Clone, Copy)]
-enum Source<'a> {
-    Given(&'a [f32]),
-    Packed(&'a PackedB),
+pub(crate) enum BOfRun<'a> {
+    View(AnyView<'a>),
+    /// In the plan.
+    Packed,
 }
 
-/// The operands of one run.
-struct Call<'a> {
-    plan: &'a Plan,
-    m: usize,
-    a: &'a [f32],
-    b: Source<'a>,
-    bias: Option<&'a [f32]>,
-    residual: Option<TensorView<'a, f32>>,
-    c: *mut f32,
-    layout: Layout,
+/// One run.
+pub(crate) struct Call<'a> {
+    pub plan: &'a Plan,
+    pub m: usize,
+    pub a: AnyView<'a>,
+    pub b: BOfRun<'a>,
+    pub output: Output<'a>,
+    /// Whether packing met a subnormal bf16, so that C is not what it should be.
+    pub subnormal_b: AtomicBool,
 }
 
-// SAFETY: C comes from an exclusive borrow that outlives the run; each share accesses its own part of it alone.
-unsafe impl Sync for Call<'_> {}
+/// Rows and columns of one item.
+#[derive(Debug, Clone)]
+pub(crate) struct Block {
+    pub item: usize,
+    pub rows: Range<usize>,
+    pub cols: Range<usize>,
+}
 
 impl Call<'_> {
-    fn everything(&self) -> Share {
-        Share { items: 0..self.layout.batch(), rows: 0..self.layout.rows(), cols: 0..self.layout.cols() }
+    fn split(&self) -> Split {
+        let (plan, layout) = (self.plan, self.output.layout());
+        match plan.algorithm {
+            Algorithm::F32 => Split::new(plan.kernels.nr(), plan.threads, layout, self.packs_f32_b()),
+            Algorithm::Dot(_) => {
+                let dynamic_b = matches!(plan.b, ConstantB::None);
+                Split::new(plan.kernels.nr(), plan.threads, layout, dynamic_b)
+            }
+            Algorithm::Upcast => Split::new(plan.kernels.nr(), plan.threads, layout, true),
+            // All rows of A are packed by every thread.
+            Algorithm::WeightOnly => Split::columns(plan.kernels.lanes(), plan.threads),
+        }
     }
 
-    fn packs_b(&self) -> bool {
-        matches!(self.b, Source::Given(_)) && self.plan.method(self.m) == Method::Pack
-    }
-
+    /// One thread's share.
     fn compute(&self, share: &Share, scratch: &mut Scratch) {
         if share.rows.is_empty() || share.cols.is_empty() {
             return;
         }
+        let plan = self.plan;
         for item in share.items.clone() {
-            self.compute_item(share, item, scratch);
-        }
-    }
-
-    fn compute_item(&self, share: &Share, item: usize, scratch: &mut Scratch) {
-        let Plan { product, kernels, blocking, .. } = self.plan;
-        let (rows, cols, k) = (share.rows.len(), share.cols.len(), product.k());
-        let c_stride = self.layout.leading_dimension();
-        let c_offset = self.layout.item_offset(item) + share.rows.start * c_stride + share.cols.start;
-        let c = self.c.wrapping_add(c_offset);
-        let finish = self.finish(item, share, c, c_stride);
-        if k == 0 {
-            for row in 0..rows {
-                // SAFETY: the row lies inside this share of C.
-                unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), cols) }.fill(0.0);
+            if plan.algorithm == Algorithm::Upcast {
+                self.row_scales(item, &share.rows, scratch);
             }
-            if let Some(finish) = finish {
-                // SAFETY: bias, residual and this share of C cover it.
-                unsafe { (kernels.finish)(&finish) };
-            }
-            return;
-        }
-        let a = matrix(self.a, product.a(), product.transpose_a(), item).at(share.rows.start, 0);
-        let b = match self.b {
-            Source::Packed(packed) => B::Packed(self.panels(packed, item, share)),
-            Source::Given(b) => {
-                let b = matrix(b, product.b(), product.transpose_b(), item).at(0, share.cols.start);
-                match self.plan.method(self.m) {
-                    Method::Plain => B::Plain(b),
-                    Method::Pack => B::Pack(b),
-                    // As rows of outputs, B is its transpose.
-                    Method::RowTimesB => {
-                        let x = Vector { start: a.start, stride: if a.transposed { a.stride } else { 1 } };
-                        let b = Matrix { transposed: !b.transposed, ..b };
-                        // SAFETY: as for `multiply` below; x has room in scratch memory.
-                        unsafe {
-                            self.vector(b, cols, x, VectorMut { start: c, stride: 1 }, finish, scratch);
-                        };
-                        return;
-                    }
-                    Method::ATimesColumn => {
-                        let x = Vector { start: b.start, stride: if b.transposed { 1 } else { b.stride } };
-                        // SAFETY: as for `multiply` below; x and y have room in scratch memory.
-                        unsafe {
-                            self.vector(
-                                a,
-                                rows,
-                                x,
-                                VectorMut { start: c, stride: c_stride },
-                                finish,
-                                scratch,
-                            );
-                        };
-                        return;
+            for cols in blocks(&share.cols, plan.blocks.cols) {
+                if let Algorithm::Dot(_) = plan.algorithm {
+                    self.interleave_b(item, &cols, scratch);
+                }
+                for rows in blocks(&share.rows, plan.blocks.rows) {
+                    let block = Block { item, rows, cols: cols.clone() };
+                    match plan.algorithm {
+                        Algorithm::F32 => self.f32_block(&block, scratch),
+                        Algorithm::Dot(dot) => self.dot_block(&block, dot, scratch),
+                        Algorithm::WeightOnly => self.weight_only_block(&block, scratch),
+                        Algorithm::Upcast => self.upcast_block(&block, scratch),
                     }
                 }
-            }
-        };
-        let part = Part {
-            kernels,
-            blocking,
-            rows,
-            cols,
-            k,
-            a,
-            pack_a: self.plan.packs_a(rows, cols),
-            b,
-            finish,
-            c,
-            c_stride,
-            accumulate: false,
-            results: std::ptr::null(),
-            scratch_a: scratch.a.start_mut(),
-            scratch_b: scratch.b.start_mut(),
-        };
-        // SAFETY: the executor has checked that the operands cover their layouts for this m; shares of
-        // C are disjoint, and so are their scratch memories, which are as long as the plan needs.
-        unsafe { multiply(&part) };
-    }
-
-    /// The epilogue of a share, if there is any.
-    fn finish(&self, item: usize, share: &Share, c: *mut f32, c_stride: usize) -> Option<Finish> {
-        let product = &self.plan.product;
-        self.plan.has_epilogue().then(|| Finish {
-            c,
-            c_stride,
-            rows: share.rows.len(),
-            cols: share.cols.len(),
-            alpha: self.plan.alpha(),
-            bias: self.bias.map(|bias| bias[share.cols.start..].as_ptr()),
-            residual: self.residual.map(|view| {
-                let residual = matrix(view.data(), view.layout(), false, item);
-                (residual.at(share.rows.start, share.cols.start).start, residual.stride)
-            }),
-            activation: product.activation(),
-        })
-    }
-
-    /// The panels of a constant B from a share's first column on.
-    fn panels(&self, packed: &PackedB, item: usize, share: &Share) -> Panels {
-        let Plan { product, kernels, .. } = self.plan;
-        let (k, first) = (product.k(), share.cols.start);
-        let start = packed.buffer.start().wrapping_add(item * packed.item_stride + first * k);
-        Panels::packed(kernels, start, k, product.n() - first)
-    }
-
-    /// `y = matrix x` for `outputs` rows, and the epilogue.
-    ///
-    /// # Safety
-    /// As [`multiply`].
-    unsafe fn vector(
-        &self,
-        matrix: Matrix,
-        outputs: usize,
-        x: Vector,
-        y: VectorMut,
-        finish: Option<Finish>,
-        scratch: &mut Scratch,
-    ) {
-        let Plan { product, kernels, .. } = self.plan;
-        let k = product.k();
-        // SAFETY: by the function's own contract; what is not contiguous goes through scratch memory.
-        unsafe {
-            let contiguous_x = if x.stride == 1 {
-                x.start
-            } else {
-                let copy = scratch.a.start_mut();
-                for i in 0..k {
-                    copy.add(i).write(*x.start.add(i * x.stride));
-                }
-                copy.cast_const()
-            };
-            let contiguous_y = if y.stride == 1 { y.start } else { scratch.b.start_mut() };
-            let gemv = Gemv {
-                outputs,
-                k,
-                matrix: matrix.start,
-                stride: matrix.stride,
-                x: contiguous_x,
-                y: contiguous_y,
-            };
-            if matrix.transposed {
-                (kernels.gemv_columns)(&gemv);
-            } else {
-                (kernels.gemv_rows)(&gemv);
-            }
-            if y.stride != 1 {
-                for i in 0..outputs {
-                    y.start.add(i * y.stride).write(*contiguous_y.add(i));
-                }
-            }
-            if let Some(finish) = finish {
-                (kernels.finish)(&finish);
             }
         }
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Vector {
-    start: *const f32,
-    stride: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct VectorMut {
-    start: *mut f32,
-    stride: usize,
+/// `range` in blocks of at most `size`. Stepped ranges would divide.
+pub(crate) fn blocks(range: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (mut next, end) = (range.start, range.end);
+    std::iter::from_fn(move || {
+        let start = next;
+        next = end.min(start.saturating_add(size.max(1)));
+        (start < end).then_some(start..next)
+    })
 }

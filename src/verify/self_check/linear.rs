@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::alloc;
-use crate::backend::project::{F32Matrix, FOUND, Projector, VECTORS, Vectors};
 use crate::description::matmul::MatMul;
 use crate::error::{Error, Result};
 use crate::executor::Inputs;
@@ -12,6 +11,7 @@ use crate::operands::view::AnyView;
 use crate::operands::weights::Weights;
 use crate::random::Random;
 use crate::verify::accuracy::Bounds;
+use crate::verify::self_check::multi_vector_gemv::{F32Matrix, Kernels, SUMS, VECTORS, Vectors};
 
 const WHAT: &str = "a self-check's vectors";
 
@@ -53,7 +53,7 @@ struct Side {
     /// For A.
     vectors: SharedBuffer,
     /// The same in float64, for each pass k of them, without the columns left out.
-    exact: Vec<[f64; FOUND]>,
+    exact: Vec<[f64; SUMS]>,
     /// Columns of B that hold NaN or infinity.
     skip: Vec<bool>,
     /// Whether something does not fit f32: a column is left out, or B r overflows.
@@ -115,7 +115,7 @@ impl Side {
         let exact = k.checked_mul(passes).ok_or(Error::SizeOverflow { what: "k x vectors" })?;
         Ok(Self {
             vectors: vectors(k, passes)?,
-            exact: alloc::filled(exact, [0.0; FOUND], WHAT)?,
+            exact: alloc::filled(exact, [0.0; SUMS], WHAT)?,
             skip: alloc::filled(n, false, WHAT)?,
             beyond_f32: false,
         })
@@ -134,17 +134,17 @@ impl Side {
         let matrix = Matrix { view: b, item, rows: k, cols: n, transposed: product.transpose_b() };
         self.beyond_f32 = false;
         self.skip.fill(false);
-        self.exact.fill([0.0; FOUND]);
+        self.exact.fill([0.0; SUMS]);
         let stride = stride(k);
         for index in 0..projections.passes {
             let exact = &mut self.exact[index * k..][..k];
-            matrix.project(&pass(&projections.random, n, index), true, exact, converted);
+            matrix.gemv(&pass(&projections.random, n, index), true, exact, converted);
             let first = index * (VECTORS + 1) * stride;
             let vectors = &mut self.vectors.elements_mut::<f32>()[first..];
-            for (p, found) in exact.iter().enumerate() {
-                for (i, &found) in found.iter().enumerate() {
-                    vectors[i * stride + p] = found as f32;
-                    self.beyond_f32 |= !(found as f32).is_finite();
+            for (p, sums) in exact.iter().enumerate() {
+                for (i, &sum) in sums.iter().enumerate() {
+                    vectors[i * stride + p] = sum as f32;
+                    self.beyond_f32 |= !(sum as f32).is_finite();
                 }
             }
         }
@@ -156,8 +156,8 @@ impl Side {
             }
             for index in 0..projections.passes {
                 let vectors = pass(&projections.random, n, index);
-                for (p, found) in self.exact[index * k..][..k].iter_mut().enumerate() {
-                    *found = matrix.project_exactly(p, &self.skip, |i, col| {
+                for (p, sums) in self.exact[index * k..][..k].iter_mut().enumerate() {
+                    *sums = matrix.row_exactly(p, &self.skip, |i, col| {
                         f64::from(vectors.data[i * vectors.stride + col])
                     });
                 }
@@ -182,15 +182,15 @@ impl Matrix<'_> {
         self.view.get(self.item, row, col).unwrap_or(f64::NAN)
     }
 
-    /// [`Projector::project`]; what is not f32 is converted run by run.
+    /// [`Kernels::gemv`]; what is not f32 is converted run by run.
     #[allow(clippy::cast_possible_truncation, reason = "f16 and bf16 are exact in f32")]
-    fn project(&self, vectors: &Vectors<'_>, sizes: bool, found: &mut [[f64; FOUND]], converted: &mut [f32]) {
-        let projector = Projector::new();
+    fn gemv(&self, vectors: &Vectors<'_>, sizes: bool, sums: &mut [[f64; SUMS]], converted: &mut [f32]) {
+        let kernels = Kernels::best();
         let Self { view, item, rows, cols, transposed } = *self;
         if let AnyView::F32(view) = view {
             let (stride, start) = (view.layout().leading_dimension(), view.layout().item_offset(item));
             let data = view.data().get(start..).unwrap_or_default();
-            projector.project(&F32Matrix { data, stride, rows, cols, transposed }, vectors, sizes, found);
+            kernels.gemv(&F32Matrix { data, stride, rows, cols, transposed }, vectors, sizes, sums);
             return;
         }
         let (runs, run) = if transposed { (cols, rows) } else { (rows, cols) };
@@ -202,31 +202,26 @@ impl Matrix<'_> {
             if transposed {
                 let term = Vectors { data: &vectors.data[index..], stride: vectors.stride };
                 let run = F32Matrix { data, stride: rows, rows, cols: 1, transposed };
-                projector.project(&run, &term, sizes, found);
+                kernels.gemv(&run, &term, sizes, sums);
             } else {
                 let run = F32Matrix { data, stride: cols, rows: 1, cols, transposed };
-                projector.project(&run, vectors, sizes, &mut found[index..]);
+                kernels.gemv(&run, vectors, sizes, &mut sums[index..]);
             }
         }
     }
 
     /// The products of a row with vectors in float64, and its sum of weighted magnitudes; columns in
     /// `skip` are left out.
-    fn project_exactly(
-        &self,
-        row: usize,
-        skip: &[bool],
-        vector: impl Fn(usize, usize) -> f64,
-    ) -> [f64; FOUND] {
-        let mut found = [0.0; FOUND];
+    fn row_exactly(&self, row: usize, skip: &[bool], vector: impl Fn(usize, usize) -> f64) -> [f64; SUMS] {
+        let mut sums = [0.0; SUMS];
         for col in (0..self.cols).filter(|&col| !skip.get(col).copied().unwrap_or(false)) {
             let x = self.get(row, col);
-            for (i, found) in found.iter_mut().enumerate() {
+            for (i, sum) in sums.iter_mut().enumerate() {
                 let x = if i == VECTORS { x.abs() } else { x };
-                *found += x * vector(i, col);
+                *sum += x * vector(i, col);
             }
         }
-        found
+        sums
     }
 }
 
@@ -257,9 +252,9 @@ pub(super) struct Linear {
     /// Whether C is rounded more coarsely than it is summed: then its rounding counts.
     narrow: bool,
     /// C r, A (B r), and the residual's.
-    c: Vec<[f64; FOUND]>,
-    ab: Vec<[f64; FOUND]>,
-    residual: Vec<[f64; FOUND]>,
+    c: Vec<[f64; SUMS]>,
+    ab: Vec<[f64; SUMS]>,
+    residual: Vec<[f64; SUMS]>,
     converted: Vec<f32>,
 }
 
@@ -289,7 +284,7 @@ impl Choice {
 
 impl Linear {
     pub(super) fn new(product: &MatMul, projections: Arc<Projections>) -> Result<Self> {
-        let rows = |needed: bool| alloc::filled(if needed { product.m() } else { 0 }, [0.0; FOUND], WHAT);
+        let rows = |needed: bool| alloc::filled(if needed { product.m() } else { 0 }, [0.0; SUMS], WHAT);
         let types = product.types();
         let f32_only = [types.a, types.b, types.output].iter().all(|&t| t == crate::ElementType::F32);
         let longest = product.n().max(product.k()).max(product.m());
@@ -317,7 +312,7 @@ impl Linear {
         c: AnyView<'_>,
         random: &mut Random,
     ) -> Suspects {
-        let Self { projections, side, narrow, c: found_c, ab, residual: found_residual, converted } = self;
+        let Self { projections, side, narrow, c: c_sums, ab, residual: residual_sums, converted } = self;
         let (m, n, k) = (c.layout().rows(), product.n(), product.k());
         let mut worst_ratio = 1.0;
         let (mut worst, mut infinite, mut unverifiable) = (None, Choice::default(), Choice::default());
@@ -341,24 +336,24 @@ impl Linear {
             };
             for index in 0..projections.passes {
                 let vectors = pass(&projections.random, n, index);
-                let [found_c, ab] = [&mut *found_c, &mut *ab].map(|found| {
-                    found[..m].fill([0.0; FOUND]);
-                    &mut found[..m]
+                let [c_sums, ab] = [&mut *c_sums, &mut *ab].map(|sums| {
+                    sums[..m].fill([0.0; SUMS]);
+                    &mut sums[..m]
                 });
                 // A residue from the sums in f32 is worth nothing where B r is not what it should be.
                 if !side.beyond_f32 {
-                    operands.c.project(&vectors, *narrow, found_c, converted);
-                    operands.a.project(&pass(&side.vectors, k, index), true, ab, converted);
+                    operands.c.gemv(&vectors, *narrow, c_sums, converted);
+                    operands.a.gemv(&pass(&side.vectors, k, index), true, ab, converted);
                     if let Some(residual) = &operands.residual {
-                        found_residual[..m].fill([0.0; FOUND]);
-                        residual.project(&vectors, true, &mut found_residual[..m], converted);
+                        residual_sums[..m].fill([0.0; SUMS]);
+                        residual.gemv(&vectors, true, &mut residual_sums[..m], converted);
                     }
                 }
                 let per_col = per_col(n);
                 let bias = bias(inputs.bias_view(), &vectors, &side.skip);
                 let has_residual = operands.residual.is_some();
-                for (row, (c, ab)) in found_c.iter().zip(&*ab).enumerate() {
-                    let residual = if has_residual { found_residual[row] } else { [0.0; FOUND] };
+                for (row, (c, ab)) in c_sums.iter().zip(&*ab).enumerate() {
+                    let residual = if has_residual { residual_sums[row] } else { [0.0; SUMS] };
                     let mut ratio = if side.beyond_f32 {
                         f64::NAN
                     } else {
@@ -398,29 +393,28 @@ impl Item<'_> {
         bounds: &Bounds,
         row: usize,
         vectors: &Vectors<'_>,
-        exact: &[[f64; FOUND]],
-        bias: [f64; FOUND],
+        exact: &[[f64; SUMS]],
+        bias: [f64; SUMS],
     ) -> Option<f64> {
         let random = |i: usize, col: usize| f64::from(vectors.data[i * vectors.stride + col]);
-        let finite = |found: [f64; FOUND]| found.iter().all(|x| x.is_finite()).then_some(found);
-        let ab = finite(self.a.project_exactly(row, &[], |i, p| exact[p][i]))?;
-        let residual = self
-            .residual
-            .map_or([0.0; FOUND], |residual| residual.project_exactly(row, &self.side.skip, random));
+        let finite = |sums: [f64; SUMS]| sums.iter().all(|x| x.is_finite()).then_some(sums);
+        let ab = finite(self.a.row_exactly(row, &[], |i, p| exact[p][i]))?;
+        let residual =
+            self.residual.map_or([0.0; SUMS], |residual| residual.row_exactly(row, &self.side.skip, random));
         let residual = finite(residual)?;
         let bias = finite(bias)?;
-        let c = self.c.project_exactly(row, &self.side.skip, random);
+        let c = self.c.row_exactly(row, &self.side.skip, random);
         let ratio = residue(bounds, per_col(self.c.cols), [c, ab, residual, bias]);
         Some(if ratio.is_nan() { f64::INFINITY } else { ratio })
     }
 }
 
 /// The bias's products with the vectors and its sum of magnitudes.
-fn bias(bias: Option<AnyView<'_>>, vectors: &Vectors<'_>, skip: &[bool]) -> [f64; FOUND] {
-    bias.map_or([0.0; FOUND], |view| {
+fn bias(bias: Option<AnyView<'_>>, vectors: &Vectors<'_>, skip: &[bool]) -> [f64; SUMS] {
+    bias.map_or([0.0; SUMS], |view| {
         let cols = view.layout().cols();
         Matrix { view, item: 0, rows: 1, cols, transposed: false }
-            .project_exactly(0, skip, |i, col| f64::from(vectors.data[i * vectors.stride + col]))
+            .row_exactly(0, skip, |i, col| f64::from(vectors.data[i * vectors.stride + col]))
     })
 }
 
@@ -433,7 +427,7 @@ fn per_col(n: usize) -> f64 {
 /// The largest residue of a row's vectors over what an error of the row's mean error bound shows at
 /// least, half of it, since the numbers of r do; `per_col` is 1 / n. NaN where a sum is not finite.
 #[inline]
-fn residue(bounds: &Bounds, per_col: f64, [c, ab, residual, bias]: [[f64; FOUND]; 4]) -> f64 {
+fn residue(bounds: &Bounds, per_col: f64, [c, ab, residual, bias]: [[f64; SUMS]; 4]) -> f64 {
     let size = bounds.alpha.abs() * ab[VECTORS];
     let addends = residual[VECTORS] + bias[VECTORS];
     let bound = bounds.gamma_k * size + bounds.gamma_e * (size + addends) + bounds.u_out * c[VECTORS];
@@ -562,7 +556,7 @@ mod tests {
         (bounds.gamma_k, bounds.gamma_e, bounds.u_out, bounds.underflow) = (0.25, 0.125, 0.0625, 2.0);
         // |alpha| |A| |B r| is 22, bias and residual are 4, the results 32; of four columns.
         let [ab, residual, bias] = [[-3.0, 0.5, 11.0], [1.5, 1.0, 3.0], [0.5, 2.0, 1.0]];
-        let ratio = |c: [f64; FOUND]| residue(&bounds, per_col(4), [c, ab, residual, bias]);
+        let ratio = |c: [f64; SUMS]| residue(&bounds, per_col(4), [c, ab, residual, bias]);
         let tolerance = 0.5 * ((5.5 + 3.25 + 2.0) / 4.0 + 2.0);
         assert_eq!(ratio([8.0, 2.0, 32.0]), 0.0);
         assert_eq!(ratio([8.0 - tolerance, 2.0 + 2.0 * tolerance, 32.0]), 2.0);
@@ -582,10 +576,10 @@ mod tests {
         let weights = Weights::new(&b).unwrap();
         let projections = Projections::new(&product, Some(&weights), VECTORS, &mut Random::new(5)).unwrap();
         let random = pass(&projections.random, N, 0);
-        for (p, found) in projections.constant.as_ref().unwrap()[0].exact.iter().enumerate() {
+        for (p, sums) in projections.constant.as_ref().unwrap()[0].exact.iter().enumerate() {
             let number = |col: usize| b.data()[p * N + col].to_f64();
             let expected: f64 = (0..N).map(|col| number(col) * f64::from(random.data[col])).sum();
-            assert!((found[0] - expected).abs() < 1e-4, "{} {expected}", found[0]);
+            assert!((sums[0] - expected).abs() < 1e-4, "{} {expected}", sums[0]);
         }
     }
 }

@@ -2,6 +2,8 @@
 
 mod checker;
 mod linear;
+#[allow(unsafe_code, reason = "kernels")]
+mod multi_vector_gemv;
 mod quantized;
 mod reals;
 mod rows;

@@ -16,7 +16,7 @@ mod sync {
     pub(super) use loom::sync::{Condvar, Mutex, MutexGuard};
 }
 
-#[path = "../../../src/backend/cpu/rendezvous.rs"]
+#[path = "../../../src/backend/cpu/threads/rendezvous.rs"]
 mod rendezvous;
 
 /// The number of a job.

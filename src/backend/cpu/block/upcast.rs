@@ -1,0 +1,270 @@
+//! Any types, as f32: blocks of A and B are upcast and multiplied by the kernels of f32.
+//!
+//! `docs/quantization.md` defines the arithmetic. What has no kernel of its own is computed by this, and the others
+//! are tested against it.
+
+use std::ops::Range;
+
+use crate::backend::cpu::buffer::Buffer;
+use crate::backend::cpu::macrokernel::{B, MacroTile, multiply};
+use crate::backend::cpu::microkernel::MicroKernels;
+#[cfg(feature = "half")]
+use crate::backend::cpu::pack::panels16;
+use crate::backend::cpu::pack::upcast::{Part, load, map, quantized, rows, scale, scale_for};
+use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, packed_b_len, packed_cols};
+use crate::backend::cpu::plan::ConstantB;
+use crate::backend::cpu::run::{BOfRun, Block, Call, Scratch, blocks};
+use crate::description::element::ElementType;
+use crate::description::quantization::{QuantA, QuantB};
+use crate::operands::view::AnyView;
+use crate::operands::weights::Weights;
+
+impl Call<'_> {
+    /// The scale of each row of a float A that is quantised on the way; NaN where an element is not finite.
+    pub(crate) fn row_scales(&self, item: usize, rows: &Range<usize>, scratch: &mut Scratch) {
+        let product = &self.plan.product;
+        if product.quantization().a != QuantA::DynamicPerRow {
+            return;
+        }
+        for rows in blocks(rows, self.plan.blocks.rows) {
+            let largest = &mut scratch.row_scales[rows.clone()];
+            largest.fill(0.0);
+            for depth in blocks(&(0..product.k()), self.plan.blocks.k) {
+                let part = self.part_a(item, &rows, &depth);
+                self.loaded(&self.a, &part, &mut scratch.a, |a| {
+                    map(&part, a, |row, _, x| {
+                        let largest = &mut largest[row - rows.start];
+                        // NaN stays, which f32::max would drop.
+                        *largest =
+                            if x.is_finite() && !largest.is_nan() { largest.max(x.abs()) } else { f32::NAN };
+                        x
+                    });
+                });
+            }
+            for scale in largest {
+                *scale = if scale.is_nan() { f32::NAN } else { scale_for(*scale) };
+            }
+        }
+    }
+
+    pub(crate) fn upcast_block(&self, block: &Block, scratch: &mut Scratch) {
+        if self.plan.product.types().accumulator == ElementType::I32 {
+            self.integer_block(block, scratch);
+        } else {
+            self.float_block(block, scratch);
+        }
+    }
+
+    fn part_a(&self, item: usize, rows: &Range<usize>, depth: &Range<usize>) -> Part {
+        Part { item, transpose: self.plan.product.transpose_a(), rows: rows.clone(), cols: depth.clone() }
+    }
+
+    fn part_b(&self, item: usize, depth: &Range<usize>, cols: &Range<usize>) -> Part {
+        Part { item, transpose: self.plan.product.transpose_b(), rows: depth.clone(), cols: cols.clone() }
+    }
+
+    /// A part of op(X) in `buffer`, where `f` has changed its numbers.
+    fn loaded(
+        &self,
+        view: &AnyView<'_>,
+        part: &Part,
+        buffer: &mut Buffer,
+        f: impl FnOnce(&mut [f32]),
+    ) -> Matrix {
+        let to = buffer.numbers(part.loaded_len());
+        load(self.plan.kernels.vector, view, part, to);
+        f(to);
+        Matrix { start: buffer.start(), stride: part.stride(), transposed: part.transpose }
+    }
+
+    /// A part of B in `packed` or, as far as it is to be packed, in `buffer`, and the kernels that read it for
+    /// `rows` rows.
+    #[cfg_attr(not(feature = "half"), expect(unused_variables, reason = "only 16-bit panels ask for `rows`"))]
+    fn loaded_b(
+        &self,
+        part: &Part,
+        rows: usize,
+        buffer: &mut Buffer,
+        packed: &mut Buffer,
+    ) -> (&'static MicroKernels, B) {
+        let (plan, kernels) = (self.plan, self.plan.kernels);
+        let (k, cols) = (part.rows.len(), part.cols.len());
+        let packed_len = packed_b_len(kernels, k, cols);
+        match (&self.b, &plan.b) {
+            #[cfg(feature = "half")]
+            (BOfRun::Packed, ConstantB::Packed(b)) if rows <= b.kernels.mr() => {
+                let panels = b.panels(&plan.product, part.item, part.cols.start, part.rows.start);
+                return (b.kernels, B::Packed(panels));
+            }
+            #[cfg(feature = "half")]
+            (BOfRun::Packed, ConstantB::Packed(b)) => {
+                panels16::upcast(b, &plan.product, part, packed.numbers(packed_len));
+            }
+            (BOfRun::View(view), _) if plan.b_as_stored() && !part.transpose => {
+                pack(kernels, view, part, packed.numbers(packed_len));
+            }
+            (BOfRun::View(view), _) => {
+                let b = self.loaded(view, part, buffer, |b| self.dequantize(part, b));
+                return (kernels, B::Pack(b));
+            }
+            // A plan has no other.
+            (BOfRun::Packed, _) => packed.numbers(packed_len).fill(f32::NAN),
+        }
+        (kernels, B::Packed(Panels::packed(kernels, packed.start(), k, cols)))
+    }
+
+    fn float_block(&self, block: &Block, scratch: &mut Scratch) {
+        let Block { item, rows, cols } = block;
+        let k = self.plan.product.k();
+        for depth in blocks(&(0..k), self.plan.blocks.k) {
+            let a = self.loaded(&self.a, &self.part_a(*item, rows, &depth), &mut scratch.a, |_| {});
+            let part = self.part_b(*item, &depth, cols);
+            let b = self.loaded_b(&part, rows.len(), &mut scratch.upcast_b, &mut scratch.b);
+            self.multiply(block, depth.len(), a, b, scratch, depth.start > 0);
+        }
+        let sums = scratch.c.numbers(rows.len() * cols.len());
+        if k == 0 {
+            sums.fill(0.0);
+        }
+        // SAFETY: this block of C is this call's alone.
+        unsafe { self.output.block(block, sums, cols.len(), &mut scratch.row) };
+    }
+
+    /// `sums = A B`, or added to them, in the scratch memory for C.
+    fn multiply(
+        &self,
+        block: &Block,
+        depth: usize,
+        a: Matrix,
+        (kernels, b): (&MicroKernels, B),
+        scratch: &mut Scratch,
+        accumulate: bool,
+    ) {
+        let part = MacroTile {
+            kernels,
+            blocking: &self.plan.blocking,
+            rows: block.rows.len(),
+            cols: block.cols.len(),
+            k: depth,
+            a,
+            pack_a: false,
+            b,
+            accumulate,
+            requantize: std::ptr::null(),
+            epilogue: None,
+            c: scratch.c.start_mut().cast(),
+            c_stride: block.cols.len(),
+            scratch_a: std::ptr::null_mut(),
+            scratch_b: scratch.b.start_mut(),
+        };
+        // SAFETY: the loaded matrices cover the block, and the sums and the packed B have room for it.
+        unsafe { multiply(&part) };
+    }
+
+    /// Loaded elements of B as the numbers that are summed: integers stay such, less their zero point.
+    fn dequantize(&self, part: &Part, b: &mut [f32]) {
+        let product = &self.plan.product;
+        let scheme = product.quantization().b;
+        if product.types().accumulator == ElementType::I32 {
+            return subtract_zero_point(b, scheme.zero_point());
+        }
+        if scheme == QuantB::None {
+            return;
+        }
+        #[allow(clippy::cast_precision_loss, reason = "of at most 8 bits")]
+        let zero_point = scheme.zero_point() as f32;
+        let scales = self.scales_b();
+        let scale_at = |p: usize, col: usize| match (&scales, scheme) {
+            (None, _) => self.plan.scales.b,
+            (Some(scales), QuantB::PerGroup { group_size, .. }) => {
+                scale(scales, part.item, p / group_size as usize, col)
+            }
+            (Some(scales), QuantB::PerColumn { .. }) => scale(scales, part.item, 0, col),
+            (Some(scales), _) => scale(scales, part.item, 0, 0),
+        };
+        map(part, b, |p, col, x| scale_at(p, col) * (x - zero_point));
+    }
+
+    /// Those of a constant B.
+    fn scales_b(&self) -> Option<AnyView<'_>> {
+        match &self.plan.b {
+            ConstantB::Plain(weights) => Weights::scales(weights),
+            ConstantB::None | ConstantB::Packed(_) | ConstantB::Integers(_) => None,
+        }
+    }
+
+    fn integer_block(&self, block: &Block, scratch: &mut Scratch) {
+        let Block { item, rows, cols } = block;
+        let (plan, product) = (self.plan, &self.plan.product);
+        let quantization = product.quantization();
+        let dynamic = quantization.a == QuantA::DynamicPerRow;
+        let count = rows.len() * cols.len();
+        scratch.sums[..count].fill(0);
+        for depth in blocks(&(0..product.k()), plan.blocks.k) {
+            let part = self.part_a(*item, rows, &depth);
+            let a = self.loaded(&self.a, &part, &mut scratch.a, |a| {
+                if dynamic {
+                    map(&part, a, |row, _, x| {
+                        let scale = scratch.row_scales[row];
+                        if scale.is_nan() { 0.0 } else { quantized(x, scale) }
+                    });
+                } else {
+                    subtract_zero_point(a, quantization.a.zero_point());
+                }
+            });
+            let part = self.part_b(*item, &depth, cols);
+            let b = self.loaded_b(&part, rows.len(), &mut scratch.upcast_b, &mut scratch.b);
+            self.multiply(block, depth.len(), a, b, scratch, false);
+            for (sum, &x) in scratch.sums.iter_mut().zip(&*scratch.c.numbers(count)) {
+                #[allow(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
+                let x = x as i32;
+                // A description's k keeps every sum in range.
+                *sum = sum.wrapping_add(x);
+            }
+        }
+        let columns = plan.column_scales_from(*item, cols.start);
+        let b = self.scales_b().map_or(plan.scales.b, |scales| scale(&scales, *item, 0, 0));
+        let shared = product.alpha() * b;
+        let sums = scratch.sums[..count].chunks(cols.len());
+        let scaled = scratch.c.numbers(cols.len());
+        for (row, sums) in rows.clone().zip(sums) {
+            if product.types().output == ElementType::I32 {
+                // SAFETY: this block of C is this call's alone, and C is of type i32.
+                unsafe { self.output.put(*item, row, cols.start, sums, |sum: i32| sum) };
+                continue;
+            }
+            let row_scale = if dynamic { scratch.row_scales[row] } else { plan.scales.a };
+            for (col, (x, &sum)) in scaled.iter_mut().zip(sums).enumerate() {
+                let column = columns.map_or(shared, |columns| columns[col]);
+                #[allow(clippy::cast_precision_loss, reason = "rounded, as documented")]
+                let sum = sum as f32;
+                *x = sum * (row_scale * column);
+            }
+            // SAFETY: this block of C is this call's alone.
+            unsafe { self.output.row(*item, row, cols.start, scaled, &mut scratch.row[..cols.len()]) };
+        }
+    }
+}
+
+/// Brings elements of a B that is not transposed into micro-panels.
+fn pack(kernels: &MicroKernels, view: &AnyView<'_>, part: &Part, to: &mut [f32]) {
+    let k = part.rows.len();
+    // Few rows at a time, so that their pages stay at hand.
+    for ks in blocks(&part.rows, K_STEP) {
+        for cols in blocks(&part.cols, kernels.nr()) {
+            let width = packed_cols(kernels, cols.len());
+            let start = (cols.start - part.cols.start) * k + (ks.start - part.rows.start) * width;
+            rows(kernels.vector, view, part.item, &ks, &cols, &mut to[start..], width);
+        }
+    }
+}
+
+fn subtract_zero_point(numbers: &mut [f32], zero_point: i32) {
+    if zero_point != 0 {
+        #[allow(clippy::cast_precision_loss, reason = "of at most 8 bits")]
+        let zero_point = zero_point as f32;
+        for x in numbers {
+            *x -= zero_point;
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! 8 lanes: AVX2 and FMA.
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::wildcard_imports,
+    reason = "one comment covers the functions of the trait, each a few instructions"
+)]
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(pub(crate) __m256);
+
+/// A window of 8 from here on selects as many lanes as it has ones.
+static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+// SAFETY: each function is one or a few instructions of AVX2 and FMA, which the caller vouches for;
+// memory is accessed as the trait says, since masked-out lanes of a masked access are not touched.
+#[rustfmt::skip]
+unsafe impl Simd for Avx2 {
+    const LANES: usize = 8;
+    type Mask = __m256i;
+    type Words = __m256i;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self { unsafe { Self(_mm256_set1_ps(x)) } }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self { unsafe { Self(_mm256_loadu_ps(from)) } }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) { unsafe { _mm256_storeu_ps(to, self.0) } }
+    #[inline(always)]
+    unsafe fn mask(count: usize) -> __m256i {
+        unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - count.min(8)).cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_masked(from: *const f32, mask: __m256i) -> Self { unsafe { Self(_mm256_maskload_ps(from, mask)) } }
+    #[inline(always)]
+    unsafe fn store_masked(self, to: *mut f32, mask: __m256i) { unsafe { _mm256_maskstore_ps(to, mask, self.0) } }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self { unsafe { Self(_mm256_add_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self { unsafe { Self(_mm256_sub_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self { unsafe { Self(_mm256_mul_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self { unsafe { Self(_mm256_div_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, addend.0)) } }
+    #[inline(always)]
+    unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self {
+        unsafe { Self(_mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0))) }
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self { unsafe { Self(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)) } }
+    #[inline(always)]
+    unsafe fn copysign(self, sign: Self) -> Self {
+        unsafe {
+            let minus = _mm256_set1_ps(-0.0);
+            Self(_mm256_or_ps(_mm256_andnot_ps(minus, self.0), _mm256_and_ps(minus, sign.0)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        unsafe { Self(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn exp2_integer(self) -> Self {
+        unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe {
+            let half = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+            _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch<T>(from: *const T) { unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) } }
+
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn from_f16(from: *const u16) -> Self { unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) } }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn from_bf16(from: *const u16) -> Self {
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn from_i8(from: *const i8) -> Self {
+        unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn from_u8(from: *const u8) -> Self {
+        unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> __m256i { unsafe { _mm256_loadu_si256(from.cast()) } }
+    #[inline(always)]
+    unsafe fn unpack<const BITS: u32>(words: __m256i, index: u32) -> Self {
+        unsafe {
+            let left = _mm256_sllv_epi32(words, _mm256_set1_epi32((32 - BITS * (index + 1)).cast_signed()));
+            Self(_mm256_cvtepi32_ps(_mm256_srav_epi32(left, _mm256_set1_epi32((32 - BITS).cast_signed()))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, rows: usize, cols: usize, to: *mut f32, to_stride: usize) {
+        unsafe {
+            let mask = Self::mask(cols);
+            let mut x = [_mm256_setzero_ps(); 8];
+            for (i, row) in x.iter_mut().enumerate() {
+                if i < rows {
+                    *row = _mm256_maskload_ps(from.add(i * from_stride), mask);
+                }
+            }
+            // Pairs of rows, then of pairs, then of halves of a vector.
+            let mut y = [_mm256_setzero_ps(); 8];
+            for i in 0..4 {
+                y[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+                y[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+            }
+            for i in 0..2 {
+                for j in 0..2 {
+                    let (lo, hi) = (y[4 * i + j], y[4 * i + j + 2]);
+                    x[4 * i + 2 * j] = _mm256_shuffle_ps::<0x44>(lo, hi);
+                    x[4 * i + 2 * j + 1] = _mm256_shuffle_ps::<0xee>(lo, hi);
+                }
+            }
+            for j in 0..4 {
+                y[j] = _mm256_permute2f128_ps::<0x20>(x[j], x[4 + j]);
+                y[4 + j] = _mm256_permute2f128_ps::<0x31>(x[j], x[4 + j]);
+            }
+            for (j, row) in y.into_iter().enumerate() {
+                if j < cols {
+                    _mm256_storeu_ps(to.add(j * to_stride), row);
+                }
+            }
+        }
+    }
+}

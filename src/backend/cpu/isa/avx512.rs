@@ -1,0 +1,157 @@
+//! 16 lanes: AVX-512 F and DQ.
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::wildcard_imports,
+    reason = "one comment covers the functions of the trait, each a few instructions"
+)]
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(pub(crate) __m512);
+
+/// What 4 bits stand for.
+static NIBBLES: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0];
+
+// SAFETY: each function is one or a few instructions of AVX-512, which the caller vouches for; memory
+// is accessed as the trait says, since masked-out lanes of a masked access are not touched.
+#[rustfmt::skip]
+unsafe impl Simd for Avx512 {
+    const LANES: usize = 16;
+    type Mask = __mmask16;
+    type Words = __m512i;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self { unsafe { Self(_mm512_set1_ps(x)) } }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self { unsafe { Self(_mm512_loadu_ps(from)) } }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) { unsafe { _mm512_storeu_ps(to, self.0) } }
+    #[inline(always)]
+    unsafe fn mask(count: usize) -> __mmask16 { if count >= 16 { !0 } else { (1 << count) - 1 } }
+    #[inline(always)]
+    unsafe fn load_masked(from: *const f32, mask: __mmask16) -> Self { unsafe { Self(_mm512_maskz_loadu_ps(mask, from)) } }
+    #[inline(always)]
+    unsafe fn store_masked(self, to: *mut f32, mask: __mmask16) { unsafe { _mm512_mask_storeu_ps(to, mask, self.0) } }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self { unsafe { Self(_mm512_add_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self { unsafe { Self(_mm512_sub_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self { unsafe { Self(_mm512_mul_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self { unsafe { Self(_mm512_div_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, addend.0)) } }
+    #[inline(always)]
+    unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self {
+        unsafe {
+            let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0);
+            Self(_mm512_mask_blend_ps(less, no.0, yes.0))
+        }
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self { unsafe { Self(_mm512_abs_ps(self.0)) } }
+    #[inline(always)]
+    unsafe fn copysign(self, sign: Self) -> Self {
+        unsafe {
+            let minus = _mm512_set1_ps(-0.0);
+            Self(_mm512_or_ps(_mm512_andnot_ps(minus, self.0), _mm512_and_ps(minus, sign.0)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        unsafe { Self(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn exp2_integer(self) -> Self {
+        unsafe {
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 { unsafe { _mm512_reduce_add_ps(self.0) } }
+    #[inline(always)]
+    unsafe fn prefetch<T>(from: *const T) { unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) } }
+
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn from_f16(from: *const u16) -> Self { unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) } }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn from_bf16(from: *const u16) -> Self {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn from_i8(from: *const i8) -> Self {
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn from_u8(from: *const u8) -> Self {
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> __m512i { unsafe { _mm512_loadu_si512(from.cast()) } }
+    #[inline(always)]
+    unsafe fn unpack<const BITS: u32>(words: __m512i, index: u32) -> Self {
+        unsafe {
+            if BITS == 4 {
+                // The permutation looks at the low 4 bits of each index: a table of all values.
+                let shifted = _mm512_srlv_epi32(words, _mm512_set1_epi32((4 * index).cast_signed()));
+                Self(_mm512_permutexvar_ps(shifted, _mm512_loadu_ps(NIBBLES.as_ptr())))
+            } else {
+                let left = _mm512_sllv_epi32(words, _mm512_set1_epi32((24 - 8 * index).cast_signed()));
+                Self(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(left)))
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, rows: usize, cols: usize, to: *mut f32, to_stride: usize) {
+        unsafe {
+            let mask = Self::mask(cols);
+            let mut x = [_mm512_setzero_ps(); 16];
+            for (i, row) in x.iter_mut().enumerate() {
+                if i < rows {
+                    *row = _mm512_maskz_loadu_ps(mask, from.add(i * from_stride));
+                }
+            }
+            // Pairs of rows, then of pairs, then of quarters of a vector.
+            let mut y = [_mm512_setzero_ps(); 16];
+            for i in 0..8 {
+                y[2 * i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+                y[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+            }
+            for i in 0..4 {
+                for (j, (lo, hi)) in [(y[4 * i], y[4 * i + 2]), (y[4 * i + 1], y[4 * i + 3])].into_iter().enumerate() {
+                    let (lo, hi) = (_mm512_castps_pd(lo), _mm512_castps_pd(hi));
+                    x[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi));
+                    x[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi));
+                }
+            }
+            // x[4 i + j] has column j + 4 q of rows 4 i .. 4 i + 4 in its quarter q.
+            for j in 0..4 {
+                let even01 = _mm512_shuffle_f32x4::<0x88>(x[j], x[4 + j]);
+                let odd01 = _mm512_shuffle_f32x4::<0xdd>(x[j], x[4 + j]);
+                let even23 = _mm512_shuffle_f32x4::<0x88>(x[8 + j], x[12 + j]);
+                let odd23 = _mm512_shuffle_f32x4::<0xdd>(x[8 + j], x[12 + j]);
+                y[j] = _mm512_shuffle_f32x4::<0x88>(even01, even23);
+                y[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even01, even23);
+                y[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd01, odd23);
+                y[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd01, odd23);
+            }
+            for (j, row) in y.into_iter().enumerate() {
+                if j < cols {
+                    _mm512_storeu_ps(to.add(j * to_stride), row);
+                }
+            }
+        }
+    }
+}

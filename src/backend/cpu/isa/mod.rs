@@ -1,0 +1,277 @@
+//! Instruction sets: which are here, and vectors of each.
+//!
+//! Kernels are written once over [`Simd`] and instantiated inside functions that enable the
+//! instruction set ([`super::microkernel`]), so everything on vectors must be inlined into those.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512_dot;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512_interleave;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon_dot;
+pub(crate) mod portable;
+
+use std::sync::LazyLock;
+
+/// An instruction set that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Isa {
+    /// AVX-512 F and DQ, with AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// AVX2, F16C and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What every 64-bit ARM has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// Plain Rust, on every machine.
+    Portable,
+}
+
+/// Elements whose products an extension of an instruction set sums in lanes of 32 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Dot {
+    /// Two bf16, summed in f32.
+    Bf16,
+    /// Four 8-bit integers, signed in B, and in A unsigned on x86-64 and signed on AArch64, summed in i32 modulo
+    /// 2^32.
+    Int8,
+}
+
+impl Dot {
+    const ALL: [Self; 2] = [Self::Bf16, Self::Int8];
+}
+
+/// The environment variable that forces an instruction set or an extension by name, for tests.
+const FORCE: &str = "ANE_MATMUL_CPU";
+
+/// What [`FORCE`] says; empty is as if it were not there.
+static FORCED: LazyLock<Option<String>> = LazyLock::new(|| {
+    std::env::var_os(FORCE).filter(|name| !name.is_empty()).map(|name| name.to_string_lossy().into_owned())
+});
+
+impl Isa {
+    /// The fastest first.
+    pub(crate) const ALL: &[Self] = &[
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(target_arch = "aarch64")]
+        Self::Neon,
+        Self::Portable,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
+            Self::Portable => "portable",
+        }
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512dq")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("fma")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => true,
+            Self::Portable => true,
+        }
+    }
+
+    /// Those that this machine has, the fastest first.
+    pub(crate) fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|isa| isa.is_available())
+    }
+
+    /// The fastest of this machine, or the one that `ANE_MATMUL_CPU` names, itself or by an extension.
+    ///
+    /// # Errors
+    /// With what there is, where the machine lacks what is named.
+    pub(crate) fn detect() -> Result<Self, String> {
+        let names = |isa: Self| {
+            let extensions = Dot::ALL.into_iter().filter_map(move |dot| isa.available_extension(dot));
+            std::iter::once(isa.name()).chain(extensions)
+        };
+        let fits = |isa: &Self| FORCED.as_ref().is_none_or(|wanted| names(*isa).any(|name| name == wanted));
+        Self::available().find(fits).ok_or_else(|| {
+            let wanted = FORCED.as_deref().unwrap_or_default();
+            let here = Self::available().flat_map(names).collect::<Vec<_>>().join(", ");
+            format!("{FORCE}={wanted} names no kernels that this machine has; here: {here}")
+        })
+    }
+
+    /// The name of the extension with dot products, where there is one.
+    const fn extension(self, dot: Dot) -> Option<&'static str> {
+        match (self, dot) {
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx512, Dot::Bf16) => Some("avx512-bf16"),
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx512, Dot::Int8) => Some("avx512-vnni"),
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, Dot::Bf16 | Dot::Int8) => None,
+            #[cfg(target_arch = "aarch64")]
+            (Self::Neon, Dot::Bf16) => None,
+            // The first element of a word is its lowest byte, and lies first in memory.
+            #[cfg(target_arch = "aarch64")]
+            (Self::Neon, Dot::Int8) => {
+                if cfg!(target_endian = "little") {
+                    Some("neon-dotprod")
+                } else {
+                    None
+                }
+            }
+            (Self::Portable, Dot::Bf16 | Dot::Int8) => None,
+        }
+    }
+
+    /// The same, where this machine has it.
+    fn available_extension(self, dot: Dot) -> Option<&'static str> {
+        #[cfg(target_arch = "x86_64")]
+        let available = is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && match dot {
+                Dot::Bf16 => is_x86_feature_detected!("avx512bf16"),
+                Dot::Int8 => is_x86_feature_detected!("avx512vnni"),
+            };
+        #[cfg(target_arch = "aarch64")]
+        let available = std::arch::is_aarch64_feature_detected!("dotprod");
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let available = false;
+        self.extension(dot).filter(|_| available)
+    }
+
+    /// Whether dot products of such elements are here, and no other kernels are forced.
+    pub(crate) fn has(self, dot: Dot) -> bool {
+        self.available_extension(dot).is_some_and(|name| FORCED.as_ref().is_none_or(|wanted| wanted == name))
+    }
+}
+
+/// A vector of [`Simd::LANES`] numbers.
+///
+/// # Safety
+/// All functions may be called only where the instruction set is there and, for speed, inside a
+/// function that enables it. Pointers need no alignment beyond that of f32; `load` and `store` access
+/// [`Simd::LANES`] numbers, the masked forms only those that the mask selects.
+pub(crate) unsafe trait Simd: Copy {
+    /// The numbers in a vector.
+    const LANES: usize;
+    /// Which lanes a masked access touches.
+    type Mask: Copy;
+    /// [`Simd::LANES`] words of packed integers.
+    type Words: Copy;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// The first `count` lanes, at most all.
+    unsafe fn mask(count: usize) -> Self::Mask;
+    /// Lanes that the mask does not select are 0.
+    unsafe fn load_masked(from: *const f32, mask: Self::Mask) -> Self;
+    unsafe fn store_masked(self, to: *mut f32, mask: Self::Mask);
+    /// A masked load, or one of all lanes.
+    #[inline(always)]
+    unsafe fn load_part(from: *const f32, mask: Option<Self::Mask>) -> Self {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            match mask {
+                Some(mask) => Self::load_masked(from, mask),
+                None => Self::load(from),
+            }
+        }
+    }
+    /// A masked store, or one of all lanes.
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, mask: Option<Self::Mask>) {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            match mask {
+                Some(mask) => self.store_masked(to, mask),
+                None => self.store(to),
+            }
+        }
+    }
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// `self * factor + addend`, rounded once where the instruction set can.
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// Where `self < other` the lane of `yes`, elsewhere (NaN included) of `no`.
+    unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self;
+    unsafe fn abs(self) -> Self;
+    /// The magnitude of `self` with the sign of `sign`.
+    unsafe fn copysign(self, sign: Self) -> Self;
+    /// The nearest integer, ties to even, for magnitudes below 2^22.
+    unsafe fn round(self) -> Self;
+    /// 2^self for integers from -126 to 127.
+    unsafe fn exp2_integer(self) -> Self;
+    /// The sum of the lanes, in an order that is always the same.
+    unsafe fn sum(self) -> f32;
+    /// Asks for a cache line that is read soon; any address will do.
+    unsafe fn prefetch<T>(from: *const T);
+    /// Upcasts `LANES` IEEE 754 binary16 numbers.
+    #[cfg(feature = "half")]
+    unsafe fn from_f16(from: *const u16) -> Self;
+    /// Upcasts `LANES` bf16 numbers, the upper halves of f32.
+    #[cfg(feature = "half")]
+    unsafe fn from_bf16(from: *const u16) -> Self;
+    /// Upcasts `LANES` integers.
+    unsafe fn from_i8(from: *const i8) -> Self;
+    /// Upcasts `LANES` integers.
+    unsafe fn from_u8(from: *const u8) -> Self;
+    unsafe fn load_words(from: *const u32) -> Self::Words;
+    /// Upcasts the signed integer of `BITS` bits, 4 or 8, that begins at bit `BITS * index` of each word.
+    unsafe fn unpack<const BITS: u32>(words: Self::Words, index: u32) -> Self;
+    /// `LANES` rows of `LANES` numbers, `from_stride` apart, written as columns: row `i` of the result
+    /// at `to + i * to_stride`. Only the first `rows` rows are read, the others count as 0; only the
+    /// first `cols` numbers of a row are read and only so many rows written.
+    unsafe fn transpose(
+        from: *const f32,
+        from_stride: usize,
+        rows: usize,
+        cols: usize,
+        to: *mut f32,
+        to_stride: usize,
+    );
+}
+
+/// Vectors whose lanes are taken for i32, where an instruction set has dot products of integers.
+///
+/// # Safety
+/// As [`Simd`].
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "no other has dot products of integers")
+)]
+pub(crate) unsafe trait SimdInteger: Simd {
+    unsafe fn splat_i32(x: i32) -> Self;
+    /// Modulo 2^32.
+    unsafe fn add_i32(self, other: Self) -> Self;
+    /// Modulo 2^32.
+    unsafe fn sub_i32(self, other: Self) -> Self;
+    /// The nearest f32 of each lane.
+    unsafe fn i32_to_f32(self) -> Self;
+}

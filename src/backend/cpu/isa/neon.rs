@@ -1,0 +1,143 @@
+//! 4 lanes: NEON, which every 64-bit ARM has.
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::wildcard_imports,
+    reason = "one comment covers the functions of the trait, each a few instructions"
+)]
+
+use std::arch::aarch64::*;
+
+use super::Simd;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(pub(crate) float32x4_t);
+
+// SAFETY: each function is one or a few instructions of NEON; memory is accessed as the trait says:
+// the masked forms copy as many numbers as the mask counts.
+#[rustfmt::skip]
+unsafe impl Simd for Neon {
+    const LANES: usize = 4;
+    type Mask = usize;
+    type Words = int32x4_t;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self { unsafe { Self(vdupq_n_f32(x)) } }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self { unsafe { Self(vld1q_f32(from)) } }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) { unsafe { vst1q_f32(to, self.0) } }
+    #[inline(always)]
+    unsafe fn mask(count: usize) -> usize { count.min(4) }
+    #[inline(always)]
+    unsafe fn load_masked(from: *const f32, mask: usize) -> Self {
+        let mut lanes = [0.0; 4];
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), mask);
+            Self(vld1q_f32(lanes.as_ptr()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_masked(self, to: *mut f32, mask: usize) {
+        let mut lanes = [0.0; 4];
+        unsafe {
+            vst1q_f32(lanes.as_mut_ptr(), self.0);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, mask);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self { unsafe { Self(vaddq_f32(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self { unsafe { Self(vsubq_f32(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self { unsafe { Self(vmulq_f32(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self { unsafe { Self(vdivq_f32(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self(vfmaq_f32(addend.0, self.0, factor.0)) } }
+    #[inline(always)]
+    unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self {
+        unsafe { Self(vbslq_f32(vcltq_f32(self.0, other.0), yes.0, no.0)) }
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self { unsafe { Self(vabsq_f32(self.0)) } }
+    #[inline(always)]
+    unsafe fn copysign(self, sign: Self) -> Self {
+        unsafe { Self(vbslq_f32(vdupq_n_u32(0x8000_0000), sign.0, self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self { unsafe { Self(vrndnq_f32(self.0)) } }
+    #[inline(always)]
+    unsafe fn exp2_integer(self) -> Self {
+        unsafe {
+            let exponent = vaddq_s32(vcvtnq_s32_f32(self.0), vdupq_n_s32(127));
+            Self(vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 { unsafe { vaddvq_f32(self.0) } }
+    // A prefetch needs inline assembly; the hardware follows the streams by itself.
+    #[inline(always)]
+    unsafe fn prefetch<T>(_from: *const T) {}
+
+    // The intrinsic is not stable; the instruction is part of ARMv8.0.
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn from_f16(from: *const u16) -> Self {
+        unsafe {
+            let wide: float32x4_t;
+            std::arch::asm!(
+                "fcvtl {wide:v}.4s, {narrow:v}.4h",
+                wide = lateout(vreg) wide, narrow = in(vreg) vld1_u16(from),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+            Self(wide)
+        }
+    }
+    #[cfg(feature = "half")]
+    #[inline(always)]
+    unsafe fn from_bf16(from: *const u16) -> Self {
+        unsafe { Self(vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from)))) }
+    }
+    #[inline(always)]
+    unsafe fn from_i8(from: *const i8) -> Self {
+        unsafe { Self::load(std::array::from_fn::<f32, 4, _>(|i| f32::from(from.add(i).read())).as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn from_u8(from: *const u8) -> Self {
+        unsafe { Self::load(std::array::from_fn::<f32, 4, _>(|i| f32::from(from.add(i).read())).as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> int32x4_t { unsafe { vld1q_s32(from.cast()) } }
+    #[inline(always)]
+    unsafe fn unpack<const BITS: u32>(words: int32x4_t, index: u32) -> Self {
+        unsafe {
+            let left = vshlq_s32(words, vdupq_n_s32((32 - BITS * (index + 1)).cast_signed()));
+            // A shift to the left by a negative number is one to the right.
+            Self(vcvtq_f32_s32(vshlq_s32(left, vdupq_n_s32(BITS.cast_signed() - 32))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, rows: usize, cols: usize, to: *mut f32, to_stride: usize) {
+        unsafe {
+            let mut x = [vdupq_n_f32(0.0); 4];
+            for (i, row) in x.iter_mut().enumerate() {
+                if i < rows {
+                    *row = if cols >= 4 { vld1q_f32(from.add(i * from_stride)) } else { Self::load_masked(from.add(i * from_stride), cols).0 };
+                }
+            }
+            let (even, odd) = (vtrnq_f32(x[0], x[1]), vtrnq_f32(x[2], x[3]));
+            let columns = [
+                vcombine_f32(vget_low_f32(even.0), vget_low_f32(odd.0)),
+                vcombine_f32(vget_low_f32(even.1), vget_low_f32(odd.1)),
+                vcombine_f32(vget_high_f32(even.0), vget_high_f32(odd.0)),
+                vcombine_f32(vget_high_f32(even.1), vget_high_f32(odd.1)),
+            ];
+            for (j, column) in columns.into_iter().enumerate() {
+                if j < cols {
+                    vst1q_f32(to.add(j * to_stride), column);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Everything that is compiled for an instruction set, and the choice by instruction set and format.
+
+#[cfg(feature = "half")]
+use std::marker::PhantomData;
+
+use super::weight_only::{self, PanelArgs};
+use super::{Fma, MicroKernel, MicroKernels, MicroTile, MultiplyAdd, microkernel};
+use crate::backend::cpu::epilogue::{Epilogue, apply};
+use crate::backend::cpu::gemv::{Gemv, gemv_columns, gemv_rows};
+use crate::backend::cpu::isa::{self, Dot, Isa, Simd};
+use crate::backend::cpu::pack::upcast::{self, Elements, UpcastFunctions, upcast_rows};
+#[cfg(feature = "half")]
+use crate::backend::cpu::pack::upcast::{Bf16, Element, F16};
+use crate::backend::cpu::pack::{Format, Word, copy_rows};
+
+/// What there is of an instruction set besides micro-kernels.
+pub(crate) struct VectorFunctions {
+    /// The numbers in a vector.
+    pub lanes: usize,
+    /// [`Simd::transpose`].
+    pub transpose: unsafe fn(*const Word, usize, usize, usize, *mut Word, usize),
+    /// [`copy_rows`].
+    pub copy: unsafe fn(*const Word, usize, usize, usize, *mut Word, usize),
+    pub upcast: UpcastFunctions,
+    pub gemv_rows: unsafe fn(&Gemv),
+    pub gemv_columns: unsafe fn(&Gemv),
+    pub epilogue: unsafe fn(&Epilogue),
+    pub weight_only: weight_only::Kernels,
+}
+
+/// Micro-kernels for the numbers of rows, the first of them the first.
+macro_rules! by_rows {
+    ($operation:ty, $nv:expr, $tail:expr, $pack:expr, $by_row:expr, $by_k:expr; $($rows:literal)*) => {
+        &[$(tile::<$operation, $rows, { $nv }, $tail, $pack, $by_row, $by_k> as MicroKernel),*]
+    };
+}
+
+/// [`by_rows`] for both forms of A apart, for either in one, or for the one that is met.
+macro_rules! by_form {
+    (both; $operation:ty, $nv:expr, $tail:expr, $pack:expr; $($rows:literal)*) => {
+        &[
+            by_rows!($operation, $nv, $tail, $pack, true, false; $($rows)*),
+            by_rows!($operation, $nv, $tail, $pack, false, true; $($rows)*),
+        ]
+    };
+    (either; $operation:ty, $nv:expr, $tail:expr, $pack:expr; $($rows:literal)*) => {
+        &[by_rows!($operation, $nv, $tail, $pack, false, false; $($rows)*)]
+    };
+    (by_row; $operation:ty, $nv:expr, $tail:expr, $pack:expr; $($rows:literal)*) => {
+        &[by_rows!($operation, $nv, $tail, $pack, true, false; $($rows)*)]
+    };
+}
+
+/// [`MicroKernels`] of the module's `tile`.
+macro_rules! microkernels {
+    (
+        $name:expr, $format:expr, $operation:ty, b_words: $b_words:expr, forms: $forms:ident, wide_by_row: $wide_by_row:expr,
+        rows: [$($one:literal)*], packing: [$($packing:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]
+    ) => {
+        MicroKernels {
+            name: $name,
+            format: $format,
+            vector: &VECTOR,
+            panel_vectors: PANEL,
+            b_words: $b_words,
+            single: by_form!($forms; $operation, 1, true, false; $($one)*),
+            tail: by_form!($forms; $operation, PANEL, true, false; $($one)*),
+            whole: by_form!($forms; $operation, PANEL, false, false; $($one)*),
+            packing: by_form!($forms; $operation, PANEL, false, true; $($packing)*),
+            wide: [
+                by_rows!($operation, 2 * PANEL, false, false, $wide_by_row, false; $($two)*),
+                by_rows!($operation, 4 * PANEL, false, false, $wide_by_row, false; $($four)*),
+            ],
+        }
+    };
+}
+
+/// A module with all of one instruction set, whose functions enable `$feature`.
+///
+/// `rows`: up to MR for one micro-panel of B, `packing` those of more than half of MR; `two`, `four`: for so many
+/// micro-panels. `upcast`: the same for a B of 16-bit elements. `weight_only`: rows x chains.
+macro_rules! instruction_set {
+    (
+        $(#[$cfg:meta])* $module:ident, $vector:ty, $name:literal, $(features: $feature:literal,)?
+        panel_vectors: $panel:literal,
+        rows: [$($one:literal)*], packing: [$($packing:literal)*], two: [$($two:literal)*], four: [$($four:literal)*],
+        upcast: [$($upcast_one:literal)*], [$($upcast_two:literal)*], [$($upcast_four:literal)*],
+        weight_only: [$($wo_rows:literal x $wo_chains:literal)*]
+    ) => {
+        $(#[$cfg])*
+        mod $module {
+            use super::*;
+
+            const PANEL: usize = $panel;
+            type V = $vector;
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn tile<
+                D: MultiplyAdd<V>,
+                const MR: usize,
+                const NV: usize,
+                const TAIL: bool,
+                const PACK: bool,
+                const BY_ROW: bool,
+                const BY_K: bool,
+            >(
+                t: &MicroTile,
+            ) {
+                // SAFETY: this function's contract is the same, and it enables the instruction set.
+                unsafe { microkernel::<V, D, PANEL, MR, NV, TAIL, PACK, BY_ROW, BY_K>(t) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn transpose(
+                from: *const Word, from_stride: usize, rows: usize, cols: usize, to: *mut Word, to_stride: usize,
+            ) {
+                // SAFETY: as for `tile`.
+                unsafe { V::transpose(from.cast(), from_stride, rows, cols, to.cast(), to_stride) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn copy(
+                from: *const Word, from_stride: usize, rows: usize, cols: usize, to: *mut Word, to_stride: usize,
+            ) {
+                // SAFETY: as for `tile`.
+                unsafe { copy_rows::<V>(from.cast(), from_stride, rows, cols, to.cast(), to_stride) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn upcast<E: upcast::Element>(e: &Elements) {
+                // SAFETY: as for `tile`.
+                unsafe { upcast_rows::<V, E>(e) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn rows(g: &Gemv) {
+                // SAFETY: as for `tile`.
+                unsafe { gemv_rows::<V>(g) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn columns(g: &Gemv) {
+                // SAFETY: as for `tile`.
+                unsafe { gemv_columns::<V>(g) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn epilogue(e: &Epilogue) {
+                // SAFETY: as for `tile`.
+                unsafe { apply::<V>(e) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn weight_only<const BITS: u32, const ROWS: usize, const CHAINS: usize, const OFFSET: bool>(
+                p: &PanelArgs,
+            ) {
+                // SAFETY: as for `tile`.
+                unsafe { weight_only::panel::<V, BITS, ROWS, CHAINS, OFFSET>(p) }
+            }
+
+            pub(super) static VECTOR: VectorFunctions = VectorFunctions {
+                lanes: V::LANES,
+                transpose,
+                copy,
+                upcast: UpcastFunctions {
+                    f32: upcast::<upcast::F32>,
+                    #[cfg(feature = "half")]
+                    f16: upcast::<F16>,
+                    #[cfg(feature = "half")]
+                    bf16: upcast::<Bf16>,
+                    i8: upcast::<upcast::I8>,
+                    u8: upcast::<upcast::U8>,
+                },
+                gemv_rows: rows,
+                gemv_columns: columns,
+                epilogue,
+                weight_only: weight_only::Kernels {
+                    panels: [
+                        [&[$(weight_only::<4, $wo_rows, $wo_chains, false>),*], &[$(weight_only::<4, $wo_rows, $wo_chains, true>),*]],
+                        [&[$(weight_only::<8, $wo_rows, $wo_chains, false>),*], &[$(weight_only::<8, $wo_rows, $wo_chains, true>),*]],
+                    ],
+                },
+            };
+
+            pub(super) static F32: MicroKernels = microkernels! {
+                $name, Format::F32, Fma, b_words: V::LANES, forms: both, wide_by_row: false,
+                rows: [$($one)*], packing: [$($packing)*], two: [$($two)*], four: [$($four)*]
+            };
+
+            #[cfg(feature = "half")]
+            pub(super) static FROM_F16: MicroKernels = microkernels! {
+                concat!($name, " from f16"), Format::F16, Upcast<F16>, b_words: V::LANES / 2, forms: either, wide_by_row: false,
+                rows: [$($upcast_one)*], packing: [], two: [$($upcast_two)*], four: [$($upcast_four)*]
+            };
+
+            #[cfg(feature = "half")]
+            pub(super) static FROM_BF16: MicroKernels = microkernels! {
+                concat!($name, " from bf16"), Format::Bf16, Upcast<Bf16>, b_words: V::LANES / 2, forms: either, wide_by_row: false,
+                rows: [$($upcast_one)*], packing: [], two: [$($upcast_two)*], four: [$($upcast_four)*]
+            };
+        }
+    };
+}
+
+// 32 registers: 14 x 2 sums, 2 of B; a broadcast of A is an operand of the multiplication.
+instruction_set! {
+    #[cfg(target_arch = "x86_64")]
+    avx512, isa::avx512::Avx512, "avx512", features: "avx512f,avx512dq,avx2,fma",
+    panel_vectors: 2,
+    rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], packing: [8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3],
+    upcast: [1 2 3 4], [1 2 3 4], [1 2 3],
+    weight_only: [1 x 8 2 x 4 4 x 2 8 x 1]
+}
+
+// 16 registers: 6 x 2 sums, 2 of B, 1 of A.
+instruction_set! {
+    #[cfg(target_arch = "x86_64")]
+    avx2, isa::avx2::Avx2, "avx2", features: "avx2,f16c,fma",
+    panel_vectors: 2,
+    rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1],
+    upcast: [1 2 3 4], [1 2 3], [1],
+    weight_only: [1 x 4 2 x 2 4 x 1]
+}
+
+// 32 registers: 6 x 4 sums, 4 of B, 1 of A.
+instruction_set! {
+    #[cfg(target_arch = "aarch64")]
+    neon, isa::neon::Neon, "neon", features: "neon",
+    panel_vectors: 4,
+    rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1],
+    upcast: [1 2 3 4], [1 2 3], [1],
+    weight_only: [1 x 4 2 x 2 4 x 1]
+}
+
+// 16 registers of 4 lanes at least on every 64-bit machine: 3 x 8 numbers of sums and 8 of B.
+instruction_set! {
+    portable, isa::portable::Portable, "portable",
+    panel_vectors: 1,
+    rows: [1 2 3 4], packing: [3 4], two: [1 2], four: [1],
+    upcast: [1 2], [1 2], [1],
+    weight_only: [1 x 2 2 x 1]
+}
+
+/// A 16-bit element of B in each lane, upcast as it is loaded: a product of few rows waits for the reading of B
+/// alone, which is then half as long. More rows would upcast B once for each micro-panel of A; they find
+/// micro-panels of f32 that were made of these.
+#[cfg(feature = "half")]
+struct Upcast<E>(PhantomData<E>);
+
+#[cfg(feature = "half")]
+impl<V: Simd, E: Element> MultiplyAdd<V> for Upcast<E> {
+    const B_WORDS: usize = V::LANES / 2;
+
+    #[inline(always)]
+    unsafe fn load_b(from: *const Word, _: Option<V::Mask>) -> V {
+        // SAFETY: by the trait's contract; micro-panels hold whole vectors.
+        unsafe { E::upcast(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(a: V, b: V, sum: V) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { a.mul_add(b, sum) }
+    }
+}
+
+/// A module with the micro-kernels of an extension, over the vectors of `$base`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! extension {
+    ($(#[$cfg:meta])* $module:ident, $base:ident, $vector:ty, $operation:ty, $name:literal, $format:expr, $feature:literal,
+     panel_vectors: $panel:literal, rows: [$($one:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]) => {
+        $(#[$cfg])*
+        mod $module {
+            use super::*;
+            use super::$base::VECTOR;
+
+            const PANEL: usize = $panel;
+
+            #[target_feature(enable = $feature)]
+            unsafe fn tile<
+                D: MultiplyAdd<$vector>,
+                const MR: usize,
+                const NV: usize,
+                const TAIL: bool,
+                const PACK: bool,
+                const BY_ROW: bool,
+                const BY_K: bool,
+            >(
+                t: &MicroTile,
+            ) {
+                // SAFETY: this function's contract is the same, and it enables the instruction set.
+                unsafe { microkernel::<$vector, D, PANEL, MR, NV, TAIL, PACK, BY_ROW, BY_K>(t) }
+            }
+
+            pub(super) static KERNELS: MicroKernels = microkernels! {
+                $name, $format, $operation, b_words: <$vector as Simd>::LANES, forms: by_row, wide_by_row: true,
+                rows: [$($one)*], packing: [], two: [$($two)*], four: [$($four)*]
+            };
+        }
+    };
+}
+
+extension! {
+    #[cfg(target_arch = "x86_64")]
+    avx512_bf16, avx512, isa::avx512::Avx512, isa::avx512_dot::Bf16Pairs, "avx512-bf16", Format::Bf16Pairs,
+    "avx512f,avx512dq,avx512bf16,avx2,fma",
+    panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
+}
+
+extension! {
+    #[cfg(target_arch = "x86_64")]
+    avx512_vnni, avx512, isa::avx512::Avx512, isa::avx512_dot::Int8Quads, "avx512-vnni", Format::Int8Quads,
+    "avx512f,avx512dq,avx512vnni,avx2,fma",
+    panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
+}
+
+extension! {
+    #[cfg(target_arch = "aarch64")]
+    neon_dotprod, neon, isa::neon::Neon, isa::neon_dot::Int8Quads, "neon-dotprod", Format::Int8Quads,
+    "neon,dotprod",
+    panel_vectors: 4, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
+}
+
+/// The micro-kernels for f32.
+pub(crate) fn f32(isa: Isa) -> &'static MicroKernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => &avx512::F32,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => &avx2::F32,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => &neon::F32,
+        Isa::Portable => &portable::F32,
+    }
+}
+
+/// The micro-kernels for a B of f16.
+#[cfg(feature = "half")]
+pub(crate) fn from_f16(isa: Isa) -> &'static MicroKernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => &avx512::FROM_F16,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => &avx2::FROM_F16,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => &neon::FROM_F16,
+        Isa::Portable => &portable::FROM_F16,
+    }
+}
+
+/// The micro-kernels for a B of bf16.
+#[cfg(feature = "half")]
+pub(crate) fn from_bf16(isa: Isa) -> &'static MicroKernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => &avx512::FROM_BF16,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => &avx2::FROM_BF16,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => &neon::FROM_BF16,
+        Isa::Portable => &portable::FROM_BF16,
+    }
+}
+
+/// The micro-kernels of an extension with dot products, where there is one.
+pub(crate) fn dot(isa: Isa, dot: Dot) -> Option<&'static MicroKernels> {
+    match (isa, dot) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Dot::Bf16) => Some(&avx512_bf16::KERNELS),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Dot::Int8) => Some(&avx512_vnni::KERNELS),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Dot::Bf16 | Dot::Int8) => None,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, Dot::Bf16) => None,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, Dot::Int8) => Some(&neon_dotprod::KERNELS),
+        (Isa::Portable, Dot::Bf16 | Dot::Int8) => None,
+    }
+}

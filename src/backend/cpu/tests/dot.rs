@@ -1,0 +1,271 @@
+//! Products by dot-product instructions beside the same by plain Rust.
+
+use super::super::Cpu;
+use super::super::isa::Dot;
+use super::super::plan::Algorithm;
+use crate::backend::{CompiledProduct, RunArgs};
+use crate::description::element::ElementType;
+use crate::description::matmul::{ElementTypes, MatMul};
+use crate::description::options::{CompileOptions, Threads};
+use crate::description::quantization::{QuantA, QuantB, Quantization};
+use crate::operands::tensor::Tensor;
+use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+use crate::operands::weights::Weights;
+use crate::random::Random;
+
+/// m, n, k: every kind of tile, words that are cut short, several blocks of k.
+const SHAPES: [[usize; 3]; 10] = [
+    [1, 1, 1],
+    [1, 129, 5],
+    [3, 130, 64],
+    [14, 32, 4],
+    [15, 33, 7],
+    [29, 47, 31],
+    [57, 65, 130],
+    [6, 64, 1027],
+    [2, 200, 4096],
+    [60, 40, 3001],
+];
+
+fn bytes(random: &mut Random, count: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..count).map(|_| random.bits().to_le_bytes()[3]).collect();
+    // The ends of the range are there.
+    for (i, byte) in bytes.iter_mut().enumerate().take(4) {
+        *byte = [0x80, 0x7f, 0xff, 0][i];
+    }
+    bytes
+}
+
+fn signed(bytes: &[u8]) -> Vec<i8> {
+    bytes.iter().map(|x| x.cast_signed()).collect()
+}
+
+fn run(compiled: &dyn CompiledProduct, m: usize, a: AnyView<'_>, c: AnyViewMut<'_>) {
+    compiled.open().unwrap().run(RunArgs { m, a, b: None, bias: None, residual: None, c }).unwrap();
+}
+
+/// Whether the machine lacks the instructions, which is said.
+fn lacks(dot: Dot) -> bool {
+    let lacks = !Cpu::new().unwrap().isa.has(dot);
+    if lacks {
+        println!(
+            "not run: {dot:?} needs AVX-512 BF16 or VNNI, or the dotprod of ARM, which this machine lacks"
+        );
+    }
+    lacks
+}
+
+/// Compiles both ways; `None` where the machine lacks the instructions, which is said.
+fn both(
+    dot: Dot,
+    product: &MatMul,
+    weights: &Weights,
+    options: &CompileOptions,
+) -> Option<[Box<dyn CompiledProduct>; 2]> {
+    if lacks(dot) {
+        return None;
+    }
+    let cpu = Cpu::new().unwrap();
+    assert_eq!(cpu.algorithm(product, Some(weights)), Algorithm::Dot(dot));
+    let threads = super::worthwhile_threads(product, options.threads.number(), 4);
+    let compile = |algorithm| -> Box<dyn CompiledProduct> {
+        Box::new(cpu.compile_for(algorithm, product, Some(weights), options, threads).unwrap())
+    };
+    Some([compile(Algorithm::Dot(dot)), compile(Algorithm::Upcast)])
+}
+
+#[test]
+fn integers_are_exact_whatever_their_signs_zero_points_and_threads() {
+    let mut random = Random::new(7);
+    for ([m, n, k], a_type) in SHAPES.into_iter().flat_map(|s| [(s, ElementType::I8), (s, ElementType::U8)]) {
+        let (a, b) = (bytes(&mut random, m * k), bytes(&mut random, n * k));
+        for (zero_a, zero_b) in [(0, 0), (if a_type == ElementType::U8 { 255 } else { -128 }, 127)] {
+            let quantization = Quantization {
+                a: QuantA::Static { zero_point: zero_a },
+                b: QuantB::PerColumn { zero_point: zero_b },
+                ..Quantization::default()
+            };
+            let types = ElementTypes { a: a_type, ..ElementTypes::INT8 };
+            for (transpose, threads) in [(false, 1), (true, 3)] {
+                let product = MatMul::builder(m, n, k)
+                    .types(types)
+                    .quantization(quantization)
+                    .transpose_b(transpose)
+                    .constant_b(true)
+                    .build()
+                    .unwrap();
+                let scales: Vec<f32> = (0..n).map(|col| 0.5 + (col % 7) as f32).collect();
+                let b = signed(&b);
+                let (rows, cols) = if transpose { (n, k) } else { (k, n) };
+                let weights = Weights::new(TensorView::new(&b, rows, cols).unwrap())
+                    .unwrap()
+                    .with_scales(TensorView::new(&scales, 1, n).unwrap())
+                    .unwrap();
+                let options =
+                    CompileOptions::default().threads(Threads::count(threads).unwrap()).scale_a(0.25);
+                let Some(compiled) = both(Dot::Int8, &product, &weights, &options) else {
+                    return;
+                };
+                let results = compiled.map(|compiled| {
+                    let mut c = Tensor::filled(m, n, f32::NAN).unwrap();
+                    let signed = signed(&a);
+                    let a: AnyView<'_> = if a_type == ElementType::U8 {
+                        TensorView::new(&a, m, k).unwrap().into()
+                    } else {
+                        TensorView::new(&signed, m, k).unwrap().into()
+                    };
+                    run(compiled.as_ref(), m, a, c.view_mut().into());
+                    c.into_vec()
+                });
+                assert_eq!(results[0], results[1], "{product}, zero points {zero_a} and {zero_b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_integers_are_the_whole_of_32_bits() {
+    // As many products of -128 and -128 as i32 holds.
+    let k = 131_071;
+    let (m, n) = (2, 3);
+    let product = MatMul::builder(m, n, k)
+        .types(ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 })
+        .constant_b(true)
+        .build()
+        .unwrap();
+    let (a, b) = (vec![-128i8; m * k], vec![-128i8; k * n]);
+    let weights = Weights::new(TensorView::new(&b, k, n).unwrap()).unwrap();
+    let Some([by_dot, _]) = both(Dot::Int8, &product, &weights, &CompileOptions::default()) else {
+        return;
+    };
+    let mut c = vec![0i32; m * n];
+    let view = TensorViewMut::new(&mut c, m, n).unwrap();
+    run(by_dot.as_ref(), m, TensorView::new(&a, m, k).unwrap().into(), view.into());
+    assert_eq!(c, vec![131_071 * 16_384; m * n]);
+}
+
+#[test]
+fn rows_quantised_on_the_way_are_those_of_plain_rust() {
+    for [m, n, k] in SHAPES {
+        let quantization = Quantization {
+            a: QuantA::DynamicPerRow,
+            b: QuantB::PerColumn { zero_point: 3 },
+            ..Quantization::default()
+        };
+        let product = MatMul::builder(m, n, k)
+            .types(ElementTypes { a: ElementType::F32, ..ElementTypes::INT8 })
+            .quantization(quantization)
+            .constant_b(true)
+            .build()
+            .unwrap();
+        let b = signed(&bytes(&mut Random::new(3), n * k));
+        let scales = vec![0.125f32; n];
+        let weights = Weights::new(TensorView::new(&b, k, n).unwrap())
+            .unwrap()
+            .with_scales(TensorView::new(&scales, 1, n).unwrap())
+            .unwrap();
+        let mut a = Tensor::random_normal_f32(m, k, 3.0, 5).unwrap();
+        if m > 2 {
+            a.data_mut()[k] = f32::INFINITY;
+            a.data_mut()[2 * k..3 * k].fill(0.0);
+        }
+        let Some(compiled) = both(Dot::Int8, &product, &weights, &CompileOptions::default()) else {
+            return;
+        };
+        let [by_dot, plain] = compiled.map(|compiled| {
+            let mut c = Tensor::filled(m, n, 7f32).unwrap();
+            run(compiled.as_ref(), m, a.view().into(), c.view_mut().into());
+            c.into_vec().into_iter().map(|x| if x.is_nan() { None } else { Some(x) }).collect::<Vec<_>>()
+        });
+        assert_eq!(by_dot, plain, "{product}");
+        if m > 2 {
+            assert!(by_dot[n..2 * n].iter().all(Option::is_none) && by_dot[2 * n] == Some(0.0));
+        }
+    }
+}
+
+#[cfg(feature = "half")]
+#[test]
+fn bf16_integers_are_exact_and_subnormals_are_not_lost() {
+    use half::bf16;
+    for ([m, n, k], output) in
+        SHAPES.into_iter().flat_map(|shape| [(shape, ElementType::F32), (shape, ElementType::Bf16)])
+    {
+        let product = MatMul::builder(m, n, k)
+            .types(ElementTypes { output, ..ElementTypes::BF16 })
+            .constant_b(true)
+            .alpha(0.5)
+            .build()
+            .unwrap();
+        let small = |seed, count| {
+            let mut random = Random::new(seed);
+            (0..count).map(|_| bf16::from_f32((random.bits() % 7) as f32 - 3.0)).collect::<Vec<_>>()
+        };
+        let (mut a, b) = (small(1, m * k), small(2, k * n));
+        let weights = Weights::new(TensorView::new(&b, k, n).unwrap()).unwrap();
+        let Some(compiled) = both(Dot::Bf16, &product, &weights, &CompileOptions::default()) else {
+            return;
+        };
+        for subnormal in [false, true] {
+            if subnormal {
+                a[0] = bf16::from_bits(1);
+            }
+            let [by_dot, plain] = compiled.each_ref().map(|compiled| {
+                let a = TensorView::new(&a, m, k).unwrap().into();
+                if output == ElementType::F32 {
+                    let mut c = Tensor::filled(m, n, f32::NAN).unwrap();
+                    run(compiled.as_ref(), m, a, c.view_mut().into());
+                    c.into_vec()
+                } else {
+                    let mut c = vec![bf16::NAN; m * n];
+                    run(compiled.as_ref(), m, a, TensorViewMut::new(&mut c, m, n).unwrap().into());
+                    c.into_iter().map(bf16::to_f32).collect()
+                }
+            });
+            assert_eq!(by_dot, plain, "{product}, a subnormal: {subnormal}");
+        }
+    }
+}
+
+/// Shares of rows and of columns find their own part of C, the bias and the residual.
+#[test]
+fn shares_add_the_part_of_bias_and_residual_that_is_theirs() {
+    const K: usize = 260;
+    // Large operands are slow to make where an interpreter makes them for nothing.
+    if lacks(Dot::Int8) {
+        return;
+    }
+    for (m, n) in [(1500, 33), (40, 2001)] {
+        let mut random = Random::new(11);
+        let (a, b) = (signed(&bytes(&mut random, m * K)), signed(&bytes(&mut random, K * n)));
+        let bias = Tensor::from_fn(1, n, |_, col| col as f32).unwrap();
+        let residual = Tensor::from_fn(m, n, |row, col| (row * n + col) as f32).unwrap();
+        let product = MatMul::builder(m, n, K)
+            .types(ElementTypes::INT8)
+            .constant_b(true)
+            .bias(true)
+            .residual(true)
+            .build()
+            .unwrap();
+        let weights = Weights::new(TensorView::new(&b, K, n).unwrap()).unwrap();
+        let options = CompileOptions::default().threads(Threads::count(3).unwrap());
+        let Some(compiled) = both(Dot::Int8, &product, &weights, &options) else {
+            return;
+        };
+        assert_eq!(compiled[0].facts().threads, Some(3), "the product is worth threads");
+        let [by_dot, plain] = compiled.map(|compiled| {
+            let mut c = Tensor::filled(m, n, f32::NAN).unwrap();
+            let args = RunArgs {
+                m,
+                a: TensorView::new(&a, m, K).unwrap().into(),
+                b: None,
+                bias: Some(bias.view().into()),
+                residual: Some(residual.view().into()),
+                c: c.view_mut().into(),
+            };
+            compiled.open().unwrap().run(args).unwrap();
+            c.into_vec()
+        });
+        assert!(by_dot == plain, "{product}: the part of another share");
+    }
+}
