@@ -105,8 +105,8 @@ pub(crate) struct MultiplyArgs {
     pub(crate) activation: String,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
-    /// Verify the result before it is written: the linear part by Freivalds' method, and with a
-    /// bias or an activation random rows against a float64 recomputation.
+    /// Verify the result before it is written, by Freivalds' method; with an activation its linear
+    /// part, and random rows of the result against a float64 recomputation.
     #[arg(long)]
     pub(crate) check: bool,
 }

@@ -1,16 +1,18 @@
 //! `multiply --check`.
 
-use ane_matmul::accuracy::{Reference, freivalds};
-use ane_matmul::{BackendId, Backends, CompileOptions, Inputs, MatMul, Tensor, TensorView};
+use ane_matmul::{
+    Activation, BackendId, Backends, CompileOptions, Inputs, MatMul, ResultChecker, SelfCheck, Tensor,
+};
 
 use crate::failure::{Failure, Output};
 use crate::multiply::Operands;
 
-/// Random vectors for Freivalds' method: a wrong product passes with probability 2^-20 at most.
+/// Random vectors for Freivalds' method, or random rows: each lets a fault of half the rows, or one of its
+/// row's mean error bound, pass with probability 1/2 at most.
 const ROUNDS: u32 = 20;
 
-/// Rows to recompute where the result is not linear.
-const ROWS: usize = 16;
+/// 2^-[`ROUNDS`].
+const FAILURE_PROBABILITY: f64 = 1.0 / (1u32 << ROUNDS) as f64;
 
 /// Verifies a result; returns what was verified, in words.
 pub(crate) fn verify(
@@ -21,117 +23,84 @@ pub(crate) fn verify(
     c: &Tensor<f32>,
 ) -> Output<String> {
     let product = &operands.product;
+    if product.activation() == Activation::None {
+        return check(product, &operands.inputs()?, c, "");
+    }
     let linear = product.linear_part();
     let inputs = Inputs::new(operands.a()?).b(operands.b()?);
-    // Fresh vectors for every run: a fixed seed would always miss the same errors.
-    let seed = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.subsec_nanos().into());
-    let rerun;
-    let sums = if linear == *product {
-        c
-    } else {
-        let mut sums = Tensor::<f32>::zeros_batched(product.batch(), product.m(), product.n())?;
-        backends.compile(id, &linear, None, options)?.executor()?.run(&inputs, &mut sums)?;
-        rerun = sums;
-        &rerun
-    };
-    let found = freivalds(&linear, &inputs, None, sums, ROUNDS, seed)?;
-    if !found.passed() {
+    let mut sums = Tensor::<f32>::zeros_batched(product.batch(), product.m(), product.n())?;
+    backends.compile(id, &linear, None, options)?.executor()?.run(&inputs, &mut sums)?;
+    let linear = check(&linear, &inputs, &sums, "linear part, ")?;
+    Ok(format!("{linear}\n{}", check(product, &operands.inputs()?, c, "")?))
+}
+
+/// Verifies `c`; `name` is a prefix where it is not the result itself.
+fn check(product: &MatMul, inputs: &Inputs<'_>, c: &Tensor<f32>, name: &str) -> Output<String> {
+    let check = SelfCheck::every_run().failure_probability(FAILURE_PROBABILITY);
+    if let Some(element) = ResultChecker::new(product, None, &check)?.check(inputs, c)? {
         return Err(Failure::new(format!(
-            "check failed: the linear part is wrong in row {} of item {} ({:.3e} times its tolerance); nothing was written; try another backend and report this",
-            found.worst.1, found.worst.0, found.worst_ratio
+            "check failed: {name}{element}; nothing was written; try another backend and report this"
         )));
     }
-    let mut text = format!(
-        "check passed: linear part, Freivalds' method, {} rounds, failure probability at most {:.2e} for errors above {:.2e}",
-        found.rounds, found.failure_probability, found.detectable
-    );
-    if found.skipped != (0, 0) {
-        text += &format!(
-            "; not covered: {} rows and {} columns with NaN, infinity or overflow",
-            found.skipped.0, found.skipped.1
-        );
+    let rows = c.data().chunks(product.n().max(1));
+    let count = rows.len();
+    if product.activation() != Activation::None {
+        let checked = count.min(ROUNDS as usize);
+        return Ok(format!("check passed: {checked} random rows of {count} recomputed in float64"));
     }
-    if linear != *product {
-        let rows = verify_rows(operands, c, seed)?;
-        text += &format!("\ncheck passed: {rows} random rows recomputed in float64");
+    let mut text = format!(
+        "check passed: {name}Freivalds' method, {ROUNDS} vectors, failure probability at most {FAILURE_PROBABILITY:.2e} for an error as large as the mean error bound of its row"
+    );
+    let in_part = rows.filter(|row| row.iter().any(|x| !x.is_finite())).count();
+    if in_part > 0 {
+        text += &format!("; {in_part} rows of {count} hold NaN or infinity and are verified in part");
     }
     Ok(text)
 }
 
-/// Recomputes random rows of the result; returns how many.
-fn verify_rows(operands: &Operands, c: &Tensor<f32>, seed: u64) -> Output<usize> {
-    let product = &operands.product;
-    let all = product.batch() * product.m();
-    if product.n() == 0 {
-        return Ok(0);
-    }
-    let mut random = fastrand::Rng::with_seed(seed);
-    let single = MatMul::builder(1, product.n(), product.k())
-        .transpose_b(product.transpose_b())
-        .bias(product.has_bias())
-        .activation(product.activation())
-        .build()?;
-    let (a, b) = (operands.a()?, operands.b()?);
-    let count = ROWS.min(all);
-    for _ in 0..count {
-        let index = random.usize(..all);
-        let (item, row) = (index / product.m(), index % product.m());
-        let get = |p: usize| if product.transpose_a() { a.get(item, p, row) } else { a.get(item, row, p) };
-        let a_row = Tensor::from_fn(1, product.k(), |_, p| get(p).unwrap_or(f32::NAN))?;
-        let start = product.b().item_offset(item).min(b.data().len());
-        let b_item = TensorView::new(&b.data()[start..], product.b().rows(), product.b().cols())?;
-        let mut inputs = Inputs::new(&a_row).b(b_item);
-        if let Some(bias) = operands.bias() {
-            inputs = inputs.bias(bias);
-        }
-        let c_row = c.view().row(item, row).unwrap_or_default();
-        let deviation = Reference::new(&single, &inputs, None)?.compare(c_row)?;
-        if !deviation.is_within_bound() {
-            return Err(Failure::new(format!(
-                "check failed: row {row} of item {item} is wrong in column {} ({:.3e} times its error bound); nothing was written; try another backend and report this",
-                deviation.worst.2, deviation.worst_ratio
-            )));
-        }
-    }
-    Ok(count)
-}
-
 #[cfg(test)]
 mod tests {
-    use ane_matmul::Activation;
-
     use super::*;
 
-    /// What is said of relu(A B) = A B, whose rows all differ, where one of the rows is zero.
-    fn verified(m: usize, n: usize, wrong: Option<(usize, usize)>, seed: u64) -> Output<usize> {
-        let number = |item: usize, row: usize| f32::from(u8::try_from(10 * item + row + 1).unwrap());
-        let builder = MatMul::builder(m, n, 2).batch(2).activation(Activation::Relu);
-        let a = Tensor::from_fn_batched(2, m, 2, |item, row, _| number(item, row)).unwrap();
-        let b = Tensor::from_fn_batched(2, 2, n, |_, _, _| 1f32).unwrap();
-        let c = |item, row, _| if wrong == Some((item, row)) { 0.0 } else { 2.0 * number(item, row) };
-        let c = Tensor::from_fn_batched(2, m, n, c).unwrap();
-        verify_rows(&Operands::new(builder.build().unwrap(), a, b, None), &c, seed)
+    /// What is said of two items of `m` rows, A B = C with an A of ones, of which one element is changed.
+    fn verified(m: usize, activation: Activation, wrong: Option<(usize, f32)>) -> Output<String> {
+        let product = MatMul::builder(m, 3, 2).batch(2).activation(activation).build().unwrap();
+        let a = Tensor::from_fn_batched(2, m, 2, |_, _, _| 1f32).unwrap();
+        let b = Tensor::from_fn_batched(2, 2, 3, |item, _, _| f32::from(u8::try_from(item + 1).unwrap()));
+        let mut c =
+            Tensor::from_fn_batched(2, m, 3, |item, _, _| f32::from(u8::try_from(2 * item + 2).unwrap()))
+                .unwrap();
+        if let Some((at, x)) = wrong {
+            c.data_mut()[at] = x;
+        }
+        let operands = Operands::new(product, a, b.unwrap(), None);
+        verify(&Backends::new(), &BackendId::CPU, &CompileOptions::default(), &operands, &c)
     }
 
     #[test]
-    fn rows_of_every_item_are_recomputed() {
-        for wrong in [(0, 0), (0, 2), (1, 0), (1, 1)] {
-            let said = |seed| match verified(3, 4, Some(wrong), seed) {
-                Err(Failure(message)) => Some(message),
-                _ => None,
-            };
-            // Some seed draws that row.
-            let message = (0..20).find_map(said).expect("a wrong row");
-            assert!(message.contains(&format!("row {} of item {} is wrong", wrong.1, wrong.0)), "{message}");
+    fn a_wrong_element_is_named() {
+        for activation in [Activation::None, Activation::Relu] {
+            for x in [5.0, f32::NAN] {
+                let Err(Failure(message)) = verified(3, activation, Some((14, x))) else { panic!("passed") };
+                assert!(message.contains("row 1, column 2 of item 1 is "), "{message}");
+                assert!(message.contains("instead of 4e0"), "{message}");
+            }
         }
     }
 
     #[test]
-    fn right_rows_are_counted_up_to_a_limit_and_empty_ones_not_at_all() {
-        for (m, n, count) in [(3, 4, 6), (40, 1, ROWS), (0, 4, 0), (3, 0, 0)] {
-            assert!(verified(m, n, None, 1).is_ok_and(|verified| verified == count), "{m}x{n}");
+    fn what_was_verified_is_said() {
+        let method = "Freivalds' method, 20 vectors, failure probability at most 9.54e-7 for an error";
+        let text = verified(3, Activation::None, None).unwrap();
+        assert!(
+            text.starts_with(&format!("check passed: {method}")) && text.ends_with("of its row"),
+            "{text}"
+        );
+        for (m, rows) in [(3, "6 random rows of 6"), (40, "20 random rows of 80"), (0, "0 random rows of 0")]
+        {
+            let text = verified(m, Activation::Relu, None).unwrap();
+            assert!(text.starts_with(&format!("check passed: linear part, {method}")), "{text}");
+            assert!(text.ends_with(&format!("\ncheck passed: {rows} recomputed in float64")), "{text}");
         }
     }
 }

@@ -26,11 +26,9 @@
 //! significant bits, as tf32 does, each losing less than d = 2^-10 of its size: gamma_k grows by
 //! (2 d + d^2)(1 + gamma_k) ([`Reference::of`], [`Reference::with_options`]).
 
-mod freivalds;
 mod real;
 mod reference;
 
-pub use freivalds::{Freivalds, freivalds};
 pub(crate) use real::{IntegerOutput, quantize_row, scale_of_b, sums_integers, terms_to_a_scale};
 pub(crate) use reference::{Bounds, magnitude, ratio};
 pub use reference::{Deviation, Reference};

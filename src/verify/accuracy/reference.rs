@@ -84,14 +84,14 @@ pub(crate) fn magnitude(term: f64) -> f64 {
 /// arithmetic", SIAM J. Matrix Anal. Appl. 34, 2013), and a 32nd more for the roundings after the sum,
 /// which gamma_k has room for.
 #[allow(clippy::cast_precision_loss, reason = "a bound, rounded by far less than it is wide")]
-pub(super) fn gamma(k: usize, u: f64) -> f64 {
+fn gamma(k: usize, u: f64) -> f64 {
     let ku = k as f64 * u;
     let long = ku * (1.0 + 1.0 / 32.0);
     if ku < 1.0 { long.min(ku / (1.0 - ku)) } else { long }
 }
 
 /// The roundings of the epilogue's linear part.
-pub(super) fn epilogue_roundings(product: &MatMul) -> usize {
+fn epilogue_roundings(product: &MatMul) -> usize {
     usize::from(product.alpha().to_bits() != 1f32.to_bits())
         + usize::from(product.has_bias())
         + usize::from(product.residual().is_some())

@@ -15,7 +15,8 @@ use crate::operands::view::AnyView;
 use crate::operands::weights::Weights;
 use crate::random::Random;
 use crate::verify::accuracy::Bounds;
-use crate::verify::self_check::linear::{Linear, Projections};
+use crate::verify::self_check::freivalds::{Freivalds, Operands, Projections};
+use crate::verify::self_check::linear::Linear;
 use crate::verify::self_check::quantized::{self, Quantized};
 use crate::verify::self_check::reals::Reals;
 use crate::verify::self_check::rows::Row;
@@ -82,9 +83,9 @@ pub(crate) struct Prepared {
 
 #[derive(Debug)]
 enum Method {
-    Freivalds(Arc<Projections>),
-    /// The same in float64, with what integers stand for.
-    Quantized(Arc<quantized::Projections>),
+    Linear(Arc<Projections<Linear>>),
+    /// In float64, with what integers stand for.
+    Quantized(Arc<Projections<Quantized>>),
     /// As many random rows.
     Rows(usize),
 }
@@ -92,8 +93,8 @@ enum Method {
 /// What a method needs for one executor.
 #[derive(Debug)]
 enum State {
-    Freivalds(Box<Linear>),
-    Quantized(Box<Quantized>),
+    Linear(Box<Freivalds<Linear>>),
+    Quantized(Box<Freivalds<Quantized>>),
     Rows(usize),
 }
 
@@ -126,14 +127,13 @@ impl Prepared {
         let types = product.types();
         let used = [types.a, types.b, types.accumulator, types.output];
         let floats = used.iter().all(|t| t.is_float()) && *product.quantization() == Quantization::default();
-        let mut random = Random::new(seed());
+        let (b, vectors, mut random) = (weights.map(Weights::view), check.vectors(), Random::new(seed()));
         let method = if used.contains(&ElementType::F64) {
             Method::Rows(check.rows())
         } else if floats && product.activation() == Activation::None {
-            Method::Freivalds(Arc::new(Projections::new(product, weights, check.vectors(), &mut random)?))
+            Method::Linear(Arc::new(Projections::new(&reals, b, vectors, &mut random)?))
         } else if !floats && quantized::is_linear(&reals, &bounds) {
-            let (b, vectors) = (weights.map(Weights::view), check.vectors());
-            Method::Quantized(Arc::new(quantized::Projections::new(&reals, b, vectors, &mut random)?))
+            Method::Quantized(Arc::new(Projections::new(&reals, b, vectors, &mut random)?))
         } else {
             Method::Rows(check.rows())
         };
@@ -173,11 +173,11 @@ impl ResultChecker {
     pub(crate) fn from_prepared(prepared: Arc<Prepared>) -> Result<Self> {
         let Prepared { reals: Reals { product, .. }, method, .. } = &*prepared;
         let state = match method {
-            Method::Freivalds(projections) => {
-                State::Freivalds(Box::new(Linear::new(product, Arc::clone(projections))?))
+            Method::Linear(projections) => {
+                State::Linear(Box::new(Freivalds::new(product, Arc::clone(projections))?))
             }
             Method::Quantized(projections) => {
-                State::Quantized(Box::new(Quantized::new(product, Arc::clone(projections))?))
+                State::Quantized(Box::new(Freivalds::new(product, Arc::clone(projections))?))
             }
             Method::Rows(count) => State::Rows(*count),
         };
@@ -219,9 +219,10 @@ impl ResultChecker {
             row.compute(reals, bounds, inputs, b, at);
             row.compare(bounds, c, at)
         };
+        let operands = Operands { reals, bounds, inputs, b, c };
         let suspects = match state {
-            State::Freivalds(linear) => linear.suspects(&reals.product, bounds, inputs, b, c, random),
-            State::Quantized(quantized) => quantized.suspects(reals, bounds, inputs, b, c, random),
+            State::Linear(freivalds) => freivalds.suspects(&operands, random),
+            State::Quantized(freivalds) => freivalds.suspects(&operands, random),
             State::Rows(count) => {
                 let all = c.layout().batch() * c.layout().rows();
                 let draw = |index: usize| if *count >= all { index } else { random.below(all) };

@@ -1,6 +1,7 @@
 //! Verifying results while a program runs, and what to do when one is wrong.
 
 mod checker;
+mod freivalds;
 mod linear;
 #[allow(unsafe_code, reason = "kernels")]
 mod multi_vector_gemv;

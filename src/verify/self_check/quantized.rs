@@ -1,172 +1,179 @@
 //! Freivalds' method on a product of integers, or with integer weights, without an activation: in float64,
 //! which is exact for the sums of integers.
 
-use std::sync::Arc;
-
 use crate::alloc;
 use crate::description::activation::Activation;
 use crate::description::matmul::MatMul;
 use crate::error::{Error, Result};
-use crate::executor::Inputs;
-use crate::operands::view::AnyView;
 use crate::random::Random;
 use crate::verify::accuracy::Bounds;
-use crate::verify::self_check::linear::{Choice, Suspects, sign_and_size};
+use crate::verify::self_check::freivalds::{self, Arithmetic, Pass, Source, WHAT, per_col, sign_and_size};
 use crate::verify::self_check::reals::{Reals, read};
 
-const WHAT: &str = "a self-check's vectors";
-
-/// The random vectors r, and B r where B is constant.
+/// The random vectors, one after the other, n numbers each.
 #[derive(Debug)]
-pub(super) struct Projections {
-    /// One after the other, n numbers each.
-    random: Vec<f64>,
-    vectors: usize,
-    /// For each item of a constant B; a single one where all share it.
-    constant: Option<Vec<Side>>,
+pub(super) struct Vectors {
+    numbers: Vec<f64>,
+    count: usize,
+    n: usize,
+}
+
+impl Vectors {
+    fn get(&self, index: usize) -> &[f64] {
+        &self.numbers[index * self.n..][..self.n]
+    }
 }
 
 /// B r of one item, with B's scales, and the sums of B's rows of magnitudes.
 #[derive(Debug)]
-struct Side {
+pub(super) struct Projected {
     /// One after the other, k numbers each.
-    projected: Vec<f64>,
+    vectors: Vec<f64>,
     sizes: Vec<f64>,
 }
 
-/// B of one item, as it is stored.
-#[derive(Clone, Copy)]
-struct Source<'a> {
-    reals: &'a Reals,
-    b: AnyView<'a>,
-    item: usize,
-}
-
-impl Source<'_> {
-    fn read(&self, row: usize, out: &mut [f64]) {
-        read(self.b, self.item, row, out);
-    }
-
-    fn scale(&self, group: usize, col: usize) -> f64 {
-        self.reals.scale_of_b(self.item, group, col)
-    }
-}
-
-/// A run of B, and the products of one group's scales with a vector.
+/// A row of each operand, and a run of B.
 #[derive(Debug)]
-struct Scratch {
+pub(super) struct Quantized {
+    a: Vec<f64>,
+    c: Vec<f64>,
+    residual: Vec<f64>,
+    bias: Vec<f64>,
     run: Vec<f64>,
+    /// One group's scales, and their products with a vector.
     scales: Vec<f64>,
     scaled: Vec<f64>,
 }
 
-impl Scratch {
+impl Arithmetic for Quantized {
+    type Vectors = Vectors;
+    type Projected = Projected;
+
     fn new(product: &MatMul) -> Result<Self> {
+        let room = |count| alloc::filled(count, 0.0, WHAT);
         let (n, k) = (product.n(), product.k());
         let by_rows = if product.transpose_b() { 0 } else { n };
         Ok(Self {
-            run: alloc::filled(if product.transpose_b() { k } else { n }, 0.0, WHAT)?,
-            scales: alloc::filled(by_rows, 0.0, WHAT)?,
-            scaled: alloc::filled(by_rows, 0.0, WHAT)?,
+            a: room(k)?,
+            c: room(n)?,
+            residual: room(if product.residual().is_some() { n } else { 0 })?,
+            bias: room(if product.has_bias() { n } else { 0 })?,
+            run: room(if product.transpose_b() { k } else { n })?,
+            scales: room(by_rows)?,
+            scaled: room(by_rows)?,
         })
     }
-}
 
-impl Projections {
-    pub(super) fn new(
-        reals: &Reals,
-        b: Option<AnyView<'_>>,
-        vectors: usize,
-        random: &mut Random,
-    ) -> Result<Self> {
-        let product = &reals.product;
-        let count = product.n().checked_mul(vectors).ok_or(Error::SizeOverflow { what: "n x vectors" })?;
-        let mut numbers = alloc::filled(count, 0.0, WHAT)?;
+    fn vectors(product: &MatMul, count: usize, random: &mut Random) -> Result<Vectors> {
+        let n = product.n();
+        let numbers = n.checked_mul(count).ok_or(Error::SizeOverflow { what: "n x vectors" })?;
+        let mut numbers = alloc::filled(numbers, 0.0, WHAT)?;
         numbers.fill_with(|| f64::from(sign_and_size(random)));
-        let mut projections = Self { random: numbers, vectors, constant: None };
-        if let Some(b) = b {
-            let shared = product.b().batch_stride() == 0 && reals.shares_scales();
-            let items = if shared { product.batch().min(1) } else { product.batch() };
-            let mut scratch = Scratch::new(product)?;
-            let mut sides = alloc::with_capacity(items, WHAT)?;
-            for item in 0..items {
-                let mut side = Side::new(product, vectors)?;
-                side.fill(&projections, Source { reals, b, item }, &mut scratch);
-                sides.push(side);
-            }
-            projections.constant = Some(sides);
-        }
-        Ok(projections)
+        Ok(Vectors { numbers, count, n })
     }
 
-    fn vector(&self, index: usize, n: usize) -> &[f64] {
-        &self.random[index * n..][..n]
+    fn room(product: &MatMul, vectors: &Vectors) -> Result<Projected> {
+        let k = product.k();
+        let count = k.checked_mul(vectors.count).ok_or(Error::SizeOverflow { what: "k x vectors" })?;
+        Ok(Projected { vectors: alloc::filled(count, 0.0, WHAT)?, sizes: alloc::filled(k, 0.0, WHAT)? })
+    }
+
+    fn project(&mut self, vectors: &Vectors, b: Source<'_>, projected: &mut Projected) {
+        projected.vectors.fill(0.0);
+        projected.sizes.fill(0.0);
+        if b.reals.product.transpose_b() {
+            self.add_columns(vectors, b, projected);
+        } else {
+            self.add_rows(vectors, b, projected);
+        }
+    }
+
+    fn passes(_: &Vectors) -> usize {
+        1
+    }
+
+    fn start(&mut self, pass: &Pass<'_, Self>) {
+        if let Some(view) = pass.operands.inputs.bias_view() {
+            read(view, 0, 0, &mut self.bias);
+        }
+    }
+
+    fn ratio(&mut self, pass: &Pass<'_, Self>, row: usize) -> Option<f64> {
+        let Pass { operands, vectors, projected, item, .. } = *pass;
+        let (reals, bounds, inputs) = (operands.reals, operands.bounds, operands.inputs);
+        let Self { a, c, residual, bias, .. } = self;
+        let scale = bounds.alpha * reals.row_of_a(inputs.a_view(), item, row, a);
+        read(operands.c, item, row, c);
+        if let Some(view) = inputs.residual_view() {
+            read(view, item, row, residual);
+        }
+        let tolerance = tolerance(reals, bounds, scale, [a, &projected.sizes, c, residual, bias]);
+        let mut largest = 0.0;
+        for index in 0..vectors.count {
+            let r = vectors.get(index);
+            let ab = dot(a, &projected.vectors[index * a.len()..][..a.len()]);
+            let expected = scale * ab + dot(residual, r) + dot(bias, r);
+            if !expected.is_finite() {
+                return None;
+            }
+            let residue = (dot(c, r) - expected).abs();
+            let ratio = residue / tolerance;
+            if !residue.is_finite() || ratio.is_nan() {
+                return Some(f64::INFINITY);
+            }
+            largest = f64::max(largest, ratio);
+        }
+        Some(largest)
     }
 }
 
-impl Side {
-    fn new(product: &MatMul, vectors: usize) -> Result<Self> {
-        let k = product.k();
-        let count = k.checked_mul(vectors).ok_or(Error::SizeOverflow { what: "k x vectors" })?;
-        Ok(Self { projected: alloc::filled(count, 0.0, WHAT)?, sizes: alloc::filled(k, 0.0, WHAT)? })
-    }
-
-    fn fill(&mut self, projections: &Projections, b: Source<'_>, scratch: &mut Scratch) {
-        self.projected.fill(0.0);
-        self.sizes.fill(0.0);
-        if b.reals.product.transpose_b() {
-            self.add_columns(projections, b, &mut scratch.run);
-        } else {
-            self.add_rows(projections, b, scratch);
-        }
-    }
-
-    fn add_rows(&mut self, projections: &Projections, b: Source<'_>, scratch: &mut Scratch) {
-        let Scratch { run, scales, scaled } = scratch;
-        let reals = b.reals;
-        let (n, k) = (reals.product.n(), reals.product.k());
+impl Quantized {
+    fn add_rows(&mut self, vectors: &Vectors, b: Source<'_>, projected: &mut Projected) {
+        let Self { run, scales, scaled, .. } = self;
+        let Source { reals, b, item } = b;
+        let k = reals.product.k();
         for (group, first) in (0..k).step_by(reals.group).enumerate() {
             for (col, scale) in scales.iter_mut().enumerate() {
-                *scale = b.scale(group, col);
+                *scale = reals.scale_of_b(item, group, col);
             }
             let rows = first..k.min(first + reals.group);
-            for index in 0..projections.vectors {
-                for ((x, scale), r) in scaled.iter_mut().zip(&*scales).zip(projections.vector(index, n)) {
+            for index in 0..vectors.count {
+                for ((x, scale), r) in scaled.iter_mut().zip(&*scales).zip(vectors.get(index)) {
                     *x = scale * r;
                 }
                 for p in rows.clone() {
-                    b.read(p, run);
+                    read(b, item, p, run);
                     for x in run.iter_mut() {
                         *x -= reals.zero;
                     }
-                    self.projected[index * k + p] = dot(run, scaled);
+                    projected.vectors[index * k + p] = dot(run, scaled);
                 }
             }
             for p in rows {
-                b.read(p, run);
+                read(b, item, p, run);
                 for x in run.iter_mut() {
                     *x = reals.magnitude(*x);
                 }
-                self.sizes[p] = dot(run, scales);
+                projected.sizes[p] = dot(run, scales);
             }
         }
     }
 
-    fn add_columns(&mut self, projections: &Projections, b: Source<'_>, run: &mut [f64]) {
-        let reals = b.reals;
+    fn add_columns(&mut self, vectors: &Vectors, b: Source<'_>, projected: &mut Projected) {
+        let Source { reals, b, item } = b;
         let (n, k) = (reals.product.n(), reals.product.k());
         for col in 0..n {
-            b.read(col, run);
-            for (group, run) in run.chunks(reals.group).enumerate() {
-                let (first, scale) = (group * reals.group, b.scale(group, col));
-                for index in 0..projections.vectors {
-                    let factor = scale * projections.vector(index, n)[col];
-                    let projected = &mut self.projected[index * k + first..][..run.len()];
-                    for (sum, b) in projected.iter_mut().zip(run) {
+            read(b, item, col, &mut self.run);
+            for (group, run) in self.run.chunks(reals.group).enumerate() {
+                let (first, scale) = (group * reals.group, reals.scale_of_b(item, group, col));
+                for index in 0..vectors.count {
+                    let factor = scale * vectors.get(index)[col];
+                    let sums = &mut projected.vectors[index * k + first..][..run.len()];
+                    for (sum, b) in sums.iter_mut().zip(run) {
                         *sum += (b - reals.zero) * factor;
                     }
                 }
-                for (size, &b) in self.sizes[first..].iter_mut().zip(run) {
+                for (size, &b) in projected.sizes[first..].iter_mut().zip(run) {
                     *size += scale * reals.magnitude(b);
                 }
             }
@@ -174,103 +181,7 @@ impl Side {
     }
 }
 
-/// The state of one executor.
-#[derive(Debug)]
-pub(super) struct Quantized {
-    projections: Arc<Projections>,
-    /// B r of this run, where B is not constant.
-    side: Option<Side>,
-    scratch: Scratch,
-    a: Vec<f64>,
-    c: Vec<f64>,
-    residual: Vec<f64>,
-    bias: Vec<f64>,
-}
-
-impl Quantized {
-    pub(super) fn new(product: &MatMul, projections: Arc<Projections>) -> Result<Self> {
-        let room = |count| alloc::filled(count, 0.0, WHAT);
-        let n = product.n();
-        let side = match projections.constant {
-            Some(_) => None,
-            None => Some(Side::new(product, projections.vectors)?),
-        };
-        Ok(Self {
-            scratch: Scratch::new(product)?,
-            a: room(product.k())?,
-            c: room(n)?,
-            residual: room(if product.residual().is_some() { n } else { 0 })?,
-            bias: room(if product.has_bias() { n } else { 0 })?,
-            side,
-            projections,
-        })
-    }
-
-    /// Compares C r with alpha A (B r) + bias r + residual r, for all rows and vectors.
-    pub(super) fn suspects(
-        &mut self,
-        reals: &Reals,
-        bounds: &Bounds,
-        inputs: &Inputs<'_>,
-        b: AnyView<'_>,
-        c: AnyView<'_>,
-        random: &mut Random,
-    ) -> Suspects {
-        let product = &reals.product;
-        let Self { projections, side, scratch, a: a_row, c: c_row, residual, bias } = self;
-        let (n, k) = (product.n(), product.k());
-        let mut worst_ratio = 1.0;
-        let (mut worst, mut infinite, mut unverifiable) = (None, Choice::default(), Choice::default());
-        if let Some(view) = inputs.bias_view() {
-            read(view, 0, 0, bias);
-        }
-        for item in 0..product.batch() {
-            let side = match (&projections.constant, &mut *side) {
-                (Some(sides), _) => &sides[item.min(sides.len() - 1)],
-                (None, Some(side)) => {
-                    if item == 0 || product.b().batch_stride() != 0 {
-                        side.fill(projections, Source { reals, b, item }, scratch);
-                    }
-                    &*side
-                }
-                (None, None) => continue,
-            };
-            for row in 0..c.layout().rows() {
-                let scale = bounds.alpha * reals.row_of_a(inputs.a_view(), item, row, a_row);
-                read(c, item, row, c_row);
-                if let Some(view) = inputs.residual_view() {
-                    read(view, item, row, residual);
-                }
-                let tolerance = tolerance(reals, bounds, scale, [a_row, &side.sizes, c_row, residual, bias]);
-                for index in 0..projections.vectors {
-                    let r = projections.vector(index, n);
-                    let expected = scale * dot(a_row, &side.projected[index * k..][..k])
-                        + dot(residual, r)
-                        + dot(bias, r);
-                    if !expected.is_finite() {
-                        if index == 0 {
-                            unverifiable.offer((item, row), random);
-                        }
-                        break;
-                    }
-                    let residue = (dot(c_row, r) - expected).abs();
-                    let ratio = residue / tolerance;
-                    if !residue.is_finite() || ratio.is_nan() {
-                        infinite.offer((item, row), random);
-                        break;
-                    }
-                    if ratio > worst_ratio {
-                        (worst_ratio, worst) = (ratio, Some((item, row)));
-                    }
-                }
-            }
-        }
-        Suspects { worst, infinite: infinite.chosen, unverifiable: unverifiable.chosen }
-    }
-}
-
-/// Half the mean error bound of a row, which is what an error of that size shows at least; a quarter where
-/// the results are integers, which are off by one at least.
+/// [`freivalds::tolerance`]; a quarter at least where the results are integers, which are off by one at least.
 #[allow(clippy::cast_precision_loss, reason = "a share of a bound")]
 fn tolerance(reals: &Reals, bounds: &Bounds, scale: f64, [a, sizes, c, residual, bias]: [&[f64]; 5]) -> f64 {
     let total = |row: &[f64]| row.iter().map(|x| x.abs()).sum::<f64>();
@@ -278,10 +189,9 @@ fn tolerance(reals: &Reals, bounds: &Bounds, scale: f64, [a, sizes, c, residual,
     let sums = scale.abs() * a.iter().zip(sizes).map(|(a, size)| a.abs() * size).sum::<f64>();
     // Of integers only the size of their exact sum counts, which the results tell.
     let size = if reals.sums_integers { result + addends } else { sums };
-    let bound = bounds.gamma_k * size + bounds.gamma_e * (size + addends) + bounds.u_out * result;
     // The residue is rounded too, which shows where exact sums come to nothing.
     let own = (a.len() + c.len()) as f64 * f64::EPSILON * (sums + result + addends);
-    let tolerance = 0.5 * ((bound + own) / c.len() as f64 + bounds.underflow);
+    let tolerance = freivalds::tolerance(bounds, per_col(c.len()), [size, addends, result, own]);
     if reals.output.is_some() { tolerance.max(0.25) } else { tolerance }
 }
 
@@ -310,25 +220,30 @@ fn dot(x: &[f64], y: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::description::element::ElementType;
     use crate::description::matmul::ElementTypes;
     use crate::description::quantization::{QuantA, QuantOutput, Quantization};
     use crate::description::scales::Scales;
+    use crate::executor::Inputs;
     use crate::operands::view::TensorView;
+    use crate::verify::self_check::freivalds::{Freivalds, Operands, Projections, Suspects};
     use crate::verify::self_check::tests::{Integers, Scheme};
 
     const VECTORS: usize = 3;
 
-    fn projections(numbers: &Integers) -> Projections {
+    fn projections(numbers: &Integers) -> Projections<Quantized> {
         Projections::new(&numbers.reals, numbers.constant_b(), VECTORS, &mut Random::new(1)).unwrap()
     }
 
     fn suspects(numbers: &Integers, c: &[f32]) -> Suspects {
-        let mut state = Quantized::new(&numbers.product, Arc::new(projections(numbers))).unwrap();
+        let mut state = Freivalds::new(&numbers.product, Arc::new(projections(numbers))).unwrap();
         let c = TensorView::with_layout(c, *numbers.product.c()).unwrap().erased();
         let (inputs, mut random) = (numbers.inputs(), Random::new(2));
-        state.suspects(&numbers.reals, &numbers.bounds, &inputs, numbers.b(), c, &mut random)
+        let (reals, bounds, inputs) = (&numbers.reals, &numbers.bounds, &inputs);
+        state.suspects(&Operands { reals, bounds, inputs, b: numbers.b(), c }, &mut random)
     }
 
     fn close(got: f64, expected: f64) {
@@ -389,27 +304,27 @@ mod tests {
     fn b_is_projected_with_its_scales() {
         for numbers in Integers::all() {
             let projections = projections(&numbers);
-            let mut scratch = Scratch::new(&numbers.product).unwrap();
+            let (product, vectors) = (&numbers.product, &projections.vectors);
             for item in 0..Integers::ITEMS {
-                let mut side = Side::new(&numbers.product, VECTORS).unwrap();
+                let mut projected = Quantized::room(product, vectors).unwrap();
                 // What an earlier run left does not count.
-                side.projected.fill(1.0);
-                side.sizes.fill(1.0);
+                projected.vectors.fill(1.0);
+                projected.sizes.fill(1.0);
                 let b = Source { reals: &numbers.reals, b: numbers.b(), item };
-                side.fill(&projections, b, &mut scratch);
+                Quantized::new(product).unwrap().project(vectors, b, &mut projected);
                 for p in 0..Integers::K {
                     for index in 0..VECTORS {
-                        let r = projections.vector(index, Integers::N);
+                        let r = projections.vectors.get(index);
                         close(
-                            side.projected[index * Integers::K + p],
+                            projected.vectors[index * Integers::K + p],
                             (0..Integers::N).map(|col| numbers.real_b(item, p, col) * r[col]).sum(),
                         );
                     }
                     let size = (0..Integers::N).map(|col| numbers.size_b(item, p, col)).sum();
-                    close(side.sizes[p], size);
+                    close(projected.sizes[p], size);
                 }
                 if let Some(constant) = &projections.constant {
-                    assert_eq!(constant[item].projected, side.projected);
+                    assert_eq!(constant[item].vectors, projected.vectors);
                 }
             }
         }
@@ -419,7 +334,7 @@ mod tests {
     fn every_vector_is_another() {
         let numbers = Integers::new(Scheme::Columns, false);
         let projections = projections(&numbers);
-        let [first, second, third] = [0, 1, 2].map(|index| projections.vector(index, Integers::N));
+        let [first, second, third] = [0, 1, 2].map(|index| projections.vectors.get(index));
         assert!(first != second && second != third && first != third);
         assert_eq!(third.len(), Integers::N);
     }
@@ -505,7 +420,8 @@ mod tests {
             c.data_mut()[10] = 5.0;
             let found = checker.check(&Inputs::new(&a), &c).unwrap().unwrap();
             assert_eq!((found.item, found.row, found.col), (1, 1, 1));
-            let projections = Projections::new(&reals, Some(b.erased()), 2, &mut Random::new(1)).unwrap();
+            let projections =
+                Projections::<Quantized>::new(&reals, Some(b.erased()), 2, &mut Random::new(1)).unwrap();
             projections.constant.unwrap().len()
         };
         assert_eq!([sides(1), sides(2)], [1, 2]);

@@ -14,9 +14,9 @@ use crate::verify::accuracy::{IntegerOutput, quantize_row, scale_of_b, sums_inte
 #[derive(Debug)]
 pub(super) struct Reals {
     pub(super) product: MatMul,
-    scales: Scales,
+    pub(super) scales: Scales,
     /// Holds the scales of a constant B.
-    weights: Option<Weights>,
+    pub(super) weights: Option<Weights>,
     /// How an integer output is rounded.
     pub(super) output: Option<IntegerOutput>,
     /// Whether sums are taken over integers, exactly, and scaled afterwards.

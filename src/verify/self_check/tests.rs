@@ -188,6 +188,64 @@ fn zero_dimensions_have_nothing_wrong_or_the_bias() {
     }
 }
 
+/// A walk over so many items would not end.
+#[test]
+fn items_without_elements_are_not_walked() {
+    const ITEMS: usize = 1 << 40;
+    for (m, n) in [(0, 3), (3, 0)] {
+        for activation in [Activation::None, Activation::Relu] {
+            let builder = MatMul::builder(m, n, 1).batch(ITEMS).activation(activation);
+            let builder = builder.batch_stride(Operand::A, 0).batch_stride(Operand::B, 0);
+            let (a, b) = (Tensor::filled(m, 1, 1f32).unwrap(), Tensor::filled(1, n, 1f32).unwrap());
+            let product = builder.build().unwrap();
+            let a = TensorView::with_layout(a.data(), *product.a()).unwrap();
+            let b = TensorView::with_layout(b.data(), *product.b()).unwrap();
+            let c = Tensor::<f32>::zeros_batched(ITEMS, m, n).unwrap();
+            let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+            assert_eq!(checker.check(&Inputs::new(a).b(b), &c).unwrap(), None);
+        }
+    }
+}
+
+#[test]
+fn errors_that_cancel_in_a_sum_are_found() {
+    let mut case = Case::new(MatMul::builder(13, 21, 34), 1);
+    case.c[3] += 1.0;
+    case.c[4] -= 1.0;
+    assert_eq!(case.check(&SelfCheck::every_run()).map(|found| found.row), Some(0));
+    for numbers in Integers::all() {
+        let mut c = numbers.c.clone();
+        c.data_mut()[Integers::N + 3] += 1.0;
+        c.data_mut()[Integers::N + 4] -= 1.0;
+        let check = SelfCheck::every_run();
+        let scales = numbers.reals.scales;
+        let options = crate::CompileOptions::default().with_scales(&numbers.product, scales);
+        let checker =
+            ResultChecker::with_options(&numbers.product, numbers.weights.as_ref(), &check, &options);
+        let found = checker.unwrap().check(&numbers.inputs(), &c).unwrap();
+        assert_eq!(found.map(|found| found.row), Some(1), "{}", numbers.product);
+    }
+}
+
+#[test]
+fn an_infinity_is_right_only_where_a_sum_overflows() {
+    let product = MatMul::new(3, 2, 2).unwrap();
+    let a = Tensor::from_vec(vec![1e30f32, 1.0, 2.0, 3.0, 1.0, 1.0], 3, 2).unwrap();
+    let b = Tensor::from_vec(vec![1e30f32, 1.0, 1.0, 1.0], 2, 2).unwrap();
+    let mut c = Tensor::from_vec(vec![f32::INFINITY, 1e30, 2e30, 5.0, 1e30, 2.0], 3, 2).unwrap();
+    let inputs = Inputs::new(&a).b(&b);
+    let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+    for _ in 0..20 {
+        assert_eq!(checker.check(&inputs, &c).unwrap(), None);
+    }
+    for wrong in [f32::INFINITY, f32::NAN] {
+        c.data_mut()[5] = wrong;
+        // Of the rows with an infinity one is drawn.
+        let found = (0..200).find_map(|_| checker.check(&inputs, &c).unwrap()).expect("a wrong element");
+        assert_eq!((found.row, found.col, found.ratio()), (2, 1, f64::INFINITY));
+    }
+}
+
 #[test]
 fn fewer_rows_than_compiled_for_are_verified() {
     let product = MatMul::builder(9, 8, 7).variable_m(true).build().unwrap();
