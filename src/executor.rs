@@ -12,14 +12,14 @@ use crate::cache::Weight;
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
-use crate::description::options::{CompileOptions, Device, Threads};
+use crate::description::options::{CompileOptions, Device};
 use crate::description::scales::Scales;
 use crate::dispatch::Basis;
 use crate::error::{Error, Operand, Result};
 use crate::operands::tensor::Tensor;
 use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 use crate::operands::weights::{Weights, check_nibbles};
-use crate::verify::self_check::{CheckCounts, CheckSchedule, Mismatch, Prepared, RunCheck, SelfCheck};
+use crate::verify::self_check::{CheckCounts, CheckSchedule, CheckedProduct, Mismatch, Prepared};
 
 /// The operands of one run that are read.
 ///
@@ -138,10 +138,6 @@ struct Shared {
     weights: Option<Weights>,
     scales: Scales,
     reduced_precision: bool,
-    threads: Threads,
-    self_check: Option<(SelfCheck, Arc<Prepared>)>,
-    #[cfg(feature = "profile")]
-    quarantine: Option<std::path::PathBuf>,
 }
 
 /// A product compiled for a backend: plan and weights, shared by its executors.
@@ -163,15 +159,16 @@ impl Compiled {
         if let Some(probe) = &options.probe {
             probe.require(&id, backend.is_foreign(), product, options)?;
         }
-        let self_check = if options.self_check.schedule == CheckSchedule::Off {
-            None
-        } else {
-            let prepared = Prepared::new(product, weights, &options.self_check, options)?;
-            Some((options.self_check, Arc::new(prepared)))
+        let check = match options.self_check.schedule {
+            CheckSchedule::Off => None,
+            _ => Some(Prepared::new(product, weights, &options.self_check, options)?),
         };
         let start = Instant::now();
-        let compiled = backend.compile(product, weights, options)?;
+        let mut compiled = backend.compile(product, weights, options)?;
         let compile_time = start.elapsed();
+        if let Some(prepared) = check {
+            compiled = Box::new(CheckedProduct::new(compiled, id.clone(), prepared, options));
+        }
         log::debug!("compiled {product} for {id} in {compile_time:?}");
         Ok(Self(Arc::new(Shared {
             compiled,
@@ -184,10 +181,6 @@ impl Compiled {
             weights: weights.map(Weights::for_product),
             scales,
             reduced_precision: options.reduced_precision,
-            threads: options.threads.clone(),
-            self_check,
-            #[cfg(feature = "profile")]
-            quarantine: options.quarantine.clone(),
         })))
     }
 
@@ -207,13 +200,6 @@ impl Compiled {
     pub fn executor(&self) -> Result<Executor> {
         Ok(Executor {
             run: self.0.compiled.open()?,
-            check: self
-                .0
-                .self_check
-                .as_ref()
-                .map(|(policy, prepared)| RunCheck::new(*policy, Arc::clone(prepared)))
-                .transpose()?
-                .map(Box::new),
             scratch: F64Scratch::default(),
             compiled: self.clone(),
             not_sync: PhantomData,
@@ -230,16 +216,6 @@ impl Compiled {
     #[must_use]
     pub fn backend(&self) -> &BackendId {
         &self.0.backend
-    }
-
-    /// The profile where a wrong result is noted.
-    #[cfg(feature = "profile")]
-    pub(crate) fn quarantine(&self) -> Option<&std::path::Path> {
-        self.0.quarantine.as_deref()
-    }
-
-    pub(crate) fn threads(&self) -> &Threads {
-        &self.0.threads
     }
 
     /// The constant B, if there is one.
@@ -301,7 +277,6 @@ impl fmt::Debug for Compiled {
 pub struct Executor {
     // Before `compiled`: a run context goes before the product that it came from.
     run: Box<dyn Run>,
-    check: Option<Box<RunCheck>>,
     scratch: F64Scratch,
     compiled: Compiled,
     not_sync: PhantomData<Cell<()>>,
@@ -333,15 +308,7 @@ impl Executor {
     pub fn run<'c>(&mut self, inputs: &Inputs<'_>, c: impl Into<AnyViewMut<'c>>) -> Result<()> {
         let c = c.into();
         let m = self.rows(inputs, &c)?;
-        let Self { run, check, compiled, .. } = self;
-        let args = args(m, inputs, c);
-        match check {
-            None => run.run(args),
-            Some(check) => {
-                let plain = |args: RunArgs<'_>| run.run(args).map(|()| RunObservation::default());
-                check.run(plain, compiled, args).map(|_| ())
-            }
-        }
+        self.run.run(args(m, inputs, c))
     }
 
     /// As [`Executor::run`], and returns what the engine says of this run.
@@ -355,12 +322,7 @@ impl Executor {
     ) -> Result<RunObservation> {
         let c = c.into();
         let m = self.rows(inputs, &c)?;
-        let Self { run, check, compiled, .. } = self;
-        let args = args(m, inputs, c);
-        match check {
-            None => run.run_observed(args),
-            Some(check) => check.run(|args| run.run_observed(args), compiled, args),
-        }
+        self.run.run_observed(args(m, inputs, c))
     }
 
     /// The rows of a run whose operands fit.
@@ -395,13 +357,7 @@ impl Executor {
             residual: inputs.residual.map(|view| narrow(Operand::Residual, view, residual)).transpose()?,
             c: AnyViewMut::F32(scratch_view(c_scratch, *c.layout())?),
         };
-        match &mut self.check {
-            None => self.run.run(args)?,
-            Some(check) => {
-                let run = |args: RunArgs<'_>| self.run.run(args).map(|()| RunObservation::default());
-                check.run(run, &self.compiled, args)?;
-            }
-        }
+        self.run.run(args)?;
         widen(&self.scratch.c, &mut c);
         Ok(())
     }
@@ -409,13 +365,13 @@ impl Executor {
     /// What the self-checks of this executor did so far: nothing, where they are off.
     #[must_use]
     pub fn checks(&self) -> CheckCounts {
-        self.check.as_ref().map(|check| check.counts).unwrap_or_default()
+        self.run.checks()
     }
 
     /// The last wrong result that a self-check found.
     #[must_use]
     pub fn last_mismatch(&self) -> Option<&Mismatch> {
-        self.check.as_ref()?.last_mismatch.as_ref()
+        self.run.last_mismatch()
     }
 
     /// The product that this executor runs.
@@ -620,12 +576,5 @@ mod tests {
             assert_eq!(own + shared_bytes, size_of::<Shared>() + compiled.report().bytes_held);
             assert_eq!((shared_bytes >= 3 * 40 * size_of::<f32>(), may_change), (constant, false));
         }
-    }
-
-    #[test]
-    fn threads_are_those_that_were_asked_for() {
-        let options = CompileOptions::default().threads(Threads::count(3).unwrap());
-        let compiled = MatMul::new(1, 1, 1).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
-        assert!(matches!(compiled.threads(), Threads::Count(count) if count.get() == 3));
     }
 }

@@ -14,6 +14,7 @@ use crate::executor::{Compiled, RunObservation};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
 use crate::operands::view::{AnyView, AnyViewMut};
 use crate::operands::weights::Weights;
+use crate::verify::self_check::{CheckCounts, Mismatch};
 
 pub(crate) mod auto;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
@@ -163,6 +164,14 @@ pub(crate) trait Run: Send {
     /// Runs, and says what the engine observed.
     fn run_observed(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
         self.run(args).map(|()| RunObservation::default())
+    }
+    /// What self-checks of these runs did: nothing, where there are none.
+    fn checks(&self) -> CheckCounts {
+        CheckCounts::default()
+    }
+    /// The last wrong result that one found.
+    fn last_mismatch(&self) -> Option<&Mismatch> {
+        None
     }
 }
 

@@ -104,6 +104,10 @@ fn seed() -> u64 {
 }
 
 impl Prepared {
+    pub(super) fn reals(&self) -> &Reals {
+        &self.reals
+    }
+
     /// # Errors
     /// [`Error::Description`] where the options have no error bound to be held to; those of
     /// [`Scales::resolve`]; [`Error::OutOfMemory`].

@@ -1,5 +1,6 @@
 //! Verifying results while a program runs, and what to do when one is wrong.
 
+mod checked;
 mod checker;
 mod freivalds;
 mod linear;
@@ -8,7 +9,6 @@ mod multi_vector_gemv;
 mod quantized;
 mod reals;
 mod rows;
-mod run;
 #[cfg(test)]
 mod tests;
 
@@ -18,9 +18,9 @@ use std::num::NonZeroU32;
 use crate::backend::BackendId;
 use crate::error::{Error, Result};
 
+pub(crate) use checked::CheckedProduct;
 pub(crate) use checker::Prepared;
 pub use checker::ResultChecker;
-pub(crate) use run::RunCheck;
 
 /// Whether and how results are verified: a part of [`crate::CompileOptions`].
 ///
