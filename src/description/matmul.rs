@@ -64,6 +64,16 @@ impl Default for ElementTypes {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MatMul {
+    parameters: Parameters,
+    residual: Option<Layout>,
+    a: Layout,
+    b: Layout,
+    c: Layout,
+}
+
+/// What a [`MatMul`] and its builder both hold: all but the layouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Parameters {
     batch: usize,
     m: usize,
     n: usize,
@@ -73,12 +83,9 @@ pub struct MatMul {
     constant_b: bool,
     variable_m: bool,
     bias: bool,
-    residual: Option<Layout>,
-    a: Layout,
-    b: Layout,
-    c: Layout,
     types: ElementTypes,
     quantization: Quantization,
+    /// An `f32`, compared and hashed by its bits.
     alpha_bits: u32,
     activation: Activation,
 }
@@ -87,21 +94,23 @@ impl MatMul {
     /// Starts the description of a product of an `m` x `k` and a `k` x `n` matrix.
     pub fn builder(m: usize, n: usize, k: usize) -> MatMulBuilder {
         MatMulBuilder {
-            batch: 1,
-            m,
-            n,
-            k,
-            transpose_a: false,
-            transpose_b: false,
-            constant_b: false,
-            variable_m: false,
-            bias: false,
+            parameters: Parameters {
+                batch: 1,
+                m,
+                n,
+                k,
+                transpose_a: false,
+                transpose_b: false,
+                constant_b: false,
+                variable_m: false,
+                bias: false,
+                types: ElementTypes::default(),
+                quantization: Quantization::default(),
+                alpha_bits: 1f32.to_bits(),
+                activation: Activation::None,
+            },
             residual: false,
             strides: [Strides::default(); 4],
-            types: ElementTypes::default(),
-            quantization: Quantization::default(),
-            alpha: 1.0,
-            activation: Activation::None,
         }
     }
 
@@ -116,55 +125,55 @@ impl MatMul {
     /// The number of products in the batch.
     #[must_use]
     pub const fn batch(&self) -> usize {
-        self.batch
+        self.parameters.batch
     }
 
     /// The rows of op(A) and C: with [`MatMul::variable_m`] the largest number.
     #[must_use]
     pub const fn m(&self) -> usize {
-        self.m
+        self.parameters.m
     }
 
     /// The columns of op(B) and C.
     #[must_use]
     pub const fn n(&self) -> usize {
-        self.n
+        self.parameters.n
     }
 
     /// The columns of op(A) and rows of op(B).
     #[must_use]
     pub const fn k(&self) -> usize {
-        self.k
+        self.parameters.k
     }
 
     /// Whether A is stored k x m.
     #[must_use]
     pub const fn transpose_a(&self) -> bool {
-        self.transpose_a
+        self.parameters.transpose_a
     }
 
     /// Whether B is stored n x k.
     #[must_use]
     pub const fn transpose_b(&self) -> bool {
-        self.transpose_b
+        self.parameters.transpose_b
     }
 
     /// Whether B comes as [`crate::Weights`] when compiled, instead of with every run.
     #[must_use]
     pub const fn constant_b(&self) -> bool {
-        self.constant_b
+        self.parameters.constant_b
     }
 
     /// Whether a run may use fewer rows than [`MatMul::m`].
     #[must_use]
     pub const fn variable_m(&self) -> bool {
-        self.variable_m
+        self.parameters.variable_m
     }
 
     /// Whether every run adds a bias of n elements to each row.
     #[must_use]
     pub const fn has_bias(&self) -> bool {
-        self.bias
+        self.parameters.bias
     }
 
     /// The layout of the matrix added to the product, if there is one.
@@ -194,32 +203,33 @@ impl MatMul {
     /// The element types.
     #[must_use]
     pub const fn types(&self) -> &ElementTypes {
-        &self.types
+        &self.parameters.types
     }
 
     /// The quantisation scheme.
     #[must_use]
     pub const fn quantization(&self) -> &Quantization {
-        &self.quantization
+        &self.parameters.quantization
     }
 
     /// The factor of the product.
     #[must_use]
     pub const fn alpha(&self) -> f32 {
-        f32::from_bits(self.alpha_bits)
+        self.parameters.alpha()
     }
 
     /// The function applied last.
     #[must_use]
     pub const fn activation(&self) -> Activation {
-        self.activation
+        self.parameters.activation
     }
 
     /// The floating-point operations of one run at full m: `2 * batch * m * n * k`.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "a figure to divide by, not an index")]
     pub fn flops(&self) -> f64 {
-        2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
+        let Parameters { batch, m, n, k, .. } = self.parameters;
+        2.0 * batch as f64 * m as f64 * n as f64 * k as f64
     }
 
     /// Whether all operands and sums are f32.
@@ -237,12 +247,13 @@ impl MatMul {
     /// The same product as `self` without bias, residual and activation, all else equal.
     #[must_use]
     pub fn linear_part(&self) -> Self {
-        Self { bias: false, residual: None, activation: Activation::None, ..self.clone() }
+        let parameters = Parameters { bias: false, activation: Activation::None, ..self.parameters };
+        Self { parameters, residual: None, ..self.clone() }
     }
 
     /// The layout of A for a run with `m` rows.
     pub(crate) const fn a_for(&self, m: usize) -> Layout {
-        if self.transpose_a { self.a.with_cols(m) } else { self.a.with_rows(m) }
+        if self.parameters.transpose_a { self.a.with_cols(m) } else { self.a.with_rows(m) }
     }
 
     /// The layout of C for a run with `m` rows.
@@ -253,21 +264,23 @@ impl MatMul {
 
 impl fmt::Display for MatMul {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.batch != 1 {
-            write!(f, "{} x ", self.batch)?;
+        let parameters = &self.parameters;
+        let Parameters { m, n, k, types, .. } = parameters;
+        if parameters.batch != 1 {
+            write!(f, "{} x ", parameters.batch)?;
         }
-        write!(f, "{}x{}x{} {}", self.m, self.n, self.k, self.types.a)?;
+        write!(f, "{m}x{n}x{k} {}", types.a)?;
         for (set, text) in [
-            (self.types.b != self.types.a, format!(" x {}", self.types.b)),
-            (self.types.output != self.types.a, format!(" -> {}", self.types.output)),
-            (self.transpose_a, " A^T".into()),
-            (self.transpose_b, " B^T".into()),
-            (self.constant_b, " constant B".into()),
-            (self.variable_m, " variable m".into()),
-            (self.alpha().to_bits() != 1f32.to_bits(), format!(" alpha {}", self.alpha())),
-            (self.bias, " +bias".into()),
+            (types.b != types.a, format!(" x {}", types.b)),
+            (types.output != types.a, format!(" -> {}", types.output)),
+            (parameters.transpose_a, " A^T".into()),
+            (parameters.transpose_b, " B^T".into()),
+            (parameters.constant_b, " constant B".into()),
+            (parameters.variable_m, " variable m".into()),
+            (parameters.alpha_bits != 1f32.to_bits(), format!(" alpha {}", parameters.alpha())),
+            (parameters.bias, " +bias".into()),
             (self.residual.is_some(), " +residual".into()),
-            (self.activation != Activation::None, format!(" {}", self.activation)),
+            (parameters.activation != Activation::None, format!(" {}", parameters.activation)),
         ] {
             if set {
                 f.write_str(&text)?;
@@ -287,21 +300,9 @@ struct Strides {
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct MatMulBuilder {
-    batch: usize,
-    m: usize,
-    n: usize,
-    k: usize,
-    transpose_a: bool,
-    transpose_b: bool,
-    constant_b: bool,
-    variable_m: bool,
-    bias: bool,
+    parameters: Parameters,
     residual: bool,
     strides: [Strides; 4],
-    types: ElementTypes,
-    quantization: Quantization,
-    alpha: f32,
-    activation: Activation,
 }
 
 fn strides_index(operand: Operand) -> Option<usize> {
@@ -317,37 +318,37 @@ fn strides_index(operand: Operand) -> Option<usize> {
 impl MatMulBuilder {
     /// The number of products; 1 by default.
     pub const fn batch(mut self, batch: usize) -> Self {
-        self.batch = batch;
+        self.parameters.batch = batch;
         self
     }
 
     /// A is stored k x m.
     pub const fn transpose_a(mut self, transpose: bool) -> Self {
-        self.transpose_a = transpose;
+        self.parameters.transpose_a = transpose;
         self
     }
 
     /// B is stored n x k.
     pub const fn transpose_b(mut self, transpose: bool) -> Self {
-        self.transpose_b = transpose;
+        self.parameters.transpose_b = transpose;
         self
     }
 
     /// B is given once, as [`crate::Weights`], when the product is compiled.
     pub const fn constant_b(mut self, constant: bool) -> Self {
-        self.constant_b = constant;
+        self.parameters.constant_b = constant;
         self
     }
 
     /// A run may use fewer rows than m, without repacking; m becomes the largest number.
     pub const fn variable_m(mut self, variable: bool) -> Self {
-        self.variable_m = variable;
+        self.parameters.variable_m = variable;
         self
     }
 
     /// Every run adds a vector of n elements to each row.
     pub const fn bias(mut self, bias: bool) -> Self {
-        self.bias = bias;
+        self.parameters.bias = bias;
         self
     }
 
@@ -380,26 +381,26 @@ impl MatMulBuilder {
 
     /// The element types; [`ElementTypes::F32`] by default.
     pub const fn types(mut self, types: ElementTypes) -> Self {
-        self.types = types;
+        self.parameters.types = types;
         self
     }
 
     /// The quantisation scheme; none by default.
     pub const fn quantization(mut self, quantization: Quantization) -> Self {
-        self.quantization = quantization;
+        self.parameters.quantization = quantization;
         self
     }
 
     /// The factor of the product; 1 by default. 0 multiplies like any other number: it does not
     /// hide NaN or infinity in A and B.
     pub const fn alpha(mut self, alpha: f32) -> Self {
-        self.alpha = alpha;
+        self.parameters.alpha_bits = alpha.to_bits();
         self
     }
 
     /// The function applied last; none by default.
     pub const fn activation(mut self, activation: Activation) -> Self {
-        self.activation = activation;
+        self.parameters.activation = activation;
         self
     }
 
@@ -410,13 +411,14 @@ impl MatMulBuilder {
     /// k could overflow an integer accumulator, and [`Error::Description`] for the rest: items of C
     /// that overlap, a factor that is not finite, contradictory types or quantisation.
     pub fn build(self) -> Result<MatMul> {
-        let (rows_a, cols_a) = if self.transpose_a { (self.k, self.m) } else { (self.m, self.k) };
-        let (rows_b, cols_b) = if self.transpose_b { (self.n, self.k) } else { (self.k, self.n) };
+        let Parameters { batch, m, n, k, transpose_a, transpose_b, .. } = self.parameters;
+        let (rows_a, cols_a) = if transpose_a { (k, m) } else { (m, k) };
+        let (rows_b, cols_b) = if transpose_b { (n, k) } else { (k, n) };
         let a = self.layout(0, rows_a, cols_a)?;
         let b = self.layout(1, rows_b, cols_b)?;
-        let c = self.layout(2, self.m, self.n)?;
-        let residual = if self.residual { Some(self.layout(3, self.m, self.n)?) } else { None };
-        if self.batch > 1 && c.batch_stride() < c.item_span() {
+        let c = self.layout(2, m, n)?;
+        let residual = if self.residual { Some(self.layout(3, m, n)?) } else { None };
+        if batch > 1 && c.batch_stride() < c.item_span() {
             return Err(Error::Description {
                 problem: format!(
                     "items of C overlap: batch stride {} for {} elements each",
@@ -426,33 +428,16 @@ impl MatMulBuilder {
                 help: "give C a batch stride of at least rows x leading dimension",
             });
         }
-        if !self.alpha.is_finite() {
+        let alpha = self.parameters.alpha();
+        if !alpha.is_finite() {
             return Err(Error::Description {
-                problem: format!("alpha is {}", self.alpha),
+                problem: format!("alpha is {alpha}"),
                 help: "pass a finite factor",
             });
         }
-        self.check_types()?;
-        self.check_accumulator()?;
-        Ok(MatMul {
-            batch: self.batch,
-            m: self.m,
-            n: self.n,
-            k: self.k,
-            transpose_a: self.transpose_a,
-            transpose_b: self.transpose_b,
-            constant_b: self.constant_b,
-            variable_m: self.variable_m,
-            bias: self.bias,
-            residual,
-            a,
-            b,
-            c,
-            types: self.types,
-            quantization: self.quantization,
-            alpha_bits: self.alpha.to_bits(),
-            activation: self.activation,
-        })
+        self.parameters.check_types()?;
+        self.parameters.check_accumulator()?;
+        Ok(MatMul { parameters: self.parameters, residual, a, b, c })
     }
 
     fn layout(&self, index: usize, rows: usize, cols: usize) -> Result<Layout> {
@@ -464,7 +449,13 @@ impl MatMulBuilder {
                 .checked_mul(leading_dimension)
                 .ok_or(Error::SizeOverflow { what: "rows x leading dimension" })?,
         };
-        Layout::strided(self.batch, rows, cols, leading_dimension, batch_stride)
+        Layout::strided(self.parameters.batch, rows, cols, leading_dimension, batch_stride)
+    }
+}
+
+impl Parameters {
+    const fn alpha(&self) -> f32 {
+        f32::from_bits(self.alpha_bits)
     }
 
     fn check_types(&self) -> Result<()> {
