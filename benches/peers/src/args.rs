@@ -1,80 +1,61 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, ValueEnum as _};
 
 use crate::shapes::{Precision, Shape};
 
-pub(crate) const USAGE: &str = "\
-usage: ane-matmul-peers [OPTIONS]
-
-Measures ane-matmul beside its peers. Progress goes to standard error, the report to standard output.
-
-  --quick             the shapes that have targets, without the sweep over sizes
-  --json FILE         write the figures as JSON
-  --plots DIR         where the plots go (target/peers/plots)
-  --runs N            repetitions of the whole (5)
-  --threads LIST      numbers of threads (1,2)
-  --precisions LIST   of f32, bf16, f16, int8 and weights (all)
-  --shapes LIST       only these, such as 64^3,32x3072x768
-  --candidates LIST   only these, such as ane-matmul,faer
-  --patience SECONDS  how long to wait for busy cores, all waits together (60)
-  --allow-missing     do not fail when a peer could not be loaded
-";
-
-/// What was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Measures ane-matmul beside its peers. Progress goes to standard error, the report to standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(name = "ane-matmul-peers")]
 pub(crate) struct Args {
+    /// The shapes that have targets, without the sweep over sizes.
+    #[arg(long)]
     pub(crate) quick: bool,
+    /// Write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Where the plots go, instead of target/peers/plots.
+    #[arg(long, value_name = "DIR")]
     pub(crate) plots: Option<PathBuf>,
+    /// Repetitions of the whole.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = positive())]
     pub(crate) runs: usize,
+    /// Numbers of threads.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2", value_parser = positive())]
     pub(crate) threads: Vec<usize>,
+    /// Element types of A and B; `weights` are an f32 A and a B of 8-bit or 4-bit integers.
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    #[arg(default_values_t = Precision::value_variants().to_vec())]
     pub(crate) precisions: Vec<Precision>,
+    /// Only these, such as 64^3,32x3072x768.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) shapes: Vec<Shape>,
+    /// Only these, such as ane-matmul,faer.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) candidates: Vec<String>,
-    pub(crate) patience: Duration,
+    /// How long to wait for busy cores, all waits together.
+    #[arg(long = "patience", value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) patience_s: u64,
+    /// Do not fail when a peer could not be loaded.
+    #[arg(long)]
     pub(crate) allow_missing: bool,
     /// The BLAS to rate, in a process started for that.
+    #[arg(long, value_name = "BLAS", hide = true)]
     pub(crate) probe: Option<String>,
-    pub(crate) help: bool,
+}
+
+fn positive() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 impl Args {
-    pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Self, String> {
-        let mut args = Self {
-            quick: false,
-            json: None,
-            plots: None,
-            runs: 5,
-            threads: vec![1, 2],
-            precisions: Precision::ALL.to_vec(),
-            shapes: Vec::new(),
-            candidates: Vec::new(),
-            patience: Duration::from_secs(60),
-            allow_missing: false,
-            probe: None,
-            help: false,
-        };
-        let mut words = words.into_iter();
-        while let Some(word) = words.next() {
-            let mut value = || words.next().ok_or(format!("{word} needs a value"));
-            match word.as_str() {
-                "--quick" => args.quick = true,
-                "--json" => args.json = Some(value()?.into()),
-                "--plots" => args.plots = Some(value()?.into()),
-                "--runs" => args.runs = positive(&value()?)?,
-                "--threads" => args.threads = list(&value()?, positive)?,
-                "--precisions" => args.precisions = list(&value()?, str::parse)?,
-                "--shapes" => args.shapes = list(&value()?, str::parse)?,
-                "--candidates" => args.candidates = list(&value()?, |name| Ok(name.to_owned()))?,
-                "--patience" => args.patience = Duration::from_secs(positive(&value()?)? as u64),
-                "--allow-missing" => args.allow_missing = true,
-                "--probe" => args.probe = Some(value()?),
-                "--help" | "-h" => args.help = true,
-                _ => return Err(format!("unknown option {word}")),
-            }
-        }
+    /// Numbers of threads and precisions come in order, each once.
+    pub(crate) fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut args = Self::try_parse_from(words)?;
         args.threads.sort_unstable();
         args.threads.dedup();
         args.precisions.sort_unstable();
@@ -83,31 +64,25 @@ impl Args {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err(format!("{text:?} is no positive number")),
-    }
-}
-
-fn list<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
-    text.split(',').map(|part| parse(part.trim())).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
-    fn parse(line: &str) -> Result<Args, String> {
-        Args::parse(line.split_whitespace().map(str::to_owned))
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::read(["ane-matmul-peers"].into_iter().chain(line.split_whitespace()).map(OsString::from))
     }
 
     #[test]
     fn the_contract_parses() {
+        Args::command().debug_assert();
         let args = parse("--quick --json out.json").unwrap();
         assert!(args.quick);
         assert_eq!(args.json, Some(PathBuf::from("out.json")));
-        assert_eq!((args.runs, args.threads), (5, vec![1, 2]));
+        assert_eq!((args.runs, args.threads, args.patience_s), (5, vec![1, 2], 60));
+        assert_eq!(args.precisions, Precision::value_variants());
+        assert!(args.shapes.is_empty() && args.candidates.is_empty());
     }
 
     #[test]
@@ -127,11 +102,12 @@ mod tests {
         for (line, part) in [
             ("--slow", "--slow"),
             ("--json", "value"),
-            ("--runs 0", "positive"),
+            ("--runs 0", "1.."),
+            ("--threads 1,0", "1.."),
             ("--precisions f8", "bf16"),
-            ("--shapes 3", "3"),
+            ("--shapes 3", "SIZE^3"),
         ] {
-            assert!(parse(line).is_err_and(|message| message.contains(part)), "{line}");
+            assert!(parse(line).is_err_and(|message| message.to_string().contains(part)), "{line}");
         }
     }
 }

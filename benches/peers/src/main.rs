@@ -52,16 +52,14 @@ const STAGE_VARIABLE: &str = "ANE_MATMUL_PEERS_MEASURE";
 const PEAK_TRIES: usize = 15;
 
 fn main() -> ExitCode {
-    let outcome = Args::parse(env::args().skip(1)).and_then(|args| {
-        if args.help {
-            print!("{}", args::USAGE);
-            return Ok(ExitCode::SUCCESS);
-        }
-        if let Some(name) = &args.probe {
-            return probe::child(name).map(|()| ExitCode::SUCCESS);
-        }
-        if env::var_os(STAGE_VARIABLE).is_none() { measure_in_child() } else { measure(&args) }
-    });
+    let args = Args::read(env::args_os()).unwrap_or_else(|error| error.exit());
+    let outcome = if let Some(name) = &args.probe {
+        probe::child(name).map(|()| ExitCode::SUCCESS)
+    } else if env::var_os(STAGE_VARIABLE).is_none() {
+        measure_in_child()
+    } else {
+        measure(&args)
+    };
     outcome.unwrap_or_else(|message| {
         eprintln!("error: {message}");
         ExitCode::FAILURE
@@ -107,7 +105,7 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
     };
     let last_level_bytes = results.machine.last_level_bytes();
     let start = Instant::now();
-    let mut patience = Patience::new(args.patience);
+    let mut patience = Patience::new(Duration::from_secs(args.patience_s));
     for run in 0..args.runs {
         let cpu = CpuTime::now();
         eprintln!("run {} of {}: peaks", run + 1, args.runs);

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use clap::ValueEnum;
+
 /// The dimensions of a product: A is `m` x `k`, B is `k` x `n`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Shape {
@@ -62,7 +64,7 @@ impl FromStr for Shape {
 }
 
 /// The types of A and B; C and bias are f32 in all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Precision {
     F32,
     /// Summed in f32.
@@ -76,8 +78,6 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
-    pub(crate) const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Weights];
-
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -96,15 +96,6 @@ impl Precision {
             Self::Int8 => 8,
             Self::Weights => 4,
         }
-    }
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let known = Self::ALL.into_iter().find(|precision| precision.name() == text);
-        known.ok_or_else(|| format!("{text:?} is no precision: f32, bf16, f16, int8 and weights are"))
     }
 }
 
@@ -248,7 +239,7 @@ mod tests {
         for size in [15, 16, 17, 511, 512, 513, 2048, 333] {
             assert!(sizes.contains(&size), "{size}");
         }
-        let all = cases(false, &Precision::ALL, &[], &[1]);
+        let all = cases(false, Precision::value_variants(), &[], &[1]);
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
 

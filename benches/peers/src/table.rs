@@ -2,47 +2,63 @@
 
 use std::fmt::Write as _;
 
+use comfy_table::{CellAlignment, Table, presets};
+
 use crate::candidates::{Kind, Origin};
 use crate::results::{CaseResult, Entry, Results};
 use crate::stats::Interval;
 use crate::targets::{Outcome, Verdict};
 
-/// Every case's candidates, the fastest first.
-pub(crate) fn cases(results: &Results) -> String {
-    let mut text = String::new();
-    for result in &results.cases {
-        case(&mut text, result, results.peak_gflops(result.case.precision, result.case.threads));
+/// A table as Markdown has it, with an empty line before it; the columns `right` are aligned to the right.
+fn table<const N: usize>(
+    header: [&str; N],
+    right: &[usize],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header).add_rows(rows);
+    for &index in right {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
-    text
+    format!("\n{table}\n")
 }
 
-fn case(text: &mut String, result: &CaseResult, peak_gflops: Option<f64>) {
-    let _ = writeln!(text, "\n{}", result.case);
+/// Every case's candidates, the fastest first.
+pub(crate) fn cases(results: &Results) -> String {
+    let case =
+        |result: &CaseResult| case(result, results.peak_gflops(result.case.precision, result.case.threads));
+    results.cases.iter().map(case).collect()
+}
+
+fn case(result: &CaseResult, peak_gflops: Option<f64>) -> String {
     let mut entries: Vec<&Entry> = result.entries.iter().collect();
     entries.sort_by(|a, b| a.median_ns().total_cmp(&b.median_ns()));
     let best = result.best_peer();
-    for entry in entries {
+    let rows = entries.into_iter().map(|entry| {
         let gflops = result.case.shape.flops() / entry.median_ns();
-        let rate = if entry.origin == Origin::Ceiling {
-            format!("{:9.1} GB/s   ", result.case.b_bytes() as f64 / entry.median_ns())
+        let (rate, share) = if entry.origin == Origin::Ceiling {
+            (format!("{:.1} GB/s", result.case.b_bytes() as f64 / entry.median_ns()), String::new())
         } else {
-            let share =
-                peak_gflops.map_or_else(String::new, |peak| format!("{:3.0} %", 100.0 * gflops / peak));
-            format!("{gflops:9.1} GFLOP/s {share:>5}")
+            let share = peak_gflops.map(|peak| format!("{:.0} %", 100.0 * gflops / peak));
+            (format!("{gflops:.1} GFLOP/s"), share.unwrap_or_default())
         };
-        let _ = write!(text, "  {:<22} {:>12}  {rate}", entry.candidate, duration(entry.median_ns()));
-        if let Some(best) = best.filter(|_| entry.origin == Origin::Own && entry.kind != Kind::Fused) {
+        let best = best.filter(|_| entry.origin == Origin::Own && entry.kind != Kind::Fused);
+        let ratio = best.map(|best| {
             let ratio = Interval::of_speed(&entry.run_medians_ns, &best.run_medians_ns);
-            let _ = write!(text, "   {} of {}", interval(&ratio), best.candidate);
-        }
-        if entry.disturbed > 0.5 {
-            text.push_str("   (disturbed)");
-        }
-        text.push('\n');
-    }
+            format!("{} of {}", interval(&ratio), best.candidate)
+        });
+        let disturbed = if entry.disturbed > 0.5 { "disturbed" } else { "" };
+        let time = duration(entry.median_ns());
+        [entry.candidate.clone(), time, rate, share, ratio.unwrap_or_default(), disturbed.to_owned()]
+    });
+    let header = ["candidate", "median", "rate", "of the peak", "beside the best peer", "note"];
+    let mut text = format!("\n{}\n{}", result.case, table(header, &[1, 2, 3], rows));
     for not_run in result.not_run.iter().filter(|not_run| not_run.wrong) {
-        let _ = writeln!(text, "  {:<22} WRONG: {}", not_run.candidate, not_run.reason);
+        let _ = writeln!(text, "{} is WRONG: {}", not_run.candidate, not_run.reason);
     }
+    text
 }
 
 /// A ratio and its interval.
@@ -61,55 +77,55 @@ pub(crate) fn duration(time_ns: f64) -> String {
 
 /// Machine, versions and peaks.
 pub(crate) fn surroundings(results: &Results) -> String {
-    let mut text = String::new();
     let machine = &results.machine;
-    let _ = writeln!(text, "{}, {} cores, {}, {}", machine.cpu, machine.cores, machine.system, machine.date);
     let caches: Vec<String> =
         machine.caches.iter().map(|cache| format!("L{} {} KiB", cache.level, cache.bytes >> 10)).collect();
-    let _ = writeln!(text, "caches {}; {}", caches.join(", "), machine.instructions.join(" "));
-    for peer in &results.peers {
-        let _ = writeln!(text, "  {:<16} {}", peer.name, peer.version);
-    }
-    for missing in &results.missing {
-        let _ = writeln!(text, "  {:<16} not run: {}", missing.name, missing.reason);
-    }
-    text.push_str("\npeaks\n");
-    for rate in &results.rates {
-        let threads = rate.threads;
-        let _ = writeln!(
-            text,
-            "  {:<6} {:<18} {threads} thread(s) {:9.1} GFLOP/s",
-            rate.precision, rate.instruction, rate.gflops
-        );
-    }
-    for bandwidth in &results.bandwidths {
-        let _ = writeln!(
-            text,
-            "  read   {:<18} {} thread(s) {:9.1} GB/s   ({} KiB)",
-            bandwidth.level,
-            bandwidth.threads,
-            bandwidth.gbytes_per_s,
-            bandwidth.working_set_bytes >> 10
-        );
-    }
-    text
+    let peers = results.peers.iter().map(|peer| [peer.name.clone(), peer.version.clone()]);
+    let missing =
+        results.missing.iter().map(|missing| [missing.name.clone(), format!("not run: {}", missing.reason)]);
+    let rates = results.rates.iter().map(|rate| {
+        let what = format!("{} {}", rate.precision, rate.instruction);
+        [what, rate.threads.to_string(), format!("{:.1} GFLOP/s", rate.gflops), String::new()]
+    });
+    let bandwidths = results.bandwidths.iter().map(|bandwidth| {
+        [
+            format!("read {}", bandwidth.level),
+            bandwidth.threads.to_string(),
+            format!("{:.1} GB/s", bandwidth.gbytes_per_s),
+            format!("{} KiB", bandwidth.working_set_bytes >> 10),
+        ]
+    });
+    format!(
+        "{}, {} cores, {}, {}\ncaches {}; {}\n{}{}",
+        machine.cpu,
+        machine.cores,
+        machine.system,
+        machine.date,
+        caches.join(", "),
+        machine.instructions.join(" "),
+        table(["library", "version"], &[], peers.chain(missing)),
+        table(["peak", "threads", "rate", "working set"], &[1, 2, 3], rates.chain(bandwidths)),
+    )
 }
 
 /// The verdict on every target.
 pub(crate) fn verdicts(verdicts: &[Verdict]) -> String {
     let mut text = String::new();
-    let mut target = "";
-    for verdict in verdicts {
-        if verdict.target != target {
-            target = verdict.target;
-            let _ = writeln!(text, "\n{target}");
-        }
-        let word = match verdict.outcome() {
-            Outcome::Missed => "MISSED",
-            outcome => outcome.name(),
-        };
-        let Verdict { subject, against, ratio, .. } = verdict;
-        let _ = writeln!(text, "  {word:<7}  {subject:<44} {}  {against}", interval(ratio));
+    for verdicts in verdicts.chunk_by(|a, b| a.target == b.target) {
+        let rows = verdicts.iter().map(|verdict| {
+            let word = match verdict.outcome() {
+                Outcome::Missed => "MISSED",
+                outcome => outcome.name(),
+            };
+            let Verdict { subject, against, ratio, .. } = verdict;
+            [word.to_owned(), subject.clone(), interval(ratio), against.clone()]
+        });
+        let _ = write!(
+            text,
+            "\n{}\n{}",
+            verdicts[0].target,
+            table(["verdict", "subject", "ratio", "against"], &[], rows)
+        );
     }
     let met = verdicts.iter().filter(|verdict| verdict.is_met()).count();
     let unclear = verdicts.iter().filter(|verdict| verdict.outcome() == Outcome::Unclear).count();
