@@ -167,6 +167,8 @@ impl FromStr for Activation {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     fn samples() -> impl Iterator<Item = f32> {
@@ -219,9 +221,9 @@ mod tests {
     #[test]
     fn known_values() {
         // Abramowitz and Stegun, table 26.1: Phi(1) = 0.841344746.
-        assert!((Activation::Gelu.apply_f64(1.0) - 0.841_344_746_068_543).abs() < 1e-12);
-        assert!((Activation::Sigmoid.apply_f64(2.0) - 0.880_797_077_977_882).abs() < 1e-12);
-        assert!((Activation::GeluTanh.apply_f64(1.0) - 0.841_191_990_608_276).abs() < 1e-9);
+        assert_abs_diff_eq!(Activation::Gelu.apply_f64(1.0), 0.841_344_746_068_543, epsilon = 1e-12);
+        assert_abs_diff_eq!(Activation::Sigmoid.apply_f64(2.0), 0.880_797_077_977_882, epsilon = 1e-12);
+        assert_abs_diff_eq!(Activation::GeluTanh.apply_f64(1.0), 0.841_191_990_608_276, epsilon = 1e-9);
     }
 
     #[test]

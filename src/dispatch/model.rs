@@ -200,10 +200,12 @@ fn interpolation_weights(places: &[[f64; 5]], errors: Vec<f64>, noise: f64) -> V
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_relative_eq;
+
     use super::*;
 
     fn close(got: f64, expected: f64) {
-        assert!((got - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{got}, not {expected}");
+        assert_relative_eq!(got, expected, epsilon = 1e-6, max_relative = 1e-6);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The choice among simulated backends, whose costs are known: scored without a clock.
 
+use approx::assert_abs_diff_eq;
+
 use super::predictor::{Predictor, Question};
 use super::*;
 use crate::backend::refusal::{Refusal, RefusalReason};
@@ -303,7 +305,7 @@ fn numbers_of_threads_are_interpolated() {
         predictor.predict(&question, &product).unwrap().run_ns
     };
     for (threads, speedup) in [(1, 1.0), (2, 1.0), (4, 2.0), (8, 4.0), (16, 4.0)] {
-        assert!((time(1) / time(threads) - speedup).abs() < 1e-6, "{threads}");
+        assert_abs_diff_eq!(time(1) / time(threads), speedup, epsilon = 1e-6);
     }
 }
 

@@ -151,6 +151,8 @@ fn clock_ns(clock: libc::clockid_t) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
@@ -161,7 +163,7 @@ mod tests {
             total: Duration::from_secs(total),
         };
         let (start, end) = (times(1, 10, 100), times(2, 14, 110));
-        assert!((end.others_since(&start) - 0.3).abs() < 1e-12);
+        assert_abs_diff_eq!(end.others_since(&start), 0.3, epsilon = 1e-12);
     }
 
     #[test]

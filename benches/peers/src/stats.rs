@@ -76,6 +76,8 @@ pub(crate) fn geometric_mean(values: impl IntoIterator<Item = f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn geometric_means() {
-        assert!((geometric_mean([0.5, 2.0, 1.0]) - 1.0).abs() < 1e-12);
+        assert_abs_diff_eq!(geometric_mean([0.5, 2.0, 1.0]), 1.0, epsilon = 1e-12);
         assert!(geometric_mean([]).is_nan());
     }
 }

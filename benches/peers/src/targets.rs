@@ -232,6 +232,8 @@ fn scaling(verdicts: &mut Vec<Verdict>, results: &Results, result: &CaseResult) 
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
     use crate::candidates::{Kind, Origin};
     use crate::results::tests::{case_result, results};
@@ -346,6 +348,7 @@ mod tests {
         let results = results(vec![of(64, &[1.0, 1.0], &[2.0, 1.0]), of(512, &[1.0, 1.0], &[0.5, 1.0])]);
         let verdicts = verdicts(&results);
         let mean = verdict(&verdicts, "constant B: geometric");
-        assert!((mean.ratio.low - 1.0).abs() < 1e-12 && (mean.ratio.high - 1.0).abs() < 1e-12);
+        assert_abs_diff_eq!(mean.ratio.low, 1.0, epsilon = 1e-12);
+        assert_abs_diff_eq!(mean.ratio.high, 1.0, epsilon = 1e-12);
     }
 }

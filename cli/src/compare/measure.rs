@@ -209,13 +209,15 @@ fn median(sorted: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
     fn medians() {
         assert_eq!(median(&[]).to_bits(), 0f64.to_bits());
-        assert!((median(&[1.0, 2.0, 10.0]) - 2.0).abs() < 1e-12);
-        assert!((median(&[1.0, 2.0, 4.0, 10.0]) - 3.0).abs() < 1e-12);
+        assert_abs_diff_eq!(median(&[1.0, 2.0, 10.0]), 2.0, epsilon = 1e-12);
+        assert_abs_diff_eq!(median(&[1.0, 2.0, 4.0, 10.0]), 3.0, epsilon = 1e-12);
     }
 
     #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]

@@ -161,6 +161,8 @@ mod tests {
     use std::collections::HashMap;
     use std::path::Path;
 
+    use approx::assert_abs_diff_eq;
+
     use super::super::QuantizeOptions;
     use super::super::quantizing::{Outcome, Output};
     use super::*;
@@ -409,8 +411,7 @@ mod tests {
         for name in ["b", "h"] {
             let weights = loaded.quantized(name).unwrap();
             let back = dequantize(&weights.weights, true, weights.quantization.b).unwrap();
-            let close = back.data().iter().zip(numbers).all(|(x, y)| (x - y).abs() < 0.005);
-            assert!(close, "{:?}", back.data());
+            assert_abs_diff_eq!(*back.data(), numbers[..], epsilon = 0.005);
         }
         for (element, group_size) in [(ElementType::F32, 2), (ElementType::U8, 2), (ElementType::I8, 0)] {
             let mut options = QuantizeOptions::new(element);

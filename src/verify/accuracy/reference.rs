@@ -466,6 +466,8 @@ fn multiply_on_threads(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut 
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
     use crate::description::matmul::ElementTypes;
     use crate::operands::tensor::Tensor;
@@ -483,7 +485,7 @@ mod tests {
         let u = 2f64.powi(-24);
         let gamma2 = 2.0 * u / (1.0 - 2.0 * u);
         let expected = gamma2 * 38.0 + gamma2 * 39.0 + u * 39.0 + 10.0 * 2f64.powi(-126);
-        assert!((reference.bounds()[0] - expected).abs() < 1e-15);
+        assert_abs_diff_eq!(reference.bounds()[0], expected, epsilon = 1e-15);
     }
 
     #[test]
@@ -498,7 +500,7 @@ mod tests {
         c[6] += 3.0 * reference.bounds()[6];
         let deviation = compare(&c);
         assert_eq!((deviation.violations, deviation.worst), (1, (0, 1, 2)));
-        assert!((deviation.worst_ratio - 3.0).abs() < 1e-6);
+        assert_abs_diff_eq!(deviation.worst_ratio, 3.0, epsilon = 1e-6);
         c[6] = f64::NAN;
         assert_eq!(compare(&c).worst_ratio, f64::INFINITY);
     }
@@ -561,7 +563,7 @@ mod tests {
         let gamma_k = |reduced| Bounds::with_precision(&product, reduced).gamma_k;
         assert_eq!(gamma_k(false), Bounds::new(&product).gamma_k);
         let expected = gamma_k(false) + (2f64.powi(-9) + 2f64.powi(-20)) * (1.0 + gamma_k(false));
-        assert!((gamma_k(true) - expected).abs() < 1e-15, "{} {expected}", gamma_k(true));
+        assert_abs_diff_eq!(gamma_k(true), expected, epsilon = 1e-15);
         let integers = MatMul::builder(2, 2, 40).types(ElementTypes::INT8).build().unwrap();
         assert_eq!(Bounds::with_precision(&integers, true).gamma_k, Bounds::new(&integers).gamma_k);
     }

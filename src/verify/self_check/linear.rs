@@ -318,6 +318,8 @@ fn residue(bounds: &Bounds, per_col: f64, [c, ab, residual, bias]: [[f64; SUMS];
 mod tests {
     use std::sync::Arc;
 
+    use approx::assert_abs_diff_eq;
+
     use super::*;
     use crate::description::scales::Scales;
     use crate::executor::Inputs;
@@ -368,8 +370,9 @@ mod tests {
                             f64::from(b.data()[p * N + col]) * f64::from(random.data[i * random.stride + col])
                         })
                         .sum();
-                    assert!((found.exact[index * K + p][i] - expected).abs() < 1e-5);
-                    assert!((f64::from(projected.data[i * projected.stride + p]) - expected).abs() < 1e-5);
+                    assert_abs_diff_eq!(found.exact[index * K + p][i], expected, epsilon = 1e-5);
+                    let projected = f64::from(projected.data[i * projected.stride + p]);
+                    assert_abs_diff_eq!(projected, expected, epsilon = 1e-5);
                 }
             }
         }
@@ -444,7 +447,7 @@ mod tests {
         for (p, sums) in constant.unwrap()[0].exact.iter().enumerate() {
             let number = |col: usize| b.data()[p * N + col].to_f64();
             let expected: f64 = (0..N).map(|col| number(col) * f64::from(random.data[col])).sum();
-            assert!((sums[0] - expected).abs() < 1e-4, "{} {expected}", sums[0]);
+            assert_abs_diff_eq!(sums[0], expected, epsilon = 1e-4);
         }
     }
 }

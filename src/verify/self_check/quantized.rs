@@ -222,6 +222,8 @@ fn dot(x: &[f64], y: &[f64]) -> f64 {
 mod tests {
     use std::sync::Arc;
 
+    use approx::{assert_abs_diff_eq, assert_relative_eq};
+
     use super::*;
     use crate::description::element::ElementType;
     use crate::description::matmul::ElementTypes;
@@ -247,7 +249,7 @@ mod tests {
     }
 
     fn close(got: f64, expected: f64) {
-        assert!((got - expected).abs() <= 1e-12 * expected.abs().max(1.0), "{got}, not {expected}");
+        assert_relative_eq!(got, expected, epsilon = 1e-12, max_relative = 1e-12);
     }
 
     #[test]
@@ -353,7 +355,7 @@ mod tests {
         close(tolerance(&integers, &bounds, -2.0, rows), 0.5 * ((9.25 + 5.25 + 2.0) / 4.0 + 2.0));
         (bounds.gamma_k, bounds.gamma_e, bounds.u_out, bounds.underflow) = (0.0, 0.0, 0.0, 0.0);
         let own = tolerance(&numbers.reals, &bounds, -2.0, rows);
-        assert!((own / (0.5 * 6.0 * f64::EPSILON * 59.0 / 4.0) - 1.0).abs() < 1e-12, "{own}");
+        assert_abs_diff_eq!(own / (0.5 * 6.0 * f64::EPSILON * 59.0 / 4.0), 1.0, epsilon = 1e-12);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::num::NonZeroU32;
 
+use approx::assert_abs_diff_eq;
+
 use super::reals::Reals;
 use super::*;
 use crate::description::scales::Scales;
@@ -382,7 +384,7 @@ fn long_f16_sums_are_held_to_the_sum_of_their_magnitudes() {
     let f16_sums = ElementTypes::uniform(crate::ElementType::F16);
     let product = MatMul::builder(1, 1, 4096).types(f16_sums).build().unwrap();
     let bounds = Bounds::new(&product);
-    assert!((bounds.gamma_k - 2.0 * 33.0 / 32.0).abs() < 1e-12, "{bounds:?}");
+    assert_abs_diff_eq!(bounds.gamma_k, 2.0 * 33.0 / 32.0, epsilon = 1e-12);
     let (_, bound) = bounds.element(0.0, 1.0, 0.0, 0.0);
     assert!(bound > 2.0 && bound < 2.5, "{bound}");
     ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();

@@ -70,14 +70,16 @@ fn round_step(step: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
     fn values_lie_between_the_ends() {
         let scale = Scale::new([10.0, 1000.0].into_iter(), 1.0, 50.0, 250.0);
-        assert!((scale.at(10.0) - 50.0).abs() < 1e-9);
-        assert!((scale.at(100.0) - 150.0).abs() < 1e-9);
-        assert!((scale.at(1000.0) - 250.0).abs() < 1e-9);
+        assert_abs_diff_eq!(scale.at(10.0), 50.0, epsilon = 1e-9);
+        assert_abs_diff_eq!(scale.at(100.0), 150.0, epsilon = 1e-9);
+        assert_abs_diff_eq!(scale.at(1000.0), 250.0, epsilon = 1e-9);
     }
 
     #[test]
