@@ -115,3 +115,15 @@ fn figures_of_a_profile_are_loaded_as_they_were_saved() {
     profile.save(&saved).unwrap();
     assert_eq!(Profile::load(&saved).unwrap(), profile);
 }
+
+/// The parser of NumPy headers took minutes for eleven nested brackets.
+#[cfg(feature = "npy")]
+#[test]
+fn a_header_of_nested_brackets_is_refused_at_once() {
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({})}}", "{".repeat(11));
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
+    bytes.extend(header.as_bytes());
+    let read = ane_matmul::npy::read_from(bytes.as_slice(), "nested.npy");
+    assert!(read.unwrap_err().to_string().contains("nested too deeply"));
+}

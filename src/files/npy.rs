@@ -20,9 +20,9 @@ use crate::operands::view::AnyView;
 /// The longest header read: NumPy's own limit (`max_header_size` of `numpy.load`).
 const MAX_HEADER_BYTES: usize = 10_000;
 
-/// The deepest nesting of brackets in a header: a list of a tuple of a list is as deep as dtypes
-/// of plain arrays get.
-const MAX_NESTING: usize = 16;
+/// The deepest nesting of brackets in a header: fields of a structure in one are as deep (`{[([(`). The parser takes
+/// several times as long for each level.
+const MAX_NESTING: usize = 5;
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq)]
