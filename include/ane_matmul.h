@@ -204,7 +204,7 @@ typedef struct ANEConstants {
     uint64_t b_bytes;
     /*
      * With quant_b, else NULL: elements of type_scale. With a batch they follow one another for each item,
-     * or all items share them: the length tells. With a B that comes with every run, one scale.
+     * or all items share them: the length tells. With a dynamic B, one scale.
      */
     const void *scales_b;
     uint64_t scales_b_bytes;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::instant_start::InstantStart;
-use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
+use crate::backend::{Backend, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs};
 use crate::cache::Weight;
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
@@ -224,7 +224,7 @@ impl Compiled {
         self.0.weights.as_ref()
     }
 
-    /// The scales of A, of a B that comes with every run, and of C.
+    /// The scales of A, of a dynamic B, and of C.
     pub(crate) fn scales(&self) -> Scales {
         self.0.scales
     }
@@ -237,8 +237,8 @@ impl Compiled {
     /// Backend, compile time, memory and devices.
     #[must_use]
     pub fn report(&self) -> Report {
-        let Facts { bytes_held, observed, threads, note, from_package, instant_start, shared: _ } =
-            self.0.compiled.facts();
+        let CompiledInfo { bytes_held, observed, threads, note, from_package, instant_start, shared: _ } =
+            self.0.compiled.info();
         Report {
             backend: self.0.backend.clone(),
             requested_backend: self.0.requested_backend.clone(),
@@ -257,7 +257,7 @@ impl Compiled {
     /// The memory that a cache holds with this product, its packed weights apart where other products
     /// have them in common.
     pub(crate) fn holding(&self) -> Weight {
-        let Facts { bytes_held, shared, instant_start, .. } = self.0.compiled.facts();
+        let CompiledInfo { bytes_held, shared, instant_start, .. } = self.0.compiled.info();
         let shared_bytes = shared.map_or(0, |(_, bytes)| bytes);
         Weight {
             own: size_of::<Shared>() + bytes_held.saturating_sub(shared_bytes),

@@ -30,7 +30,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List every known backend, here or not and why, and what this machine is.
+    /// List every known backend, available or why not, and what this machine is.
     Devices(DevicesArgs),
     /// Multiply two NumPy files into a third.
     Multiply(MultiplyArgs),

@@ -6,7 +6,7 @@ use cblas_sys::{CBLAS_LAYOUT, CBLAS_TRANSPOSE, cblas_sgemm};
 
 use crate::backend::epilogue::Epilogue;
 use crate::backend::refusal::{Refusal, RefusalReason};
-use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs, f32_only};
+use crate::backend::{Backend, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs, f32_only};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::Result;
@@ -146,13 +146,13 @@ impl CompiledProduct for BlasProduct {
         Ok(Box::new(BlasRun(Arc::clone(&self.plan))))
     }
 
-    fn facts(&self) -> Facts {
-        Facts {
+    fn info(&self) -> CompiledInfo {
+        CompiledInfo {
             bytes_held: size_of::<Plan>(),
             observed: Device::Cpu,
             threads: threads(),
             note: self.note.clone(),
-            ..Facts::default()
+            ..CompiledInfo::default()
         }
     }
 }
@@ -237,9 +237,9 @@ pub(super) mod tests {
         assert!(Blas::new().describe().contains("CBLAS"));
         let product = MatMul::new(2, 2, 2).unwrap();
         let _lock = THREADS.lock();
-        let facts = compiled(&product, Threads::Auto).facts();
-        assert_eq!((facts.observed, facts.threads, facts.note), (Device::Cpu, threads(), None));
-        assert!(facts.bytes_held >= size_of::<Plan>());
+        let info = compiled(&product, Threads::Auto).info();
+        assert_eq!((info.observed, info.threads, info.note), (Device::Cpu, threads(), None));
+        assert!(info.bytes_held >= size_of::<Plan>());
     }
 
     #[test]
@@ -301,8 +301,8 @@ pub(super) mod tests {
         assert!(set_blas_threads(std::num::NonZeroUsize::MIN));
         assert_eq!(threads(), Some(1));
         assert_eq!(Blas::new().threads(&CompileOptions::default()), 1);
-        assert_eq!(compiled(&product, Threads::ONE).facts().note, None);
-        let note = compiled(&product, Threads::Count(7.try_into().unwrap())).facts().note.unwrap();
+        assert_eq!(compiled(&product, Threads::ONE).info().note, None);
+        let note = compiled(&product, Threads::Count(7.try_into().unwrap())).info().note.unwrap();
         assert!(note.contains("7 threads were asked for, the BLAS uses 1"), "{note}");
         assert!(set_blas_threads(before.try_into().unwrap()));
         assert_eq!(threads(), Some(before));

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::refusal::Refusal;
-use crate::backend::{Backend, CompiledProduct, Facts, Run, RunArgs};
+use crate::backend::{Backend, CompiledInfo, CompiledProduct, Run, RunArgs};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::error::{Error, Result};
@@ -214,24 +214,24 @@ impl CompiledProduct for InstantProduct {
         }
     }
 
-    fn facts(&self) -> Facts {
+    fn info(&self) -> CompiledInfo {
         let runs_on_cpu = self.0.runs_on_cpu.load(Ordering::Relaxed);
         let cpu = self.0.cpu();
-        let (facts, state) = match (self.0.outcome.get(), cpu) {
+        let (info, state) = match (self.0.outcome.get(), cpu) {
             (Some(Ok(ready)), _) => (
-                ready.compiled.facts(),
+                ready.compiled.info(),
                 InstantStart::Switched { runs_on_cpu, compile_time: ready.compile_time },
             ),
             (outcome, cpu) => {
-                let facts = cpu.map(|cpu| cpu.facts()).unwrap_or_default();
+                let info = cpu.map(|cpu| cpu.info()).unwrap_or_default();
                 let state = match outcome {
                     Some(Err(reason)) => InstantStart::Failed { runs_on_cpu, reason: reason.clone() },
                     _ => InstantStart::Compiling { runs_on_cpu },
                 };
-                (facts, state)
+                (info, state)
             }
         };
-        Facts { instant_start: Some(state), ..facts }
+        CompiledInfo { instant_start: Some(state), ..info }
     }
 }
 
@@ -281,9 +281,9 @@ impl CompiledProduct for WaitedFor {
         self.compiled.open()
     }
 
-    fn facts(&self) -> Facts {
+    fn info(&self) -> CompiledInfo {
         let state = InstantStart::Waited { reason: self.reason.clone() };
-        Facts { instant_start: Some(state), ..self.compiled.facts() }
+        CompiledInfo { instant_start: Some(state), ..self.compiled.info() }
     }
 }
 

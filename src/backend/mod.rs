@@ -131,12 +131,12 @@ pub(crate) trait Backend: Send + Sync {
 /// What a backend makes of a product.
 pub(crate) trait CompiledProduct: Send + Sync {
     fn open(&self) -> Result<Box<dyn Run>>;
-    fn facts(&self) -> Facts;
+    fn info(&self) -> CompiledInfo;
 }
 
 /// What a backend says of a compiled product.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Facts {
+pub(crate) struct CompiledInfo {
     pub bytes_held: usize,
     /// The part of `bytes_held` that products have in common: its address, and its bytes.
     pub shared: Option<(usize, usize)>,
@@ -224,7 +224,7 @@ impl Default for Backends {
 }
 
 impl Backends {
-    /// Every backend that this build knows, here or not.
+    /// Every backend that this build knows, available or not.
     #[must_use]
     pub fn new() -> Self {
         Self { entries: built_in(), profile: ProfileSlot::default() }

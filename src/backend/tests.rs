@@ -14,7 +14,7 @@ use crate::operands::tensor::Tensor;
 pub(crate) struct Scripted {
     pub(crate) device: Device,
     /// What a compiled product says of itself; `None` where compiling fails.
-    pub(crate) facts: Option<Facts>,
+    pub(crate) info: Option<CompiledInfo>,
     /// What the runs of an executor observe, in turns.
     pub(crate) observations: Vec<RunObservation>,
     /// What compiling takes, and the first run of an executor.
@@ -51,14 +51,14 @@ impl Backend for Scripted {
         _: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
         std::thread::sleep(self.compile_time);
-        let facts = self.facts.clone().ok_or(Error::SizeOverflow { what: "a scripted product" })?;
+        let info = self.info.clone().ok_or(Error::SizeOverflow { what: "a scripted product" })?;
         let observations = self.observations.clone();
-        Ok(Box::new(ScriptedProduct { facts, observations, first_run_time: self.first_run_time }))
+        Ok(Box::new(ScriptedProduct { info, observations, first_run_time: self.first_run_time }))
     }
 }
 
 struct ScriptedProduct {
-    facts: Facts,
+    info: CompiledInfo,
     observations: Vec<RunObservation>,
     first_run_time: Duration,
 }
@@ -68,8 +68,8 @@ impl CompiledProduct for ScriptedProduct {
         Ok(Box::new(ScriptedRun(self.observations.clone(), self.first_run_time)))
     }
 
-    fn facts(&self) -> Facts {
-        self.facts.clone()
+    fn info(&self) -> CompiledInfo {
+        self.info.clone()
     }
 }
 

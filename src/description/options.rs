@@ -161,7 +161,7 @@ pub struct CompileOptions {
     pub reduced_precision: bool,
     /// The scale of A, where [`crate::QuantA::Static`] asks for one.
     pub scale_a: Option<f32>,
-    /// The scale of a quantised B that comes with every run; a constant B brings its scales in its
+    /// The scale of a quantised dynamic B, one that comes with every run; a constant B brings its scales in its
     /// [`crate::Weights`].
     pub scale_b: Option<f32>,
     /// The scale of C, where [`crate::QuantOutput::Static`] asks for one.
@@ -277,7 +277,7 @@ impl CompileOptions {
         self
     }
 
-    /// Sets the scale of a quantised B that comes with every run, as [`CompileOptions::scale_a`].
+    /// Sets the scale of a quantised dynamic B, as [`CompileOptions::scale_a`].
     #[must_use]
     pub fn scale_b(mut self, scale: f32) -> Self {
         self.scale_b = Some(scale);

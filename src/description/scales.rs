@@ -12,7 +12,7 @@ use crate::operands::view::AnyView;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Scales {
     pub a: f32,
-    /// Of a B that comes with every run.
+    /// Of a dynamic B.
     pub b: f32,
     pub c: f32,
 }
@@ -33,7 +33,7 @@ impl Scales {
             QuantB::PerTensor { .. } => true,
             QuantB::PerColumn { .. } | QuantB::PerGroup { .. } => {
                 return Err(Error::Description {
-                    problem: "a B that comes with every run has scales per column or group".into(),
+                    problem: "a dynamic B has scales per column or group".into(),
                     help: "describe it with one scale (QuantB::PerTensor), or make B constant",
                 });
             }
@@ -53,8 +53,8 @@ impl Scales {
                 options.scale_b,
                 element,
                 [
-                    "B is quantised and comes with every run: pass its scale with CompileOptions::scale_b",
-                    "scale_b is for a quantised B that comes with every run; a constant B brings its scales in its Weights",
+                    "B is quantised and dynamic: pass its scale with CompileOptions::scale_b",
+                    "scale_b is for a quantised dynamic B, one that comes with every run; a constant B brings its scales in its Weights",
                 ],
             )?,
             c: one(

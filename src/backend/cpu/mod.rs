@@ -33,7 +33,7 @@ mod threads;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::backend::refusal::Refusal;
-use crate::backend::{Backend, CompiledProduct, Facts, Run};
+use crate::backend::{Backend, CompiledInfo, CompiledProduct, Run};
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
@@ -190,13 +190,13 @@ impl CompiledProduct for CpuProduct {
         Ok(Box::new(CpuRun::new(Arc::clone(&self.0))?))
     }
 
-    fn facts(&self) -> Facts {
-        Facts {
+    fn info(&self) -> CompiledInfo {
+        CompiledInfo {
             bytes_held: self.0.bytes(),
             shared: self.0.b.shared(),
             observed: Device::Cpu,
             threads: Some(self.0.threads),
-            ..Facts::default()
+            ..CompiledInfo::default()
         }
     }
 }

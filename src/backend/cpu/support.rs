@@ -85,7 +85,7 @@ pub(super) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(),
     if matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. }) && !product.constant_b() {
         return refuse(
             RefusalReason::ConstantB,
-            "a B that comes with every run has one scale at most (QuantB::PerTensor); make B constant".into(),
+            "a dynamic B, one that comes with every run, has one scale at most (QuantB::PerTensor); make B constant".into(),
         );
     }
     if quantization.b != QuantB::None && float(types.b)

@@ -37,8 +37,8 @@ impl CompiledProduct for Made {
         Ok(Box::new(MadeRun(self.0.as_ref().ok_or_else(error)?.open()?)))
     }
 
-    fn facts(&self) -> Facts {
-        Facts { bytes_held: 12345, observed: Device::Gpu, ..Facts::default() }
+    fn info(&self) -> CompiledInfo {
+        CompiledInfo { bytes_held: 12345, observed: Device::Gpu, ..CompiledInfo::default() }
     }
 }
 

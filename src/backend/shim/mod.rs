@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::backend::refusal::{Refusal, RefusalReason};
-use crate::backend::{Backend, BackendId, CompiledProduct, Facts, Run, RunArgs};
+use crate::backend::{Backend, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, NativeStatus, Result};
@@ -399,7 +399,7 @@ impl CompiledProduct for ShimProduct {
         Ok(Box::new(ShimRun(ExecutorHandle { raw, product: Arc::clone(&self.handle) })))
     }
 
-    fn facts(&self) -> Facts {
+    fn info(&self) -> CompiledInfo {
         let table = self.handle.table();
         // SAFETY: all-zero bytes are a valid ANEProductInfo: integers.
         let mut info: sys::ANEProductInfo = unsafe { std::mem::zeroed() };
@@ -409,14 +409,14 @@ impl CompiledProduct for ShimProduct {
             unsafe { (table.slots.product_info)(self.handle.raw.as_ptr(), &raw mut info, error) }
         });
         match result {
-            Ok(()) => Facts {
+            Ok(()) => CompiledInfo {
                 bytes_held: usize::try_from(info.bytes_held).unwrap_or(usize::MAX),
                 observed: convert::device(info.observed),
                 note: self.note.clone(),
                 from_package: info.flags & sys::ANE_PRODUCT_FLAG_FROM_PACKAGE.cast_unsigned() != 0,
-                ..Facts::default()
+                ..CompiledInfo::default()
             },
-            Err(error) => Facts { note: Some(error.to_string()), ..Facts::default() },
+            Err(error) => CompiledInfo { note: Some(error.to_string()), ..CompiledInfo::default() },
         }
     }
 }

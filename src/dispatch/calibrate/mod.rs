@@ -369,8 +369,8 @@ mod tests {
         const LONG: Duration = Duration::from_millis(30);
         let shapes = &grid::shapes(grid::QUICK)[..3];
         for (compile_time, first_run_time) in [(LONG, Duration::ZERO), (Duration::ZERO, LONG)] {
-            let facts = Some(crate::backend::Facts::default());
-            let scripted = Scripted { facts, compile_time, first_run_time, ..Scripted::default() };
+            let info = Some(crate::backend::CompiledInfo::default());
+            let scripted = Scripted { info, compile_time, first_run_time, ..Scripted::default() };
             let (backends, id) = scripted.registered();
             let options = CalibrateOptions { backends: vec![id], ..CalibrateOptions::default() };
             let profile =
@@ -389,7 +389,8 @@ mod tests {
     fn a_calibration_without_time_has_the_first_pass_of_everything() {
         let shapes = grid::shapes(Extent { scattered: 16, maximum: 4 });
         let (backends, id) =
-            Scripted { facts: Some(crate::backend::Facts::default()), ..Scripted::default() }.registered();
+            Scripted { info: Some(crate::backend::CompiledInfo::default()), ..Scripted::default() }
+                .registered();
         let options = CalibrateOptions { backends: vec![id], ..CalibrateOptions::default() };
         let limits = Limits { total: Duration::ZERO, ..Limits::QUICK };
         let mut told = Vec::new();

@@ -376,7 +376,7 @@ fn f64_from(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Facts;
+    use crate::backend::CompiledInfo;
     use crate::backend::tests::Scripted;
     use crate::executor::RunObservation;
     use crate::verify::evidence::Witness;
@@ -420,7 +420,8 @@ mod tests {
     fn runs_on_one_device_are_of_it_and_their_times_add_up() {
         let seen = |observed, seconds| RunObservation { observed, device_time: Some(seconds * SECOND) };
         let observed = |observations: Vec<RunObservation>| {
-            let scripted = Scripted { facts: Some(Facts::default()), observations, ..Scripted::default() };
+            let scripted =
+                Scripted { info: Some(CompiledInfo::default()), observations, ..Scripted::default() };
             let (backends, id) = scripted.registered();
             let product = MatMul::new(2, 2, 2).unwrap();
             let mut operands = Operands::random(&product).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::instant_start::InstantStart;
-use crate::backend::{BackendId, CompiledProduct, Facts, Run, RunArgs};
+use crate::backend::{BackendId, CompiledInfo, CompiledProduct, Run, RunArgs};
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, Result};
 use crate::executor::{Executor, Inputs, RunObservation};
@@ -58,15 +58,15 @@ impl CompiledProduct for CheckedProduct {
         }))
     }
 
-    fn facts(&self) -> Facts {
-        self.0.compiled.facts()
+    fn info(&self) -> CompiledInfo {
+        self.0.compiled.info()
     }
 }
 
 impl Shared {
     /// The backend whose result it was: with an instant start the CPU, until the one asked for has compiled.
     fn answered(&self) -> BackendId {
-        match self.compiled.facts().instant_start {
+        match self.compiled.info().instant_start {
             Some(InstantStart::Compiling { .. } | InstantStart::Failed { .. }) => BackendId::CPU,
             _ => self.backend.clone(),
         }
@@ -224,8 +224,8 @@ mod tests {
             (Some(InstantStart::Switched { runs_on_cpu, compile_time: Duration::ZERO }), false),
             (Some(InstantStart::Waited { reason }), false),
         ] {
-            let facts = Some(Facts { instant_start, ..Facts::default() });
-            let (backends, id) = Scripted { facts, ..Scripted::default() }.registered();
+            let info = Some(CompiledInfo { instant_start, ..CompiledInfo::default() });
+            let (backends, id) = Scripted { info, ..Scripted::default() }.registered();
             let options = CompileOptions::default().self_check(SelfCheck::every_run());
             let compiled = backends.compile(&id, &MatMul::new(2, 2, 2).unwrap(), None, &options).unwrap();
             let (one, mut c) = (Tensor::filled(2, 2, 1f32).unwrap(), Tensor::<f32>::zeros(2, 2).unwrap());
@@ -241,7 +241,7 @@ mod tests {
         let options =
             CompileOptions::default().threads(Threads::count(3).unwrap()).self_check(SelfCheck::every_run());
         let prepared = Prepared::new(&product, None, &options.self_check, &options).unwrap();
-        let compiled = Scripted { facts: Some(Facts::default()), ..Scripted::default() };
+        let compiled = Scripted { info: Some(CompiledInfo::default()), ..Scripted::default() };
         let compiled = compiled.compile(&product, None, &options).unwrap();
         let checked = CheckedProduct::new(compiled, BackendId::CPU, prepared, &options);
         let threads = checked.0.options_for_cpu().threads;

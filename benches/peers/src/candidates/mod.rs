@@ -16,7 +16,7 @@ pub(crate) use blas::{BlasLibrary, BlasName};
 pub(crate) enum Kind {
     /// B is packed ahead of the runs.
     Packed,
-    /// B comes with every run.
+    /// B is dynamic.
     Plain,
     /// As `Packed`, with bias and GELU.
     Fused,

@@ -51,7 +51,7 @@ impl Candidate for Own {
 }
 
 impl Own {
-    /// One for each copy of a constant B; a B that comes with the run needs one alone.
+    /// One for each copy of a constant B; a dynamic B needs one alone.
     fn executors(&self, case: &Case, operands: &Operands) -> ane_matmul::Result<Vec<Executor>> {
         let Shape { m, n, k } = case.shape;
         let options = CompileOptions::default().threads(Threads::count(case.threads)?);

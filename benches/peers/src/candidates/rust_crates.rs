@@ -1,4 +1,4 @@
-//! The crates `gemm`, `faer` and `matrixmultiply`: B comes with every run.
+//! The crates `gemm`, `faer` and `matrixmultiply`: B is dynamic.
 
 use std::sync::Arc;
 

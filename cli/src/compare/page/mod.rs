@@ -16,8 +16,8 @@ use crate::compare::measure::Timing;
 use crate::compare::report::{Comparison, errors_text, share_of_best};
 use crate::output::time;
 
-/// The highest proof that a row of the evidence reached.
-const RUNGS: [(&str, &str); 3] = [
+/// The level of validation that a row of the evidence reached.
+const LEVELS: [(&str, &str); 3] = [
     ("run on this machine", "results checked in float64, then timed"),
     ("test double", "the logic around a stand-in for hardware; never timed, no proof of any device"),
     ("not run", "nothing is known from this machine"),
@@ -221,7 +221,7 @@ fn evidence(comparison: &Comparison) -> Markup {
             p { "Requested is what was asked for; observed is what the engine gave evidence of. Nothing here was taken for a device because it was asked for." }
             (table("evidence", "Devices requested and observed, and the proof for each backend", &html! {
                 thead { tr {
-                    @for column in ["backend", "rung", "requested", "observed", "what it is", "what was seen"] {
+                    @for column in ["backend", "level of validation", "requested", "observed", "what it is", "what was seen"] {
                         th scope="col" { (column) }
                     }
                 } }
@@ -231,7 +231,7 @@ fn evidence(comparison: &Comparison) -> Markup {
                             comparison.measured.timings.iter().filter(|timing| timing.backend == *backend).collect();
                         tr {
                             th scope="row" { (backend) }
-                            td { (if timings.is_empty() { RUNGS[2].0 } else { RUNGS[0].0 }) }
+                            td { (if timings.is_empty() { LEVELS[2].0 } else { LEVELS[0].0 }) }
                             td { (devices(timings.iter().map(|timing| timing.requested.name()))) }
                             td { (devices(timings.iter().map(|timing| timing.observed.name()))) }
                             td { (info.description) "; " (info.device_name) }
@@ -241,7 +241,7 @@ fn evidence(comparison: &Comparison) -> Markup {
                     @for Absent { backend, reason, is_test_double } in &comparison.unavailable {
                         tr {
                             th scope="row" { (backend) }
-                            td { (if *is_test_double { RUNGS[1].0 } else { RUNGS[2].0 }) }
+                            td { (if *is_test_double { LEVELS[1].0 } else { LEVELS[2].0 }) }
                             td { "nothing" } td { "nothing" } td {}
                             td { (reason) }
                         }
@@ -249,7 +249,7 @@ fn evidence(comparison: &Comparison) -> Markup {
                 }
             }))
             p.note { "What was proved on other machines stands in ane-matmul's README, under \"Backends, and the evidence for each\"." }
-            dl { @for (rung, meaning) in RUNGS { div { dt { (rung) } dd { (meaning) } } } }
+            dl { @for (level, meaning) in LEVELS { div { dt { (level) } dd { (meaning) } } } }
         }
     }
 }

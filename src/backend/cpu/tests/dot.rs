@@ -252,7 +252,7 @@ fn shares_add_the_part_of_bias_and_residual_that_is_theirs() {
         let Some(compiled) = both(Dot::Int8, &product, &weights, &options) else {
             return;
         };
-        assert_eq!(compiled[0].facts().threads, Some(3), "the product is worth threads");
+        assert_eq!(compiled[0].info().threads, Some(3), "the product is worth threads");
         let [by_dot, plain] = compiled.map(|compiled| {
             let mut c = Tensor::filled(m, n, f32::NAN).unwrap();
             let args = RunArgs {

@@ -380,7 +380,7 @@ fn a_batch_that_shares_b_packs_it_once() {
         .build()
         .unwrap();
     let one_item = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 1);
-    let bytes = one_item.facts().bytes_held;
+    let bytes = one_item.info().bytes_held;
     assert!(bytes < 2 * 9 * 32 * 4 + 4096, "{bytes} bytes");
 }
 
@@ -501,16 +501,16 @@ fn a_compiled_product_tells_what_it_holds() {
     assert!(cpu.describe().contains(cpu.isa.name()));
     let weights = Weights::from_tensor(Tensor::filled(8, 40, 1f32).unwrap());
     let product = MatMul::builder(3, 40, 8).constant_b(true).build().unwrap();
-    let facts = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 2).facts();
-    let (_, packed) = facts.shared.unwrap();
-    assert!(packed >= 8 * 40 * 4 && facts.bytes_held > packed);
-    assert_eq!(facts.threads, Some(2));
+    let info = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 2).info();
+    let (_, packed) = info.shared.unwrap();
+    assert!(packed >= 8 * 40 * 4 && info.bytes_held > packed);
+    assert_eq!(info.threads, Some(2));
     // What is bound by the reading of A, or reads nothing, packs nothing.
     for (n, k) in [(1, 8), (40, 0)] {
         let weights = Weights::from_tensor(Tensor::filled(k, n, 1f32).unwrap());
         let product = MatMul::builder(3, n, k).constant_b(true).build().unwrap();
         let compiled = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 1);
-        assert!(compiled.facts().shared.is_none());
+        assert!(compiled.info().shared.is_none());
     }
 }
 
