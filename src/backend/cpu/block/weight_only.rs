@@ -72,11 +72,12 @@ impl Call<'_> {
         let Block { item, rows, cols } = block;
         let plan = self.plan;
         let (vector, lanes) = (plan.kernels.vector, plan.kernels.lanes());
+        let (b, padded_k) = (packed.panel(*item, cols.start / lanes), packed.padded_k());
         let mut a: *const f32 = scratch.a.start().cast();
         let mut sums: *mut f32 = scratch.c.start_mut().cast();
         for (tile, _) in self.row_tiles(rows.len()) {
             let args = PanelArgs {
-                b: packed.panel(*item, cols.start / lanes),
+                b,
                 groups: packed.groups,
                 words: packed.words,
                 last_words: packed.last_words,
@@ -86,7 +87,7 @@ impl Call<'_> {
             };
             // SAFETY: A, B and the sums are packed for these kernels, whose instructions are here.
             unsafe { vector.weight_only.panel(packed.bits, packed.offset != 0.0, tile)(&args) };
-            a = a.wrapping_add(tile * packed.padded_k());
+            a = a.wrapping_add(tile * padded_k);
             sums = sums.wrapping_add(tile * lanes);
         }
         let sums = scratch.c.numbers(rows.len() * lanes);
