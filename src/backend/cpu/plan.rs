@@ -407,10 +407,10 @@ fn constant_b(
         return Ok(ConstantB::None);
     };
     Ok(match (algorithm, product.types().b) {
+        // Its other dimension may be of any size.
+        _ if product.b().is_empty() => ConstantB::Plain(weights.for_product()),
         // A product with a vector is bound by the reading of A.
-        (Algorithm::F32, _) if product.n() == 1 || product.k() == 0 => {
-            ConstantB::Plain(weights.for_product())
-        }
+        (Algorithm::F32, _) if product.n() == 1 => ConstantB::Plain(weights.for_product()),
         (Algorithm::F32 | Algorithm::Dot(_), _) => ConstantB::Packed(PackedB::of(kernels, product, weights)?),
         (Algorithm::WeightOnly, _) => {
             let key = (kernels.name, product.transpose_b(), product.quantization().b);

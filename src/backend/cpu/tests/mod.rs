@@ -352,6 +352,18 @@ fn weights_are_packed_once_for_products_of_different_m() {
     drop((one, other));
 }
 
+/// Its other dimension may be of any size: to go through it could take years.
+#[test]
+fn an_empty_constant_b_is_not_packed() {
+    let cpu = cpu(best(), TINY);
+    for (n, k) in [(0, 5), (5, 0)] {
+        let weights = Weights::from_tensor(Tensor::filled(k, n, 1f32).unwrap());
+        let product = MatMul::builder(3, n, k).constant_b(true).build().unwrap();
+        let compiled = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 1);
+        assert!(matches!(compiled.0.b, ConstantB::Plain(_)), "{product}");
+    }
+}
+
 #[test]
 fn caches_are_of_a_plausible_size() {
     let Caches { l1_bytes, l2_bytes } = Caches::of_this_machine();
