@@ -267,9 +267,8 @@ impl<V: Simd, E: Element> MultiplyAdd<V> for Upcast<E> {
 /// A module with the micro-kernels of an extension, over the vectors of `$base`.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! extension {
-    ($(#[$cfg:meta])* $module:ident, $base:ident, $vector:ty, $operation:ty, $name:literal, $format:expr, $feature:literal,
+    ($module:ident, $base:ident, $vector:ty, $operation:ty, $name:literal, $format:expr, $feature:literal,
      panel_vectors: $panel:literal, rows: [$($one:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]) => {
-        $(#[$cfg])*
         mod $module {
             use super::*;
             use super::$base::VECTOR;
@@ -300,22 +299,22 @@ macro_rules! extension {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 extension! {
-    #[cfg(target_arch = "x86_64")]
     avx512_bf16, avx512, isa::avx512::Avx512, isa::avx512_dot::Bf16Pairs, "avx512-bf16", Format::Bf16Pairs,
     "avx512f,avx512dq,avx512bf16,avx2,fma",
     panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
 }
 
+#[cfg(target_arch = "x86_64")]
 extension! {
-    #[cfg(target_arch = "x86_64")]
     avx512_vnni, avx512, isa::avx512::Avx512, isa::avx512_dot::Int8Quads, "avx512-vnni", Format::Int8Quads,
     "avx512f,avx512dq,avx512vnni,avx2,fma",
     panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
 }
 
+#[cfg(target_arch = "aarch64")]
 extension! {
-    #[cfg(target_arch = "aarch64")]
     neon_dotprod, neon, isa::neon::Neon, isa::neon_dot::Int8Quads, "neon-dotprod", Format::Int8Quads,
     "neon,dotprod",
     panel_vectors: 4, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
