@@ -187,6 +187,10 @@ fn freed_memory_is_given_back() {
     const GIVEN_BACK: &str = "ANE_MATMUL_TEST_GIVEN_BACK";
     const TEST: &str = "freed_memory_is_given_back";
     const BYTES: usize = 16 << 20;
+    if support::emulated() {
+        println!("not run: the emulator holds what is given back to it (qemu 7.2)");
+        return;
+    }
     if std::env::var_os(GIVEN_BACK).is_none() {
         support::expect_survival(TEST, GIVEN_BACK, &[("alone", true)]);
         return;
