@@ -132,8 +132,16 @@ struct AbiExamples;
 struct AccuracyExamples;
 
 #[cfg(doctest)]
+#[doc = include_str!("../docs/auto.md")]
+struct AutoExamples;
+
+#[cfg(doctest)]
 #[doc = include_str!("../docs/cache.md")]
 struct CacheExamples;
+
+#[cfg(all(doctest, feature = "safetensors"))]
+#[doc = include_str!("../docs/getting-started.md")]
+struct GettingStartedExamples;
 
 #[cfg(doctest)]
 #[doc = include_str!("../docs/self-check.md")]
