@@ -13,8 +13,10 @@ use crate::backend::cpu::microkernel::{MicroTile, MultiplyAdd};
 ///
 /// The instruction takes subnormal inputs for 0 and rounds to nearest; a result below the smallest normal
 /// number is 0 (Intel, Intrinsics Guide, `_mm512_dpbf16_ps`).
+#[cfg(feature = "half")]
 pub(crate) struct Bf16Pairs;
 
+#[cfg(feature = "half")]
 impl MultiplyAdd<Avx512> for Bf16Pairs {
     #[inline(always)]
     unsafe fn multiply_add(a: Avx512, b: Avx512, sum: Avx512) -> Avx512 {

@@ -127,7 +127,13 @@ impl Isa {
     const fn extension(self, dot: Dot) -> Option<&'static str> {
         match (self, dot) {
             #[cfg(target_arch = "x86_64")]
-            (Self::Avx512, Dot::Bf16) => Some("avx512-bf16"),
+            (Self::Avx512, Dot::Bf16) => {
+                if cfg!(feature = "half") {
+                    Some("avx512-bf16")
+                } else {
+                    None
+                }
+            }
             #[cfg(target_arch = "x86_64")]
             (Self::Avx512, Dot::Int8) => Some("avx512-vnni"),
             #[cfg(target_arch = "x86_64")]

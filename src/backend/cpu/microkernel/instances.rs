@@ -299,7 +299,7 @@ macro_rules! extension {
     };
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", feature = "half"))]
 extension! {
     avx512_bf16, avx512, isa::avx512::Avx512, isa::avx512_dot::Bf16Pairs, "avx512-bf16", Format::Bf16Pairs,
     "avx512f,avx512dq,avx512bf16,avx2,fma",
@@ -364,8 +364,10 @@ pub(crate) fn from_bf16(isa: Isa) -> &'static MicroKernels {
 /// The micro-kernels of an extension with dot products, where there is one.
 pub(crate) fn dot(isa: Isa, dot: Dot) -> Option<&'static MicroKernels> {
     match (isa, dot) {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", feature = "half"))]
         (Isa::Avx512, Dot::Bf16) => Some(&avx512_bf16::KERNELS),
+        #[cfg(all(target_arch = "x86_64", not(feature = "half")))]
+        (Isa::Avx512, Dot::Bf16) => None,
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512, Dot::Int8) => Some(&avx512_vnni::KERNELS),
         #[cfg(target_arch = "x86_64")]
