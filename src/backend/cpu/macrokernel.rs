@@ -8,7 +8,7 @@ use super::pack::{
     Matrix, Panels, Word, a_panel_stride, pack_a, pack_b, packed_a_len, packed_b_len, packed_cols,
 };
 
-/// How many rows of B are asked for before their use where nothing else hides the latency of the
+/// How many rows ahead B is prefetched where nothing else hides the latency of the
 /// last-level cache (of 4 to 24, 24 was fastest on a Zen 5 core, 2026-11-24).
 const ROWS_AHEAD: usize = 24;
 
@@ -219,15 +219,16 @@ pub(crate) unsafe fn visit<V: Visitor>(part: &MacroTile<'_>, visitor: &mut V) {
 /// Some micro-panels of A times some micro-panels of B.
 struct Block {
     row_panels: RowPanels,
-    /// Of A.
+    /// The micro-panels of A, from this one to before `last_panel`.
     first_panel: usize,
     last_panel: usize,
     first_col: usize,
     cols: usize,
-    /// Of B.
+    /// The micro-panels of B, or B as it lies.
     panels: Panels,
     /// Where the first micro-panel of A reads B, packing it into `panels`.
     source: Option<Panels>,
+    /// The row of `panels` at which the block begins: 0 where they hold this block alone.
     panels_first_k: usize,
     first_k: usize,
     k: usize,
@@ -299,7 +300,7 @@ impl Block {
         }
     }
 
-    /// From packed micro-panel of A to packed micro-panel.
+    /// Words from a packed micro-panel of A to the next one.
     fn packed_a_panel_len(&self, kernels: &MicroKernels) -> usize {
         packed_a_len(kernels, kernels.mr(), self.k)
     }

@@ -118,7 +118,8 @@ impl ConstantB {
     }
 }
 
-/// The parts of C, and of k, that operands are brought into another form for at a time.
+/// The sizes of the outer blocks, of rows and columns of C and of k: A and B are brought into another form block by
+/// block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blocks {
     pub rows: usize,
@@ -220,7 +221,7 @@ pub(crate) struct Plan {
     pub for_subnormals: Option<Arc<Self>>,
 }
 
-/// How a run reads an f32 B that is not packed.
+/// How a run reads an f32 B that was not packed when compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
     /// C is a row: B is read once.
@@ -312,7 +313,7 @@ impl Plan {
         }
     }
 
-    /// For a run with `m` rows, where B is not packed.
+    /// For a run with `m` rows, where B was not packed when compiled.
     pub(crate) fn method(&self, m: usize) -> Method {
         let product = &self.product;
         let small = bytes(product.n().saturating_mul(product.k())) <= SMALL_BYTES;

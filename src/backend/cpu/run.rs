@@ -48,7 +48,7 @@ pub(crate) struct Scratch {
     pub c: Buffer,
     /// [`Algorithm::Upcast`]: sums of integers.
     pub sums: Vec<i32>,
-    /// k or n numbers.
+    /// A row of A as f32, or part of a row of bias or residual.
     pub row: Vec<f32>,
     pub row_terms: Vec<RowTerms>,
     /// [`Algorithm::Upcast`]: the scales of all rows of A.

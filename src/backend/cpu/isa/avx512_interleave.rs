@@ -11,7 +11,7 @@ const fn lanes(count: usize) -> __mmask64 {
     if count >= 64 { !0 } else { (1 << count) - 1 }
 }
 
-/// Copies bytes with their highest bits turned over: i8 to u8, 128 more.
+/// Copies bytes with their highest bits flipped: i8 to u8, 128 more.
 ///
 /// # Safety
 /// AVX-512 F and BW are there; `from` has `count` bytes, and at `to` there is room for them.
@@ -106,7 +106,7 @@ pub(crate) unsafe fn any_subnormal(from: *const u16, stride: usize, rows: usize,
     subnormals(seen)
 }
 
-/// How far ahead of its use a part of a row is asked for: rows are read a few bytes each, which the hardware
+/// How far ahead a row is prefetched: rows are read a few bytes each, which the hardware
 /// does not follow.
 const AHEAD_BYTES: usize = 256;
 

@@ -153,7 +153,7 @@ impl Isa {
         }
     }
 
-    /// The same, where this machine has it.
+    /// [`Isa::extension`], where this machine has it.
     fn available_extension(self, dot: Dot) -> Option<&'static str> {
         #[cfg(target_arch = "x86_64")]
         let available = is_x86_feature_detected!("avx512bw")
@@ -236,7 +236,7 @@ pub(crate) unsafe trait Simd: Copy {
     unsafe fn exp2_integer(self) -> Self;
     /// The sum of the lanes, in an order that is always the same.
     unsafe fn sum(self) -> f32;
-    /// Asks for a cache line that is read soon; any address will do.
+    /// Prefetches a cache line; any address will do.
     unsafe fn prefetch<T>(from: *const T);
     /// Upcasts `LANES` IEEE 754 binary16 numbers.
     #[cfg(feature = "half")]

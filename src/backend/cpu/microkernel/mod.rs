@@ -20,19 +20,19 @@ use instances::VectorFunctions;
 pub(crate) struct MicroTile {
     pub k: usize,
     pub a: *const Word,
-    /// From row to row; 1 where A is packed or transposed.
+    /// Words of A from a row to the next; 1 where A is packed or transposed.
     pub a_row_stride: usize,
-    /// From k to k; 1 where A is as it lies.
+    /// Words of A from k to k + 1; 1 where A is neither packed nor transposed.
     pub a_k_stride: usize,
     pub b: *const Word,
-    /// From k to k.
+    /// Words of B from k to k + 1.
     pub b_stride: usize,
-    /// From a micro-panel to the next one.
+    /// Words of B from a micro-panel to the next one.
     pub b_panel_stride: usize,
     /// Sums of integers are i32 in the places of f32.
     pub c: *mut f32,
     pub c_stride: usize,
-    /// What is asked for ahead of its use, a cache line for each k: any address will do.
+    /// What is prefetched, a cache line for each k: any address will do.
     pub ahead: *const Word,
     pub ahead_stride: usize,
     /// Where B is packed to while it is used, for the micro-panels of A that follow; else unused.
@@ -62,7 +62,7 @@ pub(crate) enum AForm {
     ByK = 1,
 }
 
-/// Micro-kernels by [`AForm`], where the kernels meet both, and by rows.
+/// Micro-kernels by [`AForm`], or one list for both forms, and then by rows - 1.
 type ByRows = &'static [&'static [MicroKernel]];
 
 fn by_form(functions: ByRows, form: AForm) -> &'static [MicroKernel] {
@@ -84,8 +84,8 @@ pub(crate) struct MicroKernels {
     /// All vectors, the last one masked.
     tail: ByRows,
     whole: ByRows,
-    /// `whole`, packing what it reads of B, for the most rows: a product of more micro-panels of A than one has
-    /// none with fewer than half of MR. None where B is always packed.
+    /// `whole`, packing what it reads of B. The first of several micro-panels of A does that, and has more than half
+    /// of MR rows: there are none for fewer. Empty where B is always packed.
     packing: ByRows,
     /// Two and four whole micro-panels, whatever the [`AForm`]: fewer rows leave registers for more columns.
     wide: [&'static [MicroKernel]; 2],
@@ -147,7 +147,7 @@ impl MicroKernels {
         by_form(self.whole, form)[rows - 1]
     }
 
-    /// The same, packing it.
+    /// A whole micro-panel of B, packing it, for more than half of MR rows.
     pub(crate) fn packing(&self, form: AForm, rows: usize) -> MicroKernel {
         let functions = by_form(self.packing, form);
         functions[rows + functions.len() - self.mr() - 1]
@@ -273,8 +273,8 @@ impl<V: Simd> MultiplyAdd<V> for Fma {
 ///
 /// # Safety
 /// As [`Simd`]; the tile's pointers and strides stay inside A, B and C: of the last vector of B and C
-/// only `tail` numbers with `TAIL`. A lies as `BY_ROW` or `BY_K` say, or in either
-/// form. With `PACK`, `packed` has room for `k` rows of whole vectors. Nothing
+/// only `tail` numbers with `TAIL`. A lies as `BY_ROW` or `BY_K` say; with neither, in
+/// either form. With `PACK`, `packed` has room for `k` rows of whole vectors. Nothing
 /// else accesses the tile of C meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn microkernel<

@@ -77,7 +77,7 @@ pub(crate) unsafe fn panel<
     }
 }
 
-/// How far ahead of its use a part of B is asked for (1x3072x768 with 4-bit weights from memory took 37 us with
+/// How far ahead B is prefetched (1x3072x768 with 4-bit weights from memory took 37 us with
 /// this and 42 with a third of it; Zen 5, 2026-11-25).
 const AHEAD_WORDS: usize = 3072;
 

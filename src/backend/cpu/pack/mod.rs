@@ -73,9 +73,9 @@ impl From<Dot> for Format {
 /// A constant B in micro-panels: the same for every m, shared by all products of the same weights.
 pub(crate) struct PackedB {
     buffer: Buffer,
-    /// From item to item; 0 when all share one.
+    /// Words from item to item; 0 when all share one.
     item_stride: usize,
-    /// Those that read it.
+    /// The micro-kernels that read it.
     pub kernels: &'static MicroKernels,
     /// The sum of each column of integers, item by item; empty for other formats.
     pub column_sums: Vec<i32>,
@@ -129,7 +129,7 @@ impl PackedB {
         Ok(packed)
     }
 
-    /// Where it starts.
+    /// The first micro-panel of the first item.
     pub(crate) fn start(&self) -> *const Word {
         self.buffer.start()
     }
@@ -151,11 +151,11 @@ impl PackedB {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Panels {
     pub base: *const Word,
-    /// From micro-panel to micro-panel.
+    /// Words from a micro-panel to the next one.
     pub step: usize,
-    /// From k to k, in every micro-panel but a narrower last one.
+    /// Words from k to k + 1, in every micro-panel but a narrower last one.
     pub stride: usize,
-    /// From k to k in a last micro-panel that is narrower.
+    /// Words from k to k + 1 in a last micro-panel that is narrower.
     pub last_stride: usize,
     /// The row of B that counts as the first.
     pub first_k: usize,
@@ -175,12 +175,12 @@ impl Panels {
         Self { base, step: stride * k, stride, last_stride, first_k: 0 }
     }
 
-    /// From a micro-panel and the row `k` on; only the last one may be narrower.
+    /// Where row `k` of a micro-panel lies; only the last one may be `narrow`.
     pub(crate) fn at(&self, panel: usize, k: usize, narrow: bool) -> *const Word {
         self.base.wrapping_add(panel * self.step + (self.first_k + k) * self.stride_of(narrow))
     }
 
-    /// From k to k.
+    /// Words from k to k + 1.
     pub(crate) fn stride_of(&self, narrow: bool) -> usize {
         if narrow { self.last_stride } else { self.stride }
     }
@@ -264,7 +264,7 @@ pub(crate) unsafe fn pack_b(kernels: &MicroKernels, b: Matrix, k: usize, cols: u
     }
 }
 
-/// From k to k in a packed micro-panel of `rows` rows of A.
+/// Words from k to k + 1 in a packed micro-panel of `rows` rows of A.
 pub(crate) fn a_panel_stride(kernels: &MicroKernels, rows: usize) -> usize {
     // Whole vectors are written; one that is cut short is completed by the next k.
     if rows <= kernels.lanes() { rows } else { rows.next_multiple_of(kernels.lanes()) }

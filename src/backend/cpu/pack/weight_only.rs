@@ -149,7 +149,7 @@ impl Packing<'_> {
                     AnyView::I8(view) => i32::from(view.data()[index]),
                     AnyView::U8(view) => i32::from(view.data()[index]),
                     AnyView::Int4(view) => i32::from(view.at(index)),
-                    // `applies` leaves integers only.
+                    // `plan::is_weight_only` leaves integers only.
                     _ => 0,
                 };
                 *out |= ((integer - self.bias).cast_unsigned() & mask) << (i * bits);
