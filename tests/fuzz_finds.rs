@@ -3,7 +3,7 @@
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
     BackendId, CompileOptions, ElementType, ElementTypes, Error, Inputs, Layout, MatMul, Operand, QuantA,
-    QuantB, Quantization, ResultChecker, SelfCheck, Tensor, Threads,
+    QuantB, Quantization, ResultChecker, SelfCheck, Tensor, Threads, Weights,
 };
 
 /// Opening an executor listed the tiles of any product that packs nothing, for centuries.
@@ -126,4 +126,12 @@ fn a_header_of_nested_brackets_is_refused_at_once() {
     bytes.extend(header.as_bytes());
     let read = ane_matmul::npy::read_from(bytes.as_slice(), "nested.npy");
     assert!(read.unwrap_err().to_string().contains("nested too deeply"));
+}
+
+/// Rows without elements were walked one by one.
+#[test]
+fn empty_scales_are_taken_at_once() {
+    let scales = Tensor::<f32>::filled(1 << 46, 0, 1.0).unwrap();
+    let weights = Weights::from_tensor(Tensor::filled(2, 2, 1f32).unwrap());
+    assert!(weights.with_scales(&scales).is_ok());
 }

@@ -132,6 +132,11 @@ impl Layout {
         })
     }
 
+    /// Item, row and column of every element.
+    pub(crate) fn elements(self) -> impl Iterator<Item = (usize, usize, usize)> {
+        self.row_spans().flat_map(|(item, row, span)| (0..span.len()).map(move |col| (item, row, col)))
+    }
+
     /// Whether `self` addresses the same elements as `other`: strides that no element depends on
     /// (of a single row, of a single item) do not count.
     #[must_use]

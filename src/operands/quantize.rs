@@ -156,7 +156,7 @@ pub fn quantize<'a>(
     let mut integers = alloc::with_capacity(layout.span(), "quantised weights")?;
     let mut sums = (0f64, 0f64);
     let mut max_abs_error = 0f64;
-    for (item, row, col) in elements(&layout) {
+    for (item, row, col) in layout.elements() {
         let x = b.get(item, row, col).unwrap_or(f64::NAN);
         let scale = f64::from(scales[groups.index(item, row, col)]);
         let integer = ((x / scale).round_ties_even() + zero).clamp(limits.0, limits.1);
@@ -264,11 +264,6 @@ impl Groups {
     }
 }
 
-fn elements(layout: &Layout) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-    let (batch, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
-    (0..batch).flat_map(move |item| (0..rows).flat_map(move |row| (0..cols).map(move |col| (item, row, col))))
-}
-
 fn scales(
     b: &AnyView<'_>,
     groups: &Groups,
@@ -279,7 +274,7 @@ fn scales(
     let layout = b.layout();
     let count = layout.batch() * groups.rows * groups.cols;
     let mut needed = alloc::filled(count, 0f64, "the scales of weights")?;
-    for (item, row, col) in elements(layout) {
+    for (item, row, col) in layout.elements() {
         let x = b.get(item, row, col).unwrap_or(f64::NAN);
         if !x.is_finite() {
             return Err(Error::Description {

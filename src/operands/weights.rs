@@ -181,7 +181,7 @@ impl Weights {
             });
         }
         let layout = Layout::packed(scales.layout().batch(), scales.layout().rows(), scales.layout().cols())?;
-        for (index, (item, row, col)) in elements(&layout).enumerate() {
+        for (index, (item, row, col)) in layout.elements().enumerate() {
             let value = narrowed(scales.get(item, row, col));
             if !is_scale(value) {
                 return Err(Error::Scale { index, value, element });
@@ -270,7 +270,7 @@ impl Weights {
                 AnyView::U8(view) => hash_rows(&mut hasher, view, u8::to_le_bytes),
                 AnyView::Int4(view) => {
                     // One element to a byte: the order within a byte does not count.
-                    for (item, row, col) in elements(view.layout()) {
+                    for (item, row, col) in view.layout().elements() {
                         hasher.update(&view.get(item, row, col).unwrap_or_default().to_le_bytes());
                     }
                 }
@@ -335,12 +335,6 @@ pub(crate) fn check_nibbles(product: &MatMul, b: &AnyView<'_>) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Item, row and column of every element.
-fn elements(layout: &Layout) -> impl Iterator<Item = (usize, usize, usize)> {
-    let (batch, rows, cols) = (layout.batch(), layout.rows(), layout.cols());
-    (0..batch).flat_map(move |item| (0..rows).flat_map(move |row| (0..cols).map(move |col| (item, row, col))))
 }
 
 /// An element of a floating-point type no wider than f32.

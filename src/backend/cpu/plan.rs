@@ -255,9 +255,12 @@ impl Plan {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Self> {
-        let kernels = match algorithm {
-            Algorithm::Dot(dot) => instances::dot(isa, dot).unwrap_or(instances::f32(isa)),
-            Algorithm::F32 | Algorithm::WeightOnly | Algorithm::Upcast => instances::f32(isa),
+        let (algorithm, kernels) = match algorithm {
+            Algorithm::Dot(dot) => match instances::dot(isa, dot) {
+                Some(kernels) => (algorithm, kernels),
+                None => (Algorithm::Upcast, instances::f32(isa)),
+            },
+            Algorithm::F32 | Algorithm::WeightOnly | Algorithm::Upcast => (algorithm, instances::f32(isa)),
         };
         let b = constant_b(algorithm, isa, kernels, product, weights)?;
         let scales = Scales::resolve(product, options)?;

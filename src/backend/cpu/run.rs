@@ -11,8 +11,9 @@ use super::isa::Dot;
 use super::macrokernel::{scratch_a_len, scratch_b_len};
 use super::pack::interleave_a::{SLACK_WORDS, has_subnormals};
 use super::pack::interleave_b::Packer;
-use super::pack::packed_b_len;
 use super::pack::upcast::run_stride;
+use super::pack::weight_only::PackedIntegers;
+use super::pack::{PackedB, packed_b_len};
 use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride};
 use super::small::SmallProduct;
 use super::threads::split::{Share, Split};
@@ -144,15 +145,16 @@ impl Run for CpuRun {
             return other.run(args);
         }
         let b = match (&plan.b, args.b) {
-            (ConstantB::None, Some(b)) => BOfRun::View(b),
+            (ConstantB::None, Some(b)) => RunB::View(b),
             (ConstantB::None, None) => {
                 return Err(Error::Missing {
                     operand: Operand::B,
                     help: "pass B with the inputs of the run",
                 });
             }
-            (ConstantB::Plain(weights), _) => BOfRun::View(Weights::view(weights)),
-            (ConstantB::Packed(_) | ConstantB::Integers(_), _) => BOfRun::Packed,
+            (ConstantB::Plain(weights), _) => RunB::View(Weights::view(weights)),
+            (ConstantB::Packed(packed), _) => RunB::Packed(packed),
+            (ConstantB::Integers(packed), _) => RunB::Integers(packed),
         };
         let output = Output::new(plan, args.bias, args.residual, &mut args.c);
         let layout = *output.layout();
@@ -179,10 +181,11 @@ impl Run for CpuRun {
 }
 
 /// Where a run finds B.
-pub(crate) enum BOfRun<'a> {
+pub(crate) enum RunB<'a> {
+    /// As it lies.
     View(AnyView<'a>),
-    /// In the plan.
-    Packed,
+    Packed(&'a PackedB),
+    Integers(&'a PackedIntegers),
 }
 
 /// One run.
@@ -190,7 +193,7 @@ pub(crate) struct Call<'a> {
     pub plan: &'a Plan,
     pub m: usize,
     pub a: AnyView<'a>,
-    pub b: BOfRun<'a>,
+    pub b: RunB<'a>,
     pub output: Output<'a>,
     /// Whether packing met a subnormal bf16, so that C is not what it should be.
     pub subnormal_b: AtomicBool,

@@ -6,16 +6,17 @@ use std::sync::atomic::Ordering;
 use crate::backend::cpu::epilogue::requantize::Requantize;
 use crate::backend::cpu::isa::Dot;
 use crate::backend::cpu::macrokernel::{B, MacroTile, multiply};
-use crate::backend::cpu::pack::interleave_a::{Rows, has_row_terms, in_place, interleave, zero_point};
+use crate::backend::cpu::pack::interleave_a::{Rows, as_it_lies, has_row_terms, interleave, zero_point};
 use crate::backend::cpu::pack::{Matrix, Panels};
-use crate::backend::cpu::plan::{ConstantB, interleaved_a_stride};
-use crate::backend::cpu::run::{BOfRun, Block, Call, Scratch};
+use crate::backend::cpu::plan::interleaved_a_stride;
+use crate::backend::cpu::run::{Block, Call, RunB, Scratch};
 
 impl Call<'_> {
     /// Packs some columns of a dynamic B.
     pub(crate) fn interleave_b(&self, item: usize, cols: &Range<usize>, scratch: &mut Scratch) {
-        let (Some(packer), BOfRun::View(view)) = (&mut scratch.interleave, &self.b) else {
-            return;
+        let RunB::View(view) = &self.b else { return };
+        let Some(packer) = &mut scratch.interleave else {
+            unreachable!("a plan with a dynamic B has a packer");
         };
         let sums = scratch.compensation.get_mut(..cols.len()).unwrap_or_default();
         // SAFETY: the executor has checked that B covers its layout; the micro-panels have room for a block's
@@ -34,14 +35,16 @@ impl Call<'_> {
         let plan = self.plan;
         let (product, kernels) = (&plan.product, plan.kernels);
         let k = kernels.format.words(product.k());
-        let (panels, compensation) = match &plan.b {
-            ConstantB::Packed(packed) => (
+        let (panels, compensation) = match &self.b {
+            RunB::Packed(packed) => (
                 packed.panels(product, *item, cols.start, 0),
                 plan.of_columns(&plan.compensation, *item, cols.start),
             ),
-            _ => (Panels::packed(kernels, scratch.b.start(), k, cols.len()), scratch.compensation.as_ptr()),
+            RunB::View(_) | RunB::Integers(_) => {
+                (Panels::packed(kernels, scratch.b.start(), k, cols.len()), scratch.compensation.as_ptr())
+            }
         };
-        let a = in_place(plan, &self.a, *item, rows.start).unwrap_or_else(|| {
+        let a = as_it_lies(plan, &self.a, *item, rows.start).unwrap_or_else(|| {
             let (start, stride) = (scratch.a.start_mut(), interleaved_a_stride(kernels, product.k()));
             let mut to =
                 Rows { start, stride, count: k, terms: &mut scratch.row_terms, floats: &mut scratch.row };

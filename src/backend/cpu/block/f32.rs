@@ -4,8 +4,8 @@ use crate::backend::cpu::epilogue::Epilogue;
 use crate::backend::cpu::gemv::Gemv;
 use crate::backend::cpu::macrokernel::{B, MacroTile, multiply};
 use crate::backend::cpu::pack::Matrix;
-use crate::backend::cpu::plan::{ConstantB, Method};
-use crate::backend::cpu::run::{BOfRun, Block, Call, Scratch};
+use crate::backend::cpu::plan::Method;
+use crate::backend::cpu::run::{Block, Call, RunB, Scratch};
 use crate::operands::view::AnyView;
 
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ struct VectorMut {
 impl Call<'_> {
     /// Whether B is packed in the run.
     pub(crate) fn packs_f32_b(&self) -> bool {
-        matches!(self.b, BOfRun::View(_)) && self.plan.method(self.m) == Method::Pack
+        matches!(self.b, RunB::View(_)) && self.plan.method(self.m) == Method::Pack
     }
 
     pub(crate) fn f32_block(&self, block: &Block, scratch: &mut Scratch) {
@@ -44,11 +44,12 @@ impl Call<'_> {
             }
             return;
         }
-        // The algorithm's operands are f32.
-        let AnyView::F32(a) = &self.a else { return };
+        let AnyView::F32(a) = &self.a else {
+            unreachable!("the operands of this algorithm are f32");
+        };
         let a = Matrix::of(a.data(), product.a(), product.transpose_a(), *item).at(rows.start, 0);
-        let b = match (&self.b, &plan.b) {
-            (BOfRun::View(AnyView::F32(b)), _) => {
+        let b = match &self.b {
+            RunB::View(AnyView::F32(b)) => {
                 let b = Matrix::of(b.data(), product.b(), product.transpose_b(), *item).at(0, cols.start);
                 match plan.method(self.m) {
                     Method::Plain => B::Plain(b),
@@ -71,8 +72,8 @@ impl Call<'_> {
                     }
                 }
             }
-            (_, ConstantB::Packed(packed)) => B::Packed(packed.panels(product, *item, cols.start, 0)),
-            _ => return,
+            RunB::Packed(packed) => B::Packed(packed.panels(product, *item, cols.start, 0)),
+            RunB::View(_) | RunB::Integers(_) => unreachable!("the operands of this algorithm are f32"),
         };
         let part = MacroTile {
             kernels: plan.kernels,

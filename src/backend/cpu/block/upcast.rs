@@ -13,7 +13,7 @@ use crate::backend::cpu::pack::panels16;
 use crate::backend::cpu::pack::upcast::{Part, load, map, quantized, rows, scale, scale_for};
 use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, packed_b_len, packed_cols};
 use crate::backend::cpu::plan::ConstantB;
-use crate::backend::cpu::run::{BOfRun, Block, Call, Scratch, blocks};
+use crate::backend::cpu::run::{Block, Call, RunB, Scratch, blocks};
 use crate::description::element::ElementType;
 use crate::description::quantization::{QuantA, QuantB};
 use crate::operands::view::AnyView;
@@ -90,25 +90,26 @@ impl Call<'_> {
         let (plan, kernels) = (self.plan, self.plan.kernels);
         let (k, cols) = (part.rows.len(), part.cols.len());
         let packed_len = packed_b_len(kernels, k, cols);
-        match (&self.b, &plan.b) {
+        match &self.b {
             #[cfg(feature = "half")]
-            (BOfRun::Packed, ConstantB::Packed(b)) if rows <= b.kernels.mr() => {
+            RunB::Packed(b) if rows <= b.kernels.mr() => {
                 let panels = b.panels(&plan.product, part.item, part.cols.start, part.rows.start);
                 return (b.kernels, B::Packed(panels));
             }
             #[cfg(feature = "half")]
-            (BOfRun::Packed, ConstantB::Packed(b)) => {
+            RunB::Packed(b) => {
                 panels16::upcast(b, &plan.product, part, packed.numbers(packed_len));
             }
-            (BOfRun::View(view), _) if plan.b_as_stored() && !part.transpose => {
+            RunB::View(view) if plan.b_as_stored() && !part.transpose => {
                 pack(kernels, view, part, packed.numbers(packed_len));
             }
-            (BOfRun::View(view), _) => {
+            RunB::View(view) => {
                 let b = self.loaded(view, part, buffer, |b| self.dequantize(part, b));
                 return (kernels, B::Pack(b));
             }
-            // A plan has no other.
-            (BOfRun::Packed, _) => packed.numbers(packed_len).fill(f32::NAN),
+            #[cfg(not(feature = "half"))]
+            RunB::Packed(_) => unreachable!("16-bit elements need the feature `half`"),
+            RunB::Integers(_) => unreachable!("a plan of this algorithm has no packed integers"),
         }
         (kernels, B::Packed(Panels::packed(kernels, packed.start(), k, cols)))
     }

@@ -5,13 +5,12 @@ use std::ops::Range;
 use crate::backend::cpu::microkernel::weight_only::PanelArgs;
 use crate::backend::cpu::pack::upcast::load_row;
 use crate::backend::cpu::pack::weight_only::{PackedIntegers, group_len};
-use crate::backend::cpu::plan::ConstantB;
-use crate::backend::cpu::run::{Block, Call, Scratch, blocks};
+use crate::backend::cpu::run::{Block, Call, RunB, Scratch, blocks};
 
 impl Call<'_> {
     pub(crate) fn weight_only_block(&self, block: &Block, scratch: &mut Scratch) {
-        let ConstantB::Integers(packed) = &self.plan.b else {
-            return;
+        let RunB::Integers(packed) = self.b else {
+            unreachable!("the plan of this algorithm has packed integers");
         };
         self.pack_rows(block.item, &block.rows, packed, scratch);
         for cols in blocks(&block.cols, self.plan.kernels.lanes()) {

@@ -80,7 +80,7 @@ pub(crate) unsafe fn has_subnormals(view: &AnyView<'_>) -> bool {
 }
 
 /// The rows of op(A) from `row` on where they are words as they lie.
-pub(crate) fn in_place(plan: &Plan, a: &AnyView<'_>, item: usize, row: usize) -> Option<Matrix> {
+pub(crate) fn as_it_lies(plan: &Plan, a: &AnyView<'_>, item: usize, row: usize) -> Option<Matrix> {
     let (product, format) = (&plan.product, plan.kernels.format);
     if product.transpose_a() {
         return None;

@@ -49,7 +49,8 @@ pub(crate) fn upcast(packed: &PackedB, product: &MatMul, part: &Part, to: &mut [
     let kernels = packed.kernels;
     let upcast: UpcastFn = match kernels.format {
         Format::F16 => kernels.vector.upcast.f16,
-        _ => kernels.vector.upcast.bf16,
+        Format::Bf16 => kernels.vector.upcast.bf16,
+        Format::F32 | Format::Bf16Pairs | Format::Int8Quads => unreachable!("of 16 bits, not interleaved"),
     };
     let (n, nr, k) = (product.n(), kernels.nr(), part.rows.len());
     for (col, to) in part.cols.clone().step_by(nr).zip(to.chunks_mut(nr * k)) {
