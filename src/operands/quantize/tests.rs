@@ -62,7 +62,7 @@ fn check(b: &Tensor<f32>, transpose: bool, how: &WeightScheme) {
     let scales = weights.scales().unwrap();
     assert_eq!(scales.element_type(), how.scales);
     let (mut max, mut sum, mut squares) = (0f64, 0f64, 0f64);
-    for ((x, y), (item, row, col)) in b.data().iter().zip(back.data()).zip(elements(weights.layout())) {
+    for ((x, y), (item, row, col)) in b.data().iter().zip(back.data()).zip(weights.layout().elements()) {
         let (group, column) = groups.place(row, col);
         let scale = scales.get(item, group, column).unwrap();
         let off = (f64::from(*x) - f64::from(*y)).abs();
