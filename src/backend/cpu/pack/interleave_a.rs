@@ -244,16 +244,19 @@ fn quantize(
     floats_scratch: &mut [f32],
 ) -> f32 {
     load_row(plan.kernels.vector, a, item, plan.product.transpose_a(), row, floats_scratch);
-    let all_finite = floats_scratch.iter().all(|x| x.is_finite());
-    if !all_finite {
+    // Bits of magnitudes are ordered as these are, infinity and NaN last, and vectors compare them at once.
+    let largest = floats_scratch.iter().fold(0, |largest: u32, x| largest.max(x.abs().to_bits()));
+    let largest = f32::from_bits(largest);
+    if !largest.is_finite() {
         // Zeros.
         out.fill(if UNSIGNED { HIGHEST } else { 0 });
         return f32::NAN;
     }
-    let scale = scale_for(floats_scratch.iter().fold(0f32, |largest, x| largest.max(x.abs())));
+    let scale = scale_for(largest);
     for (out, &x) in out.iter_mut().zip(&*floats_scratch) {
+        // By way of i32, which vectors are converted to at once.
         #[allow(clippy::cast_possible_truncation, reason = "-127 to 127")]
-        let integer = quantized(x, scale) as i8;
+        let integer = quantized(x, scale) as i32 as i8;
         *out = integer.cast_unsigned() ^ if UNSIGNED { HIGHEST } else { 0 };
     }
     scale
