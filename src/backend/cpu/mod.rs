@@ -70,7 +70,7 @@ impl Cpu {
     /// With the reason, when the environment asks for kernels that are not here.
     pub(super) fn new() -> Result<Self, String> {
         let isa = Isa::detect()?;
-        let blocking = Blocking::new(instances::f32(isa), Caches::of_this_machine());
+        let blocking = Blocking::new(&instances::of(isa).f32, Caches::of_this_machine());
         Ok(Self { isa, blocking, pools: Mutex::default() })
     }
 

@@ -141,17 +141,6 @@ impl Blocks {
     /// In a second-level cache up to a k of some thousand.
     const WEIGHT_ONLY_ROWS: usize = 64;
 
-    /// The most products of integers that are summed in f32: less their zero points they are at most 255 in
-    /// magnitude, and the sums stay among the integers that f32 has.
-    const _UPCAST_INTEGERS_ARE_EXACT: () = {
-        let longest = if Self::UPCAST_SQUARE.0 > Self::UPCAST_FLAT.0 {
-            Self::UPCAST_SQUARE.0
-        } else {
-            Self::UPCAST_FLAT.0
-        };
-        assert!(longest * 255 * 255 <= 1 << f32::MANTISSA_DIGITS);
-    };
-
     fn new(
         algorithm: Algorithm,
         product: &MatMul,
@@ -159,7 +148,6 @@ impl Blocks {
         blocking: &Blocking,
         b: &ConstantB,
     ) -> Self {
-        let () = Self::_UPCAST_INTEGERS_ARE_EXACT;
         let (m, n, k) = (product.m(), product.n(), product.k());
         match algorithm {
             // The macro-kernel blocks by itself.
@@ -184,6 +172,14 @@ impl Blocks {
         }
     }
 }
+
+/// Integers less their zero points are at most 255 in magnitude: the sums of a block's products stay among the
+/// integers that f32 has.
+const _: () = {
+    let (square, flat) = (Blocks::UPCAST_SQUARE.0, Blocks::UPCAST_FLAT.0);
+    let longest = if square > flat { square } else { flat };
+    assert!(longest * 255 * 255 <= 1 << f32::MANTISSA_DIGITS);
+};
 
 /// From row to row of an interleaved A.
 pub(crate) fn interleaved_a_stride(kernels: &MicroKernels, k: usize) -> usize {
@@ -258,36 +254,23 @@ impl Plan {
         let (algorithm, kernels) = match algorithm {
             Algorithm::Dot(dot) => match instances::dot(isa, dot) {
                 Some(kernels) => (algorithm, kernels),
-                None => (Algorithm::Upcast, instances::f32(isa)),
+                None => (Algorithm::Upcast, &instances::of(isa).f32),
             },
-            Algorithm::F32 | Algorithm::WeightOnly | Algorithm::Upcast => (algorithm, instances::f32(isa)),
+            Algorithm::F32 | Algorithm::WeightOnly | Algorithm::Upcast => {
+                (algorithm, &instances::of(isa).f32)
+            }
         };
         let b = constant_b(algorithm, isa, kernels, product, weights)?;
         let scales = Scales::resolve(product, options)?;
         let column_scales = column_scales(product, weights)?;
-        let mut plan = Self {
-            product: product.clone(),
-            algorithm,
-            kernels,
-            blocking,
-            blocks: Blocks::new(algorithm, product, kernels, &blocking, &b),
-            b,
-            scales,
-            column_scales,
-            compensation: Vec::new(),
-            pool,
-            threads,
-            for_subnormals: None,
-        };
+        let mut plan = Self::of(algorithm, kernels, blocking, b, scales, (pool, threads), product);
+        plan.column_scales = column_scales;
         match algorithm {
             Algorithm::Dot(Dot::Int8) => {
                 plan.column_scales = scales_of_all_columns(product, weights, scales, plan.column_scales)?;
                 if let ConstantB::Packed(b) = &plan.b {
-                    let zero_point = interleave_a::zero_point(product);
                     plan.compensation = alloc::copied(&b.column_sums, COLUMNS)?;
-                    for sum in &mut plan.compensation {
-                        *sum = sum.wrapping_mul(zero_point);
-                    }
+                    interleave_a::compensate(product, &mut plan.compensation);
                 }
             }
             Algorithm::Dot(Dot::Bf16) => plan.for_subnormals = Some(Arc::new(plan.upcast(isa, weights))),
@@ -296,24 +279,38 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The plan for the same product that upcasts operands, and a constant B from where it lies.
-    fn upcast(&self, isa: Isa, weights: Option<&Weights>) -> Self {
-        let (algorithm, kernels) = (Algorithm::Upcast, instances::f32(isa));
-        let b = weights.map_or(ConstantB::None, |weights| ConstantB::Plain(weights.for_product()));
+    /// Without terms of columns, and without a second plan.
+    fn of(
+        algorithm: Algorithm,
+        kernels: &'static MicroKernels,
+        blocking: Blocking,
+        b: ConstantB,
+        scales: Scales,
+        (pool, threads): (Option<Arc<dyn ThreadPool>>, usize),
+        product: &MatMul,
+    ) -> Self {
         Self {
-            product: self.product.clone(),
+            product: product.clone(),
             algorithm,
             kernels,
-            blocking: self.blocking,
-            blocks: Blocks::new(algorithm, &self.product, kernels, &self.blocking, &b),
+            blocking,
+            blocks: Blocks::new(algorithm, product, kernels, &blocking, &b),
             b,
-            scales: self.scales,
+            scales,
             column_scales: Vec::new(),
             compensation: Vec::new(),
-            pool: self.pool.clone(),
-            threads: self.threads,
+            pool,
+            threads,
             for_subnormals: None,
         }
+    }
+
+    /// The plan for the same product that upcasts operands, and a constant B from where it lies.
+    fn upcast(&self, isa: Isa, weights: Option<&Weights>) -> Self {
+        let kernels = &instances::of(isa).f32;
+        let b = weights.map_or(ConstantB::None, |weights| ConstantB::Plain(weights.for_product()));
+        let pool = (self.pool.clone(), self.threads);
+        Self::of(Algorithm::Upcast, kernels, self.blocking, b, self.scales, pool, &self.product)
     }
 
     /// For a run with `m` rows, where B was not packed when compiled.
@@ -367,19 +364,12 @@ impl Plan {
         in_place(&self.product)
     }
 
-    /// [`Plan::column_scales`] of an item from `col` on; `None` where all columns have one scale.
-    pub(crate) fn column_scales_from(&self, item: usize, col: usize) -> Option<&[f32]> {
-        let n = self.product.n();
-        let item = if self.column_scales.len() == n { 0 } else { item };
-        self.column_scales.get(item * n + col..(item + 1) * n)
-    }
-
-    /// Where the terms of an item's columns start from `col` on: null where there are none.
-    pub(crate) fn of_columns<T>(&self, terms: &[T], item: usize, col: usize) -> *const T {
+    /// The terms of an item's columns from `col` on, of all items or of one that the others share; `None` where there
+    /// are none.
+    pub(crate) fn of_columns<'t, T>(&self, terms: &'t [T], item: usize, col: usize) -> Option<&'t [T]> {
         let n = self.product.n();
         let item = if terms.len() == n { 0 } else { item };
-        let of_columns = terms.get(item * n + col..).filter(|terms| !terms.is_empty());
-        of_columns.map_or(std::ptr::null(), <[T]>::as_ptr)
+        terms.get(item * n + col..(item + 1) * n)
     }
 
     /// Whether the elements of B are the numbers that are summed.
@@ -423,11 +413,11 @@ fn constant_b(
         }
         #[cfg(feature = "half")]
         (Algorithm::Upcast, F16) => {
-            ConstantB::Packed(PackedB::of(instances::from_f16(isa), product, weights)?)
+            ConstantB::Packed(PackedB::of(&instances::of(isa).from_f16, product, weights)?)
         }
         #[cfg(feature = "half")]
         (Algorithm::Upcast, Bf16) => {
-            ConstantB::Packed(PackedB::of(instances::from_bf16(isa), product, weights)?)
+            ConstantB::Packed(PackedB::of(&instances::of(isa).from_bf16, product, weights)?)
         }
         (Algorithm::Upcast, _) => ConstantB::Plain(weights.for_product()),
     })

@@ -93,7 +93,7 @@ impl Scratch {
             }
             Algorithm::WeightOnly => {
                 let ConstantB::Integers(packed) = &plan.b else {
-                    return Ok(scratch);
+                    unreachable!("the plan of this algorithm has packed integers");
                 };
                 let rows = blocks.rows.next_power_of_two();
                 scratch.a = words(rows.saturating_mul(packed.padded_k()))?;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::backend::cpu::epilogue::requantize::Requantize;
 use crate::backend::cpu::isa::Dot;
 use crate::backend::cpu::macrokernel::{B, MacroTile, multiply};
-use crate::backend::cpu::pack::interleave_a::{Rows, as_it_lies, has_row_terms, interleave, zero_point};
+use crate::backend::cpu::pack::interleave_a::{Rows, as_it_lies, compensate, has_row_terms, interleave};
 use crate::backend::cpu::pack::{Matrix, Panels};
 use crate::backend::cpu::plan::interleaved_a_stride;
 use crate::backend::cpu::run::{Block, Call, RunB, Scratch};
@@ -24,10 +24,7 @@ impl Call<'_> {
         if unsafe { packer.pack(view, item, cols, scratch.b.start_mut(), sums) } {
             self.subnormal_b.store(true, Ordering::Relaxed);
         }
-        let zero_point = zero_point(&self.plan.product);
-        for sum in &mut *sums {
-            *sum = sum.wrapping_mul(zero_point);
-        }
+        compensate(&self.plan.product, sums);
     }
 
     pub(crate) fn dot_block(&self, block: &Block, dot: Dot, scratch: &mut Scratch) {
@@ -38,7 +35,7 @@ impl Call<'_> {
         let (panels, compensation) = match &self.b {
             RunB::Packed(packed) => (
                 packed.panels(product, *item, cols.start, 0),
-                plan.of_columns(&plan.compensation, *item, cols.start),
+                start_of(plan.of_columns(&plan.compensation, *item, cols.start)),
             ),
             RunB::View(_) | RunB::Integers(_) => {
                 (Panels::packed(kernels, scratch.b.start(), k, cols.len()), scratch.compensation.as_ptr())
@@ -60,7 +57,7 @@ impl Call<'_> {
         };
         let requantize = Requantize {
             compensation,
-            scales: plan.of_columns(&plan.column_scales, *item, cols.start),
+            scales: start_of(plan.of_columns(&plan.column_scales, *item, cols.start)),
             rows: if has_row_terms(product) { scratch.row_terms.as_ptr() } else { std::ptr::null() },
         };
         let part = MacroTile {
@@ -90,4 +87,8 @@ impl Call<'_> {
             unsafe { self.output.block(block, sums, cols.len(), &mut scratch.row) };
         }
     }
+}
+
+fn start_of<T>(terms: Option<&[T]>) -> *const T {
+    terms.map_or(std::ptr::null(), <[T]>::as_ptr)
 }

@@ -223,7 +223,7 @@ impl Call<'_> {
                 *sum = sum.wrapping_add(x);
             }
         }
-        let columns = plan.column_scales_from(*item, cols.start);
+        let columns = plan.of_columns(&plan.column_scales, *item, cols.start);
         let b = self.scales_b().map_or(plan.scales.b, |scales| scale(&scales, *item, 0, 0));
         let shared = product.alpha() * b;
         let sums = scratch.sums[..count].chunks(cols.len());

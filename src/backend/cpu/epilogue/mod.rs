@@ -29,6 +29,20 @@ pub(crate) struct Epilogue {
 }
 
 impl Epilogue {
+    /// An activation alone, of a row.
+    pub(crate) fn of_row(x: &mut [f32], activation: Activation) -> Self {
+        Self {
+            c: x.as_mut_ptr(),
+            c_stride: x.len(),
+            rows: 1,
+            cols: x.len(),
+            alpha: None,
+            bias: None,
+            residual: None,
+            activation,
+        }
+    }
+
     /// The epilogue of a part of C.
     pub(crate) fn part(&self, Area { row, rows, col, cols }: Area) -> Self {
         Self {

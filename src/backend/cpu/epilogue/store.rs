@@ -114,16 +114,7 @@ impl<'a> Output<'a> {
             }
         }
         if product.activation() != Activation::None {
-            let epilogue = Epilogue {
-                c: x.as_mut_ptr(),
-                c_stride: x.len(),
-                rows: 1,
-                cols: x.len(),
-                alpha: None,
-                bias: None,
-                residual: None,
-                activation: product.activation(),
-            };
+            let epilogue = Epilogue::of_row(x, product.activation());
             // SAFETY: the row is this call's alone; the instruction set is here.
             unsafe { (vector.epilogue)(&epilogue) };
         }

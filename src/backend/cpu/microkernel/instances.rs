@@ -28,6 +28,17 @@ pub(crate) struct VectorFunctions {
     pub weight_only: weight_only::Kernels,
 }
 
+/// The micro-kernels of an instruction set without its extensions.
+pub(crate) struct InstructionSet {
+    pub f32: MicroKernels,
+    /// For a B of f16.
+    #[cfg(feature = "half")]
+    pub from_f16: MicroKernels,
+    /// For a B of bf16.
+    #[cfg(feature = "half")]
+    pub from_bf16: MicroKernels,
+}
+
 /// Micro-kernels for the numbers of rows, the first of them the first.
 macro_rules! by_rows {
     ($operation:ty, $nv:expr, $tail:expr, $pack:expr, $by_row:expr, $by_k:expr; $($rows:literal)*) => {
@@ -54,7 +65,7 @@ macro_rules! by_form {
 /// [`MicroKernels`] of the module's `tile`.
 macro_rules! microkernels {
     (
-        $name:expr, $format:expr, $operation:ty, b_words: $b_words:expr, forms: $forms:ident, wide_by_row: $wide_by_row:expr,
+        $name:expr, $format:expr, $operation:ty, forms: $forms:ident, wide_by_row: $wide_by_row:expr,
         rows: [$($one:literal)*], packing: [$($packing:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]
     ) => {
         MicroKernels {
@@ -62,7 +73,7 @@ macro_rules! microkernels {
             format: $format,
             vector: &VECTOR,
             panel_vectors: PANEL,
-            b_words: $b_words,
+            b_words: <$operation as MultiplyAdd<V>>::B_WORDS,
             single: by_form!($forms; $operation, 1, true, false; $($one)*),
             tail: by_form!($forms; $operation, PANEL, true, false; $($one)*),
             whole: by_form!($forms; $operation, PANEL, false, false; $($one)*),
@@ -182,21 +193,21 @@ macro_rules! instruction_set {
                 },
             };
 
-            pub(super) static F32: MicroKernels = microkernels! {
-                $name, Format::F32, Fma, b_words: V::LANES, forms: both, wide_by_row: false,
-                rows: [$($one)*], packing: [$($packing)*], two: [$($two)*], four: [$($four)*]
-            };
-
-            #[cfg(feature = "half")]
-            pub(super) static FROM_F16: MicroKernels = microkernels! {
-                concat!($name, " from f16"), Format::F16, Upcast<F16>, b_words: V::LANES / 2, forms: either, wide_by_row: false,
-                rows: [$($upcast_one)*], packing: [], two: [$($upcast_two)*], four: [$($upcast_four)*]
-            };
-
-            #[cfg(feature = "half")]
-            pub(super) static FROM_BF16: MicroKernels = microkernels! {
-                concat!($name, " from bf16"), Format::Bf16, Upcast<Bf16>, b_words: V::LANES / 2, forms: either, wide_by_row: false,
-                rows: [$($upcast_one)*], packing: [], two: [$($upcast_two)*], four: [$($upcast_four)*]
+            pub(super) static KERNELS: InstructionSet = InstructionSet {
+                f32: microkernels! {
+                    $name, Format::F32, Fma, forms: both, wide_by_row: false,
+                    rows: [$($one)*], packing: [$($packing)*], two: [$($two)*], four: [$($four)*]
+                },
+                #[cfg(feature = "half")]
+                from_f16: microkernels! {
+                    concat!($name, " from f16"), Format::F16, Upcast<F16>, forms: either, wide_by_row: false,
+                    rows: [$($upcast_one)*], packing: [], two: [$($upcast_two)*], four: [$($upcast_four)*]
+                },
+                #[cfg(feature = "half")]
+                from_bf16: microkernels! {
+                    concat!($name, " from bf16"), Format::Bf16, Upcast<Bf16>, forms: either, wide_by_row: false,
+                    rows: [$($upcast_one)*], packing: [], two: [$($upcast_two)*], four: [$($upcast_four)*]
+                },
             };
         }
     };
@@ -274,10 +285,11 @@ macro_rules! extension {
             use super::$base::VECTOR;
 
             const PANEL: usize = $panel;
+            type V = $vector;
 
             #[target_feature(enable = $feature)]
             unsafe fn tile<
-                D: MultiplyAdd<$vector>,
+                D: MultiplyAdd<V>,
                 const MR: usize,
                 const NV: usize,
                 const TAIL: bool,
@@ -288,11 +300,11 @@ macro_rules! extension {
                 t: &MicroTile,
             ) {
                 // SAFETY: this function's contract is the same, and it enables the instruction set.
-                unsafe { microkernel::<$vector, D, PANEL, MR, NV, TAIL, PACK, BY_ROW, BY_K>(t) }
+                unsafe { microkernel::<V, D, PANEL, MR, NV, TAIL, PACK, BY_ROW, BY_K>(t) }
             }
 
             pub(super) static KERNELS: MicroKernels = microkernels! {
-                $name, $format, $operation, b_words: <$vector as Simd>::LANES, forms: by_row, wide_by_row: true,
+                $name, $format, $operation, forms: by_row, wide_by_row: true,
                 rows: [$($one)*], packing: [], two: [$($two)*], four: [$($four)*]
             };
         }
@@ -320,44 +332,15 @@ extension! {
     panel_vectors: 4, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
 }
 
-/// The micro-kernels for f32.
-pub(crate) fn f32(isa: Isa) -> &'static MicroKernels {
+pub(crate) fn of(isa: Isa) -> &'static InstructionSet {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => &avx512::F32,
+        Isa::Avx512 => &avx512::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => &avx2::F32,
+        Isa::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => &neon::F32,
-        Isa::Portable => &portable::F32,
-    }
-}
-
-/// The micro-kernels for a B of f16.
-#[cfg(feature = "half")]
-pub(crate) fn from_f16(isa: Isa) -> &'static MicroKernels {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => &avx512::FROM_F16,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => &avx2::FROM_F16,
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => &neon::FROM_F16,
-        Isa::Portable => &portable::FROM_F16,
-    }
-}
-
-/// The micro-kernels for a B of bf16.
-#[cfg(feature = "half")]
-pub(crate) fn from_bf16(isa: Isa) -> &'static MicroKernels {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => &avx512::FROM_BF16,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => &avx2::FROM_BF16,
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => &neon::FROM_BF16,
-        Isa::Portable => &portable::FROM_BF16,
+        Isa::Neon => &neon::KERNELS,
+        Isa::Portable => &portable::KERNELS,
     }
 }
 

@@ -32,12 +32,20 @@ fn is_flipped(product: &MatMul) -> bool {
 }
 
 /// The zero point of the bytes of A as they lie in the words.
-pub(crate) fn zero_point(product: &MatMul) -> i32 {
+fn zero_point(product: &MatMul) -> i32 {
     let zero_point = product.quantization().a.zero_point();
     match (is_flipped(product), UNSIGNED) {
         (false, _) => zero_point,
         (true, true) => zero_point + 128,
         (true, false) => zero_point - 128,
+    }
+}
+
+/// Makes zero-point compensations of the sums of B's columns.
+pub(crate) fn compensate(product: &MatMul, sums: &mut [i32]) {
+    let zero_point = zero_point(product);
+    for sum in sums {
+        *sum = sum.wrapping_mul(zero_point);
     }
 }
 

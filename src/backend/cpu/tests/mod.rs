@@ -24,7 +24,7 @@ use crate::{Activation, ElementTypes, MatMul, MatMulBuilder, Tensor, Weights};
 const TINY: Caches = Caches { l1_bytes: 1 << 11, l2_bytes: 1 << 14 };
 
 fn cpu(isa: Isa, caches: Caches) -> Cpu {
-    let kernels = instances::f32(isa);
+    let kernels = &instances::of(isa).f32;
     let mut blocking = Blocking::new(kernels, caches);
     blocking.nc = blocking.nc.min(3 * kernels.nr());
     Cpu { isa, blocking, pools: std::sync::Mutex::default() }
@@ -142,7 +142,7 @@ fn compile(cpu: &Cpu, product: &MatMul, weights: Option<&Weights>, threads: usiz
 
 /// Sizes around every edge: vectors and micro-panels.
 fn edges(isa: Isa) -> (Vec<usize>, Vec<usize>, Vec<usize>) {
-    let kernels = instances::f32(isa);
+    let kernels = &instances::of(isa).f32;
     let (rows, panel, lanes) = (kernels.mr(), kernels.nr(), kernels.lanes());
     let around = |sizes: &[usize]| {
         let mut all: Vec<usize> = sizes.iter().flat_map(|&x| [x - 1, x, x + 1]).filter(|&x| x > 0).collect();
@@ -239,18 +239,9 @@ fn instruction_sets_with_fused_multiply_adds_agree_bit_for_bit() {
 }
 
 fn apply(isa: Isa, x: &mut [f32], activation: Activation) {
-    let epilogue = Epilogue {
-        c: x.as_mut_ptr(),
-        c_stride: x.len(),
-        rows: 1,
-        cols: x.len(),
-        alpha: None,
-        bias: None,
-        residual: None,
-        activation,
-    };
+    let epilogue = Epilogue::of_row(x, activation);
     // SAFETY: the instruction set is available, and the row is the slice.
-    unsafe { (instances::f32(isa).vector.epilogue)(&epilogue) };
+    unsafe { (instances::of(isa).f32.vector.epilogue)(&epilogue) };
 }
 
 #[test]
@@ -314,7 +305,7 @@ fn shares_cover_c_exactly_once() {
             for threads in 1..7 {
                 for pack_b in [false, true] {
                     let c = Layout::packed(items, rows, cols).unwrap();
-                    let split = Split::new(instances::f32(isa).nr(), threads, &c, pack_b);
+                    let split = Split::new(instances::of(isa).f32.nr(), threads, &c, pack_b);
                     assert!(split.parts() <= threads);
                     let mut seen = vec![0u8; items * rows * cols];
                     for index in 0..split.parts() {
@@ -371,7 +362,7 @@ fn caches_are_of_a_plausible_size() {
     assert!((8 << 10..=1 << 20).contains(&l1_bytes) && (64 << 10..=1 << 28).contains(&l2_bytes));
     for isa in Isa::available() {
         for caches in [TINY, Caches { l1_bytes, l2_bytes }] {
-            let kernels = instances::f32(isa);
+            let kernels = &instances::of(isa).f32;
             let blocking = Blocking::new(kernels, caches);
             assert!(blocking.kc_l1 > 0 && blocking.mc_panels > 0);
             assert!(blocking.nc.is_multiple_of(kernels.nr()));
@@ -400,7 +391,7 @@ fn a_batch_that_shares_b_packs_it_once() {
 fn blocks_are_as_large_as_their_caches_allow() {
     for isa in Isa::available() {
         for caches in [TINY, Caches { l1_bytes: 48 << 10, l2_bytes: 1 << 20 }] {
-            let kernels = instances::f32(isa);
+            let kernels = &instances::of(isa).f32;
             let Blocking { kc, kc_l1, mc_panels, nc, l2_bytes } = Blocking::new(kernels, caches);
             let of_b = |k: usize| k * kernels.nr() * 4;
             assert!(kc_l1.is_multiple_of(K_MULTIPLE) && of_b(kc_l1) >= caches.l1_bytes);
@@ -448,7 +439,7 @@ fn a_pool_is_shared_by_products_of_as_many_threads() {
 #[test]
 fn a_product_knows_its_method() {
     let cpu = cpu(best(), Caches { l1_bytes: 32 << 10, l2_bytes: 512 << 10 });
-    let rows = instances::f32(cpu.isa).mr();
+    let rows = instances::of(cpu.isa).f32.mr();
     let method = |builder: MatMulBuilder, m: usize| plan(&cpu, builder).method(m);
     assert_eq!(method(MatMul::builder(9, 1, 100), 9), Method::ATimesColumn);
     assert_eq!(method(MatMul::builder(9, 1, 100), 1), Method::ATimesColumn);
