@@ -14,12 +14,12 @@ fn call(criterion: &mut Criterion) {
     let mut backends = Backends::new();
     let id = backends.add(shim).expect("a new name");
     let product = MatMul::new(1, 1, 1).expect("a valid product");
-    let compiled = backends.compile(&id, &product, None, &CompileOptions::default()).expect("compiles");
+    let compiled = backends.compile(&id, &product, &CompileOptions::default()).expect("compiles");
     let mut executor = compiled.executor().expect("an executor");
     let one = Tensor::filled(1, 1, 1f32).expect("memory");
     let mut c = Tensor::<f32>::zeros(1, 1).expect("memory");
     let inputs = Inputs::new(&one).b(&one);
-    group.bench_function("Executor::run", |bencher| bencher.iter(|| executor.run(&inputs, &mut c)));
+    group.bench_function("Executor::run", |bencher| bencher.iter(|| executor.run(inputs, &mut c)));
     let mut direct = DirectCall::new();
     group.bench_function("executor_run, called directly", |bencher| bencher.iter(|| direct.run()));
     group.finish();

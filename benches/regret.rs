@@ -122,9 +122,12 @@ fn products(seed: u64) -> Vec<MatMul> {
         let fits = [m * k, k * n, m * n].into_iter().all(|elements| batch * elements <= ELEMENTS);
         if fits && batch * m * n * k <= WORK {
             let constant_b = random.bool();
-            products.push(
-                MatMul::builder(m, n, k).batch(batch).constant_b(constant_b).build().expect("a product"),
-            );
+            let builder = MatMul::builder(m, n, k).batch(batch);
+            products.push(if constant_b {
+                builder.build_constant_b().expect("a product").product().clone()
+            } else {
+                builder.build().expect("a product")
+            });
         }
     }
     products
@@ -139,7 +142,9 @@ fn measure(backends: &Backends, product: MatMul, threads: usize, options: &Compi
     let mut c = vec![0f32; product.c().span()];
     let a = TensorView::with_layout(&a, *product.a()).expect("A");
     let b = TensorView::with_layout(&b, *product.b()).expect("B");
-    let weights = product.constant_b().then(|| Weights::new(b).expect("memory"));
+    let with_weights = product
+        .constant_b()
+        .then(|| product.with_weights(&Weights::new(b).expect("memory")).expect("the described B"));
     let inputs = if product.constant_b() { Inputs::new(a) } else { Inputs::new(a).b(b) };
     let mut run = |executor: &mut Executor, runs: usize| {
         let start = Instant::now();
@@ -153,10 +158,12 @@ fn measure(backends: &Backends, product: MatMul, threads: usize, options: &Compi
     for candidate in &explanation.candidates {
         let Verdict::Predicted(prediction) = &candidate.verdict else { continue };
         let id = candidate.backend.clone();
-        let mut executor = backends
-            .compile(&id, &product, weights.as_ref(), options)
-            .and_then(|compiled| compiled.executor())
-            .expect("a backend that was measured");
+        let compiled = match &with_weights {
+            Some(product) => backends.compile(&id, product, options),
+            None => backends.compile(&id, &product, options),
+        };
+        let mut executor =
+            compiled.and_then(|compiled| compiled.executor()).expect("a backend that was measured");
         run(&mut executor, 1);
         let once_ns = run(&mut executor, 1).max(1.0);
         candidates.push((

@@ -18,11 +18,11 @@ fn small(criterion: &mut Criterion) {
         let b = Tensor::random_normal_f32(size, size, 0.02, 2).expect("memory");
         let mut c = Tensor::<f32>::zeros(size, size).expect("memory");
         let product = MatMul::new(size, size, size).expect("a valid product");
-        let compiled = product.compile(&BackendId::CPU, None, &options()).expect("the CPU backend");
+        let compiled = product.compile_with(&BackendId::CPU, &options()).expect("the CPU backend");
         let mut executor = compiled.executor().expect("an executor");
         let inputs = Inputs::new(&a).b(&b);
         group.bench_function(BenchmarkId::new("ane-matmul", size), |bencher| {
-            bencher.iter(|| executor.run(&inputs, &mut c));
+            bencher.iter(|| executor.run(inputs, &mut c));
         });
         let stride = size.cast_signed();
         group.bench_function(BenchmarkId::new("gemm crate", size), |bencher| {
@@ -70,16 +70,15 @@ fn dense_layer(criterion: &mut Criterion) {
         [("plain", Activation::None, false), ("bias and GELU", Activation::Gelu, true)]
     {
         let layer = MatMul::builder(m, n, k)
-            .constant_b(true)
             .bias(with_bias)
             .activation(activation)
-            .build()
+            .with_weights(&weights)
             .expect("a valid product");
-        let compiled = layer.compile(&BackendId::CPU, Some(&weights), &options()).expect("the CPU backend");
+        let compiled = layer.compile_with(&BackendId::CPU, &options()).expect("the CPU backend");
         let mut executor = compiled.executor().expect("an executor");
         let inputs = Inputs::new(&x);
         let inputs = if with_bias { inputs.bias(&bias) } else { inputs };
-        group.bench_function(name, |bencher| bencher.iter(|| executor.run(&inputs, &mut y)));
+        group.bench_function(name, |bencher| bencher.iter(|| executor.run(inputs, &mut y)));
     }
     group.finish();
 }

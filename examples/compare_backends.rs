@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use ane_matmul::accuracy::Reference;
-use ane_matmul::{Backends, CompileOptions, Error, Inputs, MatMul, Tensor};
+use ane_matmul::{Error, Inputs, MatMul, Tensor, available};
 
 const RUNS: usize = 20;
 
@@ -14,22 +14,20 @@ fn main() -> Result<(), Error> {
     let a = Tensor::random_normal_f32(128, 256, 0.02, 1)?;
     let b = Tensor::random_normal_f32(256, 512, 0.02, 2)?;
     let inputs = Inputs::new(&a).b(&b);
-    let reference = Reference::new(&product, &inputs, None)?;
+    let reference = Reference::new(&product, inputs)?;
 
-    let backends = Backends::new();
     let mut fastest: Option<(Duration, String)> = None;
-    for status in backends.available() {
+    for status in available() {
         if let Err(reason) = status.state {
             println!("{:<12} not here: {reason}", status.id);
             continue;
         }
-        let mut executor =
-            backends.compile(&status.id, &product, None, &CompileOptions::default())?.executor()?;
+        let mut executor = product.compile(&status.id)?.executor()?;
         let mut c = Tensor::<f32>::zeros(128, 512)?;
         let mut times = Vec::new();
         for _ in 0..RUNS {
             let start = Instant::now();
-            executor.run(&inputs, &mut c)?;
+            executor.run(inputs, &mut c)?;
             times.push(start.elapsed());
         }
         times.sort();

@@ -2,34 +2,29 @@
 //!
 //! `cargo run --release --example dense_layer`
 
-use ane_matmul::{Activation, BackendId, CompileOptions, Inputs, MatMul, Tensor, Weights};
+use ane_matmul::{Activation, Linear, Tensor, Weights};
 
 const INPUTS: usize = 768;
 const OUTPUTS: usize = 3072;
 const MAX_ROWS: usize = 32;
 
 fn main() -> Result<(), ane_matmul::Error> {
-    // As PyTorch stores a linear layer: outputs x inputs.
-    let weights = Weights::from_tensor(Tensor::random_normal_f32(OUTPUTS, INPUTS, 0.02, 1)?);
+    // PyTorch stores a linear layer as outputs x inputs: the transpose.
+    let weights = Weights::from_tensor(Tensor::random_normal_f32(OUTPUTS, INPUTS, 0.02, 1)?).transposed()?;
     let bias = vec![0.01f32; OUTPUTS];
 
-    let layer = MatMul::builder(MAX_ROWS, OUTPUTS, INPUTS)
-        .transpose_b(true)
-        .constant_b(true)
-        .variable_m(true)
-        .bias(true)
+    let layer = Linear::new(&weights)
+        .max_rows(MAX_ROWS)
+        .bias(&bias)
         .activation(Activation::Gelu)
-        .build()?;
-    let compiled = layer.compile(&BackendId::CPU, Some(&weights), &CompileOptions::default())?;
-    println!("{layer}: {:?}", compiled.report());
+        .compile_default()?;
+    println!("{}: {:?}", layer.product(), layer.report());
 
-    // One executor for each thread that serves requests.
-    let mut executor = compiled.executor()?;
     for rows in [1, 7, MAX_ROWS] {
         let x = Tensor::random_normal_f32(rows, INPUTS, 1.0, 2)?;
         let mut y = Tensor::<f32>::zeros(rows, OUTPUTS)?;
         let start = std::time::Instant::now();
-        executor.run(&Inputs::new(&x).bias(&bias), &mut y)?;
+        layer.run(&x, &mut y)?; // from any thread
         let largest = y.data().iter().copied().fold(0.0, f32::max);
         println!("{rows} rows in {:?}, largest output {largest:.4}", start.elapsed());
     }

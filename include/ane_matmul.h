@@ -28,7 +28,8 @@
  *    never grows. New members are appended, never inserted; a reader treats a member that lies beyond
  *    struct_size as zero. Reserved members are zero.
  *  - ANE_MATMUL_ABI_MAJOR changes when an old shim could not work any more: the caller refuses another
- *    major. The minor grows with each addition: the caller accepts any minor.
+ *    major. The minor grows with each addition: the caller accepts any minor. While the major is 0,
+ *    nothing is promised yet: the caller refuses another minor too.
  */
 #ifndef ANE_MATMUL_H
 #define ANE_MATMUL_H
@@ -40,8 +41,8 @@
 extern "C" {
 #endif
 
-#define ANE_MATMUL_ABI_MAJOR 1
-#define ANE_MATMUL_ABI_MINOR 0
+#define ANE_MATMUL_ABI_MAJOR 0
+#define ANE_MATMUL_ABI_MINOR 1
 
 /* ---- status -------------------------------------------------------------------------------- */
 
@@ -298,7 +299,7 @@ typedef struct ANERunInfo {
  */
 typedef struct ANERunArgs {
     uint32_t struct_size;
-    uint32_t flags; /* zero in 1.0 */
+    uint32_t flags; /* zero */
     uint64_t m;     /* rows of this run: the description's m, or fewer with VARIABLE_M */
     ANEOperand a;
     ANEOperand b; /* all zero with CONSTANT_B */
@@ -353,7 +354,7 @@ typedef struct ANEShim {
     ANEStatus (*executor_run)(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err);
     void (*executor_destroy)(ANEMatMulExecutor *executor);
 
-    /* Foreseen for asynchronous runs and graphs of several products; NULL in 1.0. */
+    /* Foreseen for asynchronous runs and graphs of several products; NULL. */
     void *reserved_submit;
     void *reserved_wait;
     void *reserved_graph;

@@ -201,7 +201,7 @@ static ANEStatus check_support(ANEDevice *device, const ANEMatMulDesc *d, const 
     Layout layouts[OPERANDS], packed[OPERANDS];
     ANEStatus status;
     if (d->struct_size < sizeof *d || options->struct_size < sizeof *options) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than version 1.0 of the ABI has it");
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than in this version of the ABI");
     }
     if (d->flags & ~known) {
         return REFUSE(err, ANE_REFUSAL_OTHER, "the description has flags that this shim does not know (0x%x)",
@@ -630,7 +630,7 @@ static ANEStatus make_product(ANEDevice *device, const ANEMatMulDesc *desc, cons
     ANEProduct *product;
     ANEStatus status = ANE_STATUS_INTERNAL;
     if (desc->struct_size < sizeof *desc || constants->struct_size < sizeof *constants) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than version 1.0 of the ABI has it");
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than in this version of the ABI");
     }
     product = calloc(1, sizeof *product);
     if (!product) {
@@ -872,7 +872,7 @@ static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *arg
     Bound bound[OPERANDS];
     ANEStatus status;
     if (args->struct_size < sizeof *args || args->flags) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of version 1.0");
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of this version");
     }
     if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {
         return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a run of %llu rows; the product was compiled for %llu",

@@ -71,7 +71,7 @@ static ANEStatus check_support(ANEDevice *device, const ANEMatMulDesc *d, const 
     ANEMetalPlan plan;
     ANEMetalOverrides overrides;
     if (d->struct_size < sizeof *d || options->struct_size < sizeof *options) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than version 1.0 of the ABI has it");
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than in this version of the ABI");
     }
     if (d->flags & ~known) {
         return REFUSE(err, ANE_REFUSAL_OTHER, "the description has flags that this shim does not know (0x%x)",
@@ -345,7 +345,7 @@ static ANEStatus metal_compile(ANEDevice *device, const ANEMatMulDesc *desc, con
     ANEProduct *product;
     ANEStatus status = ANE_STATUS_INTERNAL;
     if (desc->struct_size < sizeof *desc || constants->struct_size < sizeof *constants) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than version 1.0 of the ABI has it");
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a struct is smaller than in this version of the ABI");
     }
     product = calloc(1, sizeof *product);
     if (!product) {
@@ -571,7 +571,7 @@ static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *arg
     ANERunInfo seen = {args->info ? args->info->struct_size : 0, ANE_DEVICE_UNKNOWN, 0, 0};
     ANEStatus status = ANE_STATUS_OK;
     if (args->struct_size < sizeof *args || args->flags) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of version 1.0");
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of this version");
     }
     if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {
         return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a run of %llu rows; the product was compiled for %llu",

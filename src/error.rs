@@ -11,9 +11,27 @@ use crate::verify::probe::ProbeVerdict;
 use crate::verify::self_check::Mismatch;
 
 /// [`std::result::Result`] with this crate's [`Error`].
+///
+/// ```
+/// use ane_matmul::Tensor;
+///
+/// fn ones(rows: usize) -> ane_matmul::Result<Tensor<f32>> {
+///     Tensor::filled(rows, rows, 1.0)
+/// }
+/// assert_eq!(ones(2)?.data(), [1.0; 4]);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An operand of a product, for error messages.
+///
+/// ```
+/// use ane_matmul::{MatMul, Operand};
+///
+/// let product = MatMul::builder(2, 3, 4).leading_dimension(Operand::A, 10).build()?;
+/// assert_eq!(product.a().leading_dimension(), 10);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Operand {
@@ -47,6 +65,16 @@ impl std::fmt::Display for Operand {
 /// Everything that can go wrong: what was expected, what was got, and what to do.
 ///
 /// Cloning shares the operating system's error: several threads may wait for one compilation.
+///
+/// ```
+/// use ane_matmul::{BackendId, Error, MatMul, Operand, Tensor};
+///
+/// let compiled = MatMul::new(2, 3, 4)?.compile(&BackendId::CPU)?;
+/// let error = compiled.run_to_tensor(&Tensor::filled(2, 4, 1f32)?).expect_err("there is no B");
+/// assert_eq!(error.to_string(), "B is missing: pass it with Inputs::b, or bind weights (MatMul::with_weights)");
+/// assert!(matches!(error, Error::Missing { operand: Operand::B, .. }));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -64,10 +92,8 @@ pub enum Error {
         /// The one given, in elements.
         got: usize,
     },
-    /// The data are shorter than their layout.
-    #[error(
-        "expected at least {expected} elements for {layout}, got {got}: pass a longer slice or smaller dimensions"
-    )]
+    /// The data are shorter than their layout, or longer where they must not be.
+    #[error("expected {expected} elements for {layout}, got {got}: pass as many, or other dimensions")]
     DataLength {
         /// The layout asked for.
         layout: String,
@@ -101,9 +127,7 @@ pub enum Error {
         b: ElementType,
     },
     /// An operand's shape or strides are not those of the description.
-    #[error(
-        "{operand}: expected {expected}, got {got}; describe the product with these dimensions and strides, or pass the operand as described"
-    )]
+    #[error("{operand}: expected {expected}, got {got}; {help}")]
     Shape {
         /// The operand.
         operand: Operand,
@@ -111,10 +135,12 @@ pub enum Error {
         expected: String,
         /// The layout passed.
         got: String,
+        /// What to do about it.
+        help: &'static str,
     },
     /// An operand's element type is not that of the description.
     #[error(
-        "{operand}: expected elements of type {expected}, got {got}; convert them or describe the product with {got}"
+        "{operand}: expected elements of type {expected}, got {got}; {}", if *got == ElementType::F64 { "convert them (Tensor::to_f32), or run a product of f32 on f64 operands (Executor::run_f64)".to_owned() } else { format!("convert them or describe the product with {got}") }
     )]
     Type {
         /// The operand.
@@ -153,7 +179,7 @@ pub enum Error {
         help: &'static str,
     },
     /// More rows than the product was compiled for, or fewer without variable m.
-    #[error("the product was compiled for m = {compiled}{}, got m = {got}; describe it with {}", if *variable { " rows at most" } else { "" }, if *variable { "a larger m" } else { "variable_m(true) to run fewer rows" })]
+    #[error("the product was compiled for m = {compiled}{}, got m = {got}; describe it with {}", if *variable { " rows at most" } else { "" }, if got > compiled { "a larger m (of a Linear: max_rows)" } else { "variable_m(true) to run fewer rows" })]
     Rows {
         /// The m of the description.
         compiled: usize,
@@ -213,7 +239,7 @@ pub enum Error {
         "{0}; do not use this result: run on another backend or choose OnMismatch::RerunOnCpu, and please report it"
     )]
     WrongResult(Box<Mismatch>),
-    /// A probe came to no verdict ([`crate::verify::probe`]).
+    /// A probe came to no verdict ([`probe`](crate::verify::probe)).
     #[error("probe: {problem}")]
     Probe {
         /// What is wrong and what to do.
@@ -229,7 +255,7 @@ pub enum Error {
         /// What happened in the helper process.
         verdict: Box<ProbeVerdict>,
     },
-    /// The number of threads is 0 or too large, threads could not be started, or a pool of the caller's did not
+    /// The number of threads, or of a pool's executors, is 0 or too large, threads could not be started, or a pool of the caller's did not
     /// call each task once.
     #[error("threads: {problem}")]
     Threads {
@@ -307,6 +333,19 @@ impl Error {
 }
 
 /// What a native library reported.
+///
+/// ```
+/// use ane_matmul::Error;
+///
+/// /// One line, and below it what a kernel compiler has to say.
+/// fn describe(error: &Error) -> String {
+///     match error {
+///         Error::Native(native) if !native.log.is_empty() => format!("{native}\n{}", native.log),
+///         other => other.to_string(),
+///     }
+/// }
+/// assert_eq!(describe(&Error::Interrupted), "calibration was interrupted; nothing was kept");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("backend `{backend}`: {step} failed: {message} ({status}{}{})", if domain.is_empty() { String::new() } else { format!(", {domain}") }, if *code == 0 { String::new() } else { format!(" {code}") })]
 #[non_exhaustive]
@@ -328,6 +367,16 @@ pub struct NativeError {
 }
 
 /// The kind of a native failure: the `ANE_STATUS_*` constants of `include/ane_matmul.h`.
+///
+/// ```
+/// use ane_matmul::{Error, NativeStatus};
+///
+/// /// Whether the same run may succeed later.
+/// fn may_pass(error: &Error) -> bool {
+///     matches!(error, Error::Native(native) if native.status == NativeStatus::Background)
+/// }
+/// assert!(!may_pass(&Error::Interrupted));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NativeStatus {

@@ -13,15 +13,17 @@ use crate::description::element::ElementType;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
-use crate::description::scales::Scales;
 use crate::dispatch::Basis;
 use crate::error::{Error, Operand, Result};
+use crate::executor_pool::{ExecutorPool, Idle};
 use crate::operands::tensor::Tensor;
-use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+use crate::operands::view::{AnyView, AnyViewMut, IntoViewMut, Sealed, TensorView, TensorViewMut};
 use crate::operands::weights::{Weights, check_nibbles};
 use crate::verify::self_check::{CheckCounts, CheckSchedule, CheckedProduct, Mismatch, Prepared};
 
 /// The operands of one run that are read.
+///
+/// A matrix alone stands for itself as A: runs of a product whose B and bias are known need no more.
 ///
 /// ```
 /// # use ane_matmul::{Inputs, Tensor};
@@ -44,13 +46,13 @@ impl<'a> Inputs<'a> {
         Self { a: a.into(), b: None, bias: None, residual: None }
     }
 
-    /// B as stored (with `transpose_b` it is n x k); leave it out where B is constant.
+    /// B as stored (with `transpose_b` it is n x k); leave it out where it is known.
     pub fn b(mut self, b: impl Into<AnyView<'a>>) -> Self {
         self.b = Some(b.into());
         self
     }
 
-    /// The vector of n elements that is added to every row.
+    /// The vector of n elements that is added to every row; leave it out where it is known.
     pub fn bias(mut self, bias: impl Into<AnyView<'a>>) -> Self {
         self.bias = Some(bias.into());
         self
@@ -87,7 +89,47 @@ impl<'a> Inputs<'a> {
     }
 }
 
+/// What a run can read: [`Inputs`], by value or reference, or a matrix alone as A ([`crate::IntoView`]).
+///
+/// It cannot be implemented outside this crate. [`Inputs`] has an example.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is nothing that a run can read",
+    note = "pass A alone by reference, as in `&x`, or all operands as `Inputs::new(&a).b(&b)`",
+    note = "a slice is one row, `TensorView::new(&data, rows, cols)?` a matrix; arrays of ndarray 0.17 need the feature `ndarray`"
+)]
+pub trait IntoInputs<'a>: Sealed {
+    // Lends them: to copy them takes a tenth of the time of the smallest products.
+    #[doc(hidden)]
+    fn with_inputs<R>(self, run: impl FnOnce(&Inputs<'a>) -> Result<R>) -> Result<R>;
+}
+
+impl Sealed for Inputs<'_> {}
+
+impl<'a> IntoInputs<'a> for Inputs<'a> {
+    #[inline]
+    fn with_inputs<R>(self, run: impl FnOnce(&Self) -> Result<R>) -> Result<R> {
+        run(&self)
+    }
+}
+
+impl Sealed for &Inputs<'_> {}
+
+impl<'a> IntoInputs<'a> for &Inputs<'a> {
+    #[inline]
+    fn with_inputs<R>(self, run: impl FnOnce(&Inputs<'a>) -> Result<R>) -> Result<R> {
+        run(self)
+    }
+}
+
 /// What is known of a compiled product.
+///
+/// ```
+/// use ane_matmul::{BackendId, MatMul};
+///
+/// let report = MatMul::new(2, 3, 4)?.compile(&BackendId::CPU)?.report();
+/// assert_eq!(report.backend, BackendId::CPU);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -117,6 +159,17 @@ pub struct Report {
 }
 
 /// What an engine says of one run.
+///
+/// ```
+/// use ane_matmul::{BackendId, Inputs, MatMul, RunObservation};
+///
+/// let mut executor = MatMul::new(1, 1, 1)?.compile(&BackendId::CPU)?.executor()?;
+/// let mut c = [0f32];
+/// let seen = executor.run_observed(Inputs::new(&[2f32]).b(&[3f32]), &mut c)?;
+/// println!("{:?} on {}", seen.device_time, seen.observed);
+/// assert_eq!(seen, RunObservation::default()); // the CPU's engine says nothing of single runs
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RunObservation {
@@ -136,15 +189,35 @@ struct Shared {
     compile_time: Duration,
     requested: Device,
     weights: Option<Weights>,
-    scales: Scales,
     reduced_precision: bool,
 }
 
 /// A product compiled for a backend: plan and weights, shared by its executors.
 ///
+/// ```
+/// use ane_matmul::{BackendId, Inputs, MatMul, Tensor};
+///
+/// let compiled = MatMul::new(2, 4, 3)?.compile(&BackendId::CPU)?;
+/// let (a, b) = (Tensor::filled(2, 3, 1f32)?, Tensor::filled(3, 4, 2f32)?);
+/// let mut c = Tensor::<f32>::zeros(2, 4)?;
+/// compiled.run(Inputs::new(&a).b(&b), &mut c)?; // from any thread
+///
+/// let mut executor = compiled.executor()?; // this thread's own, for a loop
+/// for _ in 0..1000 {
+///     executor.run(Inputs::new(&a).b(&b), &mut c)?;
+/// }
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+///
 /// Cloning shares.
 #[derive(Clone)]
-pub struct Compiled(Arc<Shared>);
+pub struct Compiled {
+    // Before `shared`: run contexts go before the product that they came from.
+    idle: Arc<Idle>,
+    shared: Arc<Shared>,
+    /// The caller's, and not the engine's: products with several biases share what was compiled.
+    bias: Option<Weights>,
+}
 
 impl Compiled {
     pub(crate) fn new(
@@ -154,8 +227,12 @@ impl Compiled {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Self> {
-        check_weights(product, weights)?;
-        let scales = Scales::resolve(product, options)?;
+        if product.constant_b() && weights.is_none() {
+            return Err(Error::Missing {
+                operand: Operand::B,
+                help: "the description says that B is known: compile what MatMul::with_weights makes of it",
+            });
+        }
         if let Some(probe) = &options.probe {
             probe.require(&id, backend.is_foreign(), product, options)?;
         }
@@ -170,7 +247,7 @@ impl Compiled {
             compiled = Box::new(CheckedProduct::new(compiled, id.clone(), prepared, options));
         }
         log::debug!("compiled {product} for {id} in {compile_time:?}");
-        Ok(Self(Arc::new(Shared {
+        let shared = Shared {
             compiled,
             product: product.clone(),
             requested_backend: id.clone(),
@@ -179,14 +256,20 @@ impl Compiled {
             compile_time,
             requested: options.device,
             weights: weights.map(Weights::for_product),
-            scales,
             reduced_precision: options.reduced_precision,
-        })))
+        };
+        Ok(Self { idle: Arc::default(), shared: Arc::new(shared), bias: None })
+    }
+
+    /// A handle for a caller: with the bias that is known, and with idle executors that go with it. A cache
+    /// holds none, which it could not weigh.
+    pub(crate) fn for_caller(self, bias: Option<&Weights>) -> Self {
+        Self { idle: Arc::default(), bias: bias.cloned(), ..self }
     }
 
     /// Notes that a backend was chosen in place of `requested`; only before this is shared.
     pub(crate) fn chosen_for(mut self, requested: BackendId, basis: Basis) -> Self {
-        if let Some(shared) = Arc::get_mut(&mut self.0) {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.requested_backend = requested;
             shared.chosen_by = basis;
         }
@@ -198,54 +281,102 @@ impl Compiled {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Native`].
     pub fn executor(&self) -> Result<Executor> {
-        Ok(Executor {
-            run: self.0.compiled.open()?,
-            scratch: F64Scratch::default(),
-            compiled: self.clone(),
-            not_sync: PhantomData,
-        })
+        Ok(Executor { context: Context::open(self)?, compiled: self.clone(), not_sync: PhantomData })
+    }
+
+    /// Runs the product in whichever thread calls: with an executor that is idle, or a new one.
+    ///
+    /// As many executors stay as threads ran at once, until the last clone of this handle goes: keep the handle
+    /// that [`crate::ProductCache::compile`] gave out while it is in use. [`Compiled::pool`] bounds them; an [`Executor`] of one's own takes no lock.
+    ///
+    /// # Errors
+    /// As [`Executor::run`] and [`Compiled::executor`].
+    pub fn run<'i, 'c>(&self, inputs: impl IntoInputs<'i>, c: impl IntoViewMut<'c>) -> Result<()> {
+        let c = c.into_view_mut()?;
+        inputs.with_inputs(|inputs| self.with_context(|context| context.run(self, inputs, c)))
+    }
+
+    /// Runs the product in whichever thread calls, and returns the result: memory is allocated for it.
+    ///
+    /// # Errors
+    /// As [`Executor::run_to_tensor`] and [`Compiled::executor`].
+    pub fn run_to_tensor<'i>(&self, inputs: impl IntoInputs<'i>) -> Result<Tensor<f32>> {
+        inputs.with_inputs(|inputs| self.with_context(|context| context.run_to_tensor(self, inputs)))
+    }
+
+    fn with_context<T>(&self, run: impl FnOnce(&mut Context) -> Result<T>) -> Result<T> {
+        let mut context = match self.idle.take() {
+            Some(context) => context,
+            None => Context::open(self)?,
+        };
+        let result = run(&mut context);
+        self.idle.put(context);
+        result
+    }
+
+    /// `size` executors for any number of threads: [`ExecutorPool`].
+    ///
+    /// # Errors
+    /// [`Error::Threads`] for a size of 0 or of more than [`crate::Threads::MAXIMUM`]; as [`Compiled::executor`].
+    pub fn pool(&self, size: usize) -> Result<ExecutorPool> {
+        ExecutorPool::new(self, size)
+    }
+
+    /// What the self-checks of [`Compiled::run`] did so far: nothing, where they are off. Executors and
+    /// pools count their own.
+    #[must_use]
+    pub fn checks(&self) -> CheckCounts {
+        self.idle.checks()
     }
 
     /// The description.
     #[must_use]
     pub fn product(&self) -> &MatMul {
-        &self.0.product
+        &self.shared.product
     }
 
     /// The backend that compiled it.
     #[must_use]
     pub fn backend(&self) -> &BackendId {
-        &self.0.backend
+        &self.shared.backend
     }
 
     /// The constant B, if there is one.
     #[must_use]
     pub fn weights(&self) -> Option<&Weights> {
-        self.0.weights.as_ref()
+        self.shared.weights.as_ref()
     }
 
-    /// The scales of A, of a dynamic B, and of C.
-    pub(crate) fn scales(&self) -> Scales {
-        self.0.scales
+    /// The bias, where it is known.
+    pub(crate) fn bias(&self) -> Option<&Weights> {
+        self.bias.as_ref()
+    }
+
+    /// The rows of a run whose operands fit.
+    fn rows(&self, inputs: &Inputs<'_>, c: &AnyViewMut<'_>) -> Result<usize> {
+        let product = &self.shared.product;
+        let m = check(product, self.bias(), inputs, c.layout())?;
+        check_types(product, inputs, c.element_type())?;
+        Ok(m)
     }
 
     /// Whether operands may be truncated.
     pub(crate) fn reduced_precision(&self) -> bool {
-        self.0.reduced_precision
+        self.shared.reduced_precision
     }
 
     /// Backend, compile time, memory and devices.
     #[must_use]
     pub fn report(&self) -> Report {
         let CompiledInfo { bytes_held, observed, threads, note, from_package, instant_start, shared: _ } =
-            self.0.compiled.info();
+            self.shared.compiled.info();
         Report {
-            backend: self.0.backend.clone(),
-            requested_backend: self.0.requested_backend.clone(),
-            chosen_by: self.0.chosen_by.clone(),
-            compile_time: self.0.compile_time,
+            backend: self.shared.backend.clone(),
+            requested_backend: self.shared.requested_backend.clone(),
+            chosen_by: self.shared.chosen_by.clone(),
+            compile_time: self.shared.compile_time,
             bytes_held,
-            requested: self.0.requested,
+            requested: self.shared.requested,
             observed,
             threads,
             from_package,
@@ -257,7 +388,7 @@ impl Compiled {
     /// The memory that a cache holds with this product, its packed weights apart where other products
     /// have them in common.
     pub(crate) fn holding(&self) -> Weight {
-        let CompiledInfo { bytes_held, shared, instant_start, .. } = self.0.compiled.info();
+        let CompiledInfo { bytes_held, shared, instant_start, .. } = self.shared.compiled.info();
         let shared_bytes = shared.map_or(0, |(_, bytes)| bytes);
         Weight {
             own: size_of::<Shared>() + bytes_held.saturating_sub(shared_bytes),
@@ -273,13 +404,62 @@ impl fmt::Debug for Compiled {
     }
 }
 
-/// The run context of one thread at a time: scratch memory and the way to the engine.
+/// What one thread at a time runs a product with: scratch memory, and the way to the engine.
+///
+/// ```
+/// use ane_matmul::{BackendId, Linear, Tensor, Weights};
+///
+/// let weights = Weights::from_tensor(Tensor::from_fn(2, 2, |row, col| if row == col { 2.0 } else { 0.0 })?);
+/// let mut executor = Linear::new(&weights).compile(&BackendId::CPU)?.executor()?;
+/// let (mut x, mut y) = ([1f32, 3.0], [0f32; 2]);
+/// for _ in 0..3 {
+///     executor.run(&x, &mut y)?;
+///     x = y;
+/// }
+/// assert_eq!(x, [8.0, 24.0]);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 pub struct Executor {
     // Before `compiled`: a run context goes before the product that it came from.
-    run: Box<dyn Run>,
-    scratch: F64Scratch,
+    pub(crate) context: Context,
     compiled: Compiled,
     not_sync: PhantomData<Cell<()>>,
+}
+
+/// What an executor holds besides the product.
+pub(crate) struct Context {
+    pub run: Box<dyn Run>,
+    /// Once it was needed.
+    scratch: Option<Box<F64Scratch>>,
+    /// The self-checks that a pool has counted.
+    pub counted: CheckCounts,
+}
+
+impl Context {
+    fn open(compiled: &Compiled) -> Result<Self> {
+        let run = compiled.shared.compiled.open()?;
+        Ok(Self { run, scratch: None, counted: CheckCounts::default() })
+    }
+
+    fn run(&mut self, compiled: &Compiled, inputs: &Inputs<'_>, c: AnyViewMut<'_>) -> Result<()> {
+        let m = compiled.rows(inputs, &c)?;
+        self.run.run(args(m, inputs, compiled.bias(), c))
+    }
+
+    fn run_to_tensor(&mut self, compiled: &Compiled, inputs: &Inputs<'_>) -> Result<Tensor<f32>> {
+        let (a, product) = (inputs.a.layout(), compiled.product());
+        let rows = if product.transpose_a() { a.cols() } else { a.rows() };
+        check_rows(product, rows)?;
+        let c = product.c_for(rows);
+        let mut output = if c.batch() == 1 {
+            Tensor::zeros(c.rows(), c.cols())?
+        } else {
+            Tensor::zeros_batched(c.batch(), c.rows(), c.cols())?
+        };
+        check_layout(Operand::C, &c, output.view().layout())?;
+        self.run(compiled, inputs, (&mut output).into())?;
+        Ok(output)
+    }
 }
 
 /// f32 copies of f64 operands.
@@ -305,32 +485,35 @@ impl Executor {
     /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`] and
     /// [`Error::Type`] when an operand does not fit; [`Error::Native`] when the engine fails;
     /// [`Error::WrongResult`] when a self-check finds the result wrong.
-    pub fn run<'c>(&mut self, inputs: &Inputs<'_>, c: impl Into<AnyViewMut<'c>>) -> Result<()> {
-        let c = c.into();
-        let m = self.rows(inputs, &c)?;
-        self.run.run(args(m, inputs, c))
+    #[inline]
+    pub fn run<'i, 'c>(&mut self, inputs: impl IntoInputs<'i>, c: impl IntoViewMut<'c>) -> Result<()> {
+        let c = c.into_view_mut()?;
+        inputs.with_inputs(|inputs| self.context.run(&self.compiled, inputs, c))
+    }
+
+    /// [`Executor::run`] into a new tensor, which is returned. A run of fewer rows has as many as A.
+    ///
+    /// # Errors
+    /// As [`Executor::run`]; [`Error::Shape`] where C as described has gaps, as a batch has in a run of fewer rows,
+    /// [`Error::Type`] where it is not f32; [`Error::OutOfMemory`].
+    pub fn run_to_tensor<'i>(&mut self, inputs: impl IntoInputs<'i>) -> Result<Tensor<f32>> {
+        inputs.with_inputs(|inputs| self.context.run_to_tensor(&self.compiled, inputs))
     }
 
     /// As [`Executor::run`], and returns what the engine says of this run.
     ///
     /// # Errors
     /// As [`Executor::run`].
-    pub fn run_observed<'c>(
+    pub fn run_observed<'i, 'c>(
         &mut self,
-        inputs: &Inputs<'_>,
-        c: impl Into<AnyViewMut<'c>>,
+        inputs: impl IntoInputs<'i>,
+        c: impl IntoViewMut<'c>,
     ) -> Result<RunObservation> {
-        let c = c.into();
-        let m = self.rows(inputs, &c)?;
-        self.run.run_observed(args(m, inputs, c))
-    }
-
-    /// The rows of a run whose operands fit.
-    fn rows(&self, inputs: &Inputs<'_>, c: &AnyViewMut<'_>) -> Result<usize> {
-        let product = &self.compiled.0.product;
-        let m = check(product, inputs, c.layout())?;
-        check_types(product, inputs, c.element_type())?;
-        Ok(m)
+        let c = c.into_view_mut()?;
+        inputs.with_inputs(|inputs| {
+            let m = self.compiled.rows(inputs, &c)?;
+            self.context.run.run_observed(args(m, inputs, self.compiled.bias(), c))
+        })
     }
 
     /// Runs an f32 product on f64 operands: they are rounded to f32, and the result is widened.
@@ -340,38 +523,44 @@ impl Executor {
     ///
     /// # Errors
     /// As [`Executor::run`]; [`Error::OutOfMemory`] for the copies.
-    pub fn run_f64(&mut self, inputs: &Inputs<'_>, mut c: TensorViewMut<'_, f64>) -> Result<()> {
-        let product = &self.compiled.0.product;
-        let m = check(product, inputs, c.layout())?;
+    pub fn run_f64<'i>(&mut self, inputs: impl IntoInputs<'i>, c: TensorViewMut<'_, f64>) -> Result<()> {
+        inputs.with_inputs(|inputs| self.run_f64_of(inputs, c))
+    }
+
+    fn run_f64_of(&mut self, inputs: &Inputs<'_>, mut c: TensorViewMut<'_, f64>) -> Result<()> {
+        let product = &self.compiled.shared.product;
+        let m = check(product, self.compiled.bias(), inputs, c.layout())?;
         for (operand, element) in described_types(product) {
             if element != ElementType::F32 {
                 return Err(Error::Type { operand, expected: element, got: ElementType::F64 });
             }
         }
-        let F64Scratch { a, b, bias, residual, c: c_scratch } = &mut self.scratch;
+        let scratch = self.context.scratch.get_or_insert_default();
+        let F64Scratch { a, b, bias, residual, c: c_scratch } = &mut **scratch;
+        let bias = inputs.bias.map(|view| narrow(Operand::Bias, view, bias)).transpose()?;
         let args = RunArgs {
             m,
             a: narrow(Operand::A, inputs.a, a)?,
             b: inputs.b.map(|view| narrow(Operand::B, view, b)).transpose()?,
-            bias: inputs.bias.map(|view| narrow(Operand::Bias, view, bias)).transpose()?,
+            bias: bias.or_else(|| self.compiled.bias().map(Weights::view)),
             residual: inputs.residual.map(|view| narrow(Operand::Residual, view, residual)).transpose()?,
             c: AnyViewMut::F32(scratch_view(c_scratch, *c.layout())?),
         };
-        self.run.run(args)?;
-        widen(&self.scratch.c, &mut c);
+        self.context.run.run(args)?;
+        widen(&scratch.c, &mut c);
         Ok(())
     }
 
     /// What the self-checks of this executor did so far: nothing, where they are off.
     #[must_use]
     pub fn checks(&self) -> CheckCounts {
-        self.run.checks()
+        self.context.run.checks()
     }
 
     /// The last wrong result that a self-check found.
     #[must_use]
     pub fn last_mismatch(&self) -> Option<&Mismatch> {
-        self.run.last_mismatch()
+        self.context.run.last_mismatch()
     }
 
     /// The product that this executor runs.
@@ -387,83 +576,56 @@ impl fmt::Debug for Executor {
     }
 }
 
-impl Compiled {
-    /// Opens an executor, runs once and returns the result: for a product that runs only once.
-    ///
-    /// # Errors
-    /// As [`Compiled::executor`] and [`Executor::run`].
-    pub fn run_once(&self, inputs: &Inputs<'_>) -> Result<Tensor<f32>> {
-        let c = self.product().c();
-        let mut output = if c.batch() == 1 {
-            Tensor::zeros(c.rows(), c.cols())?
-        } else {
-            Tensor::zeros_batched(c.batch(), c.rows(), c.cols())?
-        };
-        if !output.view().layout().addresses_same(c) {
-            return Err(Error::Shape {
-                operand: Operand::C,
-                expected: c.to_string(),
-                got: output.view().layout().to_string(),
-            });
-        }
-        self.executor()?.run(inputs, &mut output)?;
-        Ok(output)
-    }
-}
-
-/// Checks that there are weights exactly where B is constant, and that they fit.
-pub(crate) fn check_weights(product: &MatMul, weights: Option<&Weights>) -> Result<()> {
-    match weights {
-        None if product.constant_b() => Err(Error::Missing {
-            operand: Operand::B,
-            help: "the product has a constant B: pass its Weights to compile",
-        }),
-        Some(_) if !product.constant_b() => Err(Error::Unexpected {
-            operand: Operand::B,
-            help: "describe the product with constant_b(true) to compile weights into it",
-        }),
-        Some(weights) => weights.check(product),
-        None => Ok(()),
-    }
-}
-
 // Inlined: a copy of the operands takes a tenth of the time of the smallest products.
 #[inline]
-fn args<'v>(m: usize, inputs: &Inputs<'v>, c: AnyViewMut<'v>) -> RunArgs<'v> {
-    RunArgs { m, a: inputs.a, b: inputs.b, bias: inputs.bias, residual: inputs.residual, c }
+fn args<'v>(m: usize, inputs: &Inputs<'v>, bias: Option<&'v Weights>, c: AnyViewMut<'v>) -> RunArgs<'v> {
+    let bias = inputs.bias.or_else(|| bias.map(Weights::view));
+    RunArgs { m, a: inputs.a, b: inputs.b, bias, residual: inputs.residual, c }
 }
 
-/// Checks shapes and presence of every operand; returns the rows of this run.
-pub(crate) fn check(product: &MatMul, inputs: &Inputs<'_>, c: &Layout) -> Result<usize> {
+/// Checks shapes and presence of every operand, a known bias aside; returns the rows of this run.
+pub(crate) fn check(
+    product: &MatMul,
+    known_bias: Option<&Weights>,
+    inputs: &Inputs<'_>,
+    c: &Layout,
+) -> Result<usize> {
     let m = c.rows();
-    if m != product.m() && !(product.variable_m() && m < product.m()) {
-        return Err(Error::Rows { compiled: product.m(), got: m, variable: product.variable_m() });
-    }
+    check_rows(product, m)?;
     check_layout(Operand::C, &product.c_for(m), c)?;
     check_layout(Operand::A, &product.a_for(m), inputs.a.layout())?;
     match (&inputs.b, product.constant_b()) {
         (Some(b), false) => check_layout(Operand::B, product.b(), b.layout())?,
         (None, true) => {}
         (None, false) => {
-            return Err(Error::Missing { operand: Operand::B, help: "pass it with Inputs::b" });
+            return Err(Error::Missing {
+                operand: Operand::B,
+                help: "pass it with Inputs::b, or bind weights (MatMul::with_weights)",
+            });
         }
         (Some(_), true) => {
             return Err(Error::Unexpected {
                 operand: Operand::B,
-                help: "B is constant and was given when the product was compiled",
+                help: "B is known since the product was compiled",
             });
         }
     }
-    match (&inputs.bias, product.has_bias()) {
+    match (&inputs.bias, product.has_bias() && known_bias.is_none()) {
         (Some(bias), true) => check_layout(Operand::Bias, &Layout::row(product.n()), bias.layout())?,
         (None, false) => {}
+        (Some(_), false) if known_bias.is_some() => {
+            return Err(Error::Unexpected {
+                operand: Operand::Bias,
+                help: "the bias is known since the product was built",
+            });
+        }
         (None, true) => {
             return Err(Error::Missing { operand: Operand::Bias, help: "pass it with Inputs::bias" });
         }
         (Some(_), false) => {
             return Err(Error::Unexpected {
                 operand: Operand::Bias,
-                help: "describe the product with bias(true)",
+                help: "describe the product with bias(true), or give a layer its bias (Linear::bias)",
             });
         }
     }
@@ -490,9 +652,30 @@ fn check_layout(operand: Operand, expected: &Layout, got: &Layout) -> Result<()>
     if expected.addresses_same(got) { Ok(()) } else { Err(wrong_shape(operand, expected, got)) }
 }
 
+fn check_rows(product: &MatMul, m: usize) -> Result<()> {
+    if m == product.m() || (product.variable_m() && m < product.m()) {
+        return Ok(());
+    }
+    Err(Error::Rows { compiled: product.m(), got: m, variable: product.variable_m() })
+}
+
 #[cold]
 fn wrong_shape(operand: Operand, expected: &Layout, got: &Layout) -> Error {
-    Error::Shape { operand, expected: expected.to_string(), got: got.to_string() }
+    let same = (got.batch(), got.rows(), got.cols()) == (expected.batch(), expected.rows(), expected.cols());
+    let help = if same {
+        "copy the operand, or describe the product with its strides (leading_dimension, batch_stride)"
+    } else if expected.cols() > 0
+        && (got.batch(), got.rows()) == (1, 1)
+        && got.cols() > expected.cols()
+        && got.cols() == expected.rows().saturating_mul(expected.cols())
+    {
+        "a slice is one row: pass a matrix as TensorView::new(&data, rows, cols), or TensorViewMut::new"
+    } else if operand == Operand::A && got.rows() != expected.rows() && got.cols() == expected.cols() {
+        "a run has as many rows as C: pass an A with as many"
+    } else {
+        "pass the operand as described, or describe the product with these dimensions; weights stored outputs x inputs, as PyTorch does, are the transpose (Weights::transposed)"
+    };
+    Error::Shape { operand, expected: expected.to_string(), got: got.to_string(), help }
 }
 
 pub(crate) fn check_types(product: &MatMul, inputs: &Inputs<'_>, c: ElementType) -> Result<()> {
@@ -567,10 +750,13 @@ mod tests {
     #[test]
     fn a_product_holds_what_is_its_own_and_what_it_shares_apart() {
         for constant in [false, true] {
-            let product = MatMul::builder(2, 40, 3).constant_b(constant).build().unwrap();
+            let product = MatMul::new(2, 40, 3).unwrap();
             let weights = Weights::from_tensor(Tensor::<f32>::zeros(3, 40).unwrap());
-            let options = CompileOptions::default();
-            let compiled = product.compile(&BackendId::CPU, constant.then_some(&weights), &options).unwrap();
+            let compiled = if constant {
+                product.with_weights(&weights).unwrap().compile(&BackendId::CPU).unwrap()
+            } else {
+                product.compile(&BackendId::CPU).unwrap()
+            };
             let Weight { own, shared, may_change } = compiled.holding();
             let shared_bytes = shared.map_or(0, |(_, bytes)| bytes);
             assert_eq!(own + shared_bytes, size_of::<Shared>() + compiled.report().bytes_held);

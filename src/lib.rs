@@ -1,33 +1,34 @@
 //! Matrix products compiled once and run millions of times.
 //!
-//! Describe a product, compile it for a backend, open an executor in each thread, run:
-//!
 //! ```
-//! use ane_matmul::{Activation, BackendId, CompileOptions, Inputs, MatMul, Tensor, Weights};
+//! use ane_matmul::{Activation, BackendId, Inputs, Linear, MatMul, Tensor, Weights, matmul};
 //!
 //! # fn main() -> Result<(), ane_matmul::Error> {
-//! let layer = MatMul::builder(8, 64, 32).constant_b(true).bias(true).activation(Activation::Relu).build()?;
-//! let weights = Weights::from_tensor(Tensor::random_normal_f32(32, 64, 0.02, 1)?);
-//! let compiled = layer.compile(&BackendId::CPU, Some(&weights), &CompileOptions::default())?;
+//! let (x, w) = (Tensor::random_normal_f32(8, 32, 1.0, 1)?, Tensor::random_normal_f32(32, 64, 0.02, 2)?);
+//! let mut y = matmul(&x, &w)?; // once, on the CPU
 //!
-//! let (x, bias) = (Tensor::random_normal_f32(8, 32, 1.0, 2)?, vec![0.1f32; 64]);
-//! let mut y = Tensor::<f32>::zeros(8, 64)?;
-//! let mut executor = compiled.executor()?;
-//! executor.run(&Inputs::new(&x).bias(&bias), &mut y)?;
+//! let product = MatMul::new(8, 64, 32)?.compile_default()?; // for many runs, on the fastest backend
+//! product.run(Inputs::new(&x).b(&w), &mut y)?;
+//!
+//! let weights = Weights::from_tensor(w); // a layer: W and bias are known
+//! let layer = Linear::new(&weights).max_rows(32).bias(&[0.1f32; 64]).activation(Activation::Relu);
+//! let layer = layer.compile(&BackendId::AUTO)?;
+//! layer.run(&x, &mut y)?; // from any thread
 //! assert!(y.data().iter().all(|&y| y >= 0.0));
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! - [`MatMul`] describes `C = activation(alpha * op(A) op(B) + bias + residual)`, row-major,
-//!   batched, with transposes and strides.
+//! - [`MatMul`] describes `C = activation(alpha * op(A) op(B) + bias + residual)`, row-major, batched, with
+//!   transposes and strides; [`MatMulWithWeights`] has its B, and [`Linear`] makes one for a layer.
+//! - [`Weights`] know their type, scheme and scales: f16, bf16, 8-bit integers, and 8 and 4 bits
+//!   ([`Weights::quantize`]). [`ElementTypes`] and [`Quantization`] describe the other operands.
 //! - [`Backends`] and [`available`] say which engines are here and why others are not.
 //! - [`BackendId::AUTO`] stands for the fastest of them, by measurement ([`calibrate`]); [`explain`] says
 //!   why.
-//! - [`Compiled`] is shared by threads; an [`Executor`] belongs to one at a time. [`ProductCache`] keeps
-//!   products of many shapes within bounds.
-//! - [`ElementTypes`] and [`Quantization`] describe f16, bf16, 8-bit integers and 8 and 4-bit weights, which
-//!   [`quantize`] makes.
+//! - [`Compiled`] is shared by threads. [`Compiled::run`] runs in any of them, an [`Executor`] belongs to one
+//!   at a time, an [`ExecutorPool`] is a bounded number of them. [`ProductCache`] keeps products of many
+//!   shapes within bounds.
 //! - [`accuracy`] computes float64 references and error bounds; [`SelfCheck`] verifies results while a program
 //!   runs; [`probe`] tries products out that may crash or hang.
 //! - [`ShimLibrary`] loads engines of other makers by a C ABI.
@@ -71,7 +72,9 @@ mod description;
 mod dispatch;
 mod error;
 mod executor;
+mod executor_pool;
 mod files;
+mod matmul;
 mod operands;
 mod random;
 #[allow(unsafe_code, reason = "foreign types")]
@@ -89,9 +92,11 @@ pub use cache::{CacheLimits, CacheStatistics, ProductCache};
 pub use description::activation::{Activation, UnknownActivation};
 pub use description::element::{Element, ElementType};
 pub use description::layout::Layout;
+pub use description::linear::Linear;
 pub use description::matmul::{ElementTypes, MatMul, MatMulBuilder};
 pub use description::options::{CompileOptions, Device, ThreadPool, Threads, UnknownDevice};
 pub use description::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
+pub use description::with_weights::{ConstantB, MatMulWithWeights, Product};
 pub use dispatch::calibrate::{CalibrateOptions, CalibrateProgress, Effort, calibrate};
 pub use dispatch::machine::MachineKey;
 pub use dispatch::profile::{Profile, Quarantine, Sample, Series, ShapeClass};
@@ -100,11 +105,13 @@ pub use dispatch::{
     why_not_neural_engine,
 };
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
-pub use executor::{Compiled, Executor, Inputs, Report, RunObservation};
+pub use executor::{Compiled, Executor, Inputs, IntoInputs, Report, RunObservation};
+pub use executor_pool::{ExecutorPool, PooledExecutor};
+pub use matmul::matmul;
 pub use operands::int4::Int4View;
 pub use operands::shared_buffer::SharedBuffer;
 pub use operands::tensor::Tensor;
-pub use operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
+pub use operands::view::{AnyView, AnyViewMut, IntoView, IntoViewMut, TensorView, TensorViewMut};
 pub use operands::weights::Weights;
 pub use verify::self_check::{
     CheckCounts, CheckSchedule, Mismatch, OnMismatch, ResultChecker, SelfCheck, WrongElement,

@@ -29,7 +29,7 @@ fn the_shim_conforms_or_refuses_the_epilogue() {
 
     // What the page's Rust does.
     let product = MatMul::new(2, 4, 3).unwrap();
-    let compiled = backends.compile(&naive, &product, None, &CompileOptions::default()).unwrap();
+    let compiled = backends.compile(&naive, &product, &CompileOptions::default()).unwrap();
     let (a, b) = (Tensor::filled(2, 3, 1f32).unwrap(), Tensor::filled(3, 4, 2f32).unwrap());
-    assert_eq!(compiled.run_once(&Inputs::new(&a).b(&b)).unwrap().data(), [6.0; 8]);
+    assert_eq!(compiled.run_to_tensor(Inputs::new(&a).b(&b)).unwrap().data(), [6.0; 8]);
 }

@@ -42,25 +42,25 @@ fn options() -> CompileOptions {
 
 fn check(compiled: &ane_matmul::Compiled) {
     let one = Tensor::filled(8, 8, 1f32).unwrap();
-    assert_eq!(compiled.run_once(&Inputs::new(&one).b(&one)).unwrap().data(), [8.0; 64]);
+    assert_eq!(compiled.run_to_tensor(Inputs::new(&one).b(&one)).unwrap().data(), [8.0; 64]);
 }
 
 #[test]
 fn the_report_says_what_was_asked_for_what_was_chosen_and_why() {
     let mut backends = backends();
     let product = MatMul::new(8, 8, 8).unwrap();
-    let named = backends.compile(&BackendId::CPU, &product, None, &options()).unwrap().report();
+    let named = backends.compile(&BackendId::CPU, &product, &options()).unwrap().report();
     assert_eq!((named.backend, named.requested_backend), (BackendId::CPU, BackendId::CPU));
     assert_eq!(named.chosen_by, Basis::Named);
 
-    let compiled = backends.compile(&BackendId::AUTO, &product, None, &options()).unwrap();
+    let compiled = backends.compile(&BackendId::AUTO, &product, &options()).unwrap();
     check(&compiled);
     let report = compiled.report();
     assert_eq!((report.backend, report.requested_backend), (BackendId::CPU, BackendId::AUTO));
     assert_eq!(report.chosen_by, Basis::DefaultRule { accelerator_pays: false });
 
     backends.set_profile(Some(profile(&backends, [("cpu", 500.0), (REFERENCE_ID, 100.0)])));
-    let compiled = backends.compile(&BackendId::AUTO, &product, None, &options()).unwrap();
+    let compiled = backends.compile(&BackendId::AUTO, &product, &options()).unwrap();
     check(&compiled);
     let report = compiled.report();
     assert_eq!((report.backend.as_str(), report.requested_backend), (REFERENCE_ID, BackendId::AUTO));
@@ -74,7 +74,7 @@ fn the_report_says_what_was_asked_for_what_was_chosen_and_why() {
     // Half a second of runs earns 200 ms of compiling, one run does not.
     let chosen = |runs| {
         let options = options().expected_runs(runs);
-        backends.compile(&BackendId::AUTO, &product, None, &options).unwrap().report().backend
+        backends.compile(&BackendId::AUTO, &product, &options).unwrap().report().backend
     };
     assert_eq!([chosen(1), chosen(2_000_000)], [BackendId::CPU, BackendId::new(REFERENCE_ID)]);
 }
@@ -82,19 +82,17 @@ fn the_report_says_what_was_asked_for_what_was_chosen_and_why() {
 #[test]
 fn weights_reach_the_chosen_backend_and_mistakes_the_caller() {
     let backends = backends();
-    let layer = MatMul::builder(8, 8, 8).constant_b(true).build().unwrap();
+    let layer = MatMul::builder(8, 8, 8).build_constant_b().unwrap();
     let weights = Weights::from_tensor(Tensor::filled(8, 8, 1f32).unwrap());
-    let compiled = backends.compile(&BackendId::AUTO, &layer, Some(&weights), &options()).unwrap();
+    let with_weights = layer.with_weights(&weights).unwrap();
+    let compiled = backends.compile(&BackendId::AUTO, &with_weights, &options()).unwrap();
     let one = Tensor::filled(8, 8, 1f32).unwrap();
-    assert_eq!(compiled.run_once(&Inputs::new(&one)).unwrap().data(), [8.0; 64]);
-    let missing = backends.compile(&BackendId::AUTO, &layer, None, &options());
+    assert_eq!(compiled.run_to_tensor(Inputs::new(&one)).unwrap().data(), [8.0; 64]);
+    let missing = backends.compile(&BackendId::AUTO, layer.product(), &options());
     assert!(matches!(missing, Err(Error::Missing { .. })), "{missing:?}");
     let threads = CompileOptions::default().threads(Threads::Count(9999.try_into().unwrap()));
     let product = MatMul::new(8, 8, 8).unwrap();
-    assert!(matches!(
-        backends.compile(&BackendId::AUTO, &product, None, &threads),
-        Err(Error::Threads { .. })
-    ));
+    assert!(matches!(backends.compile(&BackendId::AUTO, &product, &threads), Err(Error::Threads { .. })));
 }
 
 #[test]
@@ -104,7 +102,7 @@ fn what_no_backend_runs_is_refused_with_every_reason() {
         .types(ElementTypes { a: ElementType::I4, ..ElementTypes::INT8 })
         .build()
         .unwrap();
-    let error = backends.compile(&BackendId::AUTO, &int8, None, &options()).unwrap_err();
+    let error = backends.compile(&BackendId::AUTO, &int8, &options()).unwrap_err();
     let Error::Refused { backend, refusal } = &error else { panic!("{error}") };
     assert_eq!((backend, refusal.reason), (&BackendId::AUTO, RefusalReason::ElementType));
     assert!(error.to_string().contains("cpu: ") && error.to_string().contains("reference: "), "{error}");
@@ -120,7 +118,7 @@ fn quarantine_keeps_a_backend_away() {
     let mut profile = profile(&backends, [("cpu", 500.0), (REFERENCE_ID, 100.0)]);
     profile.add_quarantine(Quarantine::here(id.clone(), Some(&product), "gave a wrong result"));
     backends.set_profile(Some(profile));
-    let report = backends.compile(&BackendId::AUTO, &product, None, &options()).unwrap().report();
+    let report = backends.compile(&BackendId::AUTO, &product, &options()).unwrap().report();
     assert_eq!(report.backend, BackendId::CPU);
     let explanation = backends.explain(&product, &options());
     let candidate = explanation.candidates.iter().find(|candidate| candidate.backend == id).unwrap();

@@ -4,7 +4,7 @@ use std::sync::Barrier;
 
 use ane_matmul::{
     BackendId, Backends, CacheLimits, CompileOptions, Device, ElementType, ElementTypes, Error, Inputs,
-    MatMul, ProductCache, ShimLibrary, Tensor, Threads, Weights,
+    MatMul, MatMulWithWeights, Product, ProductCache, ShimLibrary, Tensor, Threads, Weights,
 };
 use ane_matmul_shims::linked_reference;
 
@@ -21,7 +21,7 @@ fn one_thread() -> CompileOptions {
 }
 
 fn compile(cache: &ProductCache, product: &MatMul) {
-    cache.compile(&BackendId::CPU, product, None, &one_thread()).unwrap();
+    cache.compile(&BackendId::CPU, product, &one_thread()).unwrap();
 }
 
 /// Whether asking for `product` compiles it.
@@ -41,7 +41,7 @@ fn what_is_compiled_differently_is_another_product() {
     let cache = ProductCache::new(backends, CacheLimits::default());
     let b = Tensor::filled(8, 8, 1f32).unwrap();
     let (one, other) = (Weights::new(&b).unwrap(), Weights::new(&b).unwrap());
-    let constant = MatMul::builder(8, 8, 8).constant_b(true).build().unwrap();
+    let [constant, other] = [&one, &other].map(|weights| plain(8).with_weights(weights).unwrap());
     let cpu = BackendId::CPU;
     let with = |change: fn(&mut CompileOptions)| {
         let mut options = one_thread();
@@ -49,25 +49,25 @@ fn what_is_compiled_differently_is_another_product() {
         options
     };
     let same = with(|_| {});
-    let requests = [
-        (&cpu, &plain(8), None, same.clone()),
-        (&cpu, &plain(9), None, same.clone()),
-        (&reference, &plain(8), None, same.clone()),
-        (&cpu, &constant, Some(&one), same.clone()),
-        (&cpu, &constant, Some(&other), same.clone()),
-        (&cpu, &plain(8), None, with(|options| options.threads = Threads::count(2).unwrap())),
-        (&cpu, &plain(8), None, with(|options| options.threads = Threads::Auto)),
-        (&cpu, &plain(8), None, with(|options| options.device = Device::Cpu)),
-        (&cpu, &plain(8), None, with(|options| options.fast_math = true)),
-        (&cpu, &plain(8), None, with(|options| options.reduced_precision = true)),
-        (&reference, &plain(8), None, with(|options| options.instant_start = true)),
-        (&BackendId::AUTO, &plain(8), None, same.clone()),
-        (&BackendId::AUTO, &plain(8), None, with(|options| options.expected_runs = Some(1))),
+    let requests: [(&BackendId, &dyn Product, CompileOptions); 13] = [
+        (&cpu, &plain(8), same.clone()),
+        (&cpu, &plain(9), same.clone()),
+        (&reference, &plain(8), same.clone()),
+        (&cpu, &constant, same.clone()),
+        (&cpu, &other, same.clone()),
+        (&cpu, &plain(8), with(|options| options.threads = Threads::count(2).unwrap())),
+        (&cpu, &plain(8), with(|options| options.threads = Threads::Auto)),
+        (&cpu, &plain(8), with(|options| options.device = Device::Cpu)),
+        (&cpu, &plain(8), with(|options| options.fast_math = true)),
+        (&cpu, &plain(8), with(|options| options.reduced_precision = true)),
+        (&reference, &plain(8), with(|options| options.instant_start = true)),
+        (&BackendId::AUTO, &plain(8), same.clone()),
+        (&BackendId::AUTO, &plain(8), with(|options| options.expected_runs = Some(1))),
     ];
     for round in 0..2 {
-        for (backend, product, weights, options) in &requests {
-            let compiled = cache.compile(backend, product, *weights, options).unwrap();
-            assert_eq!((compiled.product(), compiled.weights()), (*product, *weights));
+        for (backend, product, options) in &requests {
+            let compiled = cache.compile(backend, *product, options).unwrap();
+            assert_eq!((compiled.product(), compiled.weights()), (product.product(), product.weights()));
             assert_eq!(compiled.report().requested_backend, **backend);
         }
         let statistics = cache.statistics();
@@ -77,7 +77,7 @@ fn what_is_compiled_differently_is_another_product() {
     // What is compiled does not depend on these.
     let asked_otherwise = one_thread().expected_runs(1).packages("/nonexistent/directory");
     let before = cache.statistics();
-    cache.compile(&cpu, &plain(8), None, &asked_otherwise).unwrap();
+    cache.compile(&cpu, &plain(8), &asked_otherwise).unwrap();
     assert_eq!(cache.statistics().hits, before.hits + 1);
 }
 
@@ -96,13 +96,13 @@ fn the_least_recently_used_goes_first() {
 fn ten_threads_compile_one_product_once() {
     let cache = cache(CacheLimits::default());
     let weights = Weights::from_tensor(Tensor::random_normal_f32(2000, 500, 1.0, 1).unwrap());
-    let product = MatMul::builder(8, 500, 2000).constant_b(true).build().unwrap();
+    let product = MatMul::new(8, 500, 2000).unwrap().with_weights(&weights).unwrap();
     let barrier = Barrier::new(10);
     std::thread::scope(|scope| {
         for _ in 0..10 {
             scope.spawn(|| {
                 barrier.wait();
-                cache.compile(&BackendId::CPU, &product, Some(&weights), &one_thread()).unwrap();
+                cache.compile(&BackendId::CPU, &product, &one_thread()).unwrap();
             });
         }
     });
@@ -116,9 +116,9 @@ fn failures_reach_the_caller_and_are_not_kept() {
     let cache = cache(CacheLimits::default());
     let wide = MatMul::builder(2, 2, 2).types(ElementTypes::uniform(ElementType::F64)).build().unwrap();
     for failures in 1..3 {
-        let refused = cache.compile(&BackendId::CPU, &wide, None, &one_thread());
+        let refused = cache.compile(&BackendId::CPU, &wide, &one_thread());
         assert!(matches!(refused, Err(Error::Refused { .. })));
-        let unknown = cache.compile(&BackendId::new("nothing"), &plain(2), None, &one_thread());
+        let unknown = cache.compile(&BackendId::new("nothing"), &plain(2), &one_thread());
         assert!(matches!(unknown, Err(Error::UnknownBackend { .. })));
         assert_eq!(cache.statistics().failures, 2 * failures);
     }
@@ -126,8 +126,8 @@ fn failures_reach_the_caller_and_are_not_kept() {
 }
 
 /// With one thread, whose pool is none.
-fn layer(m: usize) -> MatMul {
-    MatMul::builder(m, 64, 64).constant_b(true).build().unwrap()
+fn layer(m: usize, weights: &Weights) -> MatMulWithWeights {
+    MatMul::new(m, 64, 64).unwrap().with_weights(weights).unwrap()
 }
 
 fn square() -> Tensor<f32> {
@@ -140,7 +140,7 @@ fn packed_weights_count_once_for_every_m() {
     let weights = Weights::from_tensor(square());
     let packed = 64 * 64 * size_of::<f32>();
     let bytes_with = |m| {
-        cache.compile(&BackendId::CPU, &layer(m), Some(&weights), &one_thread()).unwrap();
+        cache.compile(&BackendId::CPU, &layer(m, &weights), &one_thread()).unwrap();
         cache.statistics().bytes
     };
     let one = bytes_with(2);
@@ -160,14 +160,14 @@ fn an_evicted_product_runs_on_and_goes_with_its_last_executor() {
     let x = Tensor::filled(2, 64, 1f32).unwrap();
     let weights = Weights::from_tensor(square());
     let mut executor = {
-        let compiled = cache.compile(&BackendId::CPU, &layer(2), Some(&weights), &one_thread()).unwrap();
+        let compiled = cache.compile(&BackendId::CPU, &layer(2, &weights), &one_thread()).unwrap();
         compiled.executor().unwrap()
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut y = Tensor::<f32>::zeros(2, 64).unwrap();
             for _ in 0..2000 {
-                executor.run(&Inputs::new(&x), &mut y).unwrap();
+                executor.run(Inputs::new(&x), &mut y).unwrap();
                 assert!(y.data().iter().all(|&y| y == 64.0));
             }
         });
@@ -182,9 +182,9 @@ fn a_product_beyond_the_limit_is_handed_out_and_displaces_nothing() {
     compile(&cache, &plain(1));
     let weights = Weights::from_tensor(square());
     for round in 1..3 {
-        let compiled = cache.compile(&BackendId::CPU, &layer(2), Some(&weights), &one_thread()).unwrap();
+        let compiled = cache.compile(&BackendId::CPU, &layer(2, &weights), &one_thread()).unwrap();
         assert_eq!(
-            compiled.run_once(&Inputs::new(&Tensor::filled(2, 64, 1f32).unwrap())).unwrap().data()[0],
+            compiled.run_to_tensor(Inputs::new(&Tensor::filled(2, 64, 1f32).unwrap())).unwrap().data()[0],
             64.0
         );
         assert_eq!(cache.statistics().oversized, round);
@@ -200,7 +200,7 @@ fn products_of_weights_that_are_gone_go_too() {
     let cache = cache(CacheLimits::default());
     let weights = Weights::from_tensor(square());
     let clone = weights.clone();
-    let compiled = cache.compile(&BackendId::CPU, &layer(2), Some(&weights), &one_thread()).unwrap();
+    let compiled = cache.compile(&BackendId::CPU, &layer(2, &weights), &one_thread()).unwrap();
     drop(weights);
     compile(&cache, &plain(1));
     assert_eq!(cache.statistics().products, 2, "a clone can still name it");
@@ -218,7 +218,7 @@ fn a_product_that_is_quarantined_later_is_not_handed_out() {
     let path = directory.path().join("profile.json");
     let cache = cache(CacheLimits::default());
     let options = one_thread().quarantine(&path);
-    let compile = |m| cache.compile(&BackendId::CPU, &plain(m), None, &options);
+    let compile = |m| cache.compile(&BackendId::CPU, &plain(m), &options);
     compile(8).unwrap();
     compile(16).unwrap();
     let entry = Quarantine::here(BackendId::CPU, Some(&plain(8)), "wrong");

@@ -19,7 +19,7 @@ use fastrand::Rng;
 fn shapes(count: usize, limits: CacheLimits) {
     let options = CompileOptions::default().threads(Threads::ONE);
     // The engine looks at the machine once, and standard output gets its buffer.
-    MatMul::new(1, 1, 1).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
+    MatMul::new(1, 1, 1).unwrap().compile_with(&BackendId::CPU, &options).unwrap();
     println!("{count} shapes, {limits:?}");
     let before = bytes_live();
     let shared: Vec<Weights> =
@@ -36,15 +36,20 @@ fn shapes(count: usize, limits: CacheLimits) {
             1 => Some(shared[below(4)].clone()),
             _ => Some(Weights::from_tensor(Tensor::filled(k, n, 1f32).unwrap())),
         };
-        let (k, n) =
-            weights.as_ref().map_or((k, n), |weights| (weights.layout().rows(), weights.layout().cols()));
-        let product = MatMul::builder(m, n, k).constant_b(weights.is_some()).build().unwrap();
-        let compiled = cache.compile(&BackendId::CPU, &product, weights.as_ref(), &options).unwrap();
+        let (k, n) = weights.as_ref().map_or((k, n), |weights| (weights.k(), weights.n()));
+        let product = MatMul::new(m, n, k).unwrap();
+        let compiled = match &weights {
+            Some(weights) => {
+                cache.compile(&BackendId::CPU, &product.with_weights(weights).unwrap(), &options)
+            }
+            None => cache.compile(&BackendId::CPU, &product, &options),
+        }
+        .unwrap();
         if shape % 100 == 0 {
             let (a, b) = (Tensor::filled(m, k, 1f32).unwrap(), Tensor::filled(k, n, 1f32).unwrap());
             let inputs = Inputs::new(&a);
             let inputs = if weights.is_some() { inputs } else { inputs.b(&b) };
-            assert_eq!(compiled.run_once(&inputs).unwrap().data()[0], k as f32);
+            assert_eq!(compiled.run_to_tensor(inputs).unwrap().data()[0], k as f32);
         }
         drop(compiled);
         // The weights of this product are the caller's until the next.
@@ -86,13 +91,13 @@ fn main() {
     let options = CompileOptions::default();
     let products: Vec<_> = (1..101).map(|m| MatMul::new(m, 64, 64).unwrap()).collect();
     for product in &products {
-        cache.compile(&BackendId::CPU, product, None, &options).unwrap();
+        cache.compile(&BackendId::CPU, product, &options).unwrap();
     }
     let start = Instant::now();
     let rounds = count / 5;
     for _ in 0..rounds {
         for product in &products {
-            cache.compile(&BackendId::CPU, product, None, &options).unwrap();
+            cache.compile(&BackendId::CPU, product, &options).unwrap();
         }
     }
     let hits = rounds * products.len();

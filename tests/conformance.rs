@@ -201,12 +201,12 @@ fn a_backend_that_is_named_is_not_left_out() {
 fn every_available_backend_takes_shared_buffers_and_keeps_packages() {
     let backends = Backends::new();
     let directory = tempfile::tempdir().unwrap();
-    let product = MatMul::builder(5, 7, 3).constant_b(true).build().unwrap();
     let weights = Weights::from_tensor(Tensor::filled(3, 7, 2f32).unwrap());
+    let product = MatMul::new(5, 7, 3).unwrap().with_weights(&weights).unwrap();
     for (id, _) in &to_run(&backends) {
         let options = CompileOptions::default().packages(directory.path().join(id.as_str()));
         for start in ["first", "second"] {
-            let compiled = backends.compile(id, &product, Some(&weights), &options).unwrap();
+            let compiled = backends.compile(id, &product, &options).unwrap();
             let mut a = backends.shared_buffer(id, 5 * 3 * 4).unwrap();
             let mut c = backends.shared_buffer(id, 5 * 7 * 4).unwrap();
             let mut executor = compiled.executor().unwrap();
@@ -214,7 +214,7 @@ fn every_available_backend_takes_shared_buffers_and_keeps_packages() {
                 a.elements_mut::<f32>().fill(round);
                 c.elements_mut::<f32>().fill(f32::NAN);
                 let inputs = Inputs::new(TensorView::new(a.elements::<f32>(), 5, 3).unwrap());
-                executor.run(&inputs, TensorViewMut::new(c.elements_mut::<f32>(), 5, 7).unwrap()).unwrap();
+                executor.run(inputs, TensorViewMut::new(c.elements_mut::<f32>(), 5, 7).unwrap()).unwrap();
                 assert_eq!(c.elements::<f32>(), [6.0 * round; 35], "{id}, {start} start");
             }
             let report = compiled.report();

@@ -6,10 +6,9 @@
 mod support;
 
 use ane_matmul::{
-    Activation, BackendId, CompileOptions, Executor, Inputs, Layout, MatMul, Operand, TensorView,
-    TensorViewMut, Threads, Weights,
+    Activation, CompileOptions, Executor, Inputs, Layout, MatMul, Operand, TensorView, TensorViewMut, Threads,
 };
-use ane_matmul_conformance::some;
+use ane_matmul_conformance::{compile_on_cpu, some};
 use support::{emulated, on_every_kernel, report};
 
 const EDGES: [usize; 19] = [1, 2, 7, 13, 14, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100, 129];
@@ -99,11 +98,10 @@ fn fill(data: &mut [f32], layout: &Layout, transposed: bool, f: impl Fn(usize, u
 
 impl Shape {
     fn product(&self) -> MatMul {
-        let Self { m, n, k, transpose_a, transpose_b, constant_b, epilogue, gap, .. } = *self;
+        let Self { m, n, k, transpose_a, transpose_b, epilogue, gap, .. } = *self;
         MatMul::builder(m, n, k)
             .transpose_a(transpose_a)
             .transpose_b(transpose_b)
-            .constant_b(constant_b)
             .bias(epilogue)
             .residual(epilogue)
             .activation(if epilogue { Activation::Relu } else { Activation::None })
@@ -116,9 +114,7 @@ impl Shape {
 
     fn executor(&self, product: &MatMul, b: TensorView<'_, f32>) -> Executor {
         let options = CompileOptions::default().threads(Threads::count(self.threads).expect("not 0"));
-        let weights = self.constant_b.then(|| Weights::new(b).expect("weights"));
-        product
-            .compile(&BackendId::CPU, weights.as_ref(), &options)
+        compile_on_cpu(product, self.constant_b.then_some(b.into()), &options)
             .and_then(|compiled| compiled.executor())
             .expect("it compiles")
     }
@@ -152,7 +148,7 @@ impl Shape {
         }
         let mut executor = self.executor(&product, b);
         let c_view = TensorViewMut::with_layout(c, *product.c()).expect("it covers its layout");
-        executor.run(&inputs, c_view).expect("it runs");
+        executor.run(inputs, c_view).expect("it runs");
 
         let dot: f32 = (0..k).map(|p| factor(p, 2) * factor(p, 5)).sum();
         for row in 0..m {

@@ -81,13 +81,15 @@ fn integer_sums_must_fit_their_accumulator() {
     let unsigned = |k| MatMul::builder(1, 1, k).types(u8_by_i8).build();
     assert!(unsigned(65_793).is_ok());
     assert!(matches!(unsigned(65_794), Err(Error::Accumulator { maximum: 65_793, .. })));
-    let zero_points = Quantization {
-        a: QuantA::Static { zero_point: -128 },
-        b: QuantB::PerTensor { zero_point: 127 },
-        ..Quantization::default()
+    let zero_points = |b| {
+        let a = QuantA::Static { scale: 1.0, zero_point: -128 };
+        let quantization = Quantization { a, b, ..Quantization::default() };
+        MatMul::builder(1, 1, 33_026).types(ElementTypes::INT8).quantization(quantization)
     };
-    let quantized = MatMul::builder(1, 1, 33_026).types(ElementTypes::INT8).quantization(zero_points).build();
+    let quantized = zero_points(QuantB::Static { scale: 1.0, zero_point: 127 }).build();
     assert!(matches!(quantized, Err(Error::Accumulator { maximum: 33_025, .. })));
+    let constant = zero_points(QuantB::PerTensor { zero_point: 127 }).build_constant_b();
+    assert!(matches!(constant, Err(Error::Accumulator { maximum: 33_025, .. })));
     let narrow = ElementTypes { accumulator: ElementType::I8, ..ElementTypes::INT8 };
     assert!(problem(MatMul::builder(1, 1, 1).types(narrow)).contains("cannot be summed in i8"));
 }
@@ -98,12 +100,14 @@ fn contradictory_types_and_schemes_are_errors() {
     assert!(problem(MatMul::builder(1, 1, 1).types(types)).contains("cannot be summed in i32"));
     let scheme = |quantization| MatMul::builder(1, 1, 1).types(ElementTypes::INT8).quantization(quantization);
     let none = Quantization::default();
-    let bad_a = Quantization { a: QuantA::Static { zero_point: 128 }, ..none };
+    let bad_a = Quantization { a: QuantA::Static { scale: 1.0, zero_point: 128 }, ..none };
     assert!(problem(scheme(bad_a)).contains("zero point 128 is no i8"));
     assert!(problem(scheme(Quantization { a: QuantA::DynamicPerRow, ..none })).contains("per row"));
     let group = QuantB::PerGroup { group_size: 0, zero_point: 0 };
-    assert!(problem(scheme(Quantization { b: group, ..none })).contains("group size of 0"));
-    let output = Quantization { output: QuantOutput::Static { zero_point: 0 }, ..none };
+    let in_groups = || scheme(Quantization { b: group, ..none });
+    assert!(problem(in_groups()).contains("group size of 0"));
+    assert!(in_groups().build_constant_b().unwrap_err().to_string().contains("group size of 0"));
+    let output = Quantization { output: QuantOutput::Static { scale: 1.0, zero_point: 0 }, ..none };
     assert!(problem(scheme(output)).contains("C of type f32"));
     let bias = ElementTypes { bias: ElementType::U8, ..ElementTypes::F32 };
     assert!(problem(MatMul::builder(1, 1, 1).types(bias).bias(true)).contains("a bias of type u8"));
@@ -117,14 +121,13 @@ fn a_description_says_what_is_not_the_default() {
         .batch(5)
         .transpose_a(true)
         .transpose_b(true)
-        .constant_b(true)
         .variable_m(true)
         .alpha(0.5)
         .bias(true)
         .residual(true)
         .activation(Activation::Relu);
     let expected = "5 x 2x3x4 f32 A^T B^T constant B variable m alpha 0.5 +bias +residual relu";
-    assert_eq!(text(everything), expected);
+    assert_eq!(everything.build_constant_b().unwrap().product().to_string(), expected);
     let types = ElementTypes { b: ElementType::F16, output: ElementType::F32, ..ElementTypes::BF16 };
     assert_eq!(text(MatMul::builder(2, 3, 4).types(types)), "2x3x4 bf16 x f16 -> f32");
 }

@@ -163,3 +163,38 @@ fn every_page_is_in_the_index() {
         assert!(shown, "no page shows {}", picture.display());
     }
 }
+
+/// The sources of the library, tests and the bindings of C aside.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join(folder)).expect("a folder of sources");
+    let paths = entries.map(|entry| folder.join(entry.expect("an entry").file_name()));
+    let kept = paths.filter(|path| !["sys", "tests", "tests.rs"].iter().any(|name| path.ends_with(name)));
+    let (folders, files): (Vec<_>, Vec<_>) = kept.partition(|path| root().join(path).is_dir());
+    files.into_iter().chain(folders.iter().flat_map(|folder| sources(folder))).collect()
+}
+
+#[test]
+fn every_public_type_has_an_example() {
+    const KINDS: [&str; 4] = ["pub enum ", "pub struct ", "pub trait ", "pub type "];
+    let (mut types_seen, mut without) = (0, Vec::new());
+    for file in sources(Path::new("src")) {
+        let text = text(&file);
+        let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| *line != "mod tests {").collect();
+        for (index, line) in lines.iter().enumerate() {
+            let public = KINDS.iter().find_map(|kind| line.strip_prefix(kind));
+            // Nobody outside can name a trait that seals another.
+            let Some(name) = public.filter(|name| !name.starts_with("Sealed ")) else { continue };
+            // Comment and attributes, up to what stands before the type.
+            let own = |line: &&&str| {
+                line.starts_with("///") || !(line.is_empty() || line.ends_with(['{', '}', ';']))
+            };
+            let mut own = lines[..index].iter().rev().take_while(own);
+            if !own.any(|line| line.contains("```") || line.contains("has an example")) {
+                without.push(format!("{}:{}: {name}", file.display(), index + 1));
+            }
+            types_seen += 1;
+        }
+    }
+    assert!(types_seen > 80, "{types_seen} types");
+    assert!(without.is_empty(), "add an example, or say which type \"has an example\": {without:#?}");
+}

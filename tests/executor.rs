@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ane_matmul::{
     BackendId, Backends, CompileOptions, Compiled, Device, ElementType, ElementTypes, Error, Executor,
-    Inputs, Layout, MatMul, Operand, QuantB, Quantization, RefusalReason, SharedBuffer, ShimLibrary, Tensor,
-    TensorView, TensorViewMut, ThreadPool, Threads, Weights,
+    ExecutorPool, Inputs, Layout, Linear, MatMul, MatMulWithWeights, Operand, PooledExecutor, QuantB,
+    Quantization, RefusalReason, SharedBuffer, ShimLibrary, Tensor, TensorView, TensorViewMut, ThreadPool,
+    Threads, Weights,
 };
 use ane_matmul_conformance::{Case, Failure, run_case, shared_cases};
 use approx::assert_abs_diff_eq;
@@ -16,8 +17,11 @@ const fn sync<T: Send + Sync>() {}
 const fn send<T: Send>() {}
 const _: () = {
     sync::<MatMul>();
+    sync::<MatMulWithWeights>();
+    sync::<Linear>();
     sync::<Weights>();
     sync::<Compiled>();
+    sync::<ExecutorPool>();
     sync::<Backends>();
     sync::<CompileOptions>();
     sync::<Error>();
@@ -28,6 +32,7 @@ const _: () = {
     sync::<SharedBuffer>();
     sync::<ShimLibrary>();
     send::<Executor>();
+    send::<PooledExecutor<'_>>();
 };
 
 /// `Executor` is not `Sync`: this would be ambiguous if it were.
@@ -43,7 +48,7 @@ fn executors_are_not_sync() {
 }
 
 fn compile(product: &MatMul) -> Compiled {
-    product.compile(&BackendId::CPU, None, &CompileOptions::default()).unwrap()
+    product.compile(&BackendId::CPU).unwrap()
 }
 
 fn tensors() -> (Tensor<f32>, Tensor<f32>, Tensor<f32>) {
@@ -64,27 +69,27 @@ fn operands_that_do_not_fit_are_errors_and_the_executor_lives_on() {
     let is = |result: Result<(), Error>, operand: Operand| {
         assert!(matches!(&result, Err(Error::Shape { operand: got, .. }) if *got == operand), "{result:?}");
     };
-    is(executor.run(&Inputs::new(&wrong).b(&b), &mut c), Operand::A);
-    is(executor.run(&Inputs::new(&a).b(&wrong), &mut c), Operand::B);
-    is(executor.run(&Inputs::new(&a).b(&b), &mut small), Operand::C);
-    let rows = executor.run(&Inputs::new(&a).b(&b), &mut tall);
+    is(executor.run(Inputs::new(&wrong).b(&b), &mut c), Operand::A);
+    is(executor.run(Inputs::new(&a).b(&wrong), &mut c), Operand::B);
+    is(executor.run(Inputs::new(&a).b(&b), &mut small), Operand::C);
+    let rows = executor.run(Inputs::new(&a).b(&b), &mut tall);
     assert!(matches!(rows, Err(Error::Rows { compiled: 3, got: 4, variable: false })));
-    let missing = executor.run(&Inputs::new(&a), &mut c);
+    let missing = executor.run(Inputs::new(&a), &mut c);
     assert!(matches!(missing, Err(Error::Missing { operand: Operand::B, .. })));
-    let extra = executor.run(&Inputs::new(&a).b(&b).bias(&[0f32; 4]), &mut c);
+    let extra = executor.run(Inputs::new(&a).b(&b).bias(&[0f32; 4]), &mut c);
     assert!(matches!(extra, Err(Error::Unexpected { operand: Operand::Bias, .. })));
-    let extra = executor.run(&Inputs::new(&a).b(&b).residual(&a), &mut c);
+    let extra = executor.run(Inputs::new(&a).b(&b).residual(&a), &mut c);
     assert!(matches!(extra, Err(Error::Unexpected { operand: Operand::Residual, .. })));
     let wide = a.to_f64().unwrap();
-    let typed = executor.run(&Inputs::new(&wide).b(&b), &mut c);
+    let typed = executor.run(Inputs::new(&wide).b(&b), &mut c);
     assert!(matches!(
         typed,
         Err(Error::Type { operand: Operand::A, expected: ElementType::F32, got: ElementType::F64 })
     ));
     let mut c64 = Tensor::<f64>::zeros(3, 4).unwrap();
-    let mixed = executor.run_f64(&Inputs::new(&wide).b(&b), c64.view_mut());
+    let mixed = executor.run_f64(Inputs::new(&wide).b(&b), c64.view_mut());
     assert!(matches!(mixed, Err(Error::Type { operand: Operand::B, got: ElementType::F32, .. })));
-    executor.run(&Inputs::new(&a).b(&b), &mut c).unwrap();
+    executor.run(Inputs::new(&a).b(&b), &mut c).unwrap();
     assert!(c.data().iter().all(|&x| x != 0.0));
 }
 
@@ -92,29 +97,33 @@ fn operands_that_do_not_fit_are_errors_and_the_executor_lives_on() {
 fn messages_say_what_to_do() {
     let (a, b, mut c) = tensors();
     let product = MatMul::builder(3, 4, 5).leading_dimension(Operand::A, 8).build().unwrap();
-    let error = compile(&product).executor().unwrap().run(&Inputs::new(&a).b(&b), &mut c).unwrap_err();
+    let error = compile(&product).executor().unwrap().run(Inputs::new(&a).b(&b), &mut c).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "A: expected 3x5 with leading dimension 8, got 3x5; describe the product with these dimensions and \
-         strides, or pass the operand as described"
+        "A: expected 3x5 with leading dimension 8, got 3x5; copy the operand, or describe the product with its \
+         strides (leading_dimension, batch_stride)"
     );
 }
 
 #[test]
 fn weights_and_description_must_agree() {
-    let (_, b, _) = tensors();
+    let (a, b, mut c) = tensors();
     let weights = Weights::new(&b).unwrap();
-    let options = CompileOptions::default();
-    let compile = |product: &MatMul, weights| product.compile(&BackendId::CPU, weights, &options).map(drop);
-    let constant = MatMul::builder(3, 4, 5).constant_b(true).build().unwrap();
-    let transposed = MatMul::builder(3, 4, 5).constant_b(true).transpose_b(true).build().unwrap();
-    assert!(compile(&constant, Some(&weights)).is_ok());
-    assert!(matches!(compile(&constant, None), Err(Error::Missing { operand: Operand::B, .. })));
-    assert!(matches!(compile(&transposed, Some(&weights)), Err(Error::Shape { operand: Operand::B, .. })));
-    let dynamic = MatMul::new(3, 4, 5).unwrap();
-    assert!(matches!(compile(&dynamic, Some(&weights)), Err(Error::Unexpected { operand: Operand::B, .. })));
-    let wide = Weights::new(&b.to_f64().unwrap()).unwrap();
-    assert!(matches!(compile(&constant, Some(&wide)), Err(Error::Type { operand: Operand::B, .. })));
+    let constant = MatMul::builder(3, 4, 5).build_constant_b().unwrap();
+    let transposed = MatMul::builder(3, 4, 5).transpose_b(true).build_constant_b().unwrap();
+    let compiled = constant.with_weights(&weights).unwrap().compile(&BackendId::CPU).unwrap();
+    let missing = constant.product().compile(&BackendId::CPU);
+    assert!(matches!(missing, Err(Error::Missing { operand: Operand::B, .. })), "{missing:?}");
+    assert!(matches!(transposed.with_weights(&weights), Err(Error::Description { .. })));
+    let twice = compiled.executor().unwrap().run(Inputs::new(&a).b(&b), &mut c);
+    assert!(matches!(twice, Err(Error::Unexpected { operand: Operand::B, .. })), "{twice:?}");
+    // The weights say what they are of; no backend runs these.
+    let wide = constant.with_weights(&Weights::new(&b.to_f64().unwrap()).unwrap()).unwrap();
+    assert_eq!(wide.product().types().b, ElementType::F64);
+    match wide.compile(&BackendId::CPU) {
+        Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::ElementType),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -123,45 +132,42 @@ fn products_of_different_m_share_weights() {
     let x = Tensor::random_normal_f32(8, 5, 1.0, 3).unwrap();
     let mut whole = Tensor::<f32>::zeros(8, 4).unwrap();
     for m in [8, 3, 1] {
-        let product = MatMul::builder(m, 4, 5).constant_b(true).build().unwrap();
-        let compiled = product.compile(&BackendId::CPU, Some(&weights), &CompileOptions::default()).unwrap();
+        let product = MatMul::new(m, 4, 5).unwrap().with_weights(&weights).unwrap();
+        let compiled = product.compile(&BackendId::CPU).unwrap();
         assert_eq!(compiled.weights(), Some(&weights));
         let a = x.view().slice(0..m, 0..5).unwrap();
         let c = whole.view_mut().slice(0..m, 0..4).unwrap();
-        compiled.executor().unwrap().run(&Inputs::new(a), c).unwrap();
+        compiled.executor().unwrap().run(Inputs::new(a), c).unwrap();
     }
-    let variable = MatMul::builder(8, 4, 5).constant_b(true).variable_m(true).build().unwrap();
-    let compiled = variable.compile(&BackendId::CPU, Some(&weights), &CompileOptions::default()).unwrap();
+    let variable = MatMul::builder(8, 4, 5).variable_m(true).with_weights(&weights).unwrap();
+    let compiled = variable.compile(&BackendId::CPU).unwrap();
     let mut executor = compiled.executor().unwrap();
     for m in [8, 0, 5] {
         let mut c = Tensor::<f32>::zeros(m, 4).unwrap();
-        executor.run(&Inputs::new(x.view().slice(0..m, 0..5).unwrap()), &mut c).unwrap();
+        executor.run(Inputs::new(x.view().slice(0..m, 0..5).unwrap()), &mut c).unwrap();
         assert_abs_diff_eq!(*c.data(), whole.data()[..c.data().len()], epsilon = 1e-5);
     }
     let mut c = Tensor::<f32>::zeros(9, 4).unwrap();
-    let error = executor.run(&Inputs::new(&x), &mut c).unwrap_err();
+    let error = executor.run(Inputs::new(&x), &mut c).unwrap_err();
     assert!(error.to_string().contains("m = 8 rows at most, got m = 9"), "{error}");
 }
 
 #[test]
 fn types_that_no_backend_runs_are_refused_with_the_reason() {
-    let options = CompileOptions::default();
     for types in [ElementTypes::uniform(ElementType::F16), ElementTypes::uniform(ElementType::F64)] {
         let product = MatMul::builder(2, 2, 2).types(types).build().unwrap();
-        match product.compile(&BackendId::CPU, None, &options) {
+        match product.compile(&BackendId::CPU) {
             Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::ElementType),
             other => panic!("{other:?}"),
         }
     }
     let quantization = Quantization { b: QuantB::PerColumn { zero_point: 0 }, ..Quantization::default() };
     let types = ElementTypes { b: ElementType::I8, ..ElementTypes::F32 };
-    let product = MatMul::builder(2, 2, 2).types(types).quantization(quantization).build().unwrap();
-    assert!(matches!(
-        Backends::new().supports(&BackendId::CPU, &product, &options),
-        Err(Error::Refused { .. })
-    ));
+    // Scales of columns are those of weights: this is no product at all.
+    let product = MatMul::builder(2, 2, 2).types(types).quantization(quantization).build();
+    assert!(matches!(product, Err(Error::Description { .. })), "{product:?}");
     let gpu = CompileOptions::default().device(Device::Gpu);
-    match MatMul::new(2, 2, 2).unwrap().compile(&BackendId::CPU, None, &gpu) {
+    match MatMul::new(2, 2, 2).unwrap().compile_with(&BackendId::CPU, &gpu) {
         Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::Device),
         other => panic!("{other:?}"),
     }
@@ -170,8 +176,7 @@ fn types_that_no_backend_runs_are_refused_with_the_reason() {
 #[test]
 fn backends_that_are_not_here_say_why() {
     let product = MatMul::new(2, 2, 2).unwrap();
-    let compile =
-        |name: &str| product.compile(&BackendId::new(name), None, &CompileOptions::default()).unwrap_err();
+    let compile = |name: &str| product.compile(&BackendId::new(name)).unwrap_err();
     let unknown = compile("cuda").to_string();
     assert!(unknown.contains("unknown backend `cuda`"), "{unknown}");
     for name in ["cpu", "blas", "accelerate", "metal", "mpsgraph"] {
@@ -190,7 +195,7 @@ fn backends_that_are_not_here_say_why() {
 #[test]
 fn the_report_separates_requested_from_observed() {
     let options = CompileOptions::default().threads(Threads::ONE).device(Device::Cpu);
-    let report = MatMul::new(64, 64, 64).unwrap().compile(&BackendId::CPU, None, &options).unwrap().report();
+    let report = MatMul::new(64, 64, 64).unwrap().compile_with(&BackendId::CPU, &options).unwrap().report();
     assert_eq!(report.backend, BackendId::CPU);
     assert_eq!((report.requested, report.observed), (Device::Cpu, Device::Cpu));
     assert_eq!(report.threads, Some(1));
@@ -219,9 +224,9 @@ impl ThreadPool for Counting {
 fn a_pool_of_the_callers_is_used() {
     let pool = Arc::new(Counting(AtomicUsize::new(0)));
     let options = CompileOptions::default().threads(Threads::Pool(pool.clone()));
-    let compiled = MatMul::new(200, 200, 200).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
+    let compiled = MatMul::new(200, 200, 200).unwrap().compile_with(&BackendId::CPU, &options).unwrap();
     let a = Tensor::filled(200, 200, 1f32).unwrap();
-    let c = compiled.run_once(&Inputs::new(&a).b(&a)).unwrap();
+    let c = compiled.run_to_tensor(Inputs::new(&a).b(&a)).unwrap();
     assert!(c.data().iter().all(|&x| x == 200.0));
     assert!(pool.0.load(Ordering::Relaxed) >= 2);
     assert_eq!(compiled.report().threads, Some(2));
@@ -294,7 +299,7 @@ fn a_pool_of_too_many_threads_is_an_error() {
         }
     }
     let options = CompileOptions::default().threads(Threads::Pool(Arc::new(Endless)));
-    let error = MatMul::new(1000, 1000, 1000).unwrap().compile(&BackendId::CPU, None, &options).unwrap_err();
+    let error = MatMul::new(1000, 1000, 1000).unwrap().compile_with(&BackendId::CPU, &options).unwrap_err();
     assert!(matches!(&error, Error::Threads { problem } if problem.contains("at most 4096")), "{error}");
 }
 
@@ -303,7 +308,7 @@ fn one_compiled_product_runs_in_many_threads() {
     let compiled = compile(&MatMul::new(60, 70, 80).unwrap());
     let a = Tensor::random_normal_f32(60, 80, 1.0, 1).unwrap();
     let b = Tensor::random_normal_f32(80, 70, 1.0, 2).unwrap();
-    let expected = compiled.run_once(&Inputs::new(&a).b(&b)).unwrap();
+    let expected = compiled.run_to_tensor(Inputs::new(&a).b(&b)).unwrap();
     let mut moved = compiled.executor().unwrap();
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -311,7 +316,7 @@ fn one_compiled_product_runs_in_many_threads() {
                 let mut executor = compiled.executor().unwrap();
                 let mut c = Tensor::<f32>::zeros(60, 70).unwrap();
                 for _ in 0..50 {
-                    executor.run(&Inputs::new(&a).b(&b), &mut c).unwrap();
+                    executor.run(Inputs::new(&a).b(&b), &mut c).unwrap();
                     assert_eq!(c, expected);
                 }
             });
@@ -319,7 +324,7 @@ fn one_compiled_product_runs_in_many_threads() {
         let (a, b, expected) = (&a, &b, &expected);
         scope.spawn(move || {
             let mut c = Tensor::<f32>::zeros(60, 70).unwrap();
-            moved.run(&Inputs::new(a).b(b), &mut c).unwrap();
+            moved.run(Inputs::new(a).b(b), &mut c).unwrap();
             assert_eq!(&c, expected);
         });
     });
@@ -331,7 +336,7 @@ fn executors_outlive_the_handle_they_came_from() {
     let compiled = compile(&MatMul::new(3, 4, 5).unwrap());
     let mut executor = compiled.executor().unwrap();
     drop(compiled);
-    executor.run(&Inputs::new(&a).b(&b), &mut c).unwrap();
+    executor.run(Inputs::new(&a).b(&b), &mut c).unwrap();
     assert_eq!(executor.compiled().product().m(), 3);
 }
 
@@ -342,7 +347,7 @@ fn runs_write_into_a_part_of_a_larger_matrix() {
     let product = MatMul::builder(3, 4, 5).leading_dimension(Operand::C, 10).build().unwrap();
     let layout = Layout::strided(1, 6, 10, 10, 60).unwrap();
     let part = TensorViewMut::with_layout(&mut big, layout).unwrap().slice(2..5, 3..7).unwrap();
-    compile(&product).executor().unwrap().run(&Inputs::new(&a).b(&b), part).unwrap();
+    compile(&product).executor().unwrap().run(Inputs::new(&a).b(&b), part).unwrap();
     let view = TensorView::with_layout(&big, layout).unwrap();
     for row in 0..6 {
         for col in 0..10 {
@@ -358,11 +363,11 @@ fn too_many_threads_are_an_error_or_work() {
     // So many that each would find no room for its stack.
     for status in ane_matmul::available().iter().filter(|status| status.state.is_ok()) {
         let product = MatMul::new(1000, 1000, 1000).unwrap();
-        let error = product.compile(&status.id, None, &count(1_000_000)).unwrap_err();
+        let error = product.compile_with(&status.id, &count(1_000_000)).unwrap_err();
         assert!(error.to_string().contains("at most 4096 threads, got 1000000"), "{error}");
     }
     let options = count(64);
-    let compiled = MatMul::new(100, 100, 100).unwrap().compile(&BackendId::CPU, None, &options).unwrap();
+    let compiled = MatMul::new(100, 100, 100).unwrap().compile_with(&BackendId::CPU, &options).unwrap();
     let a = Tensor::filled(100, 100, 1f32).unwrap();
-    assert_eq!(compiled.run_once(&Inputs::new(&a).b(&a)).unwrap().data()[0], 100.0);
+    assert_eq!(compiled.run_to_tensor(Inputs::new(&a).b(&a)).unwrap().data()[0], 100.0);
 }

@@ -89,12 +89,12 @@ fn compile_package(directory: &Path) {
     let shim = unsafe { ShimLibrary::open(shim) }.unwrap();
     let mut backends = Backends::new();
     let id = backends.add(shim).unwrap();
-    let product = MatMul::builder(1, 64, 64).constant_b(true).build().unwrap();
     let weights = Weights::new(&Tensor::filled(64, 64, 1f32).unwrap()).unwrap();
+    let product = MatMul::new(1, 64, 64).unwrap().with_weights(&weights).unwrap();
     let options = CompileOptions::default().packages(directory);
-    let compiled = backends.compile(&id, &product, Some(&weights), &options).unwrap();
+    let compiled = backends.compile(&id, &product, &options).unwrap();
     println!("note: {:?}", compiled.report().note);
-    let y = compiled.run_once(&Inputs::new(&Tensor::filled(1, 64, 1f32).unwrap())).unwrap();
+    let y = compiled.run_to_tensor(Inputs::new(&Tensor::filled(1, 64, 1f32).unwrap())).unwrap();
     assert_eq!(y.data(), [64.0; 64]);
     assert_ne!(compiled.report().backend, BackendId::CPU);
 }

@@ -27,22 +27,22 @@ fn in_a_child(body: impl FnOnce()) -> bool {
 fn a_child_runs_drops_and_compiles_products() {
     let options = CompileOptions::default().threads(Threads::count(2).unwrap());
     let product = MatMul::new(200, 200, 200).unwrap();
-    let compile = || product.compile(&BackendId::CPU, None, &options).unwrap();
+    let compile = || product.compile_with(&BackendId::CPU, &options).unwrap();
     let a = Tensor::random_normal_f32(200, 200, 1.0, 1).unwrap();
     let compiled = compile();
     let mut executor = compiled.executor().unwrap();
     let mut expected = Tensor::<f32>::zeros(200, 200).unwrap();
-    executor.run(&Inputs::new(&a).b(&a), &mut expected).unwrap();
+    executor.run(Inputs::new(&a).b(&a), &mut expected).unwrap();
     let other = compile();
 
     assert!(in_a_child(|| {
         let mut c = Tensor::<f32>::zeros(200, 200).unwrap();
-        executor.run(&Inputs::new(&a).b(&a), &mut c).unwrap();
+        executor.run(Inputs::new(&a).b(&a), &mut c).unwrap();
         assert_eq!(c, expected);
         // A pool of the child's own, beside that of the parent.
-        assert_eq!(compile().run_once(&Inputs::new(&a).b(&a)).unwrap(), expected);
+        assert_eq!(compile().run_to_tensor(Inputs::new(&a).b(&a)).unwrap(), expected);
         drop((executor, compiled, other));
     }));
-    assert_eq!(compile().run_once(&Inputs::new(&a).b(&a)).unwrap(), expected);
+    assert_eq!(compile().run_to_tensor(Inputs::new(&a).b(&a)).unwrap(), expected);
     assert!(!in_a_child(|| panic!("seen")));
 }

@@ -14,7 +14,7 @@ fn an_executor_of_an_absurd_product_opens_at_once() {
         [(usize::MAX >> 8, 1, 1), (1, usize::MAX >> 8, 1), (2, usize::MAX >> 8, 1), (1, 2, usize::MAX >> 8)]
     {
         let product = MatMul::new(m, n, k).unwrap();
-        let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
+        let compiled = product.compile_with(&BackendId::CPU, &options).unwrap();
         // Scratch memory of that size may be refused.
         match compiled.executor() {
             Ok(_) | Err(Error::OutOfMemory { .. }) => {}
@@ -37,7 +37,7 @@ fn figures_that_no_element_depends_on_may_be_any() {
         for builder in [builder.clone(), builder.transpose_b(true)] {
             // The strides that follow from a description may be refused.
             let Ok(product) = builder.build() else { continue };
-            let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
+            let compiled = product.compile_with(&BackendId::CPU, &options).unwrap();
             assert!(matches!(compiled.executor(), Ok(_) | Err(Error::OutOfMemory { .. })), "{product}");
         }
     }
@@ -60,10 +60,10 @@ fn integers_with_zero_points_at_the_ends_cannot_be_summed() {
     use ElementType::I32;
     let build = |k| {
         MatMul::builder(1, 1, k)
-            .types(ElementTypes::uniform(I32))
+            .types(ElementTypes { scales: ElementType::F32, ..ElementTypes::uniform(I32) })
             .quantization(Quantization {
-                a: QuantA::Static { zero_point: i32::MAX },
-                b: QuantB::PerTensor { zero_point: i32::MAX },
+                a: QuantA::Static { scale: 1.0, zero_point: i32::MAX },
+                b: QuantB::Static { scale: 1.0, zero_point: i32::MAX },
                 ..Quantization::default()
             })
             .build()
@@ -81,10 +81,9 @@ fn infinity_may_meet_an_overflow() {
     let inputs = Inputs::new(&a).b(&b);
     let judge = |inputs: &Inputs<'_>, got: f32| {
         let got = Tensor::filled(1, 1, got).unwrap();
-        let reference =
-            Reference::new(&product, inputs, None).unwrap().compare(&got).unwrap().is_within_bound();
+        let reference = Reference::new(&product, inputs).unwrap().compare(&got).unwrap().is_within_bound();
         let rows = MatMul::builder(1, 1, 3).activation(ane_matmul::Activation::Relu).build().unwrap();
-        let mut checker = ResultChecker::new(&rows, None, &SelfCheck::every_run()).unwrap();
+        let mut checker = ResultChecker::new(&rows, &SelfCheck::every_run()).unwrap();
         assert_eq!(checker.check(inputs, &got).unwrap().is_none(), reference, "{got:?}");
         reference
     };
@@ -132,6 +131,7 @@ fn a_header_of_nested_brackets_is_refused_at_once() {
 #[test]
 fn empty_scales_are_taken_at_once() {
     let scales = Tensor::<f32>::filled(1 << 46, 0, 1.0).unwrap();
-    let weights = Weights::from_tensor(Tensor::filled(2, 2, 1f32).unwrap());
-    assert!(weights.with_scales(&scales).is_ok());
+    let weights = Weights::new(&Tensor::filled(1 << 46, 0, 1i8).unwrap()).unwrap();
+    let of_each_row = QuantB::PerGroup { group_size: 1, zero_point: 0 };
+    assert!(weights.with_scales(of_each_row, &scales).is_ok());
 }

@@ -5,9 +5,10 @@ mod support;
 
 use ane_matmul::ElementType::{Bf16, F16, F32, I8, I32, U8};
 use ane_matmul::{
-    AnyView, AnyViewMut, BackendId, CompileOptions, ElementType, ElementTypes, Inputs, MatMul, QuantA,
-    QuantB, QuantOutput, Quantization, Tensor, TensorView, TensorViewMut, Weights,
+    AnyView, AnyViewMut, BackendId, CompileOptions, Compiled, ElementType, ElementTypes, Inputs, MatMul,
+    QuantA, QuantB, QuantOutput, Quantization, Tensor, TensorView, TensorViewMut, Weights,
 };
+use ane_matmul_conformance::compile_on_cpu;
 use half::{bf16, f16};
 use support::on_every_kernel_of_narrow_types;
 
@@ -16,7 +17,6 @@ struct OuterProduct {
     types: ElementTypes,
     quantization: Quantization,
     constant_b: bool,
-    options: CompileOptions,
 }
 
 /// Columns of B: more than any vector has, and not a whole number of them.
@@ -26,29 +26,23 @@ impl OuterProduct {
     /// What each row's number becomes; all columns must agree.
     fn run<'a>(&self, a: impl Into<AnyView<'a>>, rows: usize) -> Vec<f64> {
         let scheme = self.quantization.b;
-        let product = MatMul::builder(rows, N, 1)
-            .types(self.types)
-            .quantization(self.quantization)
-            .constant_b(self.constant_b)
-            .build()
-            .expect("a valid description");
+        let product = MatMul::builder(rows, N, 1).types(self.types).quantization(self.quantization);
         let one = Tensor::filled(1, N, 1i8).expect("a tensor");
-        let mut weights = Weights::new(&one).expect("weights");
-        if self.constant_b && scheme != QuantB::None {
-            weights = weights.with_scales(&Tensor::filled(1, N, 1f32).expect("scales")).expect("scales");
-        }
-        let compiled = product
-            .compile(&BackendId::CPU, self.constant_b.then_some(&weights), &self.options)
-            .expect("it compiles");
+        let compiled = if self.constant_b {
+            let mut weights = Weights::new(&one).expect("weights");
+            if scheme != QuantB::None {
+                weights = weights.with_scales(scheme, &[1f32; N]).expect("scales");
+            }
+            product.with_weights(&weights).and_then(|product| product.compile(&BackendId::CPU))
+        } else {
+            product.build().and_then(|product| product.compile(&BackendId::CPU))
+        };
+        let compiled = compiled.expect("it compiles");
         let mut inputs = Inputs::new(a);
         if !self.constant_b {
             inputs = inputs.b(&one);
         }
-        fn run<T: ane_matmul::Element>(
-            compiled: &ane_matmul::Compiled,
-            inputs: &Inputs<'_>,
-            rows: usize,
-        ) -> Vec<f64>
+        fn run<T: ane_matmul::Element>(compiled: &Compiled, inputs: &Inputs<'_>, rows: usize) -> Vec<f64>
         where
             for<'c> TensorViewMut<'c, T>: Into<AnyViewMut<'c>>,
         {
@@ -71,20 +65,20 @@ impl OuterProduct {
 }
 
 /// A float A by 8-bit weights of 1, with B constant and not.
-fn weight_only(output: ElementType, zero_point: Option<i32>, scale_c: f32) -> [OuterProduct; 2] {
+fn weight_only(output: ElementType, scheme: QuantOutput) -> [OuterProduct; 2] {
     [true, false].map(|constant_b| OuterProduct {
         types: ElementTypes { b: I8, output, ..ElementTypes::F32 },
         quantization: Quantization {
             b: if constant_b { QuantB::PerColumn { zero_point: 0 } } else { QuantB::None },
-            output: zero_point.map_or(QuantOutput::None, |zero_point| QuantOutput::Static { zero_point }),
+            output: scheme,
             ..Quantization::default()
         },
         constant_b,
-        options: match zero_point {
-            Some(_) => CompileOptions::default().scale_c(scale_c),
-            None => CompileOptions::default(),
-        },
     })
+}
+
+fn compile(product: &MatMul, b: Option<AnyView<'_>>) -> Compiled {
+    compile_on_cpu(product, b, &CompileOptions::default()).expect("it compiles")
 }
 
 fn column(a: &[f32]) -> TensorView<'_, f32> {
@@ -121,13 +115,13 @@ fn outputs() {
         (U8, 100, (0, 255)),
     ] {
         // A scale that changes nothing but the exponent.
-        for scale_c in [1f32, 0.25] {
-            let a: Vec<f32> = INTEGERS.iter().map(|(x, _)| x * scale_c).collect();
+        for scale in [1f32, 0.25] {
+            let a: Vec<f32> = INTEGERS.iter().map(|(x, _)| x * scale).collect();
             let expected: Vec<f64> = INTEGERS
                 .iter()
                 .map(|(_, integer)| f64::from(integer.saturating_add(zero_point).clamp(low, high)))
                 .collect();
-            for product in weight_only(output, Some(zero_point), scale_c) {
+            for product in weight_only(output, QuantOutput::Static { scale, zero_point }) {
                 assert_eq!(product.run(column(&a), a.len()), expected, "{output}, zero point {zero_point}");
             }
         }
@@ -138,7 +132,7 @@ fn outputs() {
         let a: Vec<f32> =
             [0.5, 1.5, 2.5, 3.5, 0.4999, 0.5001].iter().map(|steps| (1.0 + steps * step) as f32).collect();
         let expected = [0.0, 2.0, 2.0, 4.0, 0.0, 1.0].map(|steps| 1.0 + steps * step);
-        for product in weight_only(output, None, 1.0) {
+        for product in weight_only(output, QuantOutput::None) {
             assert_eq!(product.run(column(&a), a.len()), expected, "{output}");
         }
     }
@@ -155,9 +149,11 @@ fn integer_outputs() {
         ] {
             let product = OuterProduct {
                 types: ElementTypes { output, ..ElementTypes::INT8 },
-                quantization: Quantization { a: QuantA::Static { zero_point: 0 }, ..Quantization::default() },
+                quantization: Quantization {
+                    a: QuantA::Static { scale: 0.5, zero_point: 0 },
+                    ..Quantization::default()
+                },
                 constant_b,
-                options: CompileOptions::default().scale_a(0.5),
             };
             let got = product.run(TensorView::new(&a, a.len(), 1).expect("a column"), a.len());
             assert_eq!(got, expected, "{output}, constant: {constant_b}");
@@ -187,24 +183,20 @@ fn quantized_rows() {
         ([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, f32::NEG_INFINITY], [f32::NAN; K]),
     ];
     let identity = Tensor::from_fn(K, K, |row, col| i8::from(row == col)).expect("a tensor");
-    let weights = Weights::new(&identity).expect("weights");
     for (constant_b, transpose_a) in [(true, false), (true, true), (false, false), (false, true)] {
         let product = MatMul::builder(rows.len(), K, K)
             .types(ElementTypes { a: F32, ..ElementTypes::INT8 })
             .quantization(Quantization { a: QuantA::DynamicPerRow, ..Quantization::default() })
             .transpose_a(transpose_a)
-            .constant_b(constant_b)
             .build()
             .expect("a valid description");
         let a = Tensor::from_fn(rows.len(), K, |row, col| rows[row].0[col]).expect("a tensor");
         let a = if transpose_a { a.transposed().expect("a tensor") } else { a };
-        let compiled = product
-            .compile(&BackendId::CPU, constant_b.then_some(&weights), &CompileOptions::default())
-            .expect("it compiles");
+        let compiled = compile(&product, constant_b.then(|| identity.view().into()));
         let mut c = Tensor::filled(rows.len(), K, 7f32).expect("a tensor");
         let inputs = Inputs::new(&a);
         let inputs = if constant_b { inputs } else { inputs.b(&identity) };
-        compiled.executor().expect("an executor").run(&inputs, &mut c).expect("it runs");
+        compiled.executor().expect("an executor").run(inputs, &mut c).expect("it runs");
         for (got, (row, expected)) in c.data().chunks(K).zip(&rows) {
             let same = got.iter().zip(expected).all(|(x, y)| x == y || (x.is_nan() && y.is_nan()));
             assert!(same, "constant: {constant_b}, {row:?} became {got:?}");
@@ -215,9 +207,12 @@ fn quantized_rows() {
 /// A k as long as the description allows, of the largest products, with zero points at the ends: most sums
 /// come within one product of 2^31.
 fn the_longest_sums() {
-    let ends = |a, b| Quantization {
-        a: QuantA::Static { zero_point: a },
-        b: QuantB::PerTensor { zero_point: b },
+    let ends = |a, b, constant_b| Quantization {
+        a: QuantA::Static { scale: 1.0, zero_point: a },
+        b: match constant_b {
+            true => QuantB::PerTensor { zero_point: b },
+            false => QuantB::Static { scale: 1.0, zero_point: b },
+        },
         ..Quantization::default()
     };
     // Type of A, its zero point and B's, an element of each.
@@ -242,11 +237,15 @@ fn the_longest_sums() {
         let k = usize::try_from(i64::from(i32::MAX) / largest).expect("positive");
         let types =
             ElementTypes { a: a_type, output: if zero.is_some() { F32 } else { I32 }, ..ElementTypes::INT8 };
-        let quantization = zero.map_or_else(Quantization::default, |(a, b)| ends(a, b));
         let describe = |k, constant_b| {
-            MatMul::builder(2, 3, k).types(types).quantization(quantization).constant_b(constant_b).build()
+            let quantization = zero.map_or_else(Quantization::default, |(a, b)| ends(a, b, constant_b));
+            MatMul::builder(2, 3, k).types(types).quantization(quantization)
         };
-        assert!(describe(k + 1, false).is_err(), "{a_type}, {zero:?}: {k} is not the limit");
+        assert!(describe(k + 1, false).build().is_err(), "{a_type}, {zero:?}: {k} is not the limit");
+        assert!(
+            describe(k + 1, true).build_constant_b().is_err(),
+            "{a_type}, {zero:?}: {k} is not the limit"
+        );
         let signed = vec![i8::try_from(a).unwrap_or_default(); 2 * k];
         let unsigned = vec![u8::try_from(a).unwrap_or_default(); 2 * k];
         let a_view: AnyView<'_> = match a_type {
@@ -255,32 +254,30 @@ fn the_longest_sums() {
         };
         let b = Tensor::filled(k, 3, i8::try_from(b).expect("an i8")).expect("B");
         for constant_b in [true, false] {
-            let product = describe(k, constant_b).expect("a valid description");
-            let mut options = CompileOptions::default();
-            let mut weights = Weights::new(&b).expect("weights");
-            if zero.is_some() {
-                options = options.scale_a(1.0);
-                if constant_b {
-                    weights = weights.with_scales(&Tensor::filled(1, 1, 1f32).expect("1")).expect("1");
-                } else {
-                    options = options.scale_b(1.0);
+            let compiled = if constant_b {
+                let mut weights = Weights::new(&b).expect("weights");
+                if let Some((_, zero_point)) = zero {
+                    let one_scale = QuantB::PerTensor { zero_point };
+                    weights = weights.with_scales(one_scale, &[1f32]).expect("1");
                 }
-            }
-            let compiled = product
-                .compile(&BackendId::CPU, constant_b.then_some(&weights), &options)
-                .expect("it compiles");
+                let product = describe(k, true).with_weights(&weights).expect("a valid description");
+                product.compile(&BackendId::CPU)
+            } else {
+                describe(k, false).build().expect("a valid description").compile(&BackendId::CPU)
+            };
+            let compiled = compiled.expect("it compiles");
             let inputs = if constant_b { Inputs::new(a_view) } else { Inputs::new(a_view).b(&b) };
             let mut executor = compiled.executor().expect("an executor");
             let sum = term * i64::try_from(k).expect("small");
             if zero.is_some() {
                 let mut c = [f32::NAN; 6];
-                executor.run(&inputs, TensorViewMut::new(&mut c, 2, 3).expect("C")).expect("it runs");
+                executor.run(inputs, TensorViewMut::new(&mut c, 2, 3).expect("C")).expect("it runs");
                 #[allow(clippy::cast_precision_loss, reason = "rounded, as documented")]
                 let expected = sum as f32;
                 assert_eq!(c, [expected; 6], "{a_type}, {zero:?}, constant: {constant_b}");
             } else {
                 let mut c = [7i32; 6];
-                executor.run(&inputs, TensorViewMut::new(&mut c, 2, 3).expect("C")).expect("it runs");
+                executor.run(inputs, TensorViewMut::new(&mut c, 2, 3).expect("C")).expect("it runs");
                 assert_eq!(c.map(i64::from), [sum; 6], "{a_type}, constant: {constant_b}");
             }
         }
@@ -306,7 +303,6 @@ fn one_element(a: bf16, b: bf16, product: f32, constant_b: bool, transpose_b: bo
     const K: usize = 5;
     let description = MatMul::builder(3, N, K)
         .types(ElementTypes::BF16)
-        .constant_b(constant_b)
         .transpose_b(transpose_b)
         .build()
         .expect("a valid description");
@@ -314,13 +310,10 @@ fn one_element(a: bf16, b: bf16, product: f32, constant_b: bool, transpose_b: bo
     let (rows, cols, place) = if transpose_b { (N, K, (20, 4)) } else { (K, N, (4, 20)) };
     let b = Tensor::from_fn(rows, cols, |row, col| if (row, col) == place { b } else { bf16::ZERO });
     let b = b.expect("B");
-    let weights = Weights::new(&b).expect("weights");
-    let compiled = description
-        .compile(&BackendId::CPU, constant_b.then_some(&weights), &CompileOptions::default())
-        .expect("it compiles");
+    let compiled = compile(&description, constant_b.then(|| b.view().into()));
     let inputs = if constant_b { Inputs::new(&a) } else { Inputs::new(&a).b(&b) };
     let mut c = Tensor::filled(3, N, f32::NAN).expect("C");
-    compiled.executor().expect("an executor").run(&inputs, &mut c).expect("it runs");
+    compiled.executor().expect("an executor").run(inputs, &mut c).expect("it runs");
     let expected = Tensor::from_fn(3, N, |row, col| if (row, col) == (1, 20) { product } else { 0.0 });
     assert_eq!(c, expected.expect("C"), "constant: {constant_b}, transposed: {transpose_b}");
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
     Activation, BackendId, Backends, CacheLimits, CompileOptions, ElementType, ElementTypes, Error, Inputs,
-    MatMul, ProductCache, QuantB, Quantization, Result, ResultChecker, SelfCheck, Tensor, Threads, Weights,
+    Linear, MatMul, ProductCache, QuantB, Result, ResultChecker, SelfCheck, Tensor, Threads, Weights, matmul,
     quantize,
 };
 
@@ -105,11 +105,14 @@ fn compile_and_run(
     weights: Option<&Weights>,
     options: &CompileOptions,
 ) -> Result<()> {
-    let compiled = product.compile(&given.cpu, weights, options)?;
+    let compiled = match weights {
+        Some(weights) => product.with_weights(weights)?.compile_with(&given.cpu, options)?,
+        None => product.compile_with(&given.cpu, options)?,
+    };
     let mut executor = compiled.executor()?;
     let mut c = Tensor::<f32>::zeros(product.m(), product.n())?;
     let inputs = Inputs::new(&given.x);
-    executor.run(&if weights.is_some() { inputs } else { inputs.b(&given.b) }, &mut c)
+    executor.run(if weights.is_some() { inputs } else { inputs.b(&given.b) }, &mut c)
 }
 
 fn tensors() -> Vec<(&'static str, Step)> {
@@ -156,24 +159,24 @@ fn products() -> Vec<(&'static str, Step)> {
             Box::new(move |given| {
                 // New weights: what is packed of others is kept.
                 let weights = Weights::new(&given.b)?;
-                compile_and_run(given, &product(|b| b.constant_b(true))?, Some(&weights), &given.options)
+                compile_and_run(given, &product(|b| b)?, Some(&weights), &given.options)
             }),
         ),
         (
             "constant B, transposed, two threads",
             Box::new(move |given| {
-                let weights = Weights::new(&given.b)?;
+                let weights = Weights::new(&given.b)?.transposed()?;
                 let options = CompileOptions::default().threads(Threads::count(2)?);
-                let product = product(|b| b.constant_b(true).transpose_b(true).activation(Activation::Gelu))?;
+                let product = product(|b| b.activation(Activation::Gelu))?;
                 compile_and_run(given, &product, Some(&weights), &options)
             }),
         ),
         (
             "f64 operands",
             Box::new(move |given| {
-                let compiled = product(|b| b)?.compile(&given.cpu, None, &given.options)?;
+                let compiled = product(|b| b)?.compile_with(&given.cpu, &given.options)?;
                 let mut c = Tensor::<f64>::zeros(SIDE, SIDE)?;
-                compiled.executor()?.run_f64(&Inputs::new(&given.wide).b(&given.wide), c.view_mut())
+                compiled.executor()?.run_f64(Inputs::new(&given.wide).b(&given.wide), c.view_mut())
             }),
         ),
         (
@@ -182,7 +185,7 @@ fn products() -> Vec<(&'static str, Step)> {
                 let options =
                     given.options.clone().self_check(SelfCheck::every_run().failure_probability(1e-20));
                 let weights = Weights::new(&given.b)?;
-                compile_and_run(given, &product(|b| b.constant_b(true))?, Some(&weights), &options)
+                compile_and_run(given, &product(|b| b)?, Some(&weights), &options)
             }),
         ),
         (
@@ -197,20 +200,30 @@ fn products() -> Vec<(&'static str, Step)> {
             Box::new(move |given| {
                 let cache = ProductCache::new(Backends::new(), CacheLimits::default());
                 let weights = Weights::new(&given.b)?;
-                cache.compile(
-                    &given.cpu,
-                    &product(|b| b.constant_b(true))?,
-                    Some(&weights),
-                    &given.options,
-                )?;
-                Ok(())
+                let product = product(|b| b)?.with_weights(&weights)?;
+                cache.compile(&given.cpu, &product, &given.options).map(drop)
             }),
         ),
+        (
+            "a layer with a bias, in a pool",
+            Box::new(|given| {
+                const N: usize = 20_000;
+                let weights = Weights::from_tensor(Tensor::filled(1, N, 1f32)?);
+                let bias = Tensor::filled(1, N, 1f32)?;
+                let layer =
+                    Linear::new(&weights).bias(bias.data()).compile_with(&given.cpu, &given.options)?;
+                let mut y = Tensor::<f32>::zeros(1, N)?;
+                layer.pool(2)?.run(&[1f32], &mut y)?;
+                layer.run(&[1f32], &mut y)?;
+                layer.run_to_tensor(&[1f32]).map(drop)
+            }),
+        ),
+        ("a product computed once", Box::new(|given| matmul(&given.x, &given.b).map(drop))),
         (
             "a reference",
             Box::new(move |given| {
                 let inputs = Inputs::new(&given.x).b(&given.b);
-                let reference = Reference::new(&product(|b| b)?, &inputs, None)?;
+                let reference = Reference::new(&product(|b| b)?, inputs)?;
                 reference.compare(&given.b).map(drop)
             }),
         ),
@@ -220,7 +233,7 @@ fn products() -> Vec<(&'static str, Step)> {
                 let (column, row) = (Tensor::filled(9000, 1, 1f32)?, Tensor::filled(1, 9000, 1f32)?);
                 let product = MatMul::new(9000, 1, 1)?;
                 let inputs = Inputs::new(&column).b(row.view().slice(0..1, 0..1)?);
-                ResultChecker::new(&product, None, &SelfCheck::every_run())?.check(&inputs, &column).map(drop)
+                ResultChecker::new(&product, &SelfCheck::every_run())?.check(inputs, &column).map(drop)
             }),
         ),
         (
@@ -228,17 +241,17 @@ fn products() -> Vec<(&'static str, Step)> {
             Box::new(|_| {
                 let (m, n) = (2, 9000);
                 let product = MatMul::builder(m, n, 1).activation(Activation::Relu).build()?;
-                let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run())?;
+                let mut checker = ResultChecker::new(&product, &SelfCheck::every_run())?;
                 let (a, b) = (Tensor::filled(m, 1, 1f32)?, Tensor::filled(1, n, 0f32)?);
-                checker.check(&Inputs::new(&a).b(&b), &Tensor::filled(m, n, 0f32)?).map(drop)
+                checker.check(Inputs::new(&a).b(&b), &Tensor::filled(m, n, 0f32)?).map(drop)
             }),
         ),
         (
             "quantising and back",
             Box::new(|given| {
                 let scheme = quantize::WeightScheme::INT8.with_scales(ElementType::F32);
-                let (weights, _) = quantize::quantize(&given.b, false, &scheme)?;
-                quantize::dequantize(&weights, false, scheme.scheme).map(drop)
+                let (weights, _) = Weights::new(&given.b)?.quantize(&scheme)?;
+                weights.dequantize().map(drop)
             }),
         ),
         ("8-bit weights", Box::new(move |given| narrow(given, ElementType::I8))),
@@ -254,17 +267,13 @@ fn narrow(given: &Given, element: ElementType) -> Result<()> {
         .with_scales(ElementType::F32);
     let side = 2 * SIDE;
     let b = Tensor::from_fn(side, side, |row, col| (row % 7) as f32 - (col % 5) as f32)?;
-    let (weights, _) = quantize::quantize(&b, false, &scheme)?;
-    let product = MatMul::builder(4, side, side)
-        .constant_b(true)
-        .types(ElementTypes { b: element, ..ElementTypes::F32 })
-        .quantization(Quantization { b: groups, ..Quantization::default() })
-        .build()?;
-    let compiled = product.compile(&given.cpu, Some(&weights), &given.options)?;
+    let (weights, _) = Weights::from_tensor(b).quantize(&scheme)?;
+    let compiled =
+        MatMul::new(4, side, side)?.with_weights(&weights)?.compile_with(&given.cpu, &given.options)?;
     let x = Tensor::filled(4, side, 1f32)?;
     let mut c = Tensor::<f32>::zeros(4, side)?;
-    compiled.executor()?.run(&Inputs::new(&x), &mut c)?;
-    Reference::of(&compiled, &Inputs::new(&x))?.compare(&c).map(drop)
+    compiled.executor()?.run(Inputs::new(&x), &mut c)?;
+    Reference::of(&compiled, Inputs::new(&x))?.compare(&c).map(drop)
 }
 
 #[cfg(feature = "half")]
@@ -273,11 +282,15 @@ fn half_products() -> Vec<(&'static str, Step)> {
         let (a, weights) =
             (Tensor::filled(SIDE, SIDE, one)?, Weights::new(&Tensor::filled(SIDE, SIDE, one)?)?);
         for constant in [true, false] {
-            let product = MatMul::builder(SIDE, SIDE, SIDE).types(types).constant_b(constant).build()?;
-            let compiled = product.compile(&given.cpu, constant.then_some(&weights), &given.options)?;
+            let product = MatMul::builder(SIDE, SIDE, SIDE).types(types).build()?;
+            let compiled = if constant {
+                product.with_weights(&weights)?.compile_with(&given.cpu, &given.options)?
+            } else {
+                product.compile_with(&given.cpu, &given.options)?
+            };
             let inputs = if constant { Inputs::new(&a) } else { Inputs::new(&a).b(&a) };
             let mut c = Tensor::<f32>::zeros(SIDE, SIDE)?;
-            compiled.executor()?.run(&inputs, &mut c)?;
+            compiled.executor()?.run(inputs, &mut c)?;
         }
         Ok(())
     }
@@ -290,10 +303,10 @@ fn half_products() -> Vec<(&'static str, Step)> {
                 let types = ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 };
                 let (a, weights) =
                     (Tensor::filled(256, 256, 1i8)?, Weights::new(&Tensor::filled(256, 256, 1i8)?)?);
-                let product = MatMul::builder(256, 256, 256).types(types).constant_b(true).build()?;
-                let compiled = product.compile(&given.cpu, Some(&weights), &given.options)?;
+                let product = MatMul::builder(256, 256, 256).types(types).with_weights(&weights)?;
+                let compiled = product.compile_with(&given.cpu, &given.options)?;
                 let mut c = Tensor::<i32>::zeros(256, 256)?;
-                compiled.executor()?.run(&Inputs::new(&a), &mut c)
+                compiled.executor()?.run(Inputs::new(&a), &mut c)
             }),
         ),
     ]

@@ -23,9 +23,19 @@ const INSIDE: [&str; 17] = [
     "LICENSE-MIT",
 ];
 
-/// The command line, the test double, the corpora, the peers of the benchmarks and the scripts: a checkout has
+/// The command line, the test double, the corpora, the peers of the benchmarks, examples that are packages and the scripts: a checkout has
 /// them.
-const OUTSIDE: [&str; 7] = ["cli/", "tests/", "fuzz/", "scripts/", "benches/peers/", "target/", "."];
+const OUTSIDE: [&str; 9] = [
+    "cli/",
+    "tests/",
+    "fuzz/",
+    "scripts/",
+    "benches/peers/",
+    "examples/service/",
+    "examples/candle/",
+    "target/",
+    ".",
+];
 
 fn packaged() -> Vec<String> {
     let output = Command::new(env!("CARGO"))

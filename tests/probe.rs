@@ -109,24 +109,29 @@ fn every_product_is_described_to_the_helper() {
     let layer = MatMul::builder(7, 5, 6)
         .batch(2)
         .transpose_b(true)
-        .constant_b(true)
         .variable_m(true)
         .bias(true)
         .residual(true)
         .alpha(0.5)
         .activation(Activation::Gelu);
     let neural_engine = CompileOptions::default().device(Device::NeuralEngine);
-    let verdict = passes(&layer.build().unwrap(), &neural_engine);
+    let verdict = passes(layer.build_constant_b().unwrap().product(), &neural_engine);
     assert!(verdict.passed(), "{verdict}");
     let refused =
         passes(&MatMul::builder(2, 2, 2).types(ElementTypes::BF16).build().unwrap(), &neural_engine);
     assert!(matches!(refused, ProbeVerdict::Failed { .. }), "{refused:?}");
     let unknown = probe().run(&BackendId::new("nobody"), &MatMul::new(1, 1, 1).unwrap(), &neural_engine);
     assert!(matches!(unknown, Ok(ProbeVerdict::Failed { .. })), "{unknown:?}");
-    let quantization = Quantization { b: QuantB::PerTensor { zero_point: 0 }, ..Quantization::default() };
-    let int8 = MatMul::builder(2, 2, 2).types(ElementTypes::INT8).quantization(quantization).build().unwrap();
-    let result = probe().run(&neural(), &int8, &neural_engine);
-    assert!(matches!(result, Err(Error::Probe { .. })), "{result:?}");
+    let int8 = |b| {
+        let quantization = Quantization { b, ..Quantization::default() };
+        MatMul::builder(2, 2, 2).types(ElementTypes::INT8).quantization(quantization)
+    };
+    let one_scale = int8(QuantB::Static { scale: 1.0, zero_point: 0 }).build().unwrap();
+    let of_weights = int8(QuantB::PerTensor { zero_point: 0 }).build_constant_b().unwrap();
+    for int8 in [&one_scale, of_weights.product()] {
+        let result = probe().run(&neural(), int8, &neural_engine);
+        assert!(matches!(result, Err(Error::Probe { .. })), "{result:?}");
+    }
 }
 
 fn what_is_no_helper_is_an_error() {
@@ -153,7 +158,7 @@ fn the_neural_engine_is_probed_before_its_first_use() {
     let product = MatMul::new(4, 4, 4).unwrap();
     let compile = |device, probe: &Arc<Probe>| {
         let options = CompileOptions::default().device(device).probe(Arc::clone(probe));
-        backends.compile(&id, &product, None, &options)
+        backends.compile(&id, &product, &options)
     };
     let crashing = Arc::new(probe());
     set("abort@compile");
@@ -237,7 +242,7 @@ fn crashes_are_quarantined() {
         let profile = Profile::load(&path).unwrap();
         let [entry] = profile.quarantine() else { panic!("{profile:?}") };
         assert!(entry.reason.contains(part), "{entry:?}");
-        match backends.compile(&id, &product, None, &options) {
+        match backends.compile(&id, &product, &options) {
             Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::Quarantined),
             other => panic!("{other:?}"),
         }

@@ -21,8 +21,8 @@ fn multiply(a: &Tensor<f32>, b: &Tensor<f32>) -> Tensor<f32> {
 
 fn run(product: &MatMul, a: &Tensor<f32>, b: &Tensor<f32>) -> Tensor<f32> {
     let options = CompileOptions::default().threads(Threads::count(2).unwrap());
-    let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
-    compiled.run_once(&Inputs::new(a).b(b)).unwrap()
+    let compiled = product.compile_with(&BackendId::CPU, &options).unwrap();
+    compiled.run_to_tensor(Inputs::new(a).b(b)).unwrap()
 }
 
 proptest! {
@@ -61,11 +61,11 @@ proptest! {
         let b = integers(if shared { k } else { batch * k }, n, seed ^ 1);
         let stride = if shared { 0 } else { k * n };
         let product = MatMul::builder(m, n, k).batch(batch).batch_stride(Operand::B, stride).build().unwrap();
-        let compiled = product.compile(&BackendId::CPU, None, &CompileOptions::default()).unwrap();
+        let compiled = product.compile(&BackendId::CPU).unwrap();
         let mut c = Tensor::<f32>::zeros_batched(batch, m, n).unwrap();
         let a_view = TensorView::with_layout(a.data(), Layout::packed(batch, m, k).unwrap()).unwrap();
         let b_view = TensorView::with_layout(b.data(), Layout::strided(batch, k, n, n, stride).unwrap()).unwrap();
-        compiled.executor().unwrap().run(&Inputs::new(a_view).b(b_view), &mut c).unwrap();
+        compiled.executor().unwrap().run(Inputs::new(a_view).b(b_view), &mut c).unwrap();
         for item in 0..batch {
             let a = Tensor::from_vec(a.data()[item * m * k..][..m * k].to_vec(), m, k).unwrap();
             let b = Tensor::from_vec(b.data()[item * stride..][..k * n].to_vec(), k, n).unwrap();
@@ -96,10 +96,10 @@ proptest! {
             .unwrap();
         let mut c = vec![f32::NAN; m * ldc];
         let c_layout = Layout::strided(1, m, n, ldc, 0).unwrap();
-        let compiled = product.compile(&BackendId::CPU, None, &CompileOptions::default()).unwrap();
+        let compiled = product.compile(&BackendId::CPU).unwrap();
         let inputs = Inputs::new(TensorView::with_layout(&a_data, a_layout).unwrap())
             .b(TensorView::with_layout(&b_data, b_layout).unwrap());
-        compiled.executor().unwrap().run(&inputs, TensorViewMut::with_layout(&mut c, c_layout).unwrap()).unwrap();
+        compiled.executor().unwrap().run(inputs, TensorViewMut::with_layout(&mut c, c_layout).unwrap()).unwrap();
         let got = Tensor::from_view(TensorView::with_layout(&c, c_layout).unwrap()).unwrap();
         prop_assert_eq!(got, multiply(&a, &b));
     }

@@ -47,7 +47,7 @@ fn output() -> impl Strategy<Value = (ElementType, QuantOutput)> {
         let scheme = match element {
             I8 | U8 => prop::option::weighted(0.8, zero_point(element))
                 .prop_map(|zero| match zero {
-                    Some(zero_point) => QuantOutput::Static { zero_point },
+                    Some(zero_point) => QuantOutput::Static { scale: 1.0, zero_point },
                     None => QuantOutput::None,
                 })
                 .boxed(),
@@ -76,7 +76,7 @@ fn integers() -> impl Strategy<Value = Scheme> {
         let scheme = match a {
             I8 | U8 => prop_oneof![
                 1 => Just(QuantA::None),
-                4 => zero_point(a).prop_map(|zero_point| QuantA::Static { zero_point })
+                4 => zero_point(a).prop_map(|zero_point| QuantA::Static { scale: 1.0, zero_point })
             ]
             .boxed(),
             _ => Just(QuantA::DynamicPerRow).boxed(),

@@ -36,12 +36,12 @@ fn a_wrong_backend_is_found_out() {
     #[cfg(feature = "profile")]
     let wrong_id = id.clone();
     let compile = |product: &MatMul, check| -> Compiled {
-        backends_wrong.compile(&id, product, None, &CompileOptions::default().self_check(check)).unwrap()
+        backends_wrong.compile(&id, product, &CompileOptions::default().self_check(check)).unwrap()
     };
 
     let mut executor = compile(&product, SelfCheck::every_run()).executor().unwrap();
     for run in 1..=2 {
-        let Err(Error::WrongResult(mismatch)) = executor.run(&inputs, &mut c) else {
+        let Err(Error::WrongResult(mismatch)) = executor.run(inputs, &mut c) else {
             panic!("a wrong result")
         };
         assert_eq!((mismatch.element.row, mismatch.element.col), (0, 0));
@@ -56,7 +56,7 @@ fn a_wrong_backend_is_found_out() {
     let mut executor =
         compile(&product, SelfCheck::every_run().on_mismatch(OnMismatch::RerunOnCpu)).executor().unwrap();
     for run in 1..=3 {
-        executor.run(&inputs, &mut c).unwrap();
+        executor.run(inputs, &mut c).unwrap();
         assert_eq!(c.data(), [8.0; 6]);
         assert_eq!(executor.checks(), counts(run, run, run));
     }
@@ -68,19 +68,19 @@ fn a_wrong_backend_is_found_out() {
     let mut executor = compile(&relu, check).executor().unwrap();
     let (a64, b64) = (Tensor::filled(2, 4, 1f64).unwrap(), Tensor::filled(4, 3, 2f64).unwrap());
     let mut c64 = Tensor::<f64>::zeros(2, 3).unwrap();
-    executor.run_f64(&Inputs::new(&a64).b(&b64), c64.view_mut()).unwrap();
+    executor.run_f64(Inputs::new(&a64).b(&b64), c64.view_mut()).unwrap();
     assert_eq!((c64.data(), executor.checks()), ([8.0; 6].as_slice(), counts(1, 1, 1)));
 
     // Not looked for, not found.
     let mut executor = compile(&product, SelfCheck::off()).executor().unwrap();
-    executor.run(&inputs, &mut c).unwrap();
+    executor.run(inputs, &mut c).unwrap();
     assert_eq!((c.data()[0], executor.checks()), (17.0, counts(0, 0, 0)));
 
     // Every run is doubtful after one that was wrong.
     for check in [SelfCheck::first_run(), SelfCheck::one_in(NonZeroU32::new(3).unwrap())] {
         let mut executor = compile(&product, check.on_mismatch(OnMismatch::RerunOnCpu)).executor().unwrap();
         for _ in 0..5 {
-            executor.run(&inputs, &mut c).unwrap();
+            executor.run(inputs, &mut c).unwrap();
         }
         assert_eq!(executor.checks(), counts(5, 5, 5));
     }
@@ -93,12 +93,12 @@ fn a_wrong_backend_is_found_out() {
         (SelfCheck::every_run(), 7),
     ] {
         let weights = Weights::new(&b).unwrap();
-        let product = MatMul::builder(2, 3, 4).constant_b(true).build().unwrap();
+        let product = MatMul::new(2, 3, 4).unwrap().with_weights(&weights).unwrap();
         let options = CompileOptions::default().self_check(check);
-        let compiled = backends_right.compile(&id, &product, Some(&weights), &options).unwrap();
+        let compiled = backends_right.compile(&id, &product, &options).unwrap();
         let mut executor = compiled.executor().unwrap();
         for _ in 0..7 {
-            executor.run(&Inputs::new(&a), &mut c).unwrap();
+            executor.run(Inputs::new(&a), &mut c).unwrap();
         }
         assert_eq!(executor.checks(), counts(checked, 0, 0));
         assert_eq!(executor.last_mismatch(), None);
@@ -110,9 +110,9 @@ fn a_wrong_backend_is_found_out() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("profile/profile.json");
         let options = CompileOptions::default().self_check(SelfCheck::every_run()).quarantine(&path);
-        let compile = |product: &MatMul| backends_wrong.compile(&wrong_id, product, None, &options);
+        let compile = |product: &MatMul| backends_wrong.compile(&wrong_id, product, &options);
         let mut executor = compile(&product).unwrap().executor().unwrap();
-        assert!(executor.run(&inputs, &mut c).is_err());
+        assert!(executor.run(inputs, &mut c).is_err());
         let profile = Profile::load(&path).unwrap();
         assert!(profile.quarantine()[0].reason.contains("row 0, column 0"), "{profile:?}");
         match compile(&product) {
@@ -130,6 +130,6 @@ fn a_wrong_backend_is_found_out() {
     let mut options = CompileOptions::default();
     options.fast_math = true;
     let options = options.self_check(SelfCheck::every_run());
-    let result = backends_right.compile(&BackendId::CPU, &product, None, &options);
+    let result = backends_right.compile(&BackendId::CPU, &product, &options);
     assert!(matches!(result, Err(Error::Description { .. })), "{result:?}");
 }

@@ -87,20 +87,20 @@ fn detect(activation: Activation, check: SelfCheck) -> Vec<(usize, usize)> {
         let (a, b, before) = (draw(3 * turn), draw(3 * turn + 1), draw(3 * turn + 2));
         turn += 1;
         let inputs = Inputs::new(&a).b(&b);
-        let reference = Reference::new(&layer, &inputs, None).unwrap();
+        let reference = Reference::new(&layer, inputs).unwrap();
         #[allow(clippy::cast_possible_truncation)]
         let f32s = |reference: &Reference| reference.values().iter().map(|&x| x as f32).collect::<Vec<_>>();
         let run = Run {
             right: f32s(&reference),
             bounds: reference.bounds().to_vec(),
-            stale: f32s(&Reference::new(&layer, &Inputs::new(&before).b(&b), None).unwrap()),
+            stale: f32s(&Reference::new(&layer, Inputs::new(&before).b(&b)).unwrap()),
             a: a.clone(),
             b: b.clone(),
         };
-        let mut checker = ResultChecker::new(&layer, None, &check).unwrap();
+        let mut checker = ResultChecker::new(&layer, &check).unwrap();
         let mut c = Tensor::<f32>::zeros(N, N).unwrap();
         c.data_mut().copy_from_slice(&run.right);
-        assert_eq!(checker.check(&inputs, &c).unwrap(), None, "a false alarm");
+        assert_eq!(checker.check(inputs, &c).unwrap(), None, "a false alarm");
         for ((_, plant), (planted, found)) in KINDS.iter().zip(&mut tally) {
             for _ in 0..50 {
                 c.data_mut().copy_from_slice(&run.right);
@@ -108,7 +108,7 @@ fn detect(activation: Activation, check: SelfCheck) -> Vec<(usize, usize)> {
                 // A fault that keeps every element within its bound makes no wrong result.
                 if *planted < PLANTED && !reference.compare(&c).unwrap().is_within_bound() {
                     *planted += 1;
-                    *found += usize::from(checker.check(&inputs, &c).unwrap().is_some());
+                    *found += usize::from(checker.check(inputs, &c).unwrap().is_some());
                 }
             }
         }

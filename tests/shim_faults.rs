@@ -40,7 +40,7 @@ fn planted_faults_are_reported() {
     let inputs = Inputs::new(&one).b(&one);
     if let Ok(fault) = std::env::var(CHILD) {
         with_fault(&fault, |backends, id| {
-            backends.compile(id, &product, None, &options).unwrap().run_once(&inputs).unwrap();
+            backends.compile(id, &product, &options).unwrap().run_to_tensor(inputs).unwrap();
         });
         return;
     }
@@ -58,29 +58,29 @@ fn planted_faults_are_reported() {
 
     let planted = |step| (step, NativeStatus::Internal, "planted fault".to_owned());
     with_fault("fail@open", |backends, id| {
-        let text = backends.compile(id, &product, None, &options).unwrap_err().to_string();
+        let text = backends.compile(id, &product, &options).unwrap_err().to_string();
         assert!(text.contains("not available here") && text.contains("planted fault"), "{text}");
     });
     with_fault("fail@compile", |backends, id| {
-        let error = backends.compile(id, &product, None, &options).unwrap_err();
+        let error = backends.compile(id, &product, &options).unwrap_err();
         assert_eq!(native(&error), planted("compile"));
     });
     with_fault("fail@executor", |backends, id| {
-        let compiled = backends.compile(id, &product, None, &options).unwrap();
+        let compiled = backends.compile(id, &product, &options).unwrap();
         assert_eq!(native(&compiled.executor().unwrap_err()), planted("executor_create"));
     });
     with_fault("fail", |backends, id| {
-        let compiled = backends.compile(id, &product, None, &options).unwrap();
-        assert_eq!(native(&compiled.run_once(&inputs).unwrap_err()), planted("executor_run"));
+        let compiled = backends.compile(id, &product, &options).unwrap();
+        assert_eq!(native(&compiled.run_to_tensor(inputs).unwrap_err()), planted("executor_run"));
     });
     with_fault("wrong", |backends, id| {
-        let c = backends.compile(id, &product, None, &options).unwrap().run_once(&inputs).unwrap();
+        let c = backends.compile(id, &product, &options).unwrap().run_to_tensor(inputs).unwrap();
         assert_eq!(c.data(), [5.0, 2.0, 2.0, 2.0]);
     });
     with_fault("slow:20000000", |backends, id| {
-        let compiled = backends.compile(id, &product, None, &options).unwrap();
+        let compiled = backends.compile(id, &product, &options).unwrap();
         let start = std::time::Instant::now();
-        compiled.run_once(&inputs).unwrap();
+        compiled.run_to_tensor(inputs).unwrap();
         assert!(start.elapsed() >= std::time::Duration::from_millis(20));
     });
 }

@@ -71,6 +71,8 @@ const FAULTS: [Faults; 3] = [
 /// The products of a soak, and what they must give: sums of small integers, which are exact.
 struct Job {
     product: MatMul,
+    /// Whether `weights` are bound to it.
+    constant: bool,
     a: Tensor<f32>,
     b: Tensor<f32>,
     bias: Vec<f32>,
@@ -106,9 +108,9 @@ impl Job {
             }
         }
         let activation = if relu { Activation::Relu } else { Activation::None };
-        let product = MatMul::builder(m, n, k).constant_b(constant).bias(bias).activation(activation);
+        let product = MatMul::builder(m, n, k).bias(bias).activation(activation);
         let weights = Weights::new(&b).unwrap();
-        Self { product: product.build().unwrap(), a, b, bias: addend, expected, weights }
+        Self { product: product.build().unwrap(), constant, a, b, bias: addend, expected, weights }
     }
 
     /// Whether a self-check sees every row: Freivalds' method does, random rows only of one.
@@ -119,13 +121,13 @@ impl Job {
     fn run(&self, executor: &mut Executor) -> Result<(), Error> {
         let mut c = Tensor::filled(self.product.m(), self.product.n(), f32::NAN)?;
         let mut inputs = Inputs::new(&self.a);
-        if !self.product.constant_b() {
+        if !self.constant {
             inputs = inputs.b(&self.b);
         }
         if self.product.has_bias() {
             inputs = inputs.bias(&self.bias);
         }
-        executor.run(&inputs, &mut c)?;
+        executor.run(inputs, &mut c)?;
         assert_eq!(c.data(), self.expected, "a wrong number: {} on {:?}", self.product, executor.compiled());
         Ok(())
     }
@@ -181,8 +183,12 @@ impl Worker<'_> {
         // Sometimes weights of which nobody else knows, which go at once.
         let own = Weights::new(&job.b).unwrap();
         let weights = if self.random.usize(..4) == 0 { &own } else { &job.weights };
-        let weights = job.product.constant_b().then_some(weights);
-        let compiled = match self.cache.compile(&id, &job.product, weights, &options) {
+        let compiled = if job.constant {
+            self.cache.compile(&id, &job.product.with_weights(weights).unwrap(), &options)
+        } else {
+            self.cache.compile(&id, &job.product, &options)
+        };
+        let compiled = match compiled {
             Ok(compiled) => compiled,
             Err(error) => return self.planted(&error, &id),
         };

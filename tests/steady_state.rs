@@ -9,7 +9,7 @@ use ane_matmul::{
     Activation, BackendId, Backends, CompileOptions, ElementType, ElementTypes, Inputs, InstantStart, MatMul,
     QuantB, Quantization, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
 };
-use ane_matmul_conformance::{Case, with_run};
+use ane_matmul_conformance::{Case, compile_on_cpu, with_run};
 use ane_matmul_shims::REFERENCE;
 use counting::{allocations, bytes_live};
 
@@ -26,18 +26,18 @@ fn instant_start() {
         let shim = unsafe { ShimLibrary::open(REFERENCE) }.unwrap();
         let mut backends = Backends::new();
         let id = backends.add(shim).unwrap();
-        let compiled = backends.compile(&id, &product, None, &options).unwrap();
+        let compiled = backends.compile(&id, &product, &options).unwrap();
         let mut executor = compiled.executor().unwrap();
         let state = || compiled.report().instant_start.unwrap();
         while fault != "hang@compile" && matches!(state(), InstantStart::Compiling { .. }) {
             std::thread::yield_now();
         }
         // The move allocates; and the thread that compiles may do so while it starts.
-        executor.run(&inputs, &mut c).unwrap();
+        executor.run(inputs, &mut c).unwrap();
         let quiet = (0..100).any(|_| {
             let before = allocations();
             for _ in 0..1000 {
-                executor.run(&inputs, &mut c).unwrap();
+                executor.run(inputs, &mut c).unwrap();
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
             allocations() == before
@@ -96,32 +96,43 @@ fn main() {
     let weights = Weights::from_tensor(Tensor::random_normal_f32(24, 40, 1.0, 1).unwrap());
     let layer = MatMul::builder(8, 40, 24)
         .variable_m(true)
-        .constant_b(true)
         .bias(true)
         .residual(true)
         .activation(Activation::Gelu)
-        .build()
+        .with_weights(&weights)
         .unwrap();
     let options = CompileOptions::default().threads(Threads::count(2).unwrap());
-    let compiled = layer.compile(&BackendId::CPU, Some(&weights), &options).unwrap();
+    let compiled = layer.compile_with(&BackendId::CPU, &options).unwrap();
     let mut executor = compiled.executor().unwrap();
     let x = Tensor::random_normal_f32(8, 24, 1.0, 2).unwrap();
     let (bias, residual) = (vec![0.5f32; 40], Tensor::random_normal_f32(8, 40, 1.0, 3).unwrap());
     let mut y = Tensor::<f32>::zeros(8, 40).unwrap();
     let inputs = Inputs::new(&x).bias(&bias).residual(&residual);
-    executor.run(&inputs, &mut y).unwrap();
+    executor.run(inputs, &mut y).unwrap();
 
     let before = allocations();
     for _ in 0..1000 {
-        executor.run(&inputs, &mut y).unwrap();
+        executor.run(inputs, &mut y).unwrap();
     }
     let total = allocations() - before;
     println!("8x40x24: {total} allocations in 1000 runs");
     assert_eq!(total, 0);
 
+    // With a bias that is known, on executors of a pool and of the product's own.
+    let known = layer.with_bias(&bias).unwrap().compile_with(&BackendId::CPU, &options).unwrap();
+    let (pool, inputs_known) = (known.pool(2).unwrap(), Inputs::new(&x).residual(&residual));
+    let mut run = || {
+        known.run(inputs_known, &mut y).unwrap();
+        pool.run(inputs_known, &mut y).unwrap();
+    };
+    run();
+    let before = allocations();
+    (0..1000).for_each(|_| run());
+    assert_eq!(allocations() - before, 0, "allocations of a pool");
+
     // On two threads, B packed in every run.
     let product = MatMul::new(256, 288, 256).unwrap();
-    let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
+    let compiled = product.compile_with(&BackendId::CPU, &options).unwrap();
     let mut large = compiled.executor().unwrap();
     let (a, b) = (Tensor::filled(256, 256, 1f32).unwrap(), Tensor::filled(256, 288, 2f32).unwrap());
     let mut c = Tensor::<f32>::zeros(256, 288).unwrap();
@@ -129,7 +140,7 @@ fn main() {
     let warm_up = |runs, executor: &mut ane_matmul::Executor, c: &mut Tensor<f32>| {
         let before = allocations();
         for _ in 0..runs {
-            executor.run(&inputs_large, &mut *c).unwrap();
+            executor.run(inputs_large, &mut *c).unwrap();
         }
         allocations() - before
     };
@@ -142,13 +153,13 @@ fn main() {
     let wide = Tensor::random_normal(16, 16, 0.02, 1).unwrap();
     let mut c64 = Tensor::<f64>::zeros(16, 16).unwrap();
     let product = MatMul::new(16, 16, 16).unwrap();
-    let compiled = product.compile(&BackendId::CPU, None, &options).unwrap();
+    let compiled = product.compile_with(&BackendId::CPU, &options).unwrap();
     let mut executor64 = compiled.executor().unwrap();
     let inputs64 = Inputs::new(&wide).b(&wide);
-    executor64.run_f64(&inputs64, c64.view_mut()).unwrap();
+    executor64.run_f64(inputs64, c64.view_mut()).unwrap();
     let before = allocations();
     for _ in 0..100 {
-        executor64.run_f64(&inputs64, c64.view_mut()).unwrap();
+        executor64.run_f64(inputs64, c64.view_mut()).unwrap();
     }
     let total = allocations() - before;
     assert_eq!(total, 0, "allocations of run_f64");
@@ -159,26 +170,29 @@ fn main() {
     // With every run verified, by Freivalds' method and by rows, with B constant and not.
     for constant in [false, true] {
         for activation in [Activation::None, Activation::Relu] {
-            let product =
-                MatMul::builder(8, 40, 24).constant_b(constant).activation(activation).build().unwrap();
+            let product = MatMul::builder(8, 40, 24).activation(activation).build().unwrap();
             let options = options.clone().self_check(SelfCheck::every_run());
-            let compiled = product.compile(&BackendId::CPU, constant.then_some(&weights), &options).unwrap();
+            let compiled = compile_on_cpu(&product, constant.then(|| weights.view()), &options).unwrap();
             let mut executor = compiled.executor().unwrap();
             let b = weights.view();
             let inputs = if constant { Inputs::new(&x) } else { Inputs::new(&x).b(b) };
-            executor.run(&inputs, &mut y).unwrap();
+            executor.run(inputs, &mut y).unwrap();
             let before = allocations();
             for _ in 0..100 {
-                executor.run(&inputs, &mut y).unwrap();
+                executor.run(inputs, &mut y).unwrap();
             }
-            assert_eq!(allocations() - before, 0, "allocations of {product} with checks");
+            assert_eq!(
+                allocations() - before,
+                0,
+                "allocations of {product} with checks, constant B: {constant}"
+            );
             assert_eq!(executor.checks().checked, 101);
         }
     }
 
     let live = bytes_live();
     for _ in 0..1_000_000 {
-        executor.run(&inputs, &mut y).unwrap();
+        executor.run(inputs, &mut y).unwrap();
     }
     assert_eq!(bytes_live(), live, "bytes after 1,000,000 runs");
     println!("1,000,000 runs: {live} bytes live before and after");

@@ -29,7 +29,7 @@ pub(crate) fn verify(
     let linear = product.linear_part();
     let inputs = Inputs::new(operands.a()?).b(operands.b()?);
     let mut sums = Tensor::<f32>::zeros_batched(product.batch(), product.m(), product.n())?;
-    backends.compile(id, &linear, None, options)?.executor()?.run(&inputs, &mut sums)?;
+    backends.compile(id, &linear, options)?.run(inputs, &mut sums)?;
     let linear = check(&linear, &inputs, &sums, "linear part, ")?;
     Ok(format!("{linear}\n{}", check(product, &operands.inputs()?, c, "")?))
 }
@@ -37,7 +37,7 @@ pub(crate) fn verify(
 /// Verifies `c`; `name` is a prefix where it is not the result itself.
 fn check(product: &MatMul, inputs: &Inputs<'_>, c: &Tensor<f32>, name: &str) -> Output<String> {
     let check = SelfCheck::every_run().failure_probability(FAILURE_PROBABILITY);
-    if let Some(element) = ResultChecker::new(product, None, &check)?.check(inputs, c)? {
+    if let Some(element) = ResultChecker::new(product, &check)?.check(inputs, c)? {
         return Err(Failure::new(format!(
             "check failed: {name}{element}; nothing was written; try another backend and report this"
         )));

@@ -14,11 +14,8 @@ pub(crate) fn run(args: &ExplainArgs) -> Output {
     let backends = crate::backends()?;
     let types = args.precision.types();
     let types = if args.uniform { ElementTypes::uniform(types.a) } else { types };
-    let product = MatMul::builder(args.shape.m, args.shape.n, args.shape.k)
-        .batch(args.batch)
-        .constant_b(args.constant_b)
-        .types(types)
-        .build()?;
+    let builder = MatMul::builder(args.shape.m, args.shape.n, args.shape.k).batch(args.batch).types(types);
+    let product = crate::describe(builder, args.constant_b)?;
     let mut options = args.threads.options().device(args.device);
     options.expected_runs = args.runs;
     let explanation = backends.explain(&product, &options);

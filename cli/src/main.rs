@@ -80,6 +80,11 @@ fn note_profile(state: &ane_matmul::ProfileState) {
     }
 }
 
+/// Describes a product whose B comes with every run, or is known, though not here yet.
+fn describe(builder: ane_matmul::MatMulBuilder, constant_b: bool) -> Output<ane_matmul::MatMul> {
+    Ok(if constant_b { builder.build_constant_b()?.product().clone() } else { builder.build()? })
+}
+
 /// The backends of this process: the built-in ones, and the shim that `ANE_MATMUL_SHIM` names.
 #[allow(unsafe_code, reason = "the user asks for foreign code to be loaded")]
 fn backends() -> Output<ane_matmul::Backends> {

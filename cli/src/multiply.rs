@@ -91,13 +91,13 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
         return write(args, output_type, &c);
     }
     let operands = Operands::new(product, narrow(&args.a, a)?, narrow(&args.b, b)?, bias);
-    let compiled = backends.compile(&id, &operands.product, None, &options)?;
+    let compiled = backends.compile(&id, &operands.product, &options)?;
     let id = compiled.report().backend;
     if let Some(text) = compiled.report().note {
         note(text);
     }
     let mut c = output(&operands.product, batched)?;
-    compiled.executor()?.run(&operands.inputs()?, &mut c)?;
+    compiled.run(operands.inputs()?, &mut c)?;
     if args.check {
         report(args, check::verify(&backends, &id, &options, &operands, &c)?)?;
     }
@@ -184,16 +184,15 @@ fn describe(args: &MultiplyArgs, a: &NpyTensor, b: &NpyTensor, bias: Option<&Npy
         .bias(bias.is_some())
         .activation(args.activation.parse::<Activation>().map_err(Failure::new)?)
         .types(types)
-        .quantization(quantization)
-        .constant_b(args.precision == Precision::Int8);
+        .quantization(quantization);
     if la.batch() == 1 {
         builder = builder.batch_stride(Operand::A, 0);
     }
-    // Quantised weights are a copy, of every item.
-    if lb.batch() == 1 && args.precision != Precision::Int8 {
+    if lb.batch() == 1 {
         builder = builder.batch_stride(Operand::B, 0);
     }
-    Ok(builder.build()?)
+    // Weights are quantised once a backend is known to take them.
+    crate::describe(builder, args.precision == Precision::Int8)
 }
 
 /// Rounds to f32, and says so when numbers are lost.

@@ -2,10 +2,10 @@
 
 use ane_matmul::accuracy::Reference;
 use ane_matmul::npy::NpyTensor;
-use ane_matmul::quantize::{WeightScheme, quantize};
+use ane_matmul::quantize::WeightScheme;
 use ane_matmul::{
-    AnyView, BackendId, Backends, CompileOptions, Compiled, Element, ElementType, Inputs, Layout, MatMul,
-    QuantB, Tensor, TensorView, Weights,
+    AnyView, BackendId, Backends, CompileOptions, Compiled, Element, ElementType, Inputs, MatMul, QuantB,
+    Tensor, TensorView, Weights,
 };
 use half::{bf16, f16};
 
@@ -70,7 +70,7 @@ fn floats<T: Element>(
     round: impl Fn(f64) -> T + Copy,
 ) -> Output {
     let (a, b) = (rounded(given.a.view(), round)?, rounded(given.b.view(), round)?);
-    let compiled = backends.compile(id, given.product, None, options)?;
+    let compiled = backends.compile(id, given.product, options)?;
     let inputs = Inputs::new(TensorView::with_layout(&a, *given.product.a())?)
         .b(TensorView::with_layout(&b, *given.product.b())?);
     run(given, &compiled, inputs, c, check)
@@ -88,18 +88,12 @@ fn int8(
     let product = given.product;
     #[allow(clippy::cast_possible_truncation, reason = "f32 is what the run quantises")]
     let a = rounded(given.a.view(), |x| x as f32)?;
-    let b = rounded(given.b.view(), |x| x)?;
-    // A matrix stands for every item of the batch.
-    let layout = *product.b();
-    let layout = if given.b.view().layout().batch() == 1 {
-        Layout::strided(layout.batch(), layout.rows(), layout.cols(), layout.leading_dimension(), 0)?
-    } else {
-        layout
-    };
-    let b = TensorView::with_layout(&b, layout)?;
-    let (weights, _): (Weights, _) = quantize(b, product.transpose_b(), &SCHEME)
+    let weights = Weights::new(given.b.view())?;
+    let weights = if product.transpose_b() { weights.transposed()? } else { weights };
+    let (weights, _) = weights
+        .quantize(&SCHEME)
         .map_err(|error| Failure::new(format!("the second factor cannot be quantised: {error}")))?;
-    let compiled = backends.compile(id, product, Some(&weights), options)?;
+    let compiled = backends.compile(id, &product.with_weights(&weights)?, options)?;
     run(given, &compiled, Inputs::new(TensorView::with_layout(&a, *product.a())?), c, check)
 }
 
@@ -117,9 +111,9 @@ fn run(
         Some(bias) => inputs.bias(bias.data()),
         None => inputs,
     };
-    compiled.executor()?.run(&inputs, &mut *c)?;
+    compiled.run(inputs, &mut *c)?;
     if check {
-        let deviation = Reference::of(compiled, &inputs)?.compare(&*c)?;
+        let deviation = Reference::of(compiled, inputs)?.compare(&*c)?;
         if !deviation.is_within_bound() {
             let (item, row, col) = deviation.worst;
             return Err(Failure::new(format!(

@@ -24,10 +24,8 @@ pub(crate) fn for_calibration() -> Output<Arc<Probe>> {
 pub(crate) fn run(args: &ProbeArgs) -> Output {
     let types = args.precision.types();
     let types = if args.uniform { ElementTypes::uniform(types.a) } else { types };
-    let product = MatMul::builder(args.shape.m, args.shape.n, args.shape.k)
-        .constant_b(args.constant_b)
-        .types(types)
-        .build()?;
+    let builder = MatMul::builder(args.shape.m, args.shape.n, args.shape.k).types(types);
+    let product = crate::describe(builder, args.constant_b)?;
     let mut options = args.threads.options().device(args.device).allow_known_faults(args.allow_known_faults);
     options.quarantine.clone_from(&args.quarantine);
     if let Some(path) = &args.quarantine {

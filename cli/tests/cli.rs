@@ -655,7 +655,6 @@ fn elements_that_are_not_compared_do_not_count() {
 
 #[test]
 fn quantize_writes_a_file_that_loads_back() {
-    use ane_matmul::quantize::dequantize;
     use ane_matmul::safetensors::SafetensorsFile;
 
     let place = Place::new();
@@ -685,7 +684,8 @@ fn quantize_writes_a_file_that_loads_back() {
     );
     assert!(json["tensors"][0]["reason"].as_str().unwrap().contains("1 dimensions"), "{json}");
     let quantized = SafetensorsFile::read(&output).unwrap().quantized("w").unwrap();
-    let back = dequantize(&quantized.weights, true, quantized.quantization.b).unwrap();
+    assert_eq!((quantized.k(), quantized.n(), quantized.is_transposed()), (256, 8, true));
+    let back = quantized.dequantize().unwrap();
     let off = w.data().iter().zip(back.data()).fold(0f32, |off, (x, y)| off.max((x - y).abs()));
     let said = json["tensors"][1]["max_abs_error"].as_f64().unwrap();
     assert!((said - f64::from(off)).abs() < 1e-6 && off > 0.0, "{json}");
@@ -697,7 +697,8 @@ fn quantize_writes_a_file_that_loads_back() {
     assert!(text.contains(sum) && text.contains("largest error"), "{text}");
     assert!(text.contains("of its RMS") && text.contains(" % "), "{text}");
     let before = fs::read(&output).unwrap();
-    failed(&run(&[&"quantize", &output, &output, &"--type", &"int4"]), "quantised already");
+    failed(&run(&[&"quantize", &output, &output, &"--type", &"int4"]), "name another output");
+    failed(&run(&[&"quantize", &output, &place.path("twice"), &"--type", &"int4"]), "quantised already");
     failed(&run(&[&"quantize", &place.path("no"), &output, &"--type", &"int4"]), "No such file");
     assert_eq!(fs::read(&output).unwrap(), before, "a failure leaves the file as it was");
     usage(&quantize(&["--type", "int3"]), "int4");

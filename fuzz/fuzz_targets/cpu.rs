@@ -1,14 +1,16 @@
 //! The CPU engine against the float64 reference: shapes, strides, types, schemes and numbers at random.
 #![no_main]
 
+use std::sync::LazyLock;
+
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
-    Activation, AnyView, BackendId, CompileOptions, ElementType, ElementTypes, Inputs, Layout, MatMul,
-    QuantA, QuantB, QuantOutput, Quantization, Tensor, Threads, Weights,
+    Activation, AnyView, BackendId, Backends, CompileOptions, ElementType, ElementTypes, Inputs, Layout,
+    MatMul, MatMulBuilder, NibbleOrder, Operand, Product, QuantA, QuantB, QuantOutput, Quantization, Threads,
 };
 use ane_matmul_conformance::Guarded;
 use ane_matmul_fuzz::operands::{self, Contents};
-use ane_matmul_fuzz::products::{OPERANDS, Scheme, Size, Type};
+use ane_matmul_fuzz::products::{self, OPERANDS, Scheme, Size, Type};
 use arbitrary::Arbitrary;
 use fastrand::Rng;
 use libfuzzer_sys::fuzz_target;
@@ -16,6 +18,8 @@ use libfuzzer_sys::fuzz_target;
 use ElementType::{Bf16, F16, F32, I4, I8, I32, U4, U8};
 
 const FLOATS: [ElementType; 3] = [F32, F16, Bf16];
+
+static BACKENDS: LazyLock<Backends> = LazyLock::new(Backends::new);
 
 #[derive(Debug, Arbitrary)]
 struct Case {
@@ -100,7 +104,7 @@ impl Case {
                 _ => 0,
             }
         };
-        let mut scheme = self.scheme.quantization(zero_point);
+        let mut scheme = self.scheme.quantization(zero_point, |index| self.scale(index));
         if let QuantB::PerGroup { group_size, zero_point } = scheme.b {
             scheme.b = if integers {
                 QuantB::PerTensor { zero_point }
@@ -110,7 +114,7 @@ impl Case {
         }
         scheme.a = match (integers, types.a.is_float(), scheme.a) {
             (true, true, _) => QuantA::DynamicPerRow,
-            (true, false, QuantA::Static { zero_point }) => QuantA::Static { zero_point },
+            (true, false, a @ QuantA::Static { .. }) => a,
             _ => QuantA::None,
         };
         if types.output == I32 {
@@ -123,20 +127,42 @@ impl Case {
     }
 
     fn describe(&self) -> Option<MatMul> {
+        let (types, mut quantization) = self.types();
+        let constant_b =
+            self.flag(2) || matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. });
+        if constant_b {
+            let constant = self.builder(types, quantization, true)?.build_constant_b().ok()?;
+            return Some(constant.product().clone());
+        }
+        quantization.b = products::of_every_run(quantization.b, self.scale(1));
+        self.builder(types, quantization, true)?.build().ok()
+    }
+
+    /// What weights say of B is left out of the description.
+    fn describe_without_b(&self) -> Option<MatMulBuilder> {
+        let (mut types, mut quantization) = self.types();
+        if quantization.b != QuantB::None {
+            types.scales = F32;
+        }
+        if [I4, U4].contains(&types.b) {
+            quantization.nibble_order = NibbleOrder::default();
+        }
+        (types.b, quantization.b) = (F32, QuantB::None);
+        self.builder(types, quantization, false)
+    }
+
+    /// The description, but for whether B is known; `of_b`: with B's transpose and strides.
+    fn builder(&self, types: ElementTypes, quantization: Quantization, of_b: bool) -> Option<MatMulBuilder> {
         let [m, n, k] = self.sizes.map(Size::bounded);
         let batch = if self.batch < 200 { 1 } else { usize::from(self.batch) % 4 };
         if m.max(1) * n.max(1) * k.max(1) * batch.max(1) > LARGEST {
             return None;
         }
-        let (types, quantization) = self.types();
-        let constant_b =
-            self.flag(2) || matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. });
         let (ta, tb, residual) = (self.flag(0), self.flag(1), self.flag(5));
         let mut builder = MatMul::builder(m, n, k)
             .batch(batch)
             .transpose_a(ta)
-            .transpose_b(tb)
-            .constant_b(constant_b)
+            .transpose_b(tb && of_b)
             .variable_m(self.rows.is_some())
             .types(types)
             .quantization(quantization);
@@ -158,55 +184,20 @@ impl Case {
             let leading = cols + if row < 128 { 0 } else { usize::from(row) % 20 };
             let stride = rows * leading + if item < 128 { 0 } else { usize::from(item) % 20 };
             let stride = if shared && index != 2 { 0 } else { stride };
-            builder =
-                builder.leading_dimension(OPERANDS[index], leading).batch_stride(OPERANDS[index], stride);
+            if of_b || OPERANDS[index] != Operand::B {
+                builder =
+                    builder.leading_dimension(OPERANDS[index], leading).batch_stride(OPERANDS[index], stride);
+            }
         }
-        builder.build().ok()
+        Some(builder)
     }
 
     fn scale(&self, index: usize) -> f32 {
         2f32.powi(i32::from(self.scales[index]) / 8)
     }
 
-    fn weights(&self, product: &MatMul, b: AnyView<'_>, random: &mut Rng) -> Weights {
-        let weights = Weights::new(b).expect("a small copy");
-        let (rows, cols) = match product.quantization().b {
-            QuantB::None => return weights,
-            QuantB::PerTensor { .. } => (1, 1),
-            QuantB::PerColumn { .. } => (1, product.n()),
-            QuantB::PerGroup { group_size, .. } => (product.k().div_ceil(group_size as usize), product.n()),
-            _ => unreachable!("a scheme that is not made above"),
-        };
-        let scales = Tensor::from_fn(rows, cols, |_, _| self.scale(1) * (1.0 + f32::from(random.u8(..8)) / 8.0));
-        let scales = scales.expect("a small tensor");
-        let narrow = |x: &f32| half::f16::from_f32(*x).clamp(half::f16::MIN_POSITIVE, half::f16::MAX);
-        let result = match product.types().scales {
-            F16 => {
-                let data = scales.data().iter().map(narrow).collect();
-                weights.with_scales(&Tensor::from_vec(data, rows, cols).expect("as many"))
-            }
-            Bf16 => {
-                let data = scales.data().iter().map(|x| half::bf16::from_f32(*x)).collect();
-                weights.with_scales(&Tensor::from_vec(data, rows, cols).expect("as many"))
-            }
-            _ => weights.with_scales(&scales),
-        };
-        result.expect("positive scales")
-    }
-
-    fn options(&self, product: &MatMul, threads: usize) -> CompileOptions {
-        let quantization = product.quantization();
-        let mut options = CompileOptions::default().threads(Threads::count(threads).expect("1 or 2"));
-        if let QuantA::Static { .. } = quantization.a {
-            options = options.scale_a(self.scale(0));
-        }
-        if quantization.b != QuantB::None && !product.constant_b() {
-            options = options.scale_b(self.scale(1));
-        }
-        if let QuantOutput::Static { .. } = quantization.output {
-            options = options.scale_c(self.scale(2));
-        }
-        options
+    fn options(threads: usize) -> CompileOptions {
+        CompileOptions::default().threads(Threads::count(threads).expect("1 or 2"))
     }
 
     /// Whether what is computed in f32 on the way to a scaled result may leave f32's normal range where the
@@ -243,41 +234,60 @@ impl Case {
         let a_layout =
             if product.transpose_a() { cols(product.a(), rows) } else { with_rows(product.a(), rows) };
         let a = input(types.a, a_layout, self.contents[0]);
-        let b = input(types.b, *product.b(), self.contents[1]);
+        // Weights that a batch shares are as many matrices in one place, or one.
+        let (_, item, shared) = self.gaps[1];
+        let one = product.constant_b() && shared && item >= 128;
+        let b_layout = if one { first(product.b()) } else { *product.b() };
+        let b = input(types.b, b_layout, self.contents[1]);
         let row = Layout::packed(1, 1, product.n()).expect("a small row");
         let bias = product.has_bias().then(|| input(types.bias, row, self.contents[2]));
         let residual =
             product.residual().map(|layout| input(types.output, with_rows(layout, rows), self.contents[3]));
-        let weights = product.constant_b().then(|| self.weights(&product, b.view(), &mut random));
 
         let mut inputs = Inputs::new(a.view());
-        if weights.is_none() {
-            inputs = inputs.b(b.view());
-        }
-        if let Some(bias) = &bias {
-            inputs = inputs.bias(bias.view());
-        }
         if let Some(residual) = &residual {
             inputs = inputs.residual(residual.view());
         }
-        let options = self.options(&product, 1);
-        let compiled = match product.compile(&BackendId::CPU, weights.as_ref(), &options) {
+        if !product.constant_b() {
+            inputs = inputs.b(b.view());
+            if let Some(bias) = &bias {
+                inputs = inputs.bias(bias.view());
+            }
+            return self.check_runs(&product, &inputs, rows);
+        }
+        let scale = || self.scale(1) * (1.0 + f32::from(random.u8(..8)) / 8.0);
+        let weights = products::weights(&product, b.view(), scale).expect("weights as described");
+        let mut bound = product.with_weights(&weights).expect("weights as described");
+        let by_weights = self.describe_without_b().expect("described before").with_weights(&weights);
+        assert_eq!(by_weights.expect("a description without B").product(), &product);
+        match &bias {
+            Some(bias) if self.flag(3) => bound = bound.with_bias(bias.view()).expect("a bias as described"),
+            Some(bias) => inputs = inputs.bias(bias.view()),
+            None => {}
+        }
+        assert_eq!(bound.product(), &product);
+        self.check_runs(&bound, &inputs, rows);
+    }
+
+    fn check_runs(&self, bound: &impl Product, inputs: &Inputs<'_>, rows: usize) {
+        let (product, types) = (bound.product(), bound.product().types());
+        let compiled = match BACKENDS.compile(&BackendId::CPU, bound, &Self::options(1)) {
             Ok(compiled) => compiled,
-            Err(ane_matmul::Error::Refused { .. } | ane_matmul::Error::Scale { .. }) => return,
+            Err(ane_matmul::Error::Refused { .. }) => return,
             Err(error) => panic!("{product}: {error}"),
         };
         let run = |compiled: &ane_matmul::Compiled| {
             let mut c = Guarded::output(types.output, with_rows(product.c(), rows), 0);
             let mut executor = compiled.executor().expect("an executor");
-            executor.run(&inputs, c.view_mut()).expect("operands that fit");
+            executor.run(inputs, c.view_mut()).expect("operands that fit");
             c
         };
         let c = run(&compiled);
         assert_eq!(c.damaged_guard(), None, "{product}: a gap of C was written to");
-        if self.may_leave_the_range(&product, a.view()) {
+        if self.may_leave_the_range(product, inputs.a_view()) {
             return;
         }
-        let reference = Reference::of(&compiled, &inputs).expect("a small reference");
+        let reference = Reference::of(&compiled, inputs).expect("a small reference");
         let deviation = reference.compare(c.view()).expect("the same shape");
         if !deviation.is_within_bound() {
             let (item, row, col) = deviation.worst;
@@ -291,8 +301,7 @@ impl Case {
             );
         }
         if self.threads {
-            let options = self.options(&product, 2);
-            let compiled = product.compile(&BackendId::CPU, weights.as_ref(), &options).expect("as before");
+            let compiled = BACKENDS.compile(&BackendId::CPU, bound, &Self::options(2)).expect("as before");
             assert_eq!(
                 run(&compiled).bits_but_of_nan(),
                 c.bits_but_of_nan(),
@@ -320,6 +329,12 @@ fn largest(view: AnyView<'_>) -> f64 {
 fn with_rows(layout: &Layout, rows: usize) -> Layout {
     Layout::strided(layout.batch(), rows, layout.cols(), layout.leading_dimension(), layout.batch_stride())
         .expect("fewer rows than a valid layout")
+}
+
+/// One matrix of a batch that shares it.
+fn first(layout: &Layout) -> Layout {
+    Layout::strided(1, layout.rows(), layout.cols(), layout.leading_dimension(), layout.batch_stride())
+        .expect("fewer items than a valid layout")
 }
 
 fn cols(layout: &Layout, cols: usize) -> Layout {

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use ane_matmul::{BackendId, Backends, CompileOptions, Inputs, MatMul, ShimLibrary, Tensor, Weights};
+use ane_matmul::{
+    BackendId, Backends, CompileOptions, Inputs, MatMul, MatMulWithWeights, ShimLibrary, Tensor, Weights,
+};
 use ane_matmul_shims::linked_reference;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
@@ -38,8 +40,7 @@ enum Change {
 struct Fixture {
     backends: Backends,
     id: BackendId,
-    product: MatMul,
-    weights: Weights,
+    product: MatMulWithWeights,
     options: CompileOptions,
     place: PathBuf,
     /// The manifest and the product as they were saved.
@@ -56,10 +57,10 @@ fn fixture() -> &'static Fixture {
         let mut backends = Backends::new();
         let id = backends.add(shim).expect("a new name");
         let directory = ane_matmul_fuzz::place().join("packages");
-        let product = MatMul::builder(2, 3, 4).constant_b(true).build().expect("a small product");
         let weights = Weights::from_tensor(Tensor::filled(4, 3, 2f32).expect("a small tensor"));
+        let product = MatMul::builder(2, 3, 4).with_weights(&weights).expect("a small product");
         let options = CompileOptions::default().packages(&directory);
-        backends.compile(&id, &product, Some(&weights), &options).expect("a product");
+        backends.compile(&id, &product, &options).expect("a product");
         let place = fs::read_dir(&directory)
             .expect("a directory")
             .next()
@@ -67,7 +68,7 @@ fn fixture() -> &'static Fixture {
             .expect("an entry")
             .path();
         let saved = FILES.map(|file| fs::read(place.join(file)).expect("a file of the package"));
-        Fixture { backends, id, product, weights, options, place, saved }
+        Fixture { backends, id, product, options, place, saved }
     })
 }
 
@@ -127,17 +128,16 @@ fuzz_target!(|changes: Vec<Change>| {
     for change in &changes {
         apply(fixture, change);
     }
-    let Fixture { backends, id, product, weights, options, .. } = fixture;
+    let Fixture { backends, id, product, options, .. } = fixture;
     let x = Tensor::filled(2, 4, 1f32).expect("a small tensor");
     for start in 0..2 {
-        let compiled =
-            backends.compile(id, product, Some(weights), options).expect("loaded, or compiled again");
+        let compiled = backends.compile(id, product, options).expect("loaded, or compiled again");
         let report = compiled.report();
         assert!(start == 0 || report.from_package, "what was made again is not found: {report:?}");
         let forged = changes.iter().any(|change| matches!(change, Change::Forge(_)));
         // Whoever may write to the directory forges a package's constants, as SECURITY.md says.
         if !forged {
-            let y = compiled.run_once(&Inputs::new(&x)).expect("a run");
+            let y = compiled.run_to_tensor(&Inputs::new(&x)).expect("a run");
             assert_eq!(y.data(), [8.0; 6]);
         }
     }

@@ -11,11 +11,11 @@ fuzz_target!(|bytes: &[u8]| {
     profile.save(&copy).expect("a profile is saved");
     assert_eq!(Profile::load(&copy).expect("what was saved is loaded"), profile);
 
-    let product = MatMul::builder(8, 40, 24).constant_b(true).build().expect("a small product");
+    let product = MatMul::builder(8, 40, 24).build_constant_b().expect("a small product");
     let options = CompileOptions::default().threads(Threads::ONE);
     let mut backends = Backends::new();
     backends.set_profile(Some(profile.clone()));
-    let explanation = backends.explain(&product, &options);
+    let explanation = backends.explain(product.product(), &options);
     assert!(!format!("{explanation:?}").is_empty());
     // As if it had been measured here: else its figures are not used.
     let mut here = Profile::new(MachineKey::here());

@@ -21,7 +21,11 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = file.weights_f32(name);
         let _ = file.vector_f32(name);
         if let Ok(quantized) = file.quantized(name) {
-            assert!(quantized.weights.scales().is_some());
+            assert!(quantized.scales().is_some());
+            let _ = quantized.dequantize();
+        }
+        if let Some(Ok(layer)) = name.strip_suffix(".weight").map(|layer| file.linear(layer)) {
+            let _ = layer.build();
         }
     }
     let copy = ane_matmul_fuzz::place().join("out.safetensors");

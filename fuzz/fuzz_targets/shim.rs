@@ -23,7 +23,9 @@ fn use_shim(table: &Table, case: &Case) -> ane_matmul::Result<()> {
     let mut backends = Backends::new();
     let id = backends.add(shim)?;
     assert!(!format!("{backends:?}").is_empty());
-    let product = MatMul::builder(2, 3, 4).constant_b(case.constant_b).build()?;
+    let product = MatMul::builder(2, 3, 4);
+    let product =
+        if case.constant_b { product.build_constant_b()?.product().clone() } else { product.build()? };
     let mut options = CompileOptions::default().threads(Threads::ONE);
     if case.packages {
         options = options.packages(ane_matmul_fuzz::place().join("garbage"));
@@ -31,14 +33,17 @@ fn use_shim(table: &Table, case: &Case) -> ane_matmul::Result<()> {
     let _ = format!("{:?}", backends.explain(&product, &options));
     let _ = backends.supports(&id, &product, &options);
     let (a, b) = (Tensor::filled(2, 4, 1f32)?, Tensor::filled(4, 3, 2f32)?);
-    let weights = case.constant_b.then(|| Weights::new(&b)).transpose()?;
     for bytes in [0, 64] {
         if let Ok(mut buffer) = backends.shared_buffer(&id, bytes) {
             assert!(!format!("{buffer:?}").is_empty());
             buffer.elements_mut::<f32>().fill(1.0);
         }
     }
-    let compiled = backends.compile(&id, &product, weights.as_ref(), &options)?;
+    let compiled = if case.constant_b {
+        backends.compile(&id, &product.with_weights(&Weights::new(&b)?)?, &options)?
+    } else {
+        backends.compile(&id, &product, &options)?
+    };
     assert!(!format!("{:?}", compiled.report()).is_empty());
     let mut executor = compiled.executor()?;
     let mut c = Tensor::<f32>::zeros(2, 3)?;

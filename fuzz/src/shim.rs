@@ -21,6 +21,7 @@ const FUNCTIONS: usize = 24;
 pub struct Distortion {
     pub size: Option<u16>,
     pub major: Option<u16>,
+    /// Taken with a major only: while the major is 0, another minor is refused.
     pub minor: u16,
     /// Bit i: function i is null.
     pub null: u16,
@@ -55,8 +56,8 @@ impl Table {
         bytes[..4].copy_from_slice(&u32::try_from(size).expect("a small size").to_ne_bytes());
         if let Some(major) = distortion.major {
             bytes[4..6].copy_from_slice(&major.to_ne_bytes());
+            bytes[6..8].copy_from_slice(&distortion.minor.to_ne_bytes());
         }
-        bytes[6..8].copy_from_slice(&distortion.minor.to_ne_bytes());
         for (index, string) in strings.iter().enumerate() {
             if let Some(string) = string {
                 bytes[NAME + 8 * index..][..8].copy_from_slice(&string.as_ptr().addr().to_ne_bytes());

@@ -163,7 +163,8 @@ impl Run for BlasRun {
     fn run(&mut self, args: RunArgs<'_>) -> Result<()> {
         let Plan { product, weights } = &*self.0;
         let epilogue = Epilogue::new(product, args.bias, args.residual);
-        let mut operands = f32_only::operands(&ID, args, weights.as_ref().map(Weights::view))?;
+        let mut operands =
+            f32_only::operands(&ID, args, weights.as_ref().map(|weights| weights.view_for(product)))?;
         let b = operands.b.ok_or_else(|| f32_only::not_f32(&ID))?.data();
         let layout = *operands.c.layout();
         if layout.is_empty() {

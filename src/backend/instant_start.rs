@@ -16,6 +16,19 @@ use crate::executor::RunObservation;
 use crate::operands::weights::Weights;
 
 /// Where an instant start stands ([`CompileOptions::instant_start`]).
+///
+/// ```
+/// use ane_matmul::{BackendId, CompileOptions, InstantStart, MatMul};
+///
+/// let options = CompileOptions::default().instant_start(true);
+/// let report = MatMul::new(8, 8, 8)?.compile_with(&BackendId::AUTO, &options)?.report();
+/// if let Some(InstantStart::Compiling { runs_on_cpu }) = report.instant_start {
+///     println!("{} compiles; the CPU has answered {runs_on_cpu} runs", report.backend);
+/// }
+/// // The CPU needs nobody to answer for it.
+/// assert_eq!(report.instant_start.is_none(), report.backend == BackendId::CPU);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstantStart {

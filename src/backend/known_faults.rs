@@ -3,6 +3,15 @@
 use crate::backend::BackendId;
 
 /// A known fault of a vendor's software.
+///
+/// ```
+/// use ane_matmul::{BackendId, known_faults};
+///
+/// let mut of_mpsgraph = known_faults().iter().filter(|fault| fault.backend == BackendId::MPSGRAPH);
+/// let first = of_mpsgraph.next().expect("there are some");
+/// assert_eq!(first.reference, "pytorch#195163");
+/// println!("{}: {:?}", first.fault, first.handling);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct KnownFault {
@@ -17,6 +26,14 @@ pub struct KnownFault {
 }
 
 /// What is done about a [`KnownFault`].
+///
+/// ```
+/// use ane_matmul::{FaultHandling, known_faults};
+///
+/// // What `CompileOptions::allow_known_faults` lets through.
+/// let refused = known_faults().iter().filter(|fault| fault.handling == FaultHandling::Refused);
+/// assert!(refused.count() > 0);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FaultHandling {

@@ -7,8 +7,10 @@ use std::sync::{Arc, LazyLock};
 
 use crate::backend::instant_start::{InstantStart, WithInstantStart};
 use crate::backend::refusal::Refusal;
+use crate::description::linear::Linear;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
+use crate::description::with_weights::{MatMulWithWeights, Product};
 use crate::error::{Error, Result};
 use crate::executor::{Compiled, RunObservation};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
@@ -46,6 +48,16 @@ pub(crate) use blas::tests::THREADS as BLAS_THREADS;
 pub(crate) use blas::threads as blas_threads;
 
 /// The name of a backend: an open set, since loaded shims bring their own.
+///
+/// ```
+/// use ane_matmul::{BackendId, Error, MatMul};
+///
+/// let id = BackendId::new("cpu"); // from a command line, say
+/// assert_eq!(id, BackendId::CPU);
+/// let unknown = MatMul::new(2, 4, 3)?.compile(&BackendId::new("gpu"));
+/// assert!(matches!(unknown, Err(Error::UnknownBackend { name, .. }) if name == "gpu"));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId(Cow<'static, str>);
 
@@ -182,6 +194,18 @@ struct Entry {
 }
 
 /// What [`Backends::available`] says of one backend.
+///
+/// ```
+/// use ane_matmul::{BackendId, available};
+///
+/// for status in available() {
+///     match status.state {
+///         Ok(info) => println!("{}: {}", status.id, info.description),
+///         Err(reason) => println!("{} is not here: {reason}", status.id),
+///     }
+/// }
+/// assert!(available().iter().any(|status| status.id == BackendId::CPU && status.state.is_ok()));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BackendStatus {
@@ -192,6 +216,15 @@ pub struct BackendStatus {
 }
 
 /// What is known of a backend that is here.
+///
+/// ```
+/// use ane_matmul::{BackendId, Backends, Device};
+///
+/// let info = Backends::new().info(&BackendId::CPU)?;
+/// println!("{} on {}", info.description, info.device_name);
+/// assert_eq!((info.device, info.is_test_double), (Device::Cpu, false));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BackendInfo {
@@ -211,6 +244,17 @@ pub struct BackendInfo {
 /// The backends that a program can use: the built-in ones and the shims that it loaded.
 ///
 /// Cheap to clone; holds no global state.
+///
+/// ```
+/// use ane_matmul::{BackendId, Backends, CompileOptions, MatMul};
+///
+/// let backends = Backends::new(); // Backends::add takes a shim
+/// let (product, options) = (MatMul::new(2, 4, 3)?, CompileOptions::default());
+/// backends.supports(&BackendId::CPU, &product, &options)?; // an error says why not
+/// let compiled = backends.compile(&BackendId::CPU, &product, &options)?;
+/// assert_eq!(compiled.backend(), &BackendId::CPU);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Backends {
     entries: Vec<Entry>,
@@ -311,17 +355,27 @@ impl Backends {
             .map_err(|refusal| Error::Refused { backend: id.clone(), refusal })
     }
 
-    /// Compiles `product` for the backend `id`. `weights` are B where it is constant.
+    /// Compiles `product` for the backend `id`: a [`MatMul`], or one with its weights.
     ///
     /// For [`BackendId::AUTO`] a backend is chosen as [`Backends::explain`] says; the report tells which,
     /// and why.
     ///
     /// # Errors
-    /// [`Error::Refused`], [`Error::UnknownBackend`], [`Error::Unavailable`];
-    /// [`Error::Missing`] or [`Error::Unexpected`] when weights and description disagree,
-    /// [`Error::Shape`] and [`Error::Type`] when they do not fit; [`Error::OutOfMemory`],
-    /// [`Error::Threads`], [`Error::Native`].
+    /// [`Error::Refused`], [`Error::UnknownBackend`], [`Error::Unavailable`]; [`Error::Missing`] for the
+    /// description alone of a product whose B is known; [`Error::OutOfMemory`], [`Error::Threads`],
+    /// [`Error::Native`].
     pub fn compile(
+        &self,
+        id: &BackendId,
+        product: &(impl Product + ?Sized),
+        options: &CompileOptions,
+    ) -> Result<Compiled> {
+        let compiled = self.compile_parts(id, product.product(), product.weights(), options)?;
+        Ok(compiled.for_caller(product.bias_handle()))
+    }
+
+    /// `weights` are what `product` says of B.
+    pub(crate) fn compile_parts(
         &self,
         id: &BackendId,
         product: &MatMul,
@@ -461,24 +515,72 @@ fn info(backend: &dyn Backend) -> BackendInfo {
 
 static BUILT_IN: LazyLock<Backends> = LazyLock::new(Backends::new);
 
+/// The registry behind [`MatMul::compile`].
+pub(crate) fn built_in_registry() -> &'static Backends {
+    &BUILT_IN
+}
+
 /// Every backend that this build knows, and whether it is here or why not.
 #[must_use]
 pub fn available() -> Vec<BackendStatus> {
     BUILT_IN.available()
 }
 
-impl MatMul {
-    /// Compiles this product for a built-in backend; see [`Backends::compile`].
+macro_rules! compile_with_the_built_in_backends {
+    ($($product:ty)*) => {$(
+        impl $product {
+            /// Compiles for the fastest of the built-in backends, [`BackendId::AUTO`], with default options.
+            ///
+            /// # Errors
+            /// As [`Backends::compile`].
+            pub fn compile_default(&self) -> Result<Compiled> {
+                self.compile(&BackendId::AUTO)
+            }
+
+            /// Compiles for a built-in backend with default options.
+            ///
+            /// # Errors
+            /// As [`Backends::compile`].
+            pub fn compile(&self, backend: &BackendId) -> Result<Compiled> {
+                self.compile_with(backend, &CompileOptions::default())
+            }
+
+            /// Compiles for a built-in backend.
+            ///
+            /// # Errors
+            /// As [`Backends::compile`].
+            pub fn compile_with(&self, backend: &BackendId, options: &CompileOptions) -> Result<Compiled> {
+                BUILT_IN.compile(backend, self, options)
+            }
+        }
+    )*};
+}
+
+compile_with_the_built_in_backends! { MatMul MatMulWithWeights }
+
+impl Linear {
+    /// Compiles for the fastest of the built-in backends, [`BackendId::AUTO`], with default options.
     ///
     /// # Errors
-    /// As [`Backends::compile`].
-    pub fn compile(
-        &self,
-        backend: &BackendId,
-        weights: Option<&Weights>,
-        options: &CompileOptions,
-    ) -> Result<Compiled> {
-        BUILT_IN.compile(backend, self, weights, options)
+    /// As [`Linear::build`] and [`Backends::compile`].
+    pub fn compile_default(&self) -> Result<Compiled> {
+        self.build()?.compile_default()
+    }
+
+    /// Compiles for a built-in backend with default options.
+    ///
+    /// # Errors
+    /// As [`Linear::build`] and [`Backends::compile`].
+    pub fn compile(&self, backend: &BackendId) -> Result<Compiled> {
+        self.build()?.compile(backend)
+    }
+
+    /// Compiles for a built-in backend.
+    ///
+    /// # Errors
+    /// As [`Linear::build`] and [`Backends::compile`].
+    pub fn compile_with(&self, backend: &BackendId, options: &CompileOptions) -> Result<Compiled> {
+        self.build()?.compile_with(backend, options)
     }
 }
 

@@ -3,6 +3,17 @@
 use std::fmt;
 
 /// A backend's answer that it does not run a product.
+///
+/// ```
+/// use ane_matmul::{BackendId, CompileOptions, Device, Error, MatMul, RefusalReason};
+///
+/// let options = CompileOptions::default().device(Device::Gpu);
+/// let result = MatMul::new(2, 4, 3)?.compile_with(&BackendId::CPU, &options);
+/// let Err(Error::Refused { refusal, .. }) = result else { panic!("the CPU is no GPU") };
+/// assert_eq!(refusal.reason, RefusalReason::Device);
+/// assert!(refusal.message.contains("choose another backend"));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refusal {
@@ -27,6 +38,15 @@ impl fmt::Display for Refusal {
 }
 
 /// The kinds of refusal: the `ANE_REFUSAL_*` constants of `include/ane_matmul.h`.
+///
+/// ```
+/// use ane_matmul::{BackendId, ElementType, ElementTypes, Error, MatMul, RefusalReason};
+///
+/// let f64s = MatMul::builder(2, 2, 2).types(ElementTypes::uniform(ElementType::F64)).build()?;
+/// let error = f64s.compile(&BackendId::CPU).expect_err("it sums in f32");
+/// assert!(matches!(error, Error::Refused { refusal, .. } if refusal.reason == RefusalReason::ElementType));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum RefusalReason {

@@ -100,10 +100,10 @@ fn a_backend_that_says_nothing_else_is_a_part_of_this_crate_and_wraps_any_memory
 #[test]
 fn a_run_computes_although_its_engine_observes_nothing() {
     let product = MatMul::new(2, 2, 3).unwrap();
-    let compiled = product.compile(&BackendId::CPU, None, &CompileOptions::default()).unwrap();
+    let compiled = product.compile(&BackendId::CPU).unwrap();
     let (a, b) = (Tensor::filled(2, 3, 2f32).unwrap(), Tensor::filled(3, 2, 1f32).unwrap());
     let mut c = Tensor::<f32>::zeros(2, 2).unwrap();
-    let seen = compiled.executor().unwrap().run_observed(&Inputs::new(&a).b(&b), &mut c).unwrap();
+    let seen = compiled.executor().unwrap().run_observed(Inputs::new(&a).b(&b), &mut c).unwrap();
     assert_eq!((seen, c.data()), (RunObservation::default(), [6f32; 4].as_slice()));
 }
 

@@ -11,6 +11,7 @@ use std::fmt;
 use crate::backend::{self, BackendId, Backends};
 use crate::description::matmul::MatMul;
 use crate::description::options::CompileOptions;
+use crate::description::with_weights::Product;
 use crate::error::{Error, Result};
 use crate::executor::Compiled;
 use crate::operands::weights::Weights;
@@ -21,6 +22,13 @@ use store::{Counts, Limits, Store};
 pub(crate) use store::Weight;
 
 /// What a [`ProductCache`] may hold.
+///
+/// ```
+/// use ane_matmul::{Backends, CacheLimits, ProductCache};
+///
+/// let cache = ProductCache::new(Backends::new(), CacheLimits::new().bytes(64 << 20).products(100));
+/// assert_eq!(cache.limits().bytes, 64 << 20);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheLimits {
@@ -59,6 +67,19 @@ impl CacheLimits {
 }
 
 /// What a [`ProductCache`] did since it was made, and what it holds.
+///
+/// ```
+/// use ane_matmul::{BackendId, Backends, CacheLimits, CompileOptions, MatMul, ProductCache};
+///
+/// let cache = ProductCache::new(Backends::new(), CacheLimits::default());
+/// for _ in 0..10 {
+///     cache.compile(&BackendId::CPU, &MatMul::new(2, 4, 3)?, &CompileOptions::default())?;
+/// }
+/// let statistics = cache.statistics();
+/// assert_eq!((statistics.misses, statistics.hits, statistics.products), (1, 9, 1));
+/// println!("{} of {} bytes", statistics.bytes, cache.limits().bytes);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStatistics {
@@ -91,7 +112,8 @@ pub struct CacheStatistics {
 ///
 /// **Key**: the description, [`Weights::id`], the backend, and of the options `threads` (automatic, a
 /// number, or which pool), `device`, `fast_math`, `reduced_precision`, `instant_start`, `self_check`,
-/// `allow_known_faults`, `quarantine` and the scales, with [`BackendId::AUTO`] `expected_runs` too. The others do not
+/// `allow_known_faults` and `quarantine`, with [`BackendId::AUTO`] `expected_runs` too. A known bias is not in it: it is the
+/// handle's that is handed out. The others do not
 /// change what is compiled: a hit ignores them.
 ///
 /// **Bytes**: what the products hold ([`crate::Report::bytes_held`]) and the cache's records of them.
@@ -99,6 +121,9 @@ pub struct CacheStatistics {
 /// weights, executors, products still being compiled and those that were evicted while an executor or
 /// another handle keeps them: they go with the last of these. What a backend does not report it cannot
 /// bound.
+///
+/// **Idle executors** of [`Compiled::run`], and the counts of their self-checks, belong to the handle that was
+/// handed out and its clones, not to the cache: keep the handle while it is in use.
 ///
 /// **A product beyond the limits** by itself is handed out and not kept, so that it displaces nothing;
 /// it is compiled again at the next request.
@@ -117,8 +142,8 @@ pub struct CacheStatistics {
 /// let cache = ProductCache::new(Backends::new(), CacheLimits::new().bytes(64 << 20));
 /// let a = Tensor::filled(4, 4, 1f32)?;
 /// for m in [1, 2, 4, 2, 1] {
-///     let compiled = cache.compile(&BackendId::CPU, &MatMul::new(m, 4, 4)?, None, &CompileOptions::default())?;
-///     compiled.run_once(&Inputs::new(a.view().slice(0..m, 0..4)?).b(&a))?;
+///     let compiled = cache.compile(&BackendId::CPU, &MatMul::new(m, 4, 4)?, &CompileOptions::default())?;
+///     compiled.run_to_tensor(&Inputs::new(a.view().slice(0..m, 0..4)?).b(&a))?;
 /// }
 /// let statistics = cache.statistics();
 /// assert_eq!((statistics.misses, statistics.hits), (3, 2));
@@ -155,16 +180,16 @@ impl ProductCache {
     pub fn compile(
         &self,
         id: &BackendId,
-        product: &MatMul,
-        weights: Option<&Weights>,
+        product: &(impl Product + ?Sized),
         options: &CompileOptions,
     ) -> Result<Compiled> {
+        let (bias, weights, product) = (product.bias_handle(), product.weights(), product.product());
         let compiled = self.get(id, product, weights, options)?;
         if backend::quarantined(compiled.backend(), product, options).is_ok() {
-            return Ok(compiled);
+            return Ok(compiled.for_caller(bias));
         }
         self.store.retain(|held| held.product() != product || held.backend() != compiled.backend());
-        self.get(id, product, weights, options)
+        Ok(self.get(id, product, weights, options)?.for_caller(bias))
     }
 
     fn get(
@@ -177,7 +202,7 @@ impl ProductCache {
         let key = Key::new(id, product, weights, options);
         self.store.get(key, || {
             self.let_go_of_the_orphaned();
-            let compiled = self.backends.compile(id, product, weights, options)?;
+            let compiled = self.backends.compile_parts(id, product, weights, options)?;
             let bytes = compiled.report().bytes_held;
             if bytes > self.limits.bytes {
                 log::warn!(

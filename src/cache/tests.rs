@@ -145,7 +145,7 @@ fn a_cache_tells_its_limits_backends_and_what_it_holds() {
     assert_eq!(cache.limits(), limits);
     assert_eq!(cache.backends().info(&id).unwrap().description, "scripted");
     let product = MatMul::new(2, 3, 4).unwrap();
-    let compiled = cache.compile(&BackendId::CPU, &product, None, &CompileOptions::default()).unwrap();
+    let compiled = cache.compile(&BackendId::CPU, &product, &CompileOptions::default()).unwrap();
     let record = Store::<Key, Compiled, Error>::RECORD_BYTES;
     assert_eq!(cache.statistics().bytes, compiled.holding().own + record);
     let text = format!("{cache:?}");

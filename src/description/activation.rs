@@ -7,6 +7,16 @@ use std::str::FromStr;
 /// A function applied to every element of the result, after bias and residual.
 ///
 /// All of them give NaN for NaN. GELU and SiLU of minus infinity are 0, of either sign.
+///
+/// ```
+/// use ane_matmul::{Activation, BackendId, Inputs, MatMul};
+///
+/// let product = MatMul::builder(1, 2, 1).activation(Activation::Relu).build()?;
+/// let c = product.compile(&BackendId::CPU)?.run_to_tensor(Inputs::new(&[2f32]).b(&[3f32, -3.0]))?;
+/// assert_eq!(c.data(), [6.0, 0.0]);
+/// assert_eq!("gelu-tanh".parse(), Ok(Activation::GeluTanh)); // as the command line names it
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Activation {
@@ -153,6 +163,14 @@ impl fmt::Display for Activation {
 }
 
 /// A name that is no [`Activation`]'s.
+///
+/// ```
+/// use ane_matmul::Activation;
+///
+/// let error = "swish".parse::<Activation>().expect_err("it is called silu here");
+/// assert_eq!(error.0, "swish");
+/// println!("{error}"); // names those that there are
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown activation `{0}`; known: none, relu, gelu, gelu-tanh, silu, sigmoid, tanh")]
 pub struct UnknownActivation(pub String);

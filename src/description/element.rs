@@ -8,6 +8,16 @@ use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 ///
 /// All of them can be described; a backend refuses the combinations that it does not run
 /// ([`crate::RefusalReason::ElementType`]).
+///
+/// ```
+/// use ane_matmul::{ElementType, Tensor, Weights};
+///
+/// let weights = Weights::from_tensor(Tensor::zeros(3, 5)?);
+/// assert_eq!(weights.element_type(), ElementType::F32);
+/// assert_eq!(ElementType::I4.bytes(3 * 5), Some(8)); // half of 15, rounded up
+/// assert_eq!(ElementType::F16.max_finite(), 65504.0);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum ElementType {
@@ -130,6 +140,17 @@ mod sealed {
 ///
 /// Implemented for `f64`, `f32`, `i32`, `i8`, `u8`, and with the feature `half` for `half::f16`
 /// and `half::bf16`. It cannot be implemented outside this crate.
+///
+/// ```
+/// use ane_matmul::{Element, ElementType, Tensor};
+///
+/// fn sum<T: Element>(matrix: &Tensor<T>) -> f64 {
+///     matrix.data().iter().map(|element| element.to_f64()).sum()
+/// }
+/// assert_eq!(sum(&Tensor::filled(2, 3, 4i8)?), 24.0);
+/// assert_eq!(i8::TYPE, ElementType::I8);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 pub trait Element: sealed::Sealed + Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The element type that this Rust type stands for.
     const TYPE: ElementType;

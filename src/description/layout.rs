@@ -9,6 +9,17 @@ use crate::error::{Error, Result};
 ///
 /// Element (`row`, `col`) of item `i` lies at `i * batch_stride + row * leading_dimension + col`.
 /// All figures count elements. A batch stride of 0 means that all items share one matrix.
+///
+/// ```
+/// use ane_matmul::{Layout, TensorView};
+///
+/// let numbers = [1f32, 2.0, 3.0, 4.0, 5.0, 6.0]; // 2 x 3
+/// let left = Layout::strided(1, 2, 2, 3, 6)?; // its first two columns
+/// assert_eq!((left.span(), left.is_packed()), (5, false));
+/// let view = TensorView::with_layout(&numbers, left)?;
+/// assert_eq!(view.row(0, 1), Some([4.0, 5.0].as_slice()));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Layout {
     batch: usize,
@@ -162,6 +173,11 @@ impl Layout {
     /// Packed matrices whose elements are in memory already, so that their count cannot overflow.
     pub(crate) const fn of_memory(batch: usize, rows: usize, cols: usize) -> Self {
         Self { batch, rows, cols, leading_dimension: cols, batch_stride: rows * cols }
+    }
+
+    /// One matrix as that of each of `batch` items; several are left as they are.
+    pub(crate) const fn broadcast(self, batch: usize) -> Self {
+        if self.batch == 1 && batch != 1 { Self { batch, batch_stride: 0, ..self } } else { self }
     }
 
     /// A single row, which cannot overflow: its elements are in memory already.

@@ -6,9 +6,22 @@ use crate::description::activation::Activation;
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
 use crate::description::quantization::{QuantA, QuantB, QuantOutput, Quantization};
+use crate::description::scales;
+use crate::description::with_weights::{ConstantB, MatMulWithWeights};
 use crate::error::{Error, Operand, Result};
+use crate::operands::view::AnyView;
+use crate::operands::weights::Weights;
 
 /// The element types of a product's operands.
+///
+/// ```
+/// use ane_matmul::{ElementType, ElementTypes, MatMul};
+///
+/// let types = ElementTypes { output: ElementType::Bf16, ..ElementTypes::BF16 };
+/// let product = MatMul::builder(8, 64, 256).types(types).build()?;
+/// assert_eq!((product.types().a, product.types().accumulator), (ElementType::Bf16, ElementType::F32));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ElementTypes {
     /// Of A.
@@ -55,11 +68,21 @@ impl Default for ElementTypes {
 /// All matrices are row-major; `op(X)` is X or its transpose. A description is validated when it
 /// is built, compares and hashes by value, and holds no data.
 ///
-/// ```
-/// use ane_matmul::{Activation, MatMul};
+/// B comes with every run. Where it is known, bind it: [`MatMul::with_weights`], or [`crate::Linear`] for
+/// a layer. The description of such a product ([`MatMul::constant_b`]) is a `MatMul` too, to ask about; without
+/// its weights it is no product to compile or to check ([`Error::Missing`]).
 ///
-/// let layer = MatMul::builder(32, 3072, 768).constant_b(true).bias(true).activation(Activation::Gelu).build()?;
-/// assert_eq!(layer.to_string(), "32x3072x768 f32 constant B +bias gelu");
+/// ```
+/// use ane_matmul::{Activation, BackendId, Inputs, MatMul, Tensor};
+///
+/// let product = MatMul::builder(2, 4, 3).bias(true).activation(Activation::Relu).build()?;
+/// assert_eq!(product.to_string(), "2x4x3 f32 +bias relu");
+///
+/// let (a, b) = (Tensor::filled(2, 3, 1f32)?, Tensor::filled(3, 4, 2f32)?);
+/// let mut c = Tensor::<f32>::zeros(2, 4)?;
+/// let compiled = product.compile(&BackendId::CPU)?;
+/// compiled.run(&Inputs::new(&a).b(&b).bias(&[-7f32, 0.0, 1.0, 2.0]), &mut c)?;
+/// assert_eq!(c.data(), [0.0, 6.0, 7.0, 8.0, 0.0, 6.0, 7.0, 8.0]);
 /// # Ok::<(), ane_matmul::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -158,7 +181,8 @@ impl MatMul {
         self.parameters.transpose_b
     }
 
-    /// Whether B comes as [`crate::Weights`] when compiled, instead of with every run.
+    /// Whether B is known when the product is compiled ([`MatMul::with_weights`]), instead of coming with
+    /// every run.
     #[must_use]
     pub const fn constant_b(&self) -> bool {
         self.parameters.constant_b
@@ -244,6 +268,44 @@ impl MatMul {
         self.has_f32_types() && *self.quantization() == Quantization::default()
     }
 
+    /// This product with a B of its own, given once: see [`MatMulBuilder::with_weights`].
+    ///
+    /// ```
+    /// use ane_matmul::{BackendId, MatMul, Tensor, Weights};
+    ///
+    /// let weights = Weights::from_tensor(Tensor::filled(3, 4, 2f32)?);
+    /// let compiled = MatMul::new(2, 4, 3)?.with_weights(&weights)?.compile(&BackendId::CPU)?;
+    /// let c = compiled.run_to_tensor(&Tensor::filled(2, 3, 1f32)?)?;
+    /// assert_eq!(c.data(), [6.0; 8]);
+    /// # Ok::<(), ane_matmul::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`MatMulBuilder::with_weights`].
+    pub fn with_weights(&self, weights: &Weights) -> Result<MatMulWithWeights> {
+        self.to_builder().with_weights(weights)
+    }
+
+    fn to_builder(&self) -> MatMulBuilder {
+        let strides = |layout: &Layout| Strides {
+            leading_dimension: Some(layout.leading_dimension()),
+            batch_stride: Some(layout.batch_stride()),
+        };
+        let residual = self.residual.as_ref().map(strides);
+        MatMulBuilder {
+            parameters: self.parameters,
+            residual: residual.is_some(),
+            strides: [strides(&self.a), strides(&self.b), strides(&self.c), residual.unwrap_or_default()],
+        }
+    }
+
+    /// The same product with a bias of this type in every run.
+    pub(crate) fn with_bias_of(&self, element: ElementType) -> Result<Self> {
+        let mut builder = self.to_builder().bias(true);
+        builder.parameters.types.bias = element;
+        builder.build()
+    }
+
     /// The same product as `self` without bias, residual and activation, all else equal.
     #[must_use]
     pub fn linear_part(&self) -> Self {
@@ -297,6 +359,20 @@ struct Strides {
 }
 
 /// Collects the parts of a [`MatMul`]; every setter has a default.
+///
+/// ```
+/// use ane_matmul::{Activation, MatMul, Operand};
+///
+/// let product = MatMul::builder(8, 64, 256)
+///     .batch(3)
+///     .transpose_a(true)
+///     .batch_stride(Operand::B, 0) // the items share one B
+///     .activation(Activation::Silu)
+///     .build()?;
+/// assert_eq!((product.a().rows(), product.a().cols()), (256, 8)); // as stored
+/// assert_eq!(product.to_string(), "3 x 8x64x256 f32 A^T silu");
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct MatMulBuilder {
@@ -334,8 +410,9 @@ impl MatMulBuilder {
         self
     }
 
-    /// B is given once, as [`crate::Weights`], when the product is compiled.
-    pub const fn constant_b(mut self, constant: bool) -> Self {
+    /// B is known when the product is compiled. Outside of the crate a description says so by its type:
+    /// [`MatMulBuilder::with_weights`], [`MatMulBuilder::build_constant_b`].
+    pub(crate) const fn constant(mut self, constant: bool) -> Self {
         self.parameters.constant_b = constant;
         self
     }
@@ -385,7 +462,7 @@ impl MatMulBuilder {
         self
     }
 
-    /// The quantisation scheme; none by default.
+    /// The quantisation; none by default.
     pub const fn quantization(mut self, quantization: Quantization) -> Self {
         self.parameters.quantization = quantization;
         self
@@ -404,13 +481,89 @@ impl MatMulBuilder {
         self
     }
 
+    /// Validates the description of a product with a B of its own, given once.
+    ///
+    /// Of B the weights decide: type, scheme, how and in which strides it is stored. One matrix is shared by
+    /// all items of a batch. What the description says of them must not contradict: a transpose that the
+    /// weights do not have, another scheme. All scales of a product have one type: with f16 scales of weights
+    /// ([`crate::quantize::WeightScheme::INT8`]) static scales of A and C are rounded to f16 too.
+    ///
+    /// # Errors
+    /// As [`MatMulBuilder::build`]; [`Error::Shape`] where the weights are not k x n, or neither one matrix
+    /// nor as many as the batch has items.
+    pub fn with_weights(mut self, weights: &Weights) -> Result<MatMulWithWeights> {
+        let parameters = &mut self.parameters;
+        if parameters.transpose_b && !weights.is_transposed() {
+            return Err(Error::Description {
+                problem: "the description says that B is stored n x k, its weights that it is stored k x n"
+                    .into(),
+                help: "say it once, of the weights: Weights::transposed",
+            });
+        }
+        let scheme = parameters.quantization.b;
+        if scheme != QuantB::None && scheme != weights.scheme() {
+            return Err(Error::Description {
+                problem: format!("B is described with {scheme:?}, its weights with {:?}", weights.scheme()),
+                help: if weights.scheme() == QuantB::None {
+                    "give the weights their scheme and scales: Weights::with_scales"
+                } else {
+                    "leave Quantization::b out: the weights have a scheme of their own"
+                },
+            });
+        }
+        let layout = weights.layout();
+        if (weights.k(), weights.n()) != (parameters.k, parameters.n)
+            || ![1, parameters.batch].contains(&layout.batch())
+        {
+            let swapped = (weights.n(), weights.k()) == (parameters.k, parameters.n);
+            let help = if swapped && parameters.k != parameters.n {
+                "their transpose would fit: Weights::transposed"
+            } else {
+                "describe the product with the dimensions of its weights, as m, n, k"
+            };
+            return Err(Error::Shape {
+                operand: Operand::B,
+                expected: format!(
+                    "k x n = {} x {}, for a batch of {}",
+                    parameters.k, parameters.n, parameters.batch
+                ),
+                got: format!("{} x {}, {} of them", weights.k(), weights.n(), layout.batch()),
+                help,
+            });
+        }
+        parameters.transpose_b = weights.is_transposed();
+        parameters.types.b = weights.element_type();
+        parameters.quantization.b = weights.scheme();
+        if let Some(scales) = weights.scales() {
+            parameters.types.scales = scales.element_type();
+        }
+        if let AnyView::Int4(view) = weights.view() {
+            parameters.quantization.nibble_order = view.nibble_order();
+        }
+        let shared = layout.batch() == 1 && parameters.batch != 1;
+        self.strides[1] = Strides {
+            leading_dimension: Some(layout.leading_dimension()),
+            batch_stride: Some(if shared { 0 } else { layout.batch_stride() }),
+        };
+        Ok(MatMulWithWeights::new(self.constant(true).build()?, weights))
+    }
+
+    /// Validates the description of a product whose B will be known when it is compiled, before there are
+    /// weights: to ask [`crate::explain`], [`crate::Backends::supports`] or [`crate::probe`] about.
+    ///
+    /// # Errors
+    /// As [`MatMulBuilder::build`].
+    pub fn build_constant_b(self) -> Result<ConstantB> {
+        self.constant(true).build().map(ConstantB)
+    }
+
     /// Validates the description.
     ///
     /// # Errors
     /// [`Error::SizeOverflow`], [`Error::LeadingDimension`], [`Error::Accumulator`] when a sum over
-    /// k could overflow an integer accumulator, and [`Error::Description`] for the rest: items of C
-    /// that overlap, a factor that is not finite, contradictory types or quantisation.
-    pub fn build(self) -> Result<MatMul> {
+    /// k could overflow an integer accumulator, [`Error::Scale`], and [`Error::Description`] for the rest:
+    /// items of C that overlap, a factor that is not finite, contradictory types or quantisation.
+    pub fn build(mut self) -> Result<MatMul> {
         let Parameters { batch, m, n, k, transpose_a, transpose_b, .. } = self.parameters;
         let (rows_a, cols_a) = if transpose_a { (k, m) } else { (m, k) };
         let (rows_b, cols_b) = if transpose_b { (n, k) } else { (k, n) };
@@ -436,6 +589,7 @@ impl MatMulBuilder {
             });
         }
         self.parameters.check_types()?;
+        self.parameters.check_scales()?;
         self.parameters.check_accumulator()?;
         Ok(MatMul { parameters: self.parameters, residual, a, b, c })
     }
@@ -471,7 +625,7 @@ impl Parameters {
         if self.bias && !types.bias.is_float() && types.bias != ElementType::I32 {
             return problem(format!("a bias of type {}", types.bias), "use a floating-point or i32 bias");
         }
-        if let QuantA::Static { zero_point } = quantization.a {
+        if let QuantA::Static { zero_point, .. } = quantization.a {
             check_zero_point(Operand::A, types.a, zero_point)?;
         }
         if quantization.a == QuantA::DynamicPerRow && !types.a.is_float() {
@@ -480,14 +634,43 @@ impl Parameters {
                 "pass a floating-point A or a static scale",
             );
         }
-        if quantization.b != QuantB::None {
-            check_zero_point(Operand::B, types.b, quantization.b.zero_point())?;
-        }
-        if let QuantB::PerGroup { group_size: 0, .. } = quantization.b {
-            return problem("a group size of 0".into(), "use a group of at least one row, such as 128");
-        }
-        if let QuantOutput::Static { zero_point } = quantization.output {
+        check_scheme(types.b, quantization.b)?;
+        if let QuantOutput::Static { zero_point, .. } = quantization.output {
             check_zero_point(Operand::C, types.output, zero_point)?;
+        }
+        Ok(())
+    }
+
+    /// Scales positive, finite, and rounded to their type, where the B that they are for has them.
+    fn check_scales(&mut self) -> Result<()> {
+        let b = self.quantization.b;
+        if !self.constant_b && b.is_of_weights() {
+            return Err(Error::Description {
+                problem: format!("B comes with every run and has {b:?}"),
+                help: "give it one scale (QuantB::Static), or bind weights that have theirs (MatMul::with_weights)",
+            });
+        }
+        if self.constant_b && matches!(b, QuantB::Static { .. }) {
+            return Err(Error::Description {
+                problem: "a constant B has a scale in the description".into(),
+                help: "add it to the weights: Weights::with_scales",
+            });
+        }
+        let element = self.types.scales;
+        let Quantization { a, b, output, .. } = &mut self.quantization;
+        if let QuantA::Static { scale, .. } = a {
+            *scale = scales::checked(*scale, element)?;
+        }
+        if let QuantB::Static { scale, .. } = b {
+            *scale = scales::checked(*scale, element)?;
+        }
+        if let QuantOutput::Static { scale, .. } = output {
+            let given = *scale;
+            *scale = scales::checked(given, element)?;
+            // The output is multiplied by the reciprocal, in f32.
+            if !scale.recip().is_finite() {
+                return Err(Error::Scale { index: 0, value: given, element });
+            }
         }
         Ok(())
     }
@@ -545,10 +728,25 @@ fn magnitude(element: ElementType, zero_point: i32) -> Option<i64> {
     Some(low.abs().max(high).max((low - zero).abs()).max((high - zero).abs()))
 }
 
+/// Checks that B's elements can be the integers of a scheme.
+pub(crate) fn check_scheme(b: ElementType, scheme: QuantB) -> Result<()> {
+    match scheme {
+        QuantB::None => return Ok(()),
+        QuantB::PerGroup { group_size: 0, .. } => {
+            return Err(Error::Description {
+                problem: "a group size of 0".into(),
+                help: "use a group of at least one row, such as 128",
+            });
+        }
+        _ => {}
+    }
+    check_zero_point(Operand::B, b, scheme.zero_point())
+}
+
 fn check_zero_point(operand: Operand, element: ElementType, zero_point: i32) -> Result<()> {
     match integer_range(element) {
         None => Err(Error::Description {
-            problem: format!("{operand} of type {element} has a static scale"),
+            problem: format!("{operand} of type {element} has a scale"),
             help: "quantised operands are integers: use i8, u8, i4 or u4",
         }),
         Some((low, high)) if !(low..=high).contains(&i64::from(zero_point)) => Err(Error::Description {

@@ -3,7 +3,9 @@
 pub(crate) mod activation;
 pub(crate) mod element;
 pub(crate) mod layout;
+pub(crate) mod linear;
 pub(crate) mod matmul;
 pub(crate) mod options;
 pub(crate) mod quantization;
 pub(crate) mod scales;
+pub(crate) mod with_weights;

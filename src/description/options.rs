@@ -12,12 +12,44 @@ use crate::verify::probe::Probe;
 use crate::verify::self_check::SelfCheck;
 
 /// Threads that run parts of a product; implement it to share a pool of your own.
+///
+/// ```
+/// use std::sync::Arc;
+/// use ane_matmul::{BackendId, CompileOptions, MatMul, ThreadPool, Threads};
+///
+/// /// Starts its threads anew for each run.
+/// #[derive(Debug)]
+/// struct Scoped(usize);
+///
+/// impl ThreadPool for Scoped {
+///     fn threads(&self) -> usize {
+///         self.0
+///     }
+///
+///     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+///         std::thread::scope(|scope| {
+///             for first in 1..self.0.min(tasks) {
+///                 scope.spawn(move || (first..tasks).step_by(self.0).for_each(task));
+///             }
+///             (0..tasks).step_by(self.0).for_each(task);
+///         });
+///     }
+/// }
+///
+/// let options = CompileOptions::default().threads(Threads::Pool(Arc::new(Scoped(2))));
+/// let compiled = MatMul::new(128, 128, 128)?.compile_with(&BackendId::CPU, &options)?;
+/// assert_eq!(compiled.report().threads, Some(2));
+/// # use ane_matmul::{Inputs, Tensor};
+/// # let (a, b) = (Tensor::filled(128, 128, 1f32)?, Tensor::filled(128, 128, 2f32)?);
+/// # assert_eq!(compiled.run_to_tensor(Inputs::new(&a).b(&b))?.data(), [256.0; 128 * 128]);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 pub trait ThreadPool: Send + Sync + fmt::Debug {
     /// The threads that work at a time, the caller's included; at least 1.
     fn threads(&self) -> usize;
 
     /// Calls `task(0)`, ..., `task(tasks - 1)`, each once, on any threads, and returns when all
-    /// have returned. Must not allocate if runs are to allocate nothing.
+    /// have returned. `tasks` is at most [`ThreadPool::threads`]. Must not allocate if runs are to allocate nothing.
     ///
     /// A run on a pool that calls another index, one of them twice, or not all is [`Error::Threads`], and what
     /// its C holds then is unspecified.
@@ -25,6 +57,16 @@ pub trait ThreadPool: Send + Sync + fmt::Debug {
 }
 
 /// The CPU threads that a product may use.
+///
+/// ```
+/// use ane_matmul::{BackendId, CompileOptions, MatMul, Threads};
+///
+/// let options = CompileOptions::default().threads(Threads::count(2)?); // or Threads::ONE
+/// let compiled = MatMul::new(512, 512, 512)?.compile_with(&BackendId::CPU, &options)?;
+/// assert_eq!(compiled.report().threads, Some(2));
+/// assert!(Threads::Auto.number() >= 1); // those of this process
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum Threads {
@@ -85,6 +127,16 @@ impl Threads {
 }
 
 /// A kind of device: what was requested, or what was observed.
+///
+/// ```
+/// use ane_matmul::{BackendId, CompileOptions, Device, MatMul};
+///
+/// let options = CompileOptions::default().device(Device::Cpu);
+/// let report = MatMul::new(2, 4, 3)?.compile_with(&BackendId::CPU, &options)?.report();
+/// assert_eq!((report.requested, report.observed), (Device::Cpu, Device::Cpu));
+/// assert_eq!("neural-engine".parse(), Ok(Device::NeuralEngine)); // as the command line names it
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Device {
@@ -122,6 +174,14 @@ impl fmt::Display for Device {
 }
 
 /// A name that is no [`Device`]'s.
+///
+/// ```
+/// use ane_matmul::Device;
+///
+/// let error = "npu".parse::<Device>().expect_err("it is called neural-engine here");
+/// assert_eq!(error.0, "npu");
+/// println!("{error}"); // names those that there are
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown device `{0}`; known: unknown, cpu, gpu, neural-engine, mixed")]
 pub struct UnknownDevice(pub String);
@@ -140,9 +200,19 @@ impl FromStr for Device {
 /// How to compile a product.
 ///
 /// `threads`, `device`, `fast_math`, `reduced_precision`, `instant_start`, `self_check`,
-/// `allow_known_faults`, `quarantine` and the scales change what is compiled and are in the key of a
+/// `allow_known_faults` and `quarantine` change what is compiled and are in the key of a
 /// [`crate::ProductCache`]; `expected_runs`, with which `auto` chooses, is there with that backend;
 /// `time_limit`, `packages` and `probe` are not.
+///
+/// ```
+/// use ane_matmul::{BackendId, CompileOptions, MatMul, SelfCheck, Threads};
+///
+/// let mut options = CompileOptions::new().threads(Threads::ONE).self_check(SelfCheck::first_run());
+/// options.reduced_precision = true;
+/// let compiled = MatMul::new(8, 8, 8)?.compile_with(&BackendId::CPU, &options)?;
+/// assert_eq!(compiled.report().threads, Some(1));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct CompileOptions {
@@ -157,15 +227,8 @@ pub struct CompileOptions {
     pub time_limit: Option<Duration>,
     /// Reassociation and approximations beyond the stated error bound are allowed.
     pub fast_math: bool,
-    /// Operands may be truncated to 11 significant bits, as tf32 does; [`crate::verify::accuracy`] has the bound.
+    /// Operands may be truncated to 11 significant bits, as tf32 does; [`accuracy`](crate::verify::accuracy) has the bound.
     pub reduced_precision: bool,
-    /// The scale of A, where [`crate::QuantA::Static`] asks for one.
-    pub scale_a: Option<f32>,
-    /// The scale of a quantised dynamic B, one that comes with every run; a constant B brings its scales in its
-    /// [`crate::Weights`].
-    pub scale_b: Option<f32>,
-    /// The scale of C, where [`crate::QuantOutput::Static`] asks for one.
-    pub scale_c: Option<f32>,
     /// A directory where compiled products are kept for the next start.
     pub packages: Option<PathBuf>,
     /// The CPU answers the first runs while another backend compiles in the background.
@@ -195,6 +258,27 @@ impl CompileOptions {
         self
     }
 
+    /// Sets how long compiling may take.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
+    /// Allows reassociation and approximations beyond the stated error bound.
+    #[must_use]
+    pub fn fast_math(mut self, allow: bool) -> Self {
+        self.fast_math = allow;
+        self
+    }
+
+    /// Allows operands to be truncated to 11 significant bits.
+    #[must_use]
+    pub fn reduced_precision(mut self, allow: bool) -> Self {
+        self.reduced_precision = allow;
+        self
+    }
+
     /// Sets the device asked for.
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
@@ -221,7 +305,7 @@ impl CompileOptions {
     /// own; off by default.
     ///
     /// Every executor moves over between two of its runs, once the compilation is done; both backends
-    /// keep to the error bound of [`crate::verify::accuracy`], so results may differ in rounding. When the
+    /// keep to the error bound of [`accuracy`](crate::verify::accuracy), so results may differ in rounding. When the
     /// compilation fails the CPU stays. [`crate::Report::instant_start`] says where it stands.
     ///
     /// Refusals and wrong operands are errors at once, as without it. For a product that the CPU refuses
@@ -250,7 +334,7 @@ impl CompileOptions {
     }
 
     /// Tries the first product of each class ([`crate::ShapeClass`]) that asks for the Neural Engine out in
-    /// a process of its own before it is compiled in this one: see [`crate::verify::probe`].
+    /// a process of its own before it is compiled in this one: see [`probe`](crate::verify::probe).
     #[must_use]
     pub fn probe(mut self, probe: Arc<Probe>) -> Self {
         self.probe = Some(probe);
@@ -267,27 +351,6 @@ impl CompileOptions {
     #[must_use]
     pub fn quarantine(mut self, path: impl Into<PathBuf>) -> Self {
         self.quarantine = Some(path.into());
-        self
-    }
-
-    /// Sets the scale of A: positive and finite, rounded to the description's type of scales.
-    #[must_use]
-    pub fn scale_a(mut self, scale: f32) -> Self {
-        self.scale_a = Some(scale);
-        self
-    }
-
-    /// Sets the scale of a quantised dynamic B, as [`CompileOptions::scale_a`].
-    #[must_use]
-    pub fn scale_b(mut self, scale: f32) -> Self {
-        self.scale_b = Some(scale);
-        self
-    }
-
-    /// Sets the scale of C, as [`CompileOptions::scale_a`].
-    #[must_use]
-    pub fn scale_c(mut self, scale: f32) -> Self {
-        self.scale_c = Some(scale);
         self
     }
 

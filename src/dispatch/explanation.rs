@@ -11,6 +11,19 @@ use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 
 /// What [`crate::Backends::explain`] says of a product.
+///
+/// ```
+/// use ane_matmul::{CompileOptions, MatMul, explain};
+///
+/// let explanation = explain(&MatMul::new(32, 3072, 768)?, &CompileOptions::default());
+/// for obstacle in &explanation.neural_engine {
+///     println!("not on the Neural Engine: {obstacle}");
+/// }
+/// let (backend, why) = explanation.choice.expect("the CPU runs everything in f32");
+/// println!("{backend}: {why}");
+/// assert!(explanation.candidates.iter().any(|candidate| candidate.backend == backend));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Explanation {
@@ -29,6 +42,16 @@ pub struct Explanation {
 }
 
 /// One backend, and the verdict on it.
+///
+/// ```
+/// use ane_matmul::{BackendId, CompileOptions, Device, MatMul, RefusalReason, Verdict, explain};
+///
+/// let on_gpu = CompileOptions::default().device(Device::Gpu);
+/// let candidates = explain(&MatMul::new(2, 4, 3)?, &on_gpu).candidates;
+/// let cpu = candidates.iter().find(|candidate| candidate.backend == BackendId::CPU).expect("always here");
+/// assert!(matches!(&cpu.verdict, Verdict::Refused(refusal) if refusal.reason == RefusalReason::Device));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Candidate {
@@ -39,6 +62,16 @@ pub struct Candidate {
 }
 
 /// What is known of a backend with a product.
+///
+/// ```
+/// use ane_matmul::{CompileOptions, MatMul, Verdict, explain};
+///
+/// let candidates = explain(&MatMul::new(2, 4, 3)?, &CompileOptions::default()).candidates;
+/// let runs = |verdict: &Verdict| matches!(verdict, Verdict::Predicted(_) | Verdict::Unmeasured(_));
+/// // The others are refused or unavailable, and the verdict has the reason.
+/// assert!(candidates.iter().any(|candidate| runs(&candidate.verdict)));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Verdict {
@@ -53,6 +86,23 @@ pub enum Verdict {
 }
 
 /// Predicted times.
+///
+/// ```
+/// # use ane_matmul::{BackendId, Backends, Device, ElementTypes, MachineKey, Profile, Sample, Series};
+/// use ane_matmul::{CompileOptions, MatMul, Threads, Verdict};
+///
+/// # let (mut backends, mut profile) = (Backends::new(), Profile::new(MachineKey::here()));
+/// # let cpu = backends.info(&BackendId::CPU)?.description;
+/// # let mut series = Series::new(BackendId::CPU, cpu, ElementTypes::F32, Device::Unknown, 1);
+/// # series.samples.push(Sample::new(&MatMul::new(64, 64, 64)?, 2e6, 5e3));
+/// # profile.add_series(series)?;
+/// # backends.set_profile(Some(profile)); // the CPU comes first
+/// let options = CompileOptions::default().threads(Threads::ONE).expected_runs(10);
+/// let explanation = backends.explain(&MatMul::new(60, 60, 60)?, &options); // with a profile
+/// let Verdict::Predicted(times) = &explanation.candidates[0].verdict else { panic!("{explanation:?}") };
+/// assert_eq!(times.amortised_ns, times.run_ns + times.compile_ns / 10.0);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Prediction {
@@ -67,6 +117,16 @@ pub struct Prediction {
 }
 
 /// Whether there is a profile of this machine.
+///
+/// ```
+/// use ane_matmul::{Backends, CompileOptions, MatMul, ProfileState};
+///
+/// let mut backends = Backends::new();
+/// backends.set_profile(None); // and not the one that this machine may have in a file
+/// let explanation = backends.explain(&MatMul::new(2, 4, 3)?, &CompileOptions::default());
+/// assert_eq!(explanation.profile, ProfileState::Absent);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProfileState {
@@ -79,6 +139,17 @@ pub enum ProfileState {
 }
 
 /// Why a backend was chosen.
+///
+/// ```
+/// use ane_matmul::{BackendId, Basis, MatMul};
+///
+/// let product = MatMul::new(2, 4, 3)?;
+/// let report = product.compile(&BackendId::AUTO)?.report();
+/// println!("{}, {}", report.backend, report.chosen_by);
+/// assert_ne!(report.chosen_by, Basis::Named);
+/// assert_eq!(product.compile(&BackendId::CPU)?.report().chosen_by, Basis::Named);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Basis {

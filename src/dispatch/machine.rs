@@ -3,6 +3,16 @@
 use std::sync::LazyLock;
 
 /// What a [`crate::Profile`] was measured on; figures of one key say nothing about another.
+///
+/// ```
+/// use ane_matmul::{MachineKey, Profile};
+///
+/// let mut key = MachineKey::here();
+/// println!("{} with {}", key.chip, key.os_build);
+/// key.os_build = "24A335".into(); // after an update, say
+/// let (_, difference) = Profile::new(key).for_this_machine();
+/// assert!(difference.expect("another build").contains("24A335"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct MachineKey {

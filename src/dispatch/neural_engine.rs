@@ -22,6 +22,17 @@ const TIMED_OUT_FLOPS: f64 = 2.0 * 16384.0 * 16384.0 * 16384.0;
 const M4_BENCHMARKS: &str = "maderix.substack.com/p/inside-the-m4-apple-neural-engine-615";
 
 /// Something that keeps a product off the Neural Engine.
+///
+/// ```
+/// use ane_matmul::{Consequence, MatMul, ObstacleKind, why_not_neural_engine};
+///
+/// let obstacles = why_not_neural_engine(&MatMul::new(512, 512, 20000)?);
+/// let long = obstacles.iter().find(|obstacle| obstacle.kind == ObstacleKind::Dimension).expect("k is long");
+/// assert_eq!(long.consequence, Consequence::Impossible);
+/// assert_eq!(long.message, "k = 20000 is over 16384: split it");
+/// println!("see {}", long.source);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Obstacle {
@@ -36,6 +47,14 @@ pub struct Obstacle {
 }
 
 /// What an [`Obstacle`] is about.
+///
+/// ```
+/// use ane_matmul::{MatMul, ObstacleKind, why_not_neural_engine};
+///
+/// let f32s = why_not_neural_engine(&MatMul::new(512, 512, 512)?);
+/// assert!(f32s.iter().any(|obstacle| obstacle.kind == ObstacleKind::Type)); // only f16 runs there
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ObstacleKind {
@@ -54,6 +73,15 @@ pub enum ObstacleKind {
 }
 
 /// How much an [`Obstacle`] matters.
+///
+/// ```
+/// use ane_matmul::{Consequence, MatMul, why_not_neural_engine};
+///
+/// let obstacles = why_not_neural_engine(&MatMul::new(512, 512, 512)?);
+/// let worst = obstacles.iter().map(|obstacle| obstacle.consequence).max();
+/// assert_eq!(worst, Some(Consequence::Impossible)); // f32
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Consequence {

@@ -158,7 +158,7 @@ fn regret_over_simulated_backends() {
                 1 + random.below(2 << octave)
             };
             let product = MatMul::builder(dimension(), dimension(), dimension())
-                .constant_b(count % 2 == 0)
+                .constant(count % 2 == 0)
                 .batch(1 + count % 3)
                 .build()
                 .unwrap();

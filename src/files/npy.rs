@@ -25,6 +25,17 @@ const MAX_HEADER_BYTES: usize = 10_000;
 const MAX_NESTING: usize = 5;
 
 /// What a file holds.
+///
+/// ```no_run
+/// use ane_matmul::{Linear, Weights, npy};
+///
+/// let weights = Weights::from_tensor(npy::read("w.npy")?.into_f32()?);
+/// let x = npy::read("x.npy")?.into_f32()?;
+/// let bias = npy::read_vector("b.npy")?.into_f32()?;
+/// let layer = Linear::new(&weights).max_rows(x.rows()).bias(&bias).compile_default()?;
+/// npy::write("y.npy", &layer.run_to_tensor(&x)?)?;
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum NpyTensor {
@@ -59,6 +70,17 @@ impl NpyTensor {
         match self {
             Self::F32(tensor) => tensor.is_batched(),
             Self::F64(tensor) => tensor.is_batched(),
+        }
+    }
+
+    /// The elements as f32: those of f64, NumPy's default, are rounded to nearest.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn into_f32(self) -> Result<Tensor<f32>> {
+        match self {
+            Self::F32(tensor) => Ok(tensor),
+            Self::F64(tensor) => tensor.to_f32(),
         }
     }
 
@@ -155,7 +177,9 @@ fn matrices(shape: &[usize]) -> Result<Shape, &'static str> {
     match *shape {
         [rows, cols] => Ok((1, rows, cols, false)),
         [batch, rows, cols] => Ok((batch, rows, cols, true)),
-        _ => Err("expected 2 dimensions, or 3 for a batch; use array.reshape in NumPy"),
+        _ => Err(
+            "expected 2 dimensions, or 3 for a batch; a vector is read by npy::read_vector, and other shapes are changed by array.reshape in NumPy",
+        ),
     }
 }
 

@@ -15,6 +15,7 @@ use safetensors::{SafeTensorError, SafeTensors};
 use crate::alloc;
 use crate::description::element::Element;
 use crate::description::layout::Layout;
+use crate::description::linear::Linear;
 use crate::error::{Error, Result};
 use crate::operands::float16;
 use crate::operands::tensor::Tensor;
@@ -27,7 +28,6 @@ mod quantized;
 mod quantizing;
 
 pub use options::{QuantizeOptions, name_matches};
-pub use quantized::QuantizedWeights;
 pub use quantizing::Outcome;
 
 /// The longest header that the format allows.
@@ -40,13 +40,11 @@ const MAXIMUM_HEADER_BYTES: u64 = 100_000_000;
 /// stands for it. All tensors of the shards are there, and the index must agree with them.
 ///
 /// ```no_run
-/// use ane_matmul::{MatMul, safetensors::SafetensorsFile};
+/// use ane_matmul::{Activation, BackendId, safetensors::SafetensorsFile};
 ///
 /// let file = SafetensorsFile::read("model.safetensors")?;
-/// // PyTorch stores a linear layer's weights as out x in: op(B) is the transpose.
-/// let weights = file.weights_f32("layers.0.mlp.up_proj.weight")?;
-/// let (n, k) = (weights.layout().rows(), weights.layout().cols());
-/// let layer = MatMul::builder(1, n, k).transpose_b(true).constant_b(true).build()?;
+/// let layer = file.linear("layers.0.mlp.up_proj")?.max_rows(32).activation(Activation::Silu);
+/// let compiled = layer.compile(&BackendId::AUTO)?;
 /// # Ok::<(), ane_matmul::Error>(())
 /// ```
 #[derive(Debug)]
@@ -56,6 +54,8 @@ pub struct SafetensorsFile {
     shards: Vec<Shard>,
     /// Which of the shards holds a tensor.
     tensors: BTreeMap<String, usize>,
+    /// What was opened, the index too, wherever the process goes: not to be overwritten.
+    inputs: Vec<PathBuf>,
 }
 
 /// One of the files that are taken for one.
@@ -249,7 +249,9 @@ impl SafetensorsFile {
                 return Err(Error::format(path, problem));
             }
         }
-        Ok(Self { path: path.into(), shards, tensors })
+        let opened = shards.iter().map(|shard| shard.path.as_path()).chain([path]);
+        let inputs = opened.filter_map(|path| path.canonicalize().ok()).collect();
+        Ok(Self { path: path.into(), shards, tensors, inputs })
     }
 
     /// The names of the tensors, sorted.
@@ -290,7 +292,8 @@ impl SafetensorsFile {
         }
     }
 
-    /// A 1-D, 2-D or batched 3-D tensor of f32, f16 or bf16, with its own element type.
+    /// A 1-D, 2-D or batched 3-D tensor of f32, f16 or bf16, with its own element type, as stored: where that
+    /// is outputs x inputs, as PyTorch does, it is [`Weights::transposed`].
     ///
     /// # Errors
     /// [`Error::Format`] when there is no such tensor, or it has another type or shape;
@@ -302,7 +305,14 @@ impl SafetensorsFile {
             Dtype::F32 => typed::<f32>(stored, layout),
             Dtype::F16 => typed::<f16>(stored, layout),
             Dtype::BF16 => typed::<bf16>(stored, layout),
-            dtype => Err(self.problem(format!("`{name}` is of type {dtype:?}; expected F32, F16 or BF16"))),
+            dtype => {
+                let help = if self.quantized_names().iter().any(|quantized| quantized == name) {
+                    ": it is quantised, read it with `quantized`"
+                } else {
+                    ""
+                };
+                Err(self.problem(format!("`{name}` is of type {dtype:?}; expected F32, F16 or BF16{help}")))
+            }
         }
     }
 
@@ -321,12 +331,33 @@ impl SafetensorsFile {
         }
     }
 
+    /// The linear layer `name` of PyTorch: the weights `name.weight`, stored outputs x inputs, quantised or
+    /// not, and the bias `name.bias`, where there is one. A name that ends in `.weight` stands for the layer too.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::weights`], and as [`SafetensorsFile::quantized`] for quantised weights.
+    pub fn linear(&self, name: &str) -> Result<Linear> {
+        let name = name.strip_suffix(".weight").unwrap_or(name);
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        let weights = if self.quantized_names().contains(&weight) {
+            self.quantized(&weight)?
+        } else {
+            self.weights(&weight)?.transposed()?
+        };
+        let layer = Linear::new(&weights);
+        Ok(if self.tensors.contains_key(&bias) { layer.bias(&self.vector_f32(&bias)?) } else { layer })
+    }
+
     /// The elements of a vector, such as a bias, as f32.
     ///
     /// # Errors
     /// As [`SafetensorsFile::weights`].
     pub fn vector_f32(&self, name: &str) -> Result<Vec<f32>> {
         let weights = self.weights_f32(name)?;
+        let shape = weights.layout();
+        if (shape.batch(), shape.rows()) != (1, 1) {
+            return Err(self.problem(format!("`{name}` has shape {shape}; expected a vector")));
+        }
         match weights.view() {
             crate::AnyView::F32(view) => alloc::copied(view.data(), "a vector"),
             view => Err(self.problem(format!("`{name}` is of type {}, not f32", view.element_type()))),

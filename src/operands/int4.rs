@@ -56,6 +56,10 @@ impl<'a> Int4View<'a> {
         Ok(Self::from_parts(bytes, layout, signed, order))
     }
 
+    pub(crate) fn broadcast(self, batch: usize) -> Self {
+        Self { layout: self.layout.broadcast(batch), ..self }
+    }
+
     /// A view of bytes that are known to fit the layout.
     pub(crate) fn from_parts(bytes: &'a [u8], layout: Layout, signed: bool, order: NibbleOrder) -> Self {
         Self { bytes: &bytes[..layout.span().div_ceil(2)], layout, signed, order }

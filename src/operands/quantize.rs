@@ -1,23 +1,17 @@
 //! Quantising weights to 8 and 4-bit integers, and turning them back.
 //!
 //! ```
-//! use ane_matmul::quantize::{WeightScheme, dequantize, quantize};
-//! use ane_matmul::{BackendId, CompileOptions, ElementTypes, Inputs, MatMul, Quantization, Tensor};
+//! use ane_matmul::quantize::WeightScheme;
+//! use ane_matmul::{BackendId, Linear, Tensor, Weights};
 //!
 //! # fn main() -> Result<(), ane_matmul::Error> {
-//! let b = Tensor::random_normal_f32(256, 64, 0.02, 1)?;
-//! let scheme = WeightScheme::INT4; // a scale for each column and each 128 rows
-//! let (weights, error) = quantize(&b, false, &scheme)?;
+//! let weights = Weights::from_tensor(Tensor::random_normal_f32(256, 64, 0.02, 1)?);
+//! // A scale for each column and each 128 rows.
+//! let (int4, error) = weights.quantize(&WeightScheme::INT4)?;
 //! assert!(error.max_abs_error <= 0.5 * error.max_scale * 1.001);
 //!
-//! let product = MatMul::builder(1, 64, 256)
-//!     .constant_b(true)
-//!     .types(ElementTypes { b: scheme.element, scales: scheme.scales, ..ElementTypes::F32 })
-//!     .quantization(Quantization { b: scheme.scheme, nibble_order: scheme.nibble_order, ..Quantization::default() })
-//!     .build()?;
-//! let compiled = product.compile(&BackendId::CPU, Some(&weights), &CompileOptions::default())?;
-//! let y = compiled.run_once(&Inputs::new(&Tensor::filled(1, 256, 1f32)?))?;
-//! # let _ = (y, dequantize(&weights, false, scheme.scheme)?);
+//! let y = Linear::new(&int4).compile(&BackendId::CPU)?.run_to_tensor(&Tensor::filled(1, 256, 1f32)?)?;
+//! # let _ = (y, int4.dequantize()?);
 //! # Ok(())
 //! # }
 //! ```
@@ -25,6 +19,7 @@
 use crate::alloc;
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
+use crate::description::matmul::check_scheme;
 use crate::description::quantization::{NibbleOrder, QuantB};
 use crate::description::scales::{is_scale, shape_of_b};
 use crate::error::{Error, Result};
@@ -37,6 +32,17 @@ use crate::operands::weights::Weights;
 mod tests;
 
 /// How weights are quantised.
+///
+/// ```
+/// use ane_matmul::quantize::WeightScheme;
+/// use ane_matmul::{ElementType, QuantB, Tensor, Weights};
+///
+/// let by_column = WeightScheme::INT8.with_scheme(QuantB::PerColumn { zero_point: 0 });
+/// let weights = Weights::from_tensor(Tensor::random_normal_f32(256, 64, 0.02, 1)?);
+/// let (int8, _) = weights.quantize(&by_column)?;
+/// assert_eq!((int8.element_type(), int8.scheme()), (ElementType::I8, by_column.scheme));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WeightScheme {
     /// The integers: i8, u8, i4 or u4.
@@ -98,6 +104,17 @@ impl WeightScheme {
 }
 
 /// What quantising changed, measured over all elements.
+///
+/// ```
+/// use ane_matmul::quantize::WeightScheme;
+/// use ane_matmul::{Tensor, Weights};
+///
+/// let weights = Weights::from_tensor(Tensor::random_normal_f32(256, 64, 0.02, 1)?);
+/// let (_, int4) = weights.quantize(&WeightScheme::INT4)?;
+/// let (_, int8) = weights.quantize(&WeightScheme::INT8)?;
+/// assert!(int4.relative_rms_error() < 0.2 && int8.relative_rms_error() < 0.01);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct QuantizationError {
@@ -119,109 +136,93 @@ impl QuantizationError {
     }
 }
 
-/// Quantises a matrix, or a batch of them, of any floating-point type to a constant B with its scales.
-///
-/// `transpose_b` says how it is stored: k x n, or with `true` n x k, as PyTorch stores a linear layer.
-/// Each scale is the smallest of its type (rounded up, never down) by which all elements that share it
-/// fit the range of the integers, whose whole range is used; elements are rounded to nearest, ties to
-/// even. So every element comes back within half its scale: (1 + 2^-20) scale / 2 covers the roundings.
-/// Elements that are all 0 get the scale 1.
-///
-/// # Errors
-/// [`Error::Description`] for elements that are NaN or infinite, or that the scheme cannot represent (of a
-/// sign that the zero point leaves no integers for; an integer type; a group size of 0); [`Error::Scale`]
-/// when a scale is beyond the largest number of its type; [`Error::OutOfMemory`].
-pub fn quantize<'a>(
-    b: impl Into<AnyView<'a>>,
-    transpose_b: bool,
-    scheme: &WeightScheme,
-) -> Result<(Weights, QuantizationError)> {
-    let b = b.into();
-    let layout = Layout::packed(b.layout().batch(), b.layout().rows(), b.layout().cols())?;
-    if !b.element_type().is_float() {
-        return Err(Error::Description {
-            problem: format!("weights of type {} cannot be quantised", b.element_type()),
-            help: "quantise floating-point weights",
-        });
-    }
-    let Some(groups) = Groups::new(&layout, transpose_b, scheme.scheme)? else {
-        return Err(Error::Description {
-            problem: "the scheme has no scales".into(),
-            help: "use QuantB::PerTensor, PerColumn or PerGroup",
-        });
-    };
-    let limits = scheme.range()?;
-    let zero = f64::from(scheme.scheme.zero_point());
-    let scales = scales(&b, &groups, limits, zero, scheme.scales)?;
-    let mut integers = alloc::with_capacity(layout.span(), "quantised weights")?;
-    let mut sums = (0f64, 0f64);
-    let mut max_abs_error = 0f64;
-    for (item, row, col) in layout.elements() {
-        let x = b.get(item, row, col).unwrap_or(f64::NAN);
-        let scale = f64::from(scales[groups.index(item, row, col)]);
-        let integer = ((x / scale).round_ties_even() + zero).clamp(limits.0, limits.1);
-        let error = (x - scale * (integer - zero)).abs();
-        max_abs_error = max_abs_error.max(error);
-        sums = (sums.0 + error * error, sums.1 + x * x);
-        #[allow(clippy::cast_possible_truncation, reason = "within the range of the type")]
-        integers.push(integer as i16);
-    }
-    #[allow(clippy::cast_precision_loss, reason = "a mean")]
-    let root_mean = |sum: f64| if integers.is_empty() { 0.0 } else { (sum / integers.len() as f64).sqrt() };
-    let error = QuantizationError {
-        max_abs_error,
-        rms_error: root_mean(sums.0),
-        rms: root_mean(sums.1),
-        max_scale: scales.iter().fold(0f64, |max, &scale| max.max(scale.into())),
-    };
-    let weights = integer_weights(&integers, layout, scheme)?;
-    Ok((with_scales(&weights, &scales, &groups, scheme.scales)?, error))
-}
-
-/// The real numbers that a quantised constant B stands for, as stored: `scale * (integer - zero point)`,
-/// rounded to f32.
-///
-/// # Errors
-/// [`Error::Missing`], [`Error::Shape`] when the scales are not those of the scheme;
-/// [`Error::OutOfMemory`].
-pub fn dequantize(weights: &Weights, transpose_b: bool, scheme: QuantB) -> Result<Tensor<f32>> {
-    let (layout, b) = (*weights.layout(), weights.view());
-    let groups = Groups::new(&layout, transpose_b, scheme)?;
-    let scales = weights.scales();
-    if let Some(groups) = &groups {
-        let scales = scales.as_ref().ok_or(Error::Missing {
-            operand: crate::Operand::Scales,
-            help: "add them with Weights::with_scales",
-        })?;
-        let got = scales.layout();
-        if (got.rows(), got.cols()) != (groups.rows, groups.cols)
-            || ![1, layout.batch()].contains(&got.batch())
-        {
-            return Err(Error::Shape {
-                operand: crate::Operand::Scales,
-                expected: Layout::packed(got.batch(), groups.rows, groups.cols)?.to_string(),
-                got: got.to_string(),
+impl Weights {
+    /// Quantises floating-point weights: the integers with their scales, and what that changed.
+    ///
+    /// Each scale is the smallest of its type (rounded up, never down) by which all elements that share it
+    /// fit the range of the integers, whose whole range is used; elements are rounded to nearest, ties to
+    /// even. So every element comes back within half its scale: (1 + 2^-20) scale / 2 covers the roundings.
+    /// Elements that are all 0 get the scale 1.
+    ///
+    /// # Errors
+    /// [`Error::Description`] for elements that are NaN or infinite, or that the scheme cannot represent (of a
+    /// sign that the zero point leaves no integers for; an integer type; a group size of 0); [`Error::Scale`]
+    /// when a scale is beyond the largest number of its type; [`Error::OutOfMemory`].
+    pub fn quantize(&self, scheme: &WeightScheme) -> Result<(Self, QuantizationError)> {
+        let b = self.view();
+        let layout = Layout::packed(b.layout().batch(), b.layout().rows(), b.layout().cols())?;
+        if !b.element_type().is_float() {
+            return Err(Error::Description {
+                problem: format!("weights of type {} cannot be quantised", b.element_type()),
+                help: "quantise floating-point weights",
             });
         }
-    }
-    let zero = f64::from(scheme.zero_point());
-    let value = |item: usize, row: usize, col: usize| {
-        let scale = match (&groups, &scales) {
-            (Some(groups), Some(scales)) => {
-                let (group, column) = groups.place(row, col);
-                let item = if scales.layout().batch() == 1 { 0 } else { item };
-                scales.get(item, group, column).unwrap_or(f64::NAN)
-            }
-            _ => 1.0,
+        let limits = scheme.range()?;
+        check_scheme(scheme.element, scheme.scheme)?;
+        let Some(groups) = Groups::new(self, scheme.scheme) else {
+            return Err(Error::Description {
+                problem: "the scheme has no scales".into(),
+                help: "use QuantB::PerTensor, PerColumn or PerGroup",
+            });
         };
-        #[allow(clippy::cast_possible_truncation, reason = "rounded to f32")]
-        let x = (scale * (b.get(item, row, col).unwrap_or(f64::NAN) - zero)) as f32;
-        x
-    };
-    if layout.batch() == 1 {
-        return Tensor::from_fn(layout.rows(), layout.cols(), |row, col| value(0, row, col));
+        let zero = f64::from(scheme.scheme.zero_point());
+        let scales = scales(&b, &groups, limits, zero, scheme.scales)?;
+        let mut integers = alloc::with_capacity(layout.span(), "quantised weights")?;
+        let mut sums = (0f64, 0f64);
+        let mut max_abs_error = 0f64;
+        for (item, row, col) in layout.elements() {
+            let x = b.get(item, row, col).unwrap_or(f64::NAN);
+            let scale = f64::from(scales[groups.index(item, row, col)]);
+            let integer = ((x / scale).round_ties_even() + zero).clamp(limits.0, limits.1);
+            let error = (x - scale * (integer - zero)).abs();
+            max_abs_error = max_abs_error.max(error);
+            sums = (sums.0 + error * error, sums.1 + x * x);
+            #[allow(clippy::cast_possible_truncation, reason = "within the range of the type")]
+            integers.push(integer as i16);
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a mean")]
+        let root_mean =
+            |sum: f64| if integers.is_empty() { 0.0 } else { (sum / integers.len() as f64).sqrt() };
+        let error = QuantizationError {
+            max_abs_error,
+            rms_error: root_mean(sums.0),
+            rms: root_mean(sums.1),
+            max_scale: scales.iter().fold(0f64, |max, &scale| max.max(scale.into())),
+        };
+        let mut weights = integer_weights(&integers, layout, scheme)?;
+        if self.is_transposed() {
+            weights = weights.transposed()?;
+        }
+        Ok((with_scales(&weights, &scales, &groups, scheme)?, error))
     }
-    Tensor::from_fn_batched(layout.batch(), layout.rows(), layout.cols(), value)
+
+    /// The real numbers that these weights stand for, as stored: `scale * (integer - zero point)`, rounded
+    /// to f32. Weights that are not quantised are converted.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn dequantize(&self) -> Result<Tensor<f32>> {
+        let (layout, b, scales) = (*self.layout(), self.view(), self.scales());
+        let groups = Groups::new(self, self.scheme());
+        let zero = f64::from(self.scheme().zero_point());
+        let value = |item: usize, row: usize, col: usize| {
+            let scale = match (&groups, &scales) {
+                (Some(groups), Some(scales)) => {
+                    let (group, column) = groups.place(row, col);
+                    let item = if scales.layout().batch() == 1 { 0 } else { item };
+                    scales.get(item, group, column).unwrap_or(f64::NAN)
+                }
+                _ => 1.0,
+            };
+            #[allow(clippy::cast_possible_truncation, reason = "rounded to f32")]
+            let x = (scale * (b.get(item, row, col).unwrap_or(f64::NAN) - zero)) as f32;
+            x
+        };
+        if layout.batch() == 1 {
+            return Tensor::from_fn(layout.rows(), layout.cols(), |row, col| value(0, row, col));
+        }
+        Tensor::from_fn_batched(layout.batch(), layout.rows(), layout.cols(), value)
+    }
 }
 
 /// Which elements of B as stored share a scale.
@@ -236,20 +237,15 @@ struct Groups {
 }
 
 impl Groups {
-    fn new(layout: &Layout, transpose: bool, scheme: QuantB) -> Result<Option<Self>> {
-        let (k, n) = if transpose { (layout.cols(), layout.rows()) } else { (layout.rows(), layout.cols()) };
+    /// `None` for a scheme that is not of weights.
+    fn new(weights: &Weights, scheme: QuantB) -> Option<Self> {
         let len = match scheme {
-            QuantB::PerGroup { group_size: 0, .. } => {
-                return Err(Error::Description {
-                    problem: "a group size of 0".into(),
-                    help: "use a group of at least one row, such as 128",
-                });
-            }
             QuantB::PerGroup { group_size, .. } => group_size as usize,
-            _ => k.max(1),
+            _ => weights.k().max(1),
         };
-        let per_column = !matches!(scheme, QuantB::PerTensor { .. });
-        Ok(shape_of_b(scheme, n, k).map(|(rows, cols)| Self { transpose, len, per_column, rows, cols }))
+        let (transpose, per_column) = (weights.is_transposed(), !matches!(scheme, QuantB::PerTensor { .. }));
+        let (rows, cols) = shape_of_b(scheme, weights.n(), weights.k())?;
+        Some(Self { transpose, len, per_column, rows, cols })
     }
 
     /// Row and column of the scale of an element.
@@ -312,7 +308,7 @@ fn scales(
 #[cfg(feature = "safetensors")]
 const MOST_ROUNDED_UP: f64 = 1.25;
 
-/// Whether [`quantize`] can represent packed weights: known from their extremes alone, which one look at
+/// Whether [`Weights::quantize`] can represent packed weights: known from their extremes alone, which one look at
 /// each finds. Weights so small that their largest scale is rounded up by more than a quarter, to the smallest
 /// numbers of its type, it can not: most of them become 0.
 #[cfg(feature = "safetensors")]
@@ -392,21 +388,21 @@ fn integer_weights(integers: &[i16], layout: Layout, scheme: &WeightScheme) -> R
     }
 }
 
-fn with_scales(weights: &Weights, scales: &[f32], groups: &Groups, element: ElementType) -> Result<Weights> {
+fn with_scales(weights: &Weights, scales: &[f32], groups: &Groups, scheme: &WeightScheme) -> Result<Weights> {
     let items = scales.len().checked_div(groups.rows * groups.cols).unwrap_or(1);
     let layout = Layout::packed(items, groups.rows, groups.cols)?;
-    match element {
+    match scheme.scales {
         #[cfg(feature = "half")]
         ElementType::F16 => {
             let scales: Vec<_> =
                 scales.iter().map(|&scale| crate::operands::float16::from_f32(scale)).collect();
-            weights.with_scales(TensorView::with_layout(&scales, layout)?)
+            weights.with_scales(scheme.scheme, TensorView::with_layout(&scales, layout)?)
         }
         #[cfg(feature = "half")]
         ElementType::Bf16 => {
             let scales: Vec<_> = scales.iter().map(|&scale| half::bf16::from_f32(scale)).collect();
-            weights.with_scales(TensorView::with_layout(&scales, layout)?)
+            weights.with_scales(scheme.scheme, TensorView::with_layout(&scales, layout)?)
         }
-        _ => weights.with_scales(TensorView::with_layout(scales, layout)?),
+        _ => weights.with_scales(scheme.scheme, TensorView::with_layout(scales, layout)?),
     }
 }

@@ -32,7 +32,7 @@ pub(crate) unsafe trait BufferMemory: Send + Sync {
 /// use ane_matmul::{BackendId, Backends, CompileOptions, Inputs, MatMul, TensorView, TensorViewMut};
 ///
 /// let (backends, id) = (Backends::new(), BackendId::CPU);
-/// let compiled = backends.compile(&id, &MatMul::new(2, 4, 3)?, None, &CompileOptions::default())?;
+/// let compiled = backends.compile(&id, &MatMul::new(2, 4, 3)?, &CompileOptions::default())?;
 /// let mut a = backends.shared_buffer(&id, 2 * 3 * 4)?;
 /// let mut b = backends.shared_buffer(&id, 3 * 4 * 4)?;
 /// let mut c = backends.shared_buffer(&id, 2 * 4 * 4)?;

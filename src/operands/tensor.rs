@@ -80,7 +80,7 @@ impl<T: Element> Tensor<T> {
         let expected = count(self.batch, self.rows, self.cols)?;
         if self.data.len() != expected {
             return Err(Error::DataLength {
-                layout: format!("exactly {}x{}x{}", self.batch, self.rows, self.cols),
+                layout: format!("{}x{}x{}", self.batch, self.rows, self.cols),
                 expected,
                 got: self.data.len(),
             });

@@ -5,9 +5,21 @@ use std::ops::Range;
 use crate::description::element::{Element, ElementType};
 use crate::description::layout::Layout;
 use crate::error::{Error, Result};
+use crate::executor::{Inputs, IntoInputs};
 use crate::operands::int4::Int4View;
+use crate::operands::tensor::Tensor;
 
 /// A borrowed matrix, or a batch of them, to read from.
+///
+/// ```
+/// use ane_matmul::TensorView;
+///
+/// let numbers = [1f32, 2.0, 3.0, 4.0, 5.0, 6.0];
+/// let view = TensorView::new(&numbers, 2, 3)?;
+/// let right = view.slice(0..2, 1..3)?; // nothing is copied
+/// assert_eq!((view.get(0, 1, 0), right.get(0, 1, 0)), (Some(4.0), Some(5.0)));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TensorView<'a, T> {
     data: &'a [T],
@@ -15,6 +27,18 @@ pub struct TensorView<'a, T> {
 }
 
 /// A borrowed matrix, or a batch of them, to write to.
+///
+/// ```
+/// use ane_matmul::{BackendId, Inputs, MatMul, Operand, TensorView, TensorViewMut};
+///
+/// let mut numbers = [0f32; 6];
+/// let left = TensorViewMut::new(&mut numbers, 2, 3)?.slice(0..2, 0..2)?; // of 2 x 3
+/// let product = MatMul::builder(2, 2, 1).leading_dimension(Operand::C, 3).build()?;
+/// let inputs = Inputs::new(TensorView::new(&[1f32, 2.0], 2, 1)?).b(&[5f32, 7.0]);
+/// product.compile(&BackendId::CPU)?.run(inputs, left)?;
+/// assert_eq!(numbers, [5.0, 7.0, 0.0, 10.0, 14.0, 0.0]);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct TensorViewMut<'a, T> {
     data: &'a mut [T],
@@ -188,6 +212,15 @@ impl<'a, T: Element> TensorViewMut<'a, T> {
 macro_rules! any_views {
     ($($(#[$meta:meta])* $variant:ident: $rust:ty,)*) => {
         /// A [`TensorView`] whose element type is known at run time.
+        ///
+        /// ```
+        /// use ane_matmul::{AnyView, ElementType, Tensor};
+        ///
+        /// let tensor = Tensor::filled(2, 3, 7i8)?;
+        /// let view = AnyView::from(&tensor);
+        /// assert_eq!((view.element_type(), view.get(0, 1, 2)), (ElementType::I8, Some(7.0)));
+        /// # Ok::<(), ane_matmul::Error>(())
+        /// ```
         #[derive(Debug, Clone, Copy)]
         #[non_exhaustive]
         pub enum AnyView<'a> {
@@ -201,6 +234,17 @@ macro_rules! any_views {
         }
 
         /// A [`TensorViewMut`] whose element type is known at run time.
+        ///
+        /// ```
+        /// use ane_matmul::{AnyViewMut, Tensor};
+        ///
+        /// let mut tensor = Tensor::<f32>::zeros(2, 3)?;
+        /// if let AnyViewMut::F32(mut view) = AnyViewMut::from(&mut tensor) {
+        ///     view.data().fill(1.0);
+        /// }
+        /// assert_eq!(tensor.data(), [1.0; 6]);
+        /// # Ok::<(), ane_matmul::Error>(())
+        /// ```
         #[derive(Debug)]
         #[non_exhaustive]
         pub enum AnyViewMut<'a> {
@@ -237,6 +281,16 @@ macro_rules! any_views {
                         (view.data().as_ptr().cast(), size_of_val(view.data()))
                     })*
                     Self::Int4(view) => (view.bytes().as_ptr(), view.bytes().len()),
+                }
+            }
+
+            /// The same matrix for each of `batch` items; a view of several is left as it is.
+            pub(crate) fn broadcast(self, batch: usize) -> Self {
+                match self {
+                    $($(#[$meta])* Self::$variant(TensorView { data, layout }) => {
+                        Self::$variant(TensorView { data, layout: layout.broadcast(batch) })
+                    })*
+                    Self::Int4(view) => Self::Int4(view.broadcast(batch)),
                 }
             }
 
@@ -336,6 +390,111 @@ impl AnyViewMut<'_> {
     }
 }
 
+/// What can be read from as a matrix where it lies: `&Tensor`, a [`TensorView`], an [`AnyView`], an
+/// [`Int4View`]; `&[T]`, `&[T; N]` and `&Vec<T>`, which are one row; with the feature `ndarray` arrays by reference and
+/// views of them that are contiguous and row-major.
+///
+/// ```
+/// use ane_matmul::{Tensor, TensorView, matmul};
+///
+/// let flat = [1f32, 2.0, 3.0, 4.0, 5.0, 6.0]; // as it is, one row of 6
+/// let a = TensorView::new(&flat, 2, 3)?;
+/// assert_eq!(matmul(a, &Tensor::filled(3, 1, 1f32)?)?.data(), [6.0, 15.0]);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+///
+/// It cannot be implemented outside this crate.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no matrix that can be borrowed",
+    note = "pass a reference, as in `&x`; a slice is one row, `TensorView::new(&data, rows, cols)?` a matrix",
+    note = "arrays of ndarray 0.17 need the feature `ndarray`"
+)]
+pub trait IntoView<'a>: Sealed {
+    #[doc(hidden)]
+    fn into_view(self) -> Result<AnyView<'a>>;
+}
+
+/// What can be written to as a matrix where it lies: as [`IntoView`], but mutable.
+///
+/// ```
+/// use ane_matmul::{BackendId, Linear, Weights};
+///
+/// let layer = Linear::new(&Weights::new(&[2f32, 3.0])?).compile(&BackendId::CPU)?; // 1 x 2
+/// let mut y = [0f32; 2];
+/// layer.run(&[10f32], &mut y)?;
+/// assert_eq!(y, [20.0, 30.0]);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+///
+/// It cannot be implemented outside this crate.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no matrix that can be borrowed to be written to",
+    note = "pass a reference, as in `&mut y`; a slice is one row, `TensorViewMut::new(&mut data, rows, cols)?` a matrix",
+    note = "arrays of ndarray 0.17 need the feature `ndarray`"
+)]
+pub trait IntoViewMut<'a>: Sealed {
+    #[doc(hidden)]
+    fn into_view_mut(self) -> Result<AnyViewMut<'a>>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+pub(crate) use sealed::Sealed;
+
+/// Everything that becomes a view without an error: what it is generic over, and what it is.
+macro_rules! readable {
+    ($([$($generics:tt)*] $source:ty;)*) => {$(
+        impl<'a, $($generics)*> Sealed for $source {}
+
+        impl<'a, $($generics)*> IntoView<'a> for $source {
+            #[inline]
+            fn into_view(self) -> Result<AnyView<'a>> {
+                Ok(self.into())
+            }
+        }
+
+        impl<'a, $($generics)*> IntoInputs<'a> for $source {
+            #[inline]
+            fn with_inputs<R>(self, run: impl FnOnce(&Inputs<'a>) -> Result<R>) -> Result<R> {
+                run(&Inputs::new(self))
+            }
+        }
+    )*};
+}
+
+readable! {
+    [] AnyView<'a>;
+    [] Int4View<'a>;
+    [T: Element] TensorView<'a, T>;
+    [T: Element] &'a Tensor<T>;
+    [T: Element] &'a [T];
+    [T: Element] &'a Vec<T>;
+    [T: Element, const N: usize] &'a [T; N];
+}
+
+macro_rules! writable {
+    ($([$($generics:tt)*] $source:ty;)*) => {$(
+        impl<'a, $($generics)*> Sealed for $source {}
+
+        impl<'a, $($generics)*> IntoViewMut<'a> for $source {
+            #[inline]
+            fn into_view_mut(self) -> Result<AnyViewMut<'a>> {
+                Ok(self.into())
+            }
+        }
+    )*};
+}
+
+writable! {
+    [] AnyViewMut<'a>;
+    [T: Element] TensorViewMut<'a, T>;
+    [T: Element] &'a mut Tensor<T>;
+    [T: Element] &'a mut [T];
+    [T: Element] &'a mut Vec<T>;
+    [T: Element, const N: usize] &'a mut [T; N];
+}
+
 impl<'a, T: Element> From<TensorView<'a, T>> for AnyView<'a> {
     fn from(view: TensorView<'a, T>) -> Self {
         view.erased()
@@ -366,6 +525,28 @@ impl<'a, T: Element> From<&'a Vec<T>> for AnyView<'a> {
     /// A single row.
     fn from(row: &'a Vec<T>) -> Self {
         Self::from(row.as_slice())
+    }
+}
+
+impl<'a, T: Element> From<&'a mut [T]> for AnyViewMut<'a> {
+    /// A single row.
+    fn from(row: &'a mut [T]) -> Self {
+        let layout = Layout::row(row.len());
+        TensorViewMut { data: row, layout }.erased()
+    }
+}
+
+impl<'a, T: Element, const N: usize> From<&'a mut [T; N]> for AnyViewMut<'a> {
+    /// A single row.
+    fn from(row: &'a mut [T; N]) -> Self {
+        Self::from(row.as_mut_slice())
+    }
+}
+
+impl<'a, T: Element> From<&'a mut Vec<T>> for AnyViewMut<'a> {
+    /// A single row.
+    fn from(row: &'a mut Vec<T>) -> Self {
+        Self::from(row.as_mut_slice())
     }
 }
 

@@ -9,12 +9,13 @@ use crate::alloc;
 use crate::description::element::{Element, ElementType};
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
+use crate::description::matmul::check_scheme;
 use crate::description::quantization::{NibbleOrder, QuantB};
-use crate::description::scales::is_scale;
+use crate::description::scales::{is_scale, shape_of_b};
 use crate::error::{Error, Operand, Result};
 use crate::operands::int4::Int4View;
 use crate::operands::tensor::Tensor;
-use crate::operands::view::{AnyView, TensorView};
+use crate::operands::view::{AnyView, IntoView, TensorView};
 
 /// Memory that a [`Weights`] handle can keep alive and read, such as a file map.
 pub(crate) trait Source<T>: Send + Sync {
@@ -73,15 +74,28 @@ struct Inner {
     id: u64,
     data: Arc<Data>,
     layout: Layout,
-    /// Packed, positive and finite.
-    scales: Option<Weights>,
+    /// Stored n x k.
+    transposed: bool,
+    /// What the integers mean, and their scales: packed, positive and finite, of the scheme's shape.
+    scales: Option<(QuantB, Weights)>,
     hash: OnceLock<[u8; 32]>,
     derived: Mutex<Vec<(DerivedKey, Weak<dyn Any + Send + Sync>)>>,
     /// Handles outside of products hold it.
     named: Weak<()>,
 }
 
-/// A constant B: given once when a product is compiled, shared by as many products as fit it.
+/// A constant B: its elements, how they are stored, and for a quantised B its scheme, scales and zero point.
+/// Shared by as many products as fit it.
+///
+/// ```
+/// use ane_matmul::{Tensor, Weights};
+///
+/// // 3 outputs, 2 inputs, as PyTorch stores them: B is the transpose.
+/// let stored = Tensor::from_fn(3, 2, |output, input| (output * 10 + input) as f32)?;
+/// let weights = Weights::from_tensor(stored).transposed()?;
+/// assert_eq!((weights.k(), weights.n()), (2, 3));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 ///
 /// Cloning shares. Two handles are equal when they are the same handle ([`Weights::id`]); equal
 /// contents have equal [`Weights::content_hash`]es.
@@ -92,13 +106,16 @@ pub struct Weights(
 );
 
 impl Weights {
-    /// Copies a matrix, or a batch of them, as stored (with `transpose_b` it is n x k).
+    /// Copies a matrix of k x n, or a batch of them.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn new<'a>(b: impl Into<AnyView<'a>>) -> Result<Self> {
+    /// [`Error::OutOfMemory`]; [`Error::Description`] for an array that is no view.
+    pub fn new<'a>(b: impl IntoView<'a>) -> Result<Self> {
+        Self::copied(&b.into_view()?)
+    }
+
+    fn copied(b: &AnyView<'_>) -> Result<Self> {
         const WHAT: &str = "a copy of the weights";
-        let b = b.into();
         let layout = *b.layout();
         let data = match b {
             AnyView::F64(view) => Data::F64(Box::new(alloc::copied(view.data(), WHAT)?)),
@@ -137,16 +154,21 @@ impl Weights {
     }
 
     fn from_data(data: Data, layout: Layout) -> Self {
-        Self::from_shared(Arc::new(data), layout, None)
+        Self::from_shared(Arc::new(data), layout, false, None)
     }
 
-    fn from_shared(data: Arc<Data>, layout: Layout, scales: Option<Weights>) -> Self {
+    fn from_shared(
+        data: Arc<Data>,
+        layout: Layout,
+        transposed: bool,
+        scales: Option<(QuantB, Weights)>,
+    ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let name = Arc::new(());
         let named = Arc::downgrade(&name);
-        let inner =
-            Inner { id, data, layout, scales, hash: OnceLock::new(), derived: Mutex::default(), named };
+        let (hash, derived) = (OnceLock::new(), Mutex::default());
+        let inner = Inner { id, data, layout, transposed, scales, hash, derived, named };
         Self(Arc::new(inner), Some(name))
     }
 
@@ -160,19 +182,34 @@ impl Weights {
         self.0.named.strong_count() > 0
     }
 
-    /// The same elements, which are shared, with the scales of a quantised B: a new handle.
-    ///
-    /// `scales` are f32, or f16 and bf16 with the feature `half`, of the shape that the scheme of the
-    /// product ([`QuantB`]) asks for: 1 x 1 for one scale, 1 x n for one of each column, and
-    /// ceil(k / group size) x n for groups along k, whether or not B is stored transposed. Items of a
-    /// batch share one such matrix, or have one each. Shape and type are checked when a product is
-    /// compiled.
+    /// The transpose of these weights, whose elements are shared: a new handle. What was k x n is n x k then,
+    /// which is how PyTorch stores a linear layer.
     ///
     /// # Errors
-    /// [`Error::Scale`] for a scale that is not positive and finite; [`Error::Description`] for scales
-    /// of another type; [`Error::OutOfMemory`].
-    pub fn with_scales<'a>(&self, scales: impl Into<AnyView<'a>>) -> Result<Self> {
-        let scales = scales.into();
+    /// [`Error::Description`] where scales were added for each column or group: transpose first.
+    pub fn transposed(&self) -> Result<Self> {
+        let Inner { data, layout, transposed, scales, .. } = &*self.0;
+        if !matches!(self.scheme(), QuantB::None | QuantB::PerTensor { .. }) {
+            return Err(Error::Description {
+                problem: format!("weights with {:?} have no transpose of that scheme", self.scheme()),
+                help: "transpose before scales are added or weights are quantised",
+            });
+        }
+        Ok(Self::from_shared(Arc::clone(data), *layout, !transposed, scales.clone()))
+    }
+
+    /// The same elements, which are shared, as integers of this scheme: a new handle.
+    ///
+    /// `scales` are f32, or f16 and bf16 with the feature `half`, of the shape that the scheme asks for: one
+    /// number, n of them, or a matrix of ceil(k / group size) x n, whether or not B is stored transposed.
+    /// Items of a batch share one such matrix, or have one each.
+    ///
+    /// # Errors
+    /// [`Error::Shape`]; [`Error::Scale`] for a scale that is not positive and finite;
+    /// [`Error::Description`] for scales of another type, a scheme that is not of weights, integers that are
+    /// none, and a zero point out of their range; [`Error::OutOfMemory`].
+    pub fn with_scales<'a>(&self, scheme: QuantB, scales: impl IntoView<'a>) -> Result<Self> {
+        let scales = scales.into_view()?;
         let element = scales.element_type();
         if !matches!(element, ElementType::F32 | ElementType::F16 | ElementType::Bf16) {
             return Err(Error::Description {
@@ -180,7 +217,24 @@ impl Weights {
                 help: "use f32, f16 or bf16",
             });
         }
-        let layout = Layout::packed(scales.layout().batch(), scales.layout().rows(), scales.layout().cols())?;
+        check_scheme(self.element_type(), scheme)?;
+        let got = scales.layout();
+        let Some((rows, cols)) = shape_of_b(scheme, self.n(), self.k()) else {
+            return Err(Error::Description {
+                problem: format!("{scheme:?} is no scheme of weights"),
+                help: "use QuantB::PerTensor, PerColumn or PerGroup",
+            });
+        };
+        let items = self.0.layout.batch();
+        if (got.rows(), got.cols()) != (rows, cols) || ![1, items].contains(&got.batch()) {
+            return Err(Error::Shape {
+                operand: Operand::Scales,
+                expected: format!("{rows} x {cols} for {scheme:?} of {} x {}", self.k(), self.n()),
+                got: got.to_string(),
+                help: "pass one scale, n of them, or ceil(k / group size) x n, as the scheme asks for",
+            });
+        }
+        let layout = Layout::packed(got.batch(), rows, cols)?;
         for (index, (item, row, col)) in layout.elements().enumerate() {
             let value = narrowed(scales.get(item, row, col));
             if !is_scale(value) {
@@ -195,14 +249,38 @@ impl Weights {
             AnyView::Bf16(view) => Self::new(&Tensor::from_view(view)?)?,
             other => Self::new(other)?,
         };
-        let same = Self::from_shared(Arc::clone(&self.0.data), self.0.layout, Some(scales));
-        Ok(same)
+        let Inner { data, layout, transposed, .. } = &*self.0;
+        Ok(Self::from_shared(Arc::clone(data), *layout, *transposed, Some((scheme, scales))))
     }
 
-    /// The scales of a quantised B, if they were added.
+    /// What the integers of a quantised B mean.
+    #[must_use]
+    pub fn scheme(&self) -> QuantB {
+        self.0.scales.as_ref().map_or(QuantB::None, |(scheme, _)| *scheme)
+    }
+
+    /// The scales of a quantised B.
     #[must_use]
     pub fn scales(&self) -> Option<AnyView<'_>> {
-        self.0.scales.as_ref().map(Self::view)
+        self.0.scales.as_ref().map(|(_, scales)| scales.view())
+    }
+
+    /// The rows of B: the inputs of a layer.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        if self.0.transposed { self.0.layout.cols() } else { self.0.layout.rows() }
+    }
+
+    /// The columns of B: the outputs of a layer.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        if self.0.transposed { self.0.layout.rows() } else { self.0.layout.cols() }
+    }
+
+    /// Whether B is stored transposed, n x k.
+    #[must_use]
+    pub fn is_transposed(&self) -> bool {
+        self.0.transposed
     }
 
     /// A number that no other handle of this process has, its clones excepted.
@@ -211,7 +289,7 @@ impl Weights {
         self.0.id
     }
 
-    /// Shape and strides as stored.
+    /// Shape and strides as stored: with [`Weights::is_transposed`] it is n x k.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.0.layout
@@ -223,7 +301,7 @@ impl Weights {
         self.view().element_type()
     }
 
-    /// The elements.
+    /// The elements as stored.
     #[must_use]
     pub fn view(&self) -> AnyView<'_> {
         fn view<T: Element>(source: &dyn Source<T>, layout: Layout) -> AnyView<'_> {
@@ -244,6 +322,11 @@ impl Weights {
                 Int4View::from_parts(bytes.elements(), layout, *signed, *order).into()
             }
         }
+    }
+
+    /// The elements as the B of `product`, whose batch may share one matrix.
+    pub(crate) fn view_for(&self, product: &MatMul) -> AnyView<'_> {
+        self.view().broadcast(product.batch())
     }
 
     /// BLAKE3 over element type, shape and elements (gaps between rows left out), and over those of the
@@ -275,7 +358,7 @@ impl Weights {
                     }
                 }
             }
-            if let Some(scales) = &self.0.scales {
+            if let Some((_, scales)) = &self.0.scales {
                 hasher.update(b"scales:");
                 hasher.update(scales.content_hash());
             }
@@ -300,23 +383,6 @@ impl Weights {
         let erased: Arc<dyn Any + Send + Sync> = Arc::clone(&value) as _;
         derived.push((key, Arc::downgrade(&erased)));
         Ok(value)
-    }
-
-    /// Checks that these weights are the B of a product, with the scales that it asks for.
-    pub(crate) fn check(&self, product: &MatMul) -> Result<()> {
-        let (element, expected) = (product.types().b, product.b());
-        if self.element_type() != element {
-            return Err(Error::Type { operand: Operand::B, expected: element, got: self.element_type() });
-        }
-        if !self.0.layout.addresses_same(expected) {
-            return Err(Error::Shape {
-                operand: Operand::B,
-                expected: expected.to_string(),
-                got: self.0.layout.to_string(),
-            });
-        }
-        check_nibbles(product, &self.view())?;
-        crate::description::scales::check_b(product, self.scales())
     }
 }
 
@@ -427,25 +493,39 @@ mod tests {
     }
 
     #[test]
-    fn nibbles_lie_in_the_order_of_the_description() {
-        use crate::description::element::ElementType;
-        use crate::description::matmul::ElementTypes;
-        use crate::description::quantization::{NibbleOrder, Quantization};
-        use crate::operands::int4::Int4View;
-        let product = |nibble_order| {
-            MatMul::builder(1, 2, 2)
-                .constant_b(true)
-                .types(ElementTypes { b: ElementType::I4, ..ElementTypes::F32 })
-                .quantization(Quantization { nibble_order, ..Quantization::default() })
-                .build()
-                .unwrap()
-        };
-        let bytes = [0x21, 0x43];
-        let layout = Layout::packed(1, 2, 2).unwrap();
-        let weights =
-            Weights::new(Int4View::signed(&bytes, layout, NibbleOrder::HighFirst).unwrap()).unwrap();
-        assert!(weights.check(&product(NibbleOrder::HighFirst)).is_ok());
-        let other = weights.check(&product(NibbleOrder::LowFirst));
-        assert!(matches!(other, Err(Error::Description { .. })), "{other:?}");
+    fn a_transpose_shares_its_elements_and_keeps_one_scale() {
+        let weights = Weights::new(TensorView::new(&[1i8, 2, 3, 4, 5, 6], 2, 3).unwrap()).unwrap();
+        let scaled = weights.with_scales(QuantB::PerTensor { zero_point: 0 }, &[2f32]).unwrap();
+        let transposed = scaled.transposed().unwrap();
+        assert_eq!((transposed.k(), transposed.n(), transposed.is_transposed()), (3, 2, true));
+        assert_eq!(transposed.view().memory(), scaled.view().memory());
+        assert_eq!(transposed.dequantize().unwrap().data(), [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]);
+        assert_ne!(transposed.id(), scaled.id());
+        let by_column = weights.with_scales(QuantB::PerColumn { zero_point: 0 }, &[1f32; 3]).unwrap();
+        assert!(matches!(by_column.transposed(), Err(Error::Description { .. })));
+        let shape = weights.transposed().unwrap().with_scales(by_column.scheme(), &[1f32; 3]);
+        assert!(matches!(shape, Err(Error::Shape { operand: Operand::Scales, .. })), "{shape:?}");
+    }
+
+    #[test]
+    fn integers_and_scales_that_make_no_sense_are_errors() {
+        let floats = Weights::new(&[1f32]).unwrap();
+        let bytes = Weights::new(&[1u8]).unwrap();
+        let with = |weights: &Weights, scheme| weights.with_scales(scheme, &[1f32]).map(drop);
+        let one = |zero_point| QuantB::PerTensor { zero_point };
+        assert!(with(&bytes, one(255)).is_ok());
+        for wrong in [
+            with(&floats, one(0)),
+            with(&bytes, one(256)),
+            with(&bytes, QuantB::None),
+            with(&bytes, QuantB::Static { scale: 1.0, zero_point: 0 }),
+            with(&bytes, QuantB::PerGroup { group_size: 0, zero_point: 0 }),
+            bytes.with_scales(one(0), &[1i32]).map(drop),
+        ] {
+            assert!(matches!(wrong, Err(Error::Description { .. })), "{wrong:?}");
+        }
+        for scale in [0f32, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(matches!(bytes.with_scales(one(0), &[scale]), Err(Error::Scale { index: 0, .. })));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The memory that all candidates of a case share.
 
-use ane_matmul::quantize::{WeightScheme, dequantize, quantize};
+use ane_matmul::quantize::WeightScheme;
 use ane_matmul::{AnyView, TensorView, Weights};
 use half::{bf16, f16};
 
@@ -170,19 +170,17 @@ fn pair<T: Copy + Default>(a: &Buffer, b: &Buffer, copies: usize, narrow: impl F
 
 /// Quantises B to 4 bits, leaves in it what that stands for, and has the same numbers in 8 bits.
 fn quantized(b: &mut Buffer, k: usize, n: usize, copies: usize) -> ane_matmul::Result<QuantizedB> {
-    let (int4, _) = quantize(TensorView::new(b.as_slice(), k, n)?, false, &WeightScheme::INT4)?;
-    let exact = dequantize(&int4, false, WeightScheme::INT4.scheme)?;
-    b.as_mut_slice().copy_from_slice(exact.data());
+    let (int4, _) = Weights::new(TensorView::new(b.as_slice(), k, n)?)?.quantize(&WeightScheme::INT4)?;
+    b.as_mut_slice().copy_from_slice(int4.dequantize()?.data());
     let element = |index: usize| int4.view().get(0, index / n, index % n).map_or(0, |x| x as i8);
     let integers: Vec<i8> = (0..k * n).map(element).collect();
     let scales = int4.scales().expect("quantised weights have scales");
     // Each copy is packed to memory of its own.
     let copies_of = |b: AnyView<'_>| -> ane_matmul::Result<Vec<Weights>> {
-        (0..copies).map(|_| Weights::new(b)?.with_scales(scales)).collect()
+        (0..copies).map(|_| Weights::new(b)?.with_scales(int4.scheme(), scales)).collect()
     };
     let int8 = copies_of(TensorView::new(&integers, k, n)?.into())?;
-    let int4 = copies_of(int4.view())?;
-    Ok(QuantizedB { int8, int4 })
+    Ok(QuantizedB { int8, int4: copies_of(int4.view())? })
 }
 
 /// The copies of B that must be rotated for none to stay in a cache of `cache_bytes`.
@@ -234,8 +232,8 @@ mod tests {
         let of_weights = operands(Precision::Weights, shape, 1);
         let Narrow::Weights(weights) = &of_weights.narrow else { panic!("weights were asked for") };
         for weights in [&weights.int8[0], &weights.int4[0]] {
-            let exact = dequantize(weights, false, WeightScheme::INT4.scheme).unwrap();
-            assert_eq!(exact.data(), of_weights.b[0].as_slice());
+            assert_eq!(weights.scheme(), WeightScheme::INT4.scheme);
+            assert_eq!(weights.dequantize().unwrap().data(), of_weights.b[0].as_slice());
         }
     }
 

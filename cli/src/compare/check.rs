@@ -1,7 +1,7 @@
 //! Whether a result is right, before it is timed.
 
 use ane_matmul::accuracy::Reference;
-use ane_matmul::{Inputs, MatMul, ResultChecker, SelfCheck, Tensor, Weights};
+use ane_matmul::{Inputs, Product, ResultChecker, SelfCheck, Tensor};
 
 use crate::failure::Output;
 
@@ -46,17 +46,13 @@ pub(crate) enum Checker {
 
 impl Checker {
     /// With the float64 product where it has at most `whole` multiplications, else by projections.
-    pub(crate) fn new(
-        product: &MatMul,
-        weights: Option<&Weights>,
-        inputs: &Inputs<'_>,
-        whole: usize,
-    ) -> Output<Self> {
-        if product.m().saturating_mul(product.n()).saturating_mul(product.k()) <= whole {
-            return Ok(Self::Reference(Reference::new(product, inputs, weights.map(Weights::view))?));
+    pub(crate) fn new(product: &impl Product, inputs: &Inputs<'_>, whole: usize) -> Output<Self> {
+        let size = product.product();
+        if size.m().saturating_mul(size.n()).saturating_mul(size.k()) <= whole {
+            return Ok(Self::Reference(Reference::new(product, inputs)?));
         }
         let check = SelfCheck::every_run().failure_probability(FAILURE_PROBABILITY);
-        Ok(Self::Projections(Box::new(ResultChecker::new(product, weights, &check)?)))
+        Ok(Self::Projections(Box::new(ResultChecker::new(product, &check)?)))
     }
 
     /// How a result was found right, or what is wrong with it.
@@ -89,30 +85,36 @@ impl Checker {
 mod tests {
     use super::*;
     use crate::args::Precision;
-    use crate::compare::operands::{Kind, Operands};
+    use crate::compare::operands::{Kind, random};
+
+    fn a_wrong_result_is_found(product: &impl Product, inputs: &Inputs<'_>) {
+        let name = product.product();
+        let options = ane_matmul::CompileOptions::default();
+        let compiled =
+            ane_matmul::Backends::new().compile(&ane_matmul::BackendId::CPU, product, &options).unwrap();
+        let right = compiled.run_to_tensor(inputs).unwrap();
+        for (whole, method) in [(40 * 30 * 20, "reference"), (40 * 30 * 20 - 1, "projections")] {
+            let mut checker = Checker::new(product, inputs, whole).unwrap();
+            let check = checker.check(inputs, &right).unwrap().unwrap();
+            assert_eq!(check.name(), method, "{name}");
+            let mut wrong = right.clone();
+            wrong.data_mut()[777] += wrong.data()[777].abs().max(0.01);
+            let problem = checker.check(inputs, &wrong).unwrap().unwrap_err();
+            let part = if whole < 24_000 { "row 25, column 27" } else { "1 elements beyond" };
+            assert!(problem.contains(part), "{name}: {problem}");
+        }
+    }
 
     #[test]
     fn a_wrong_result_of_any_type_is_found_by_either_check() {
         for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8] {
-            for constant_b in [false, true] {
-                let kind = Kind { precision, constant_b };
-                let product = kind.product("40x30x20".parse().unwrap()).unwrap();
-                let operands = Operands::random(&product, precision).unwrap();
-                let (inputs, weights) = (operands.inputs(), operands.weights());
-                let options = ane_matmul::CompileOptions::default();
-                let compiled = product.compile(&ane_matmul::BackendId::CPU, weights, &options).unwrap();
-                let right = compiled.run_once(&inputs).unwrap();
-                for (whole, name) in [(40 * 30 * 20, "reference"), (40 * 30 * 20 - 1, "projections")] {
-                    let mut checker = Checker::new(&product, weights, &inputs, whole).unwrap();
-                    let check = checker.check(&inputs, &right).unwrap().unwrap();
-                    assert_eq!(check.name(), name, "{kind}");
-                    let mut wrong = right.clone();
-                    wrong.data_mut()[777] += wrong.data()[777].abs().max(0.01);
-                    let problem = checker.check(&inputs, &wrong).unwrap().unwrap_err();
-                    let part = if whole < 24_000 { "row 25, column 27" } else { "1 elements beyond" };
-                    assert!(problem.contains(part), "{kind}: {problem}");
-                }
-            }
+            let shape = "40x30x20".parse().unwrap();
+            let (a, b) = random(shape, precision).unwrap();
+            let product = Kind { precision, constant_b: false }.product(shape);
+            let inputs = Inputs::new(a.view());
+            a_wrong_result_is_found(&product.clone().build().unwrap(), &inputs.b(b.view()));
+            let weights = b.into_weights().unwrap();
+            a_wrong_result_is_found(&product.with_weights(&weights).unwrap(), &inputs);
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use ane_matmul::{BackendId, Backends, CompileOptions, Device, Error, Executor, Inputs, Tensor};
+use ane_matmul::{BackendId, Backends, CompileOptions, Device, Error, Executor, Inputs, Product, Tensor};
 use indicatif::ProgressBar;
 
 use crate::args::Shape;
 use crate::compare::check::{self, Check, Checker};
-use crate::compare::operands::{Kind, Operands};
+use crate::compare::operands::{Kind, random};
 use crate::failure::{Failure, Output};
 
 /// A sample lasts at least this long, so that the clock's own time does not count.
@@ -94,17 +94,31 @@ pub(crate) struct Plan<'a> {
 
 /// Checks and times every backend on one product.
 pub(crate) fn measure(plan: &Plan<'_>, shape: Shape, measured: &mut Measured) -> Output {
-    let Plan { backends, ids, kind, options, samples, progress } = *plan;
-    let product = kind.product(shape)?;
-    progress.set_message(format!("{shape}: preparing the check"));
-    let operands = Operands::random(&product, kind.precision)?;
-    let inputs = operands.inputs();
-    let mut checker = Checker::new(&product, operands.weights(), &inputs, check::WHOLE)?;
+    let kind = plan.kind;
+    plan.progress.set_message(format!("{shape}: preparing the check"));
+    let (a, b) = random(shape, kind.precision)?;
+    let (product, inputs) = (kind.product(shape), Inputs::new(a.view()));
+    if kind.constant_b {
+        let product = product.with_weights(&b.into_weights()?)?;
+        return measure_with(plan, shape, &product, inputs, measured);
+    }
+    measure_with(plan, shape, &product.build()?, inputs.b(b.view()), measured)
+}
+
+fn measure_with(
+    plan: &Plan<'_>,
+    shape: Shape,
+    product: &impl Product,
+    inputs: Inputs<'_>,
+    measured: &mut Measured,
+) -> Output {
+    let Plan { backends, ids, options, samples, progress, kind: _ } = *plan;
+    let mut checker = Checker::new(product, &inputs, check::WHOLE)?;
 
     let mut candidates = Vec::new();
     for id in ids {
         progress.set_message(format!("{shape}: checking {id}"));
-        let compiled = match backends.compile(id, &product, operands.weights(), options) {
+        let compiled = match backends.compile(id, product, options) {
             Ok(compiled) => compiled,
             Err(Error::Refused { refusal, .. }) => {
                 measured.refused.push((id.clone(), shape, refusal.to_string()));
@@ -126,7 +140,7 @@ pub(crate) fn measure(plan: &Plan<'_>, shape: Shape, measured: &mut Measured) ->
         let mut output = Tensor::filled(shape.m, shape.n, f32::NAN)?;
         let start = Instant::now();
         let mut executor = compiled.executor()?;
-        executor.run(&inputs, &mut output)?;
+        executor.run(inputs, &mut output)?;
         let first_run_ns = start.elapsed().as_nanos();
         let check = checker.check(&inputs, &output)?.map_err(|problem| {
             Failure::new(format!("{id} is wrong at {shape}: {problem}; it is not timed; please report this"))
@@ -156,7 +170,7 @@ pub(crate) fn measure(plan: &Plan<'_>, shape: Shape, measured: &mut Measured) ->
     progress.set_message(format!("{shape}: timing"));
     time(&mut candidates, &inputs, samples.map(usize::from), progress)?;
     for mut candidate in candidates {
-        finish(&mut candidate.timing, &mut candidate.samples_ns, product.flops());
+        finish(&mut candidate.timing, &mut candidate.samples_ns, product.product().flops());
         measured.timings.push(candidate.timing);
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ane_matmul::{AnyView, Element, Inputs, MatMul, Tensor, Weights};
+use ane_matmul::{AnyView, Element, MatMul, MatMulBuilder, Tensor, Weights};
 use half::{bf16, f16};
 
 use crate::args::{Precision, Shape};
@@ -22,9 +22,8 @@ pub(crate) struct Kind {
 }
 
 impl Kind {
-    pub(crate) fn product(self, shape: Shape) -> Output<MatMul> {
-        let builder = MatMul::builder(shape.m, shape.n, shape.k).constant_b(self.constant_b);
-        Ok(builder.types(self.precision.types()).build()?)
+    pub(crate) fn product(self, shape: Shape) -> MatMulBuilder {
+        MatMul::builder(shape.m, shape.n, shape.k).types(self.precision.types())
     }
 
     /// Where operands and result are in every run.
@@ -44,7 +43,7 @@ impl fmt::Display for Kind {
     }
 }
 
-enum Matrix {
+pub(crate) enum Matrix {
     F32(Tensor<f32>),
     F16(Tensor<f16>),
     Bf16(Tensor<bf16>),
@@ -64,13 +63,20 @@ impl Matrix {
         })
     }
 
-    fn view(&self) -> AnyView<'_> {
+    pub(crate) fn view(&self) -> AnyView<'_> {
         match self {
             Self::F32(tensor) => tensor.into(),
             Self::F16(tensor) => tensor.into(),
             Self::Bf16(tensor) => tensor.into(),
             Self::I8(tensor) => tensor.into(),
         }
+    }
+
+    pub(crate) fn into_weights(self) -> Output<Weights> {
+        Ok(match self {
+            Self::F32(tensor) => Weights::from_tensor(tensor),
+            other => Weights::new(other.view())?,
+        })
     }
 }
 
@@ -80,35 +86,8 @@ fn rounded<T: Element>(floats: &Tensor<f32>, round: impl Fn(f32) -> T) -> Output
     Ok(Tensor::from_fn(rows, cols, |row, col| round(data[row * cols + col]))?)
 }
 
-/// A, and B as it comes with every run or as weights.
-pub(crate) struct Operands {
-    a: Matrix,
-    b: Option<Matrix>,
-    weights: Option<Weights>,
-}
-
-impl Operands {
-    pub(crate) fn random(product: &MatMul, precision: Precision) -> Output<Self> {
-        let a = Matrix::random(precision, product.m(), product.k(), 1)?;
-        let b = Matrix::random(precision, product.k(), product.n(), 2)?;
-        Ok(match b {
-            Matrix::F32(b) if product.constant_b() => {
-                Self { a, b: None, weights: Some(Weights::from_tensor(b)) }
-            }
-            b if product.constant_b() => Self { a, weights: Some(Weights::new(b.view())?), b: None },
-            b => Self { a, b: Some(b), weights: None },
-        })
-    }
-
-    pub(crate) fn inputs(&self) -> Inputs<'_> {
-        let inputs = Inputs::new(self.a.view());
-        match &self.b {
-            Some(b) => inputs.b(b.view()),
-            None => inputs,
-        }
-    }
-
-    pub(crate) fn weights(&self) -> Option<&Weights> {
-        self.weights.as_ref()
-    }
+/// A and B.
+pub(crate) fn random(shape: Shape, precision: Precision) -> Output<(Matrix, Matrix)> {
+    let Shape { m, n, k } = shape;
+    Ok((Matrix::random(precision, m, k, 1)?, Matrix::random(precision, k, n, 2)?))
 }

@@ -178,7 +178,7 @@ impl Cpu {
         threads: usize,
     ) -> Result<CpuProduct> {
         let pool = self.pool_for(options, threads)?;
-        let plan = Plan::new(algorithm, self.isa, self.blocking, pool, product, weights, options)?;
+        let plan = Plan::new(algorithm, self.isa, self.blocking, pool, product, weights)?;
         Ok(CpuProduct(Arc::new(plan)))
     }
 }

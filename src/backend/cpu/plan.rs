@@ -11,7 +11,7 @@ use crate::alloc;
 use crate::description::activation::Activation;
 use crate::description::element::ElementType::{self, Bf16, F16, F32, I4, I8, I32, U4, U8};
 use crate::description::matmul::MatMul;
-use crate::description::options::{CompileOptions, ThreadPool};
+use crate::description::options::ThreadPool;
 use crate::description::quantization::{QuantA, QuantB, Quantization};
 use crate::description::scales::Scales;
 use crate::error::Result;
@@ -249,7 +249,6 @@ impl Plan {
         (pool, threads): (Option<Arc<dyn ThreadPool>>, usize),
         product: &MatMul,
         weights: Option<&Weights>,
-        options: &CompileOptions,
     ) -> Result<Self> {
         let (algorithm, kernels) = match algorithm {
             Algorithm::Dot(dot) => match instances::dot(isa, dot) {
@@ -261,7 +260,7 @@ impl Plan {
             }
         };
         let b = constant_b(algorithm, isa, kernels, product, weights)?;
-        let scales = Scales::resolve(product, options)?;
+        let scales = Scales::of(product);
         let column_scales = column_scales(product, weights)?;
         let mut plan = Self::of(algorithm, kernels, blocking, b, scales, (pool, threads), product);
         plan.column_scales = column_scales;

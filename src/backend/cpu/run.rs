@@ -24,7 +24,6 @@ use crate::description::element::ElementType;
 use crate::description::quantization::QuantA;
 use crate::error::{Error, Operand, Result};
 use crate::operands::view::AnyView;
-use crate::operands::weights::Weights;
 
 /// The run context of one executor: memory for each share of the product.
 pub(crate) struct CpuRun {
@@ -152,7 +151,7 @@ impl Run for CpuRun {
                     help: "pass B with the inputs of the run",
                 });
             }
-            (ConstantB::Plain(weights), _) => RunB::View(Weights::view(weights)),
+            (ConstantB::Plain(weights), _) => RunB::View(weights.view_for(&plan.product)),
             (ConstantB::Packed(packed), _) => RunB::Packed(packed),
             (ConstantB::Integers(packed), _) => RunB::Integers(packed),
         };

@@ -4,7 +4,7 @@ use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::description::element::ElementType::{self, Bf16, F16, F32, I4, I8, I32, U4, U8};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
-use crate::description::quantization::{QuantA, QuantB, QuantOutput, Quantization};
+use crate::description::quantization::{QuantA, QuantB, Quantization};
 
 /// Refuses what no algorithm computes.
 pub(super) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
@@ -81,17 +81,6 @@ pub(super) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(),
     };
     if let Some(scheme) = scheme {
         return refuse(RefusalReason::Quantization, format!("does not run {scheme}"));
-    }
-    if matches!(quantization.b, QuantB::PerColumn { .. } | QuantB::PerGroup { .. }) && !product.constant_b() {
-        return refuse(
-            RefusalReason::ConstantB,
-            "a dynamic B, one that comes with every run, has one scale at most (QuantB::PerTensor); make B constant".into(),
-        );
-    }
-    if quantization.b != QuantB::None && float(types.b)
-        || quantization.output != QuantOutput::None && float(types.output)
-    {
-        return refuse(RefusalReason::Quantization, "does not scale floating-point elements".into());
     }
     Ok(())
 }

@@ -134,23 +134,23 @@ fn wait_until(mut there: impl FnMut() -> bool) {
     }
 }
 
-fn operands() -> (MatMul, Tensor<f32>, Weights) {
-    let product = MatMul::builder(5, 7, 300).constant_b(true).build().unwrap();
-    let b = Tensor::random_normal_f32(300, 7, 1.0, 2).unwrap();
-    (product, Tensor::random_normal_f32(5, 300, 1.0, 1).unwrap(), Weights::from_tensor(b))
+fn operands() -> (crate::MatMulWithWeights, Tensor<f32>) {
+    let weights = Weights::from_tensor(Tensor::random_normal_f32(300, 7, 1.0, 2).unwrap());
+    let product = MatMul::new(5, 7, 300).unwrap().with_weights(&weights).unwrap();
+    (product, Tensor::random_normal_f32(5, 300, 1.0, 1).unwrap())
 }
 
 #[test]
 fn executors_move_between_runs_and_stay_within_the_bound() {
     let Fixture { backends, id, began, ends } = fixture(false);
-    let (product, x, weights) = operands();
-    let compiled = backends.compile(&id, &product, Some(&weights), &options()).unwrap();
+    let (product, x) = operands();
+    let compiled = backends.compile(&id, &product, &options()).unwrap();
     began.recv().unwrap();
     let inputs = Inputs::new(&x);
-    let reference = Reference::new(&product, &inputs, Some(weights.view())).unwrap();
+    let reference = Reference::new(&product, inputs).unwrap();
     let run = |executor: &mut crate::Executor| {
         let mut c = Tensor::<f32>::zeros(5, 7).unwrap();
-        executor.run(&inputs, &mut c).unwrap();
+        executor.run(inputs, &mut c).unwrap();
         let deviation = reference.compare(&c).unwrap();
         assert!(deviation.is_within_bound(), "{deviation:?}");
     };
@@ -159,7 +159,7 @@ fn executors_move_between_runs_and_stay_within_the_bound() {
         run(&mut one);
     }
     let observed = |executor: &mut crate::Executor| {
-        executor.run_observed(&inputs, &mut Tensor::<f32>::zeros(5, 7).unwrap()).unwrap().observed
+        executor.run_observed(inputs, &mut Tensor::<f32>::zeros(5, 7).unwrap()).unwrap().observed
     };
     assert_eq!(observed(&mut other), Device::Cpu);
     assert_eq!(state(&compiled), InstantStart::Compiling { runs_on_cpu: 4 });
@@ -181,22 +181,22 @@ fn executors_move_between_runs_and_stay_within_the_bound() {
 
 #[test]
 fn a_failed_compilation_leaves_the_cpu_with_the_reason() {
-    let (product, x, weights) = operands();
+    let (product, x) = operands();
     for (end, reason) in [
         (End::Fails, error().to_string()),
         (End::CannotBeOpened, error().to_string()),
         (End::Panics, "the compilation panicked".to_owned()),
     ] {
         let Fixture { backends, id, began, ends } = fixture(false);
-        let compiled = backends.compile(&id, &product, Some(&weights), &options()).unwrap();
+        let compiled = backends.compile(&id, &product, &options()).unwrap();
         began.recv().unwrap();
         let mut executor = compiled.executor().unwrap();
         let mut c = Tensor::<f32>::zeros(5, 7).unwrap();
-        executor.run(&Inputs::new(&x), &mut c).unwrap();
+        executor.run(Inputs::new(&x), &mut c).unwrap();
         ends.send(end).unwrap();
         assert_eq!(settled(&compiled), InstantStart::Failed { runs_on_cpu: 1, reason: reason.clone() });
-        executor.run(&Inputs::new(&x), &mut c).unwrap();
-        assert_eq!(compiled.run_once(&Inputs::new(&x)).unwrap(), c);
+        executor.run(Inputs::new(&x), &mut c).unwrap();
+        assert_eq!(compiled.run_to_tensor(Inputs::new(&x)).unwrap(), c);
         assert_eq!(state(&compiled), InstantStart::Failed { runs_on_cpu: 3, reason });
         assert_eq!(compiled.report().observed, Device::Cpu);
     }
@@ -205,15 +205,15 @@ fn a_failed_compilation_leaves_the_cpu_with_the_reason() {
 #[test]
 fn what_was_made_for_a_dropped_product_is_thrown_away() {
     let Fixture { backends, id, began, ends } = fixture(false);
-    let (product, x, weights) = operands();
+    let (product, x) = operands();
     let inner = Arc::downgrade(backends.get(&id).unwrap());
-    let compiled = backends.compile(&id, &product, Some(&weights), &options()).unwrap();
+    let compiled = backends.compile(&id, &product, &options()).unwrap();
     began.recv().unwrap();
     // Neither drop waits for the thread, and an executor alone keeps the product.
     let mut executor = compiled.executor().unwrap();
     drop(compiled);
     let mut c = Tensor::<f32>::zeros(5, 7).unwrap();
-    executor.run(&Inputs::new(&x), &mut c).unwrap();
+    executor.run(Inputs::new(&x), &mut c).unwrap();
     drop(executor);
     drop(backends);
     assert!(inner.strong_count() > 0, "the thread compiles");
@@ -224,11 +224,11 @@ fn what_was_made_for_a_dropped_product_is_thrown_away() {
 #[test]
 fn refusals_and_wrong_operands_are_errors_at_once() {
     let Fixture { backends, id, .. } = fixture(true);
-    let (product, _, weights) = operands();
-    let refused = backends.compile(&id, &product, Some(&weights), &options());
+    let (product, _) = operands();
+    let refused = backends.compile(&id, &product, &options());
     assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
     let Fixture { backends, id, began, .. } = fixture(false);
-    assert!(matches!(backends.compile(&id, &product, None, &options()), Err(Error::Missing { .. })));
+    assert!(matches!(backends.compile(&id, product.product(), &options()), Err(Error::Missing { .. })));
     assert!(began.try_recv().is_err(), "nothing was compiled");
 }
 
@@ -241,7 +241,7 @@ fn a_product_that_the_cpu_refuses_is_waited_for() {
         .build()
         .unwrap();
     ends.send(End::CannotBeOpened).unwrap();
-    let compiled = backends.compile(&id, &wide, None, &options()).unwrap();
+    let compiled = backends.compile(&id, &wide, &options()).unwrap();
     began.recv().unwrap();
     assert!(
         matches!(state(&compiled), InstantStart::Waited { reason } if reason.contains("does not run f64"))
@@ -250,28 +250,29 @@ fn a_product_that_the_cpu_refuses_is_waited_for() {
 
 #[test]
 fn the_cpu_is_asked_for_the_same_but_for_the_device() {
-    let of_cpu = for_cpu(&options().threads(crate::Threads::count(3).unwrap()).scale_a(0.5));
-    assert_eq!((of_cpu.device, of_cpu.threads.number(), of_cpu.scale_a), (Device::Unknown, 3, Some(0.5)));
+    let of_cpu = for_cpu(&options().threads(crate::Threads::count(3).unwrap()));
+    assert_eq!((of_cpu.device, of_cpu.threads.number()), (Device::Unknown, 3));
 }
 
 #[test]
 fn the_cpu_itself_starts_at_once() {
-    let (product, _, weights) = operands();
+    let (product, _) = operands();
     let options = CompileOptions::default().instant_start(true);
-    let compiled = Backends::new().compile(&BackendId::CPU, &product, Some(&weights), &options).unwrap();
+    let compiled = Backends::new().compile(&BackendId::CPU, &product, &options).unwrap();
     assert_eq!(compiled.report().instant_start, None);
 }
 
 #[test]
 fn the_backend_that_was_asked_for_speaks_for_itself() {
-    let (product, ..) = operands();
+    let (product, _) = operands();
+    let product = product.product();
     for refuses in [false, true] {
         let Fixture { backends, id, .. } = fixture(refuses);
         let cpu = backends.get(&BackendId::CPU).unwrap();
         for asked_for in [cpu, backends.get(&id).unwrap()] {
-            let both = WithInstantStart::new(Ok(cpu), asked_for, &product, &options());
+            let both = WithInstantStart::new(Ok(cpu), asked_for, product, &options());
             let said = |backend: &dyn Backend| {
-                let supports = backend.supports(&product, &options()).map_err(|refusal| refusal.to_string());
+                let supports = backend.supports(product, &options()).map_err(|refusal| refusal.to_string());
                 (backend.describe(), backend.device(), backend.is_foreign(), supports)
             };
             assert_eq!(said(&both), said(&**asked_for));

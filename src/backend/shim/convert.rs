@@ -8,8 +8,6 @@ use crate::description::element::ElementType;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::description::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
-use crate::description::scales::Scales;
-use crate::error::Result;
 use crate::executor::RunObservation;
 use crate::operands::view::{AnyView, AnyViewMut};
 use crate::operands::weights::Weights;
@@ -112,7 +110,7 @@ pub(super) fn description(product: &MatMul) -> sys::ANEMatMulDesc {
         },
         quant_b: match quantization.b {
             QuantB::None => sys::ANE_QUANT_B_NONE,
-            QuantB::PerTensor { .. } => sys::ANE_QUANT_B_PER_TENSOR,
+            QuantB::Static { .. } | QuantB::PerTensor { .. } => sys::ANE_QUANT_B_PER_TENSOR,
             QuantB::PerColumn { .. } => sys::ANE_QUANT_B_PER_COLUMN,
             QuantB::PerGroup { .. } => sys::ANE_QUANT_B_PER_GROUP,
         },
@@ -127,10 +125,7 @@ pub(super) fn description(product: &MatMul) -> sys::ANEMatMulDesc {
             QuantOutput::None => sys::ANE_QUANT_C_NONE,
             QuantOutput::Static { .. } => sys::ANE_QUANT_C_STATIC,
         },
-        zero_point_c: match quantization.output {
-            QuantOutput::None => 0,
-            QuantOutput::Static { zero_point } => zero_point,
-        },
+        zero_point_c: quantization.output.zero_point(),
         reserved: [0; 3],
     }
 }
@@ -168,7 +163,7 @@ pub(super) fn options(options: &CompileOptions) -> sys::ANECompileOptions {
     }
 }
 
-/// The scales that come with the options, each as one element of the description's type of scales.
+/// The scales of a description, each as one element of the description's type of scales.
 pub(super) struct NativeScales {
     bytes: usize,
     a: Option<[u8; 4]>,
@@ -177,18 +172,15 @@ pub(super) struct NativeScales {
 }
 
 impl NativeScales {
-    /// # Errors
-    /// As [`Scales::resolve`].
-    pub(super) fn new(product: &MatMul, options: &CompileOptions) -> Result<Self> {
-        let scales = Scales::resolve(product, options)?;
+    pub(super) fn of(product: &MatMul) -> Self {
         let (quantization, element) = (product.quantization(), product.types().scales);
-        let native = |wanted: bool, scale: f32| wanted.then(|| native_scale(scale, element));
-        Ok(Self {
+        let native = |scale: Option<f32>| scale.map(|scale| native_scale(scale, element));
+        Self {
             bytes: element.bits() / 8,
-            a: native(matches!(quantization.a, QuantA::Static { .. }), scales.a),
-            b: native(quantization.b != QuantB::None && !product.constant_b(), scales.b),
-            c: native(matches!(quantization.output, QuantOutput::Static { .. }), scales.c),
-        })
+            a: native(quantization.a.scale()),
+            b: native(quantization.b.scale()),
+            c: native(quantization.output.scale()),
+        }
     }
 
     fn memory(&self, scale: Option<&[u8; 4]>) -> (*const std::ffi::c_void, u64) {

@@ -29,6 +29,18 @@ use table::{Table, characters, size_u32};
 ///
 /// Add it to [`crate::Backends`] to use it. The library stays loaded until everything that was made
 /// from it is gone.
+///
+/// ```no_run
+/// use ane_matmul::{Backends, CompileOptions, MatMul, ShimLibrary};
+///
+/// // SAFETY: the library keeps to the contract of `include/ane_matmul.h`.
+/// let shim = unsafe { ShimLibrary::open("./libnaive.so") }?;
+/// let mut backends = Backends::new();
+/// let id = backends.add(shim)?;
+/// let compiled = backends.compile(&id, &MatMul::new(2, 4, 3)?, &CompileOptions::default())?;
+/// assert_eq!(compiled.backend(), &id);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ShimLibrary {
     table: Arc<Table>,
@@ -322,7 +334,7 @@ impl ShimBackend {
         let table = self.device.table();
         let path = saved.map(c_path).transpose()?;
         let (description, native_options) = (convert::description(product), convert::options(options));
-        let scales = convert::NativeScales::new(product, options)?;
+        let scales = convert::NativeScales::of(product);
         let constants = convert::constants(weights, &scales, options.packages.is_some());
         let step = if saved.is_some() { "product_load" } else { "compile" };
         let mut raw = std::ptr::null_mut();
@@ -355,6 +367,7 @@ impl ShimBackend {
         let table = self.device.table();
         // What changes how long compiling takes, but not its result.
         let options = CompileOptions { expected_runs: None, time_limit: None, ..options.clone() };
+        let quantization = product.quantization();
         let hash = weights.map_or_else(
             || "none".to_owned(),
             |weights| blake3::Hash::from_bytes(*weights.content_hash()).to_hex().to_string(),
@@ -367,7 +380,7 @@ impl ShimBackend {
             self.os_build,
             convert::description(product),
             convert::options(&options),
-            [options.scale_a, options.scale_b, options.scale_c],
+            [quantization.a.scale(), quantization.b.scale(), quantization.output.scale()],
         )
     }
 }

@@ -12,7 +12,7 @@ use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::error::{Error, NativeError, NativeStatus, Result};
 use crate::sys;
 
-/// The size of version 1.0's table up to the slots that are foreseen but not used.
+/// The size of the table up to the slots that are foreseen but not used.
 pub(super) const MINIMUM_SIZE: usize = offset_of!(sys::ANEShim, reserved_submit);
 
 /// The longest name of a backend, in bytes.
@@ -89,7 +89,7 @@ impl Table {
         let size = unsafe { raw.cast::<u32>().read() } as usize;
         if size < MINIMUM_SIZE {
             return Err(problem(format!(
-                "its table has {size} bytes, version 1.0 has {MINIMUM_SIZE}: it is truncated; build it against the header of this version"
+                "its table has {size} bytes, this version has {MINIMUM_SIZE}: it is truncated; build it against the header of this version"
             )));
         }
         // SAFETY: all-zero bytes are a valid ANEShim: integers, null pointers and empty options.
@@ -103,16 +103,14 @@ impl Table {
             );
         }
         let (major, minor) = (table.abi_major, table.abi_minor);
-        if i32::from(major) != sys::ANE_MATMUL_ABI_MAJOR {
+        let (major_here, minor_here) = (sys::ANE_MATMUL_ABI_MAJOR, sys::ANE_MATMUL_ABI_MINOR);
+        if i32::from(major) != major_here || (major_here == 0 && i32::from(minor) != minor_here) {
             return Err(problem(format!(
-                "it speaks version {major}.{minor} of the ABI, this crate {}.{}: build both against the same major version",
-                sys::ANE_MATMUL_ABI_MAJOR,
-                sys::ANE_MATMUL_ABI_MINOR
+                "it speaks version {major}.{minor} of the ABI, this crate {major_here}.{minor_here}: build both against the same header"
             )));
         }
-        let slots = Slots::new(&table).map_err(|slot| {
-            problem(format!("its slot `{slot}` is null; every slot of version 1.0 must be filled"))
-        })?;
+        let slots = Slots::new(&table)
+            .map_err(|slot| problem(format!("its slot `{slot}` is null; every slot must be filled")))?;
         // SAFETY: the caller promises strings that end in NUL.
         let (name, version) = unsafe { (text(table.name), text(table.version)) };
         let valid =

@@ -32,7 +32,7 @@ impl Shape {
     pub(crate) fn product(&self, types: ElementTypes) -> Result<MatMul> {
         MatMul::builder(self.m, self.n, self.k)
             .batch(self.batch)
-            .constant_b(self.constant_b)
+            .constant(self.constant_b)
             .types(types)
             .build()
     }

@@ -183,7 +183,7 @@ fn prepare(
     let start = Instant::now();
     loop {
         let compilation = Instant::now();
-        let executor = backends.compile(&series.backend, product, weights, options)?.executor()?;
+        let executor = backends.compile_parts(&series.backend, product, weights, options)?.executor()?;
         times.push(ns(compilation.elapsed()));
         if times.len() == COMPILATIONS || start.elapsed() > COMPILE_BUDGET {
             return Ok((executor, median(times)));

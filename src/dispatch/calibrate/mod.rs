@@ -21,6 +21,14 @@ use crate::verify::probe::Probe;
 use measure::{Bench, Limits};
 
 /// How much to measure.
+///
+/// ```
+/// use ane_matmul::{CalibrateOptions, Effort};
+///
+/// let options = CalibrateOptions::new(Effort::Full); // for calibrate()
+/// assert_eq!(options.effort, Effort::Full);
+/// assert_eq!(CalibrateOptions::default().effort, Effort::Quick);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Effort {
@@ -32,6 +40,19 @@ pub enum Effort {
 }
 
 /// What to measure.
+///
+/// ```no_run
+/// use std::num::NonZeroUsize;
+/// use std::ops::ControlFlow;
+/// use ane_matmul::{BackendId, Backends, CalibrateOptions, Effort, calibrate};
+///
+/// let mut options = CalibrateOptions::new(Effort::Quick);
+/// options.backends = vec![BackendId::CPU];
+/// options.threads = vec![NonZeroUsize::MIN];
+/// let profile = calibrate(&Backends::new(), &options, |_| ControlFlow::Continue(()))?;
+/// assert!(profile.series().iter().all(|series| series.backend == BackendId::CPU && series.threads == 1));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct CalibrateOptions {
@@ -45,7 +66,7 @@ pub struct CalibrateOptions {
     /// Whether the threads of the process's BLAS may be set for the time of the measurement, as
     /// `set_blas_threads` does; they are put back. Otherwise a BLAS is measured with the threads that it has.
     pub set_blas_threads: bool,
-    /// Tries products out in a process of their own first ([`crate::verify::probe`]). A backend that crashes or hangs
+    /// Tries products out in a process of their own first ([`probe`](crate::verify::probe)). A backend that crashes or hangs
     /// there, or computes wrong numbers, is left out from then on.
     pub probe: Option<Arc<Probe>>,
     /// The profile that notes what the probe found ([`CompileOptions::quarantine`]).
@@ -76,6 +97,21 @@ impl CalibrateOptions {
 }
 
 /// How far a calibration is.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use std::time::{Duration, Instant};
+/// use ane_matmul::{Backends, CalibrateOptions, calibrate};
+///
+/// let start = Instant::now();
+/// let profile = calibrate(&Backends::new(), &CalibrateOptions::default(), |progress| {
+///     eprintln!("{} of {}: {}", progress.done, progress.total, progress.product);
+///     let in_time = start.elapsed() < Duration::from_secs(120);
+///     if in_time { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+/// })?; // Error::Interrupted after two minutes
+/// assert!(!profile.series().is_empty());
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct CalibrateProgress<'a> {

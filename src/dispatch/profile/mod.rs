@@ -27,6 +27,19 @@ pub(crate) const MAXIMUM_QUARANTINE: usize = 1024;
 ///
 /// The backend [`BackendId::AUTO`] chooses by it, and [`crate::calibrate`] measures it. With the feature
 /// `profile` it is kept in a file (`Profile::load`, `Profile::save`, `Profile::update`).
+///
+/// ```
+/// use ane_matmul::{Backends, BackendId, CompileOptions, MachineKey, MatMul, Profile, Quarantine};
+///
+/// let product = MatMul::new(2, 4, 3)?;
+/// let mut profile = Profile::new(MachineKey::here()); // calibrate() makes one with measurements
+/// profile.add_quarantine(Quarantine::here(BackendId::CPU, Some(&product), "an example"));
+/// let mut backends = Backends::new();
+/// backends.set_profile(Some(profile));
+/// let explanation = backends.explain(&product, &CompileOptions::default());
+/// assert!(explanation.choice.is_none_or(|(backend, _)| backend != BackendId::CPU));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     machine: MachineKey,
@@ -35,6 +48,18 @@ pub struct Profile {
 }
 
 /// The samples of one backend with one set of types, on one device, with one number of threads.
+///
+/// ```
+/// use ane_matmul::{BackendId, Backends, Device, ElementTypes, MachineKey, MatMul, Profile, Sample, Series};
+///
+/// let cpu = Backends::new().info(&BackendId::CPU)?.description;
+/// let mut series = Series::new(BackendId::CPU, cpu, ElementTypes::F32, Device::Unknown, 1);
+/// series.samples.push(Sample::new(&MatMul::new(64, 64, 64)?, 2e6, 5e3)); // 2 ms to compile, 5 us to run
+/// let mut profile = Profile::new(MachineKey::here());
+/// profile.add_series(series)?;
+/// assert_eq!(profile.series()[0].samples.len(), 1);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Series {
@@ -74,6 +99,14 @@ impl Series {
 }
 
 /// One product as measured.
+///
+/// ```
+/// use ane_matmul::{MatMul, Sample};
+///
+/// let sample = Sample::new(&MatMul::new(8, 64, 256)?, 2e6, 5e3); // 2 ms to compile, 5 us to run
+/// assert_eq!((sample.m, sample.n, sample.k, sample.run_ns), (8, 64, 256, 5e3));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {
@@ -225,7 +258,7 @@ mod tests {
     use super::*;
 
     pub(super) fn series(threads: usize, run_ns: f64) -> Series {
-        let product = MatMul::builder(2, 3, 4).constant_b(true).build().unwrap();
+        let product = MatMul::builder(2, 3, 4).constant(true).build().unwrap();
         let mut series = Series::new(BackendId::CPU, "engine", ElementTypes::F32, Device::Unknown, threads);
         series.samples.push(Sample::new(&product, 10.0, run_ns));
         series

@@ -5,6 +5,17 @@ use crate::description::matmul::{ElementTypes, MatMul};
 use crate::dispatch::machine::MachineKey;
 
 /// A backend that must not run a class of products, since it got one of them wrong.
+///
+/// ```
+/// use ane_matmul::{BackendId, MachineKey, MatMul, Profile, Quarantine};
+///
+/// let mut profile = Profile::new(MachineKey::here());
+/// let wrong = MatMul::new(100, 100, 100)?;
+/// profile.add_quarantine(Quarantine::here(BackendId::METAL, Some(&wrong), "row 3 was NaN"));
+/// let entry = profile.quarantined(&BackendId::METAL, &MatMul::new(120, 120, 120)?);
+/// assert_eq!(entry.expect("of the same class").reason, "row 3 was NaN");
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantine {
@@ -35,6 +46,15 @@ impl Quarantine {
 }
 
 /// The products that share a fault: of the same types, with dimensions between the same powers of two.
+///
+/// ```
+/// use ane_matmul::{Error, MatMul, ShapeClass};
+///
+/// let class = |m| Ok::<_, Error>(ShapeClass::of(&MatMul::new(m, 64, 64)?));
+/// assert_eq!(class(1024)?, class(2047)?);
+/// assert_ne!(class(2047)?, class(2048)?);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct ShapeClass {

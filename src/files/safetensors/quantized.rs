@@ -13,7 +13,7 @@ use safetensors::tensor::Dtype;
 use super::{SafetensorsFile, typed};
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
-use crate::description::quantization::{NibbleOrder, QuantB, Quantization};
+use crate::description::quantization::{NibbleOrder, QuantB};
 use crate::error::Result;
 use crate::operands::int4::Int4View;
 use crate::operands::weights::Weights;
@@ -23,22 +23,6 @@ pub(super) const KEY: &str = "ane_matmul.quantized.";
 
 /// After the name of a tensor, for its scales.
 pub(super) const SCALES: &str = ".scales";
-
-/// A constant B from a file, and how to describe its product.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct QuantizedWeights {
-    /// The integers with their scales.
-    pub weights: Weights,
-    /// The type of the integers, for [`crate::ElementTypes::b`].
-    pub element: ElementType,
-    /// The type of the scales, for [`crate::ElementTypes::scales`].
-    pub scales: ElementType,
-    /// The scheme, for [`crate::MatMulBuilder::quantization`].
-    pub quantization: Quantization,
-    /// Whether B is stored n x k, for [`crate::MatMulBuilder::transpose_b`].
-    pub transpose_b: bool,
-}
 
 /// The words of a metadata entry.
 #[derive(Debug, Clone, Copy)]
@@ -105,19 +89,19 @@ impl SafetensorsFile {
         metadata.keys().filter_map(|key| key.strip_prefix(KEY)).map(String::from).collect()
     }
 
-    /// A tensor that [`SafetensorsFile::quantize`] quantised.
+    /// A tensor that [`SafetensorsFile::quantize`] quantised, with scheme and scales, transposed where the
+    /// file says that it is stored so.
     ///
     /// # Errors
     /// [`crate::Error::Format`] when there is no such tensor, or it or its metadata are not as documented;
     /// [`crate::Error::Scale`]; [`crate::Error::OutOfMemory`].
-    pub fn quantized(&self, name: &str) -> Result<QuantizedWeights> {
+    pub fn quantized(&self, name: &str) -> Result<Weights> {
         let key = format!("{KEY}{name}");
         let mut metadata = self.shards.iter().filter_map(|shard| shard.metadata.metadata().as_ref());
         let text = metadata.find_map(|metadata| metadata.get(&key)).ok_or_else(|| {
-            self.problem(format!(
-                "`{name}` is not quantised; quantised are: {}",
-                self.quantized_names().join(", ")
-            ))
+            let names = self.quantized_names();
+            let others = if names.is_empty() { "nothing is".into() } else { names.join(", ") };
+            self.problem(format!("`{name}` is not quantised; quantised here: {others}"))
         })?;
         let bad = |what: &str| self.problem(format!("`{name}`: {what} (`{key}` says `{text}`)"));
         let entry = Entry::parse(text).ok_or_else(|| bad("its metadata cannot be read"))?;
@@ -142,17 +126,8 @@ impl SafetensorsFile {
             Dtype::F16 | Dtype::F32 | Dtype::BF16 => self.weights(&format!("{name}{SCALES}"))?,
             _ => return Err(bad("its scales are not floating-point")),
         };
-        Ok(QuantizedWeights {
-            weights: integers.with_scales(scales.view())?,
-            element: entry.element,
-            scales: scales.element_type(),
-            quantization: Quantization {
-                b: QuantB::PerGroup { group_size: entry.group_size, zero_point: 0 },
-                nibble_order: entry.order,
-                ..Quantization::default()
-            },
-            transpose_b: entry.transpose_b,
-        })
+        let weights = if entry.transpose_b { integers.transposed()? } else { integers };
+        weights.with_scales(QuantB::PerGroup { group_size: entry.group_size, zero_point: 0 }, scales.view())
     }
 }
 
@@ -166,7 +141,6 @@ mod tests {
     use super::super::QuantizeOptions;
     use super::super::quantizing::{Outcome, Output};
     use super::*;
-    use crate::operands::quantize::dequantize;
     use crate::operands::tensor::Tensor;
 
     type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
@@ -236,9 +210,8 @@ mod tests {
             assert_eq!(loaded.quantized_names(), ["odd", "w"]);
             for (name, original) in [("w", &w), ("odd", &odd)] {
                 let quantized = loaded.quantized(name).unwrap();
-                assert_eq!((quantized.element, quantized.transpose_b), (element, transpose));
-                let scheme = quantized.quantization.b;
-                let back = dequantize(&quantized.weights, transpose, scheme).unwrap();
+                assert_eq!((quantized.element_type(), quantized.is_transposed()), (element, transpose));
+                let back = quantized.dequantize().unwrap();
                 let off =
                     original.data().iter().zip(back.data()).fold(0f32, |off, (x, y)| off.max((x - y).abs()));
                 let Outcome::Quantized { error, bytes_after, .. } = &outcomes[name] else { panic!("{name}") };
@@ -310,6 +283,55 @@ mod tests {
     }
 
     #[test]
+    fn what_is_quantised_is_not_overwritten() {
+        let place = tempfile::tempdir().unwrap();
+        let (from, other) = (place.path().join("in.safetensors"), place.path().join("other.safetensors"));
+        sample(&from);
+        let before = std::fs::read(&from).unwrap();
+        std::fs::create_dir(place.path().join("sub")).unwrap();
+        let file = SafetensorsFile::read(&from).unwrap();
+        let options = QuantizeOptions::new(ElementType::I8);
+        #[allow(unused_mut, reason = "links are made on Unix")]
+        let mut outputs = vec![from.clone(), place.path().join("sub/../in.safetensors")];
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(&from, place.path().join("link")).unwrap();
+            outputs.push(place.path().join("link"));
+        }
+        for output in outputs {
+            let error = file.quantize(&options, &output, |_, _| ()).unwrap_err().to_string();
+            assert!(error.contains("name another output"), "{error}");
+        }
+        assert_eq!(std::fs::read(&from).unwrap(), before);
+        file.quantize(&options, &other, |_, _| ()).unwrap();
+    }
+
+    #[test]
+    fn a_layer_of_pytorch_is_read_with_its_bias_or_without() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("layers.safetensors");
+        let floats = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let parts = vec![
+            part("up.weight", Dtype::F32, &[2, 3], floats(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])),
+            part("up.bias", Dtype::F32, &[2], floats(&[10.0, 20.0])),
+            part("down.weight", Dtype::F32, &[1, 2], floats(&[1.0, -1.0])),
+            part("odd.weight", Dtype::F32, &[2, 1], floats(&[1.0, 1.0])),
+            part("odd.bias", Dtype::F32, &[2, 1], floats(&[1.0, 1.0])),
+        ];
+        write(&path, parts, HashMap::new()).unwrap();
+        let file = SafetensorsFile::read(&path).unwrap();
+        let run = |name: &str, x: &[f32]| {
+            let layer = file.linear(name).unwrap().compile(&crate::BackendId::CPU).unwrap();
+            layer.run_to_tensor(x).unwrap().into_vec()
+        };
+        assert_eq!(run("up", &[1.0, 0.0, -1.0]), [8.0, 18.0]);
+        assert_eq!(run("up.weight", &[1.0, 0.0, -1.0]), [8.0, 18.0]);
+        assert_eq!(run("down", &[3.0, 1.0]), [2.0]);
+        assert!(file.linear("odd").unwrap_err().to_string().contains("expected a vector"));
+        assert!(file.linear("none").unwrap_err().to_string().contains("none.weight"));
+    }
+
+    #[test]
     fn metadata_that_lie_are_errors() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("bad.safetensors");
@@ -345,9 +367,9 @@ mod tests {
             let text = format!("i4 2 2 group 2 {text} out-in");
             write(&path, parts, HashMap::from([(format!("{KEY}w"), text)])).unwrap();
             let quantized = SafetensorsFile::read(&path).unwrap().quantized("w").unwrap();
-            assert_eq!(quantized.quantization.nibble_order, order);
-            let got =
-                [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(row, col)| quantized.weights.view().get(0, row, col));
+            let crate::AnyView::Int4(view) = quantized.view() else { panic!("{order:?}") };
+            assert_eq!(view.nibble_order(), order);
+            let got = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(row, col)| quantized.view().get(0, row, col));
             assert_eq!(got, elements.map(Some));
         }
     }
@@ -410,7 +432,7 @@ mod tests {
         let loaded = SafetensorsFile::read(&to).unwrap();
         for name in ["b", "h"] {
             let weights = loaded.quantized(name).unwrap();
-            let back = dequantize(&weights.weights, true, weights.quantization.b).unwrap();
+            let back = weights.dequantize().unwrap();
             assert_abs_diff_eq!(*back.data(), numbers[..], epsilon = 0.005);
         }
         for (element, group_size) in [(ElementType::F32, 2), (ElementType::U8, 2), (ElementType::I8, 0)] {

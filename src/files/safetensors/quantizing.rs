@@ -14,11 +14,27 @@ use crate::description::element::ElementType;
 use crate::description::quantization::QuantB;
 use crate::error::{Error, Result};
 use crate::files::whole_file::WholeFile;
-use crate::operands::quantize::{QuantizationError, WeightScheme, quantize, representable};
+use crate::operands::quantize::{QuantizationError, WeightScheme, representable};
 use crate::operands::view::AnyView;
 use crate::operands::weights::Weights;
 
 /// What became of one tensor of a file.
+///
+/// ```no_run
+/// use ane_matmul::ElementType;
+/// use ane_matmul::safetensors::{Outcome, QuantizeOptions, SafetensorsFile};
+///
+/// let file = SafetensorsFile::read("model.safetensors")?;
+/// let options = QuantizeOptions::new(ElementType::I4);
+/// file.quantize(&options, "model-int4.safetensors", |name, outcome| match outcome {
+///     Outcome::Quantized { error, bytes_after, .. } => {
+///         println!("{name}: {bytes_after} bytes, off by {:.2e}", error.relative_rms_error());
+///     }
+///     Outcome::Copied { reason } => println!("{name} is copied: {reason}"),
+///     _ => {}
+/// })?;
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -49,13 +65,15 @@ impl SafetensorsFile {
     ///
     /// # Errors
     /// [`Error::Description`] for another type or a group size of 0; [`Error::Io`];
-    /// [`Error::OutOfMemory`]; [`Error::Format`] when the file has quantised tensors already.
+    /// [`Error::OutOfMemory`]; [`Error::Format`] when the file has quantised tensors already, or `output` is one
+    /// of those that are read.
     pub fn quantize(
         &self,
         options: &QuantizeOptions,
         output: impl AsRef<Path>,
         mut report: impl FnMut(&str, &Outcome),
     ) -> Result<()> {
+        self.check_not_overwritten(output.as_ref())?;
         let &QuantizeOptions { element, group_size, .. } = options;
         if !matches!(element, ElementType::I8 | ElementType::I4) || group_size == 0 {
             return Err(Error::Description {
@@ -94,7 +112,7 @@ impl SafetensorsFile {
                     Outcome::Copied { reason }
                 }
                 Plan::Quantize(entry) => {
-                    let (weights, error) = quantize(self.weights(&name)?.view(), entry.transpose_b, &scheme)?;
+                    let (weights, error) = self.floats(&name, entry.transpose_b)?.quantize(&scheme)?;
                     let scales = format!("{name}{SCALES}");
                     let bytes_after = file.put(&name, bytes(&weights.view()))?
                         + file.put(&scales, weights.scales().as_ref().map_or(&[], bytes))?;
@@ -104,6 +122,20 @@ impl SafetensorsFile {
             report(&name, &outcome);
         }
         file.commit()
+    }
+
+    /// The original cannot be had back from what would replace it.
+    fn check_not_overwritten(&self, output: &Path) -> Result<()> {
+        let Ok(output) = output.canonicalize() else { return Ok(()) };
+        if self.inputs.contains(&output) {
+            return Err(Error::format(output, "is what is quantised; name another output".into()));
+        }
+        Ok(())
+    }
+
+    fn floats(&self, name: &str, transpose: bool) -> Result<Weights> {
+        let weights = self.weights(name)?;
+        if transpose { weights.transposed() } else { Ok(weights) }
     }
 
     /// Decides what becomes of a tensor.
@@ -126,9 +158,9 @@ impl SafetensorsFile {
         if self.tensors.contains_key(&scales) {
             return copy(format!("there is a tensor named `{scales}`"));
         }
-        let weights: Weights = self.weights(name)?;
+        let weights = self.floats(name, options.transpose_b)?;
         if !representable(&weights.view(), scheme)? {
-            match quantize(weights.view(), options.transpose_b, scheme) {
+            match weights.quantize(scheme) {
                 Err(error @ (Error::Description { .. } | Error::Scale { .. })) => {
                     return copy(error.to_string());
                 }

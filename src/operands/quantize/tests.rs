@@ -51,14 +51,21 @@ fn signed_middle(scheme: QuantB, element: ElementType) -> QuantB {
         QuantB::PerGroup { group_size, zero_point } => {
             QuantB::PerGroup { group_size, zero_point: zero_point + middle }
         }
-        QuantB::None => QuantB::None,
+        other => other,
     }
 }
 
+fn quantize(b: &Tensor<f32>, how: &WeightScheme) -> Result<(Weights, QuantizationError)> {
+    Weights::new(b)?.quantize(how)
+}
+
 fn check(b: &Tensor<f32>, transpose: bool, how: &WeightScheme) {
-    let (weights, error) = quantize(b, transpose, how).unwrap();
-    let back = dequantize(&weights, transpose, how.scheme).unwrap();
-    let groups = Groups::new(weights.layout(), transpose, how.scheme).unwrap().unwrap();
+    let stored = Weights::new(b).unwrap();
+    let original = if transpose { stored.transposed().unwrap() } else { stored };
+    let (weights, error) = original.quantize(how).unwrap();
+    assert_eq!((weights.scheme(), weights.is_transposed()), (how.scheme, transpose));
+    let back = weights.dequantize().unwrap();
+    let groups = Groups::new(&weights, how.scheme).unwrap();
     let scales = weights.scales().unwrap();
     assert_eq!(scales.element_type(), how.scales);
     let (mut max, mut sum, mut squares) = (0f64, 0f64, 0f64);
@@ -81,23 +88,23 @@ fn check(b: &Tensor<f32>, transpose: bool, how: &WeightScheme) {
 #[test]
 fn zeros_stay_zeros_and_bad_weights_are_errors() {
     let zeros = Tensor::<f32>::zeros(5, 3).unwrap();
-    let (weights, error) = quantize(&zeros, false, &WeightScheme::INT4).unwrap();
-    assert_eq!(dequantize(&weights, false, WeightScheme::INT4.scheme).unwrap(), zeros);
+    let (weights, error) = quantize(&zeros, &WeightScheme::INT4).unwrap();
+    assert_eq!(weights.dequantize().unwrap(), zeros);
     assert_eq!((error.max_abs_error, error.rms_error, error.max_scale), (0.0, 0.0, 1.0));
     for bad in [f32::NAN, f32::INFINITY] {
         let b = Tensor::filled(2, 2, bad).unwrap();
-        let message = quantize(&b, false, &WeightScheme::INT8).unwrap_err().to_string();
+        let message = quantize(&b, &WeightScheme::INT8).unwrap_err().to_string();
         assert!(message.contains("row 0, column 0"), "{message}");
     }
     let negative = Tensor::filled(2, 2, -1f32).unwrap();
     let unsigned = WeightScheme { element: ElementType::U8, ..WeightScheme::INT8 };
-    assert!(quantize(&negative, false, &unsigned).unwrap_err().to_string().contains("no integer"));
+    assert!(quantize(&negative, &unsigned).unwrap_err().to_string().contains("no integer"));
     let float = WeightScheme { element: ElementType::F32, ..WeightScheme::INT8 };
-    assert!(quantize(&negative, false, &float).is_err());
-    assert!(quantize(&negative, false, &WeightScheme::INT8.with_scheme(QuantB::None)).is_err());
+    assert!(quantize(&negative, &float).is_err());
+    assert!(quantize(&negative, &WeightScheme::INT8.with_scheme(QuantB::None)).is_err());
     let none = QuantB::PerGroup { group_size: 0, zero_point: 0 };
-    assert!(quantize(&negative, false, &WeightScheme::INT8.with_scheme(none)).is_err());
-    assert!(quantize(&Tensor::<f32>::zeros(0, 0).unwrap(), false, &WeightScheme::INT8).is_ok());
+    assert!(quantize(&negative, &WeightScheme::INT8.with_scheme(none)).is_err());
+    assert!(quantize(&Tensor::zeros(0, 0).unwrap(), &WeightScheme::INT8).is_ok());
 }
 
 #[cfg(feature = "safetensors")]
@@ -127,7 +134,7 @@ fn what_is_representable_is_what_can_be_quantised() {
             f32::NEG_INFINITY,
         ]) {
             let b = Tensor::from_fn(3, 4, |row, col| if (row, col) == (1, 2) { x } else { 0.5 }).unwrap();
-            let can = quantize(&b, true, &scheme).is_ok();
+            let can = quantize(&b, &scheme).is_ok();
             assert_eq!(representable(&(&b).into(), &scheme).unwrap(), can, "{scheme:?}: {x}");
             both[usize::from(can)] = true;
         }
@@ -144,8 +151,8 @@ fn scales_are_rounded_up_and_those_beyond_f16_are_errors() {
         assert!(scale >= x && below < x, "{x}: {scale}");
     }
     let large = Tensor::filled(2, 2, 1e9f32).unwrap();
-    assert!(matches!(quantize(&large, false, &WeightScheme::INT8), Err(Error::Scale { .. })));
-    assert!(quantize(&large, false, &WeightScheme::INT8.with_scales(ElementType::F32)).is_ok());
+    assert!(matches!(quantize(&large, &WeightScheme::INT8), Err(Error::Scale { .. })));
+    assert!(quantize(&large, &WeightScheme::INT8.with_scales(ElementType::F32)).is_ok());
 }
 
 #[test]
@@ -159,7 +166,7 @@ fn scales_of_f32_are_the_smallest_that_suffice() {
 #[test]
 fn columns_and_groups_have_scales_of_their_own() {
     let b = Tensor::from_fn(8, 3, |row, col| if row < 4 { (1 + col) as f32 } else { 10.0 }).unwrap();
-    let scales = |scheme| quantize(&b, false, &WeightScheme::INT8.with_scheme(scheme)).unwrap().0;
+    let scales = |scheme| quantize(&b, &WeightScheme::INT8.with_scheme(scheme)).unwrap().0;
     let groups = QuantB::PerGroup { group_size: 4, zero_point: 0 };
     let weights = scales(groups);
     let by_group = weights.scales().unwrap();
@@ -167,9 +174,4 @@ fn columns_and_groups_have_scales_of_their_own() {
         let scale = by_group.get(0, group, col).unwrap();
         assert!((scale * 127.0 / largest - 1.0).abs() < 1e-3, "{group} {col}: {scale}");
     }
-    let by_column = scales(QuantB::PerColumn { zero_point: 0 });
-    let wrong = dequantize(&by_column, false, groups);
-    assert!(matches!(wrong, Err(Error::Shape { operand: crate::Operand::Scales, .. })), "{wrong:?}");
-    let bare = Weights::new(&Tensor::filled(8, 3, 1i8).unwrap()).unwrap();
-    assert!(matches!(dequantize(&bare, false, groups), Err(Error::Missing { .. })));
 }

@@ -3,9 +3,9 @@
 use crate::alloc;
 use crate::description::element::ElementType;
 use crate::description::matmul::MatMul;
-use crate::description::quantization::{QuantA, QuantB, QuantOutput, Quantization};
+use crate::description::quantization::{QuantA, QuantB, QuantOutput};
 use crate::description::scales::Scales;
-use crate::error::{Error, Operand, Result};
+use crate::error::Result;
 use crate::operands::view::AnyView;
 
 /// What an operand is made from.
@@ -40,7 +40,7 @@ pub(crate) fn sums_integers(product: &MatMul) -> bool {
 pub(super) fn real_a(product: &MatMul, source: &Source<'_>, scales: Scales) -> Result<(Vec<f64>, Vec<f64>)> {
     match product.quantization().a {
         QuantA::None => Ok((source.packed(|_, _, x| x)?, Vec::new())),
-        QuantA::Static { zero_point } => {
+        QuantA::Static { zero_point, .. } => {
             let rows = alloc::filled(source.rows, f64::from(scales.a), "the scales of A")?;
             Ok((source.packed(|_, _, x| x - f64::from(zero_point))?, rows))
         }
@@ -82,7 +82,7 @@ pub(crate) fn terms_to_a_scale(product: &MatMul) -> usize {
 }
 
 /// The scale of op(B)'s elements in group `group` and column `col`: one of `scales_b`, which come with a
-/// constant B, or the one of the options.
+/// constant B, or the one of the description.
 pub(crate) fn scale_of_b(
     product: &MatMul,
     scales_b: Option<AnyView<'_>>,
@@ -157,7 +157,7 @@ impl IntegerOutput {
         };
         let zero = match product.quantization().output {
             QuantOutput::None => 0.0,
-            QuantOutput::Static { zero_point } => f64::from(zero_point),
+            QuantOutput::Static { zero_point, .. } => f64::from(zero_point),
         };
         Some(Self { low, high, scale: f64::from(scales.c), zero })
     }
@@ -186,24 +186,11 @@ impl IntegerOutput {
     }
 }
 
-/// An error for a quantised product whose scales are not known.
-pub(super) fn check_unquantized(product: &MatMul) -> Result<()> {
-    if (Quantization { nibble_order: product.quantization().nibble_order, ..Quantization::default() })
-        == *product.quantization()
-    {
-        return Ok(());
-    }
-    Err(Error::Missing {
-        operand: Operand::Scales,
-        help: "pass the compiled product, which knows them, to Reference::of",
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::description::matmul::{ElementTypes, MatMulBuilder};
-    use crate::description::quantization::NibbleOrder;
+    use crate::description::quantization::Quantization;
     use crate::operands::tensor::Tensor;
 
     const SCALES: Scales = Scales { a: 0.5, b: 0.25, c: 0.5 };
@@ -211,7 +198,7 @@ mod tests {
     fn floats(b: QuantB) -> MatMulBuilder {
         let types = ElementTypes { b: ElementType::U8, ..ElementTypes::F32 };
         let quantization = Quantization { b, ..Quantization::default() };
-        MatMul::builder(1, 2, 3).constant_b(true).types(types).quantization(quantization)
+        MatMul::builder(1, 2, 3).constant(true).types(types).quantization(quantization)
     }
 
     fn integers(quantization: Quantization) -> MatMul {
@@ -225,7 +212,8 @@ mod tests {
     #[test]
     fn a_static_a_is_what_its_zero_point_leaves() {
         let a = Tensor::from_vec(vec![3i8, 4, -128, 127, 0, 1], 2, 3).unwrap();
-        let quantization = Quantization { a: QuantA::Static { zero_point: 3 }, ..Default::default() };
+        let quantization =
+            Quantization { a: QuantA::Static { scale: 0.5, zero_point: 3 }, ..Default::default() };
         let real = real_a(&integers(quantization), &source(a.view().erased(), 2, 3), SCALES).unwrap();
         assert_eq!(real, (vec![0.0, 1.0, -131.0, 124.0, -3.0, -2.0], vec![0.5; 2]));
     }
@@ -287,7 +275,7 @@ mod tests {
         let scales = Tensor::from_vec(vec![1f32, 2.0], 1, 2).unwrap();
         let quantization = Quantization { b: QuantB::PerColumn { zero_point: 1 }, ..Default::default() };
         let product = MatMul::builder(2, 2, 3)
-            .constant_b(true)
+            .constant(true)
             .types(ElementTypes::INT8)
             .quantization(quantization)
             .build()
@@ -303,8 +291,8 @@ mod tests {
     fn a_number_becomes_the_nearest_integer_or_one_within_its_bound() {
         let types = ElementTypes { output: ElementType::I8, ..ElementTypes::INT8 };
         let quantization = Quantization {
-            a: QuantA::Static { zero_point: 0 },
-            output: QuantOutput::Static { zero_point: 5 },
+            a: QuantA::Static { scale: 0.5, zero_point: 0 },
+            output: QuantOutput::Static { scale: 0.5, zero_point: 5 },
             ..Default::default()
         };
         let product = MatMul::builder(1, 1, 1).types(types).quantization(quantization).build().unwrap();
@@ -323,13 +311,5 @@ mod tests {
         assert_eq!(output.round(1.0, 1e-9), (7.0, 0.0));
         // Neither half of this error reaches the middle alone.
         assert_eq!(output.round(0.5 * (2.5 - 2f64.powi(-20)), 0.5 * 2f64.powi(-21)), (7.0, 1.0));
-    }
-
-    #[test]
-    fn the_order_of_nibbles_alone_is_no_quantisation() {
-        let with = |quantization| check_unquantized(&integers(quantization));
-        assert!(with(Quantization { nibble_order: NibbleOrder::HighFirst, ..Default::default() }).is_ok());
-        let scaled = Quantization { a: QuantA::Static { zero_point: 0 }, ..Default::default() };
-        assert!(matches!(with(scaled), Err(Error::Missing { operand: Operand::Scales, .. })));
     }
 }

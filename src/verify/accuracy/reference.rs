@@ -10,15 +10,26 @@ use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Threads};
 use crate::description::quantization::{QuantB, Quantization};
 use crate::description::scales::Scales;
+use crate::description::with_weights::Product;
 use crate::error::{Error, Operand, Result};
-use crate::executor::{Compiled, Inputs, check_weights};
-use crate::operands::view::AnyView;
+use crate::executor::{self, Compiled, Inputs, IntoInputs};
+use crate::operands::view::{AnyView, IntoView};
 use crate::operands::weights::Weights;
-use crate::verify::accuracy::real::{
-    IntegerOutput, Source, check_unquantized, real_a, real_b, sums_integers,
-};
+use crate::verify::accuracy::real::{IntegerOutput, Source, real_a, real_b, sums_integers};
 
 /// The float64 result of a product, and how far from it a correct result may lie.
+///
+/// ```
+/// use ane_matmul::accuracy::Reference;
+/// use ane_matmul::{BackendId, Inputs, MatMul, Tensor};
+///
+/// let product = MatMul::new(8, 4, 256)?;
+/// let (a, b) = (Tensor::random_normal_f32(8, 256, 1.0, 1)?, Tensor::random_normal_f32(256, 4, 1.0, 2)?);
+/// let inputs = Inputs::new(&a).b(&b);
+/// let c = product.compile(&BackendId::CPU)?.run_to_tensor(&inputs)?;
+/// assert!(Reference::new(&product, &inputs)?.compare(&c)?.is_within_bound());
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Reference {
     layout: Layout,
@@ -28,6 +39,17 @@ pub struct Reference {
 }
 
 /// How far a result lies from its [`Reference`].
+///
+/// ```
+/// use ane_matmul::accuracy::Reference;
+/// use ane_matmul::{Inputs, MatMul};
+///
+/// let reference = Reference::new(&MatMul::new(1, 2, 1)?, &Inputs::new(&[2f32]).b(&[3f32, 4.0]))?;
+/// let deviation = reference.compare(&[6f32, 9.0])?; // 8 is right
+/// assert!(!deviation.is_within_bound() && deviation.worst_ratio > 1.0);
+/// assert_eq!((deviation.max_abs_error, deviation.worst), (1.0, (0, 0, 1)));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Deviation {
@@ -97,7 +119,7 @@ fn epilogue_roundings(product: &MatMul) -> usize {
         + usize::from(product.residual().is_some())
 }
 
-/// The error bound of [`crate::verify::accuracy`] for the elements of one product.
+/// The error bound of [`accuracy`](crate::verify::accuracy) for the elements of one product.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub alpha: f64,
@@ -203,23 +225,25 @@ fn largest(element: ElementType) -> f64 {
 }
 
 impl Reference {
-    /// Computes the reference of a run with `inputs`, which must fit `product`. Where B is
-    /// constant, pass the weights' view as `b`. The rows of A say how many rows the run has.
+    /// Computes the reference of a run with `inputs`, which must fit `product`, quantised or not. The rows of
+    /// A say how many rows the run has.
+    ///
+    /// For an integer output the values are the integers, and the bounds 0 but where the real number
+    /// lies so near to the middle between two integers that an error allowed before the rounding may
+    /// change the integer.
     ///
     /// Costs four float64 operations per multiplication, on all allowed threads.
     ///
     /// # Errors
-    /// [`Error::Missing`] without B, and for a quantised product, whose reference [`Reference::of`]
-    /// computes; [`Error::OutOfMemory`] for the float64 copies.
-    pub fn new(product: &MatMul, inputs: &Inputs<'_>, b: Option<AnyView<'_>>) -> Result<Self> {
-        check_unquantized(product)?;
-        let bounds = Bounds::new(product);
-        Self::compute(product, inputs, b, None, Scales { a: 1.0, b: 1.0, c: 1.0 }, &bounds)
+    /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`] and [`Error::Shape`] for operands that do not
+    /// fit; their types may be others than the description's, such as f64;
+    /// [`Error::OutOfMemory`] for the float64 copies.
+    pub fn new<'i>(product: &(impl Product + ?Sized), inputs: impl IntoInputs<'i>) -> Result<Self> {
+        Self::with_options(product, inputs, &CompileOptions::default())
     }
 
-    /// [`Reference::new`] for what was compiled with `options`, wherever that was: the scales of A, C and a B
-    /// that comes with every run are there, and [`CompileOptions::reduced_precision`] widens the bounds to
-    /// what truncated operands may cost. `weights` are B where it is constant.
+    /// [`Reference::new`] for what was compiled with `options`, wherever that was:
+    /// [`CompileOptions::reduced_precision`] widens the bounds to what truncated operands may cost.
     ///
     /// ```
     /// use ane_matmul::accuracy::Reference;
@@ -230,71 +254,61 @@ impl Reference {
     /// let b = Tensor::filled(1, 1, 1f32)?;
     /// let mut options = CompileOptions::default();
     /// options.reduced_precision = true;
-    /// let reference = Reference::with_options(&product, None, &Inputs::new(&a).b(&b), &options)?;
+    /// let reference = Reference::with_options(&product, &Inputs::new(&a).b(&b), &options)?;
     /// assert!(reference.compare(&Tensor::filled(1, 1, 1f32)?)?.is_within_bound());
     /// # Ok::<(), ane_matmul::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::Missing`] or [`Error::Unexpected`] when weights and description disagree, or when B is
-    /// nowhere; [`Error::Shape`] and [`Error::Type`] when the weights do not fit; [`Error::Scale`],
-    /// [`Error::Missing`] or [`Error::Unexpected`] for scales; [`Error::Description`] with `fast_math`, which
-    /// has no error bound; [`Error::OutOfMemory`] for the float64 copies.
-    pub fn with_options(
-        product: &MatMul,
-        weights: Option<&Weights>,
-        inputs: &Inputs<'_>,
+    /// As [`Reference::new`]; [`Error::Description`] with `fast_math`, which has no error bound.
+    pub fn with_options<'i>(
+        product: &(impl Product + ?Sized),
+        inputs: impl IntoInputs<'i>,
         options: &CompileOptions,
     ) -> Result<Self> {
-        check_weights(product, weights)?;
-        if product.constant_b() && inputs.b_view().is_some() {
-            return Err(Error::Unexpected {
-                operand: Operand::B,
-                help: "B is constant: give it as weights alone",
-            });
-        }
-        let scales = Scales::resolve(product, options)?;
         if options.fast_math {
             return Err(Error::Description {
                 problem: "a reference with fast math, which has no error bound".into(),
                 help: "turn fast math off",
             });
         }
-        let (b, scales_b) = (weights.map(Weights::view), weights.and_then(Weights::scales));
+        let (weights, bias, product) = (product.weights(), product.bias_handle(), product.product());
         let bounds = Bounds::with_precision(product, options.reduced_precision);
-        Self::compute(product, inputs, b, scales_b, scales, &bounds)
+        inputs.with_inputs(|inputs| Self::compute(product, inputs, weights, bias, &bounds))
     }
 
-    /// Computes the reference of a run of a compiled product, quantised or not, with `inputs`. The bounds
-    /// are wider where it was compiled with [`CompileOptions::reduced_precision`].
-    ///
-    /// For an integer output the values are the integers, and the bounds 0 but where the real number
-    /// lies so near to the middle between two integers that an error allowed before the rounding may
-    /// change the integer.
+    /// Computes the reference of a run of a compiled product with `inputs`, as [`Reference::with_options`] with
+    /// the options that it was compiled with, of which `fast_math` counts for nothing.
     ///
     /// # Errors
-    /// [`Error::Missing`] without B, [`Error::OutOfMemory`] for the float64 copies.
-    pub fn of(compiled: &Compiled, inputs: &Inputs<'_>) -> Result<Self> {
-        let weights = compiled.weights();
-        let (b, scales_b) = (weights.map(Weights::view), weights.and_then(Weights::scales));
+    /// As [`Reference::new`].
+    pub fn of<'i>(compiled: &Compiled, inputs: impl IntoInputs<'i>) -> Result<Self> {
         let bounds = Bounds::with_precision(compiled.product(), compiled.reduced_precision());
-        Self::compute(compiled.product(), inputs, b, scales_b, compiled.scales(), &bounds)
+        let (product, weights, bias) = (compiled.product(), compiled.weights(), compiled.bias());
+        inputs.with_inputs(|inputs| Self::compute(product, inputs, weights, bias, &bounds))
     }
 
-    fn compute(
+    /// `weights` and `bias` are those that `product` knows.
+    pub(crate) fn compute(
         product: &MatMul,
         inputs: &Inputs<'_>,
-        b: Option<AnyView<'_>>,
-        scales_b: Option<AnyView<'_>>,
-        scales: Scales,
+        weights: Option<&Weights>,
+        bias: Option<&Weights>,
         element_bounds: &Bounds,
     ) -> Result<Self> {
         let a = inputs.a_view();
-        let b = inputs.b_view().or(b).ok_or(Error::Missing {
-            operand: Operand::B,
-            help: "pass it with Inputs::b, or the weights' view where B is constant",
-        })?;
         let m = if product.transpose_a() { a.layout().cols() } else { a.layout().rows() };
+        executor::check(product, bias, inputs, &product.c_for(m))?;
+        let known = weights.map(|weights| weights.view_for(product));
+        let b = known.or(inputs.b_view()).ok_or(Error::Missing {
+            operand: Operand::B,
+            help: "pass the product with its weights (MatMul::with_weights)",
+        })?;
+        let inputs = match bias {
+            Some(bias) => &inputs.bias(bias.view()),
+            None => inputs,
+        };
+        let (scales, scales_b) = (Scales::of(product), weights.and_then(Weights::scales));
         let (n, k) = (product.n(), product.k());
         let layout = Layout::packed(product.batch(), m, n)?;
         let mut reference = Self {
@@ -378,8 +392,8 @@ impl Reference {
     ///
     /// # Errors
     /// [`Error::Shape`] when the result has another shape.
-    pub fn compare<'c>(&self, c: impl Into<AnyView<'c>>) -> Result<Deviation> {
-        let c = c.into();
+    pub fn compare<'c>(&self, c: impl IntoView<'c>) -> Result<Deviation> {
+        let c = c.into_view()?;
         let got = c.layout();
         if (got.batch(), got.rows(), got.cols())
             != (self.layout.batch(), self.layout.rows(), self.layout.cols())
@@ -388,6 +402,7 @@ impl Reference {
                 operand: Operand::C,
                 expected: self.layout.to_string(),
                 got: got.to_string(),
+                help: "pass the result of the run that the reference is of",
             });
         }
         let mut deviation =
@@ -479,7 +494,7 @@ mod tests {
         let a = Tensor::from_vec(vec![1f32, 2.0, 3.0, 4.0], 2, 2).unwrap();
         let b = Tensor::from_vec(vec![5f32, -6.0, 7.0, 8.0], 2, 2).unwrap();
         let inputs = Inputs::new(&a).b(&b).bias(&[1f32, 2.0]);
-        let reference = Reference::new(&product, &inputs, None).unwrap();
+        let reference = Reference::new(&product, inputs).unwrap();
         assert_eq!(reference.values(), [39.0, 22.0, 87.0, 30.0]);
         // gamma_2 |2| (5 + 14) + gamma_2 (|2| (5 + 14) + 1) + u |C| + underflow
         let u = 2f64.powi(-24);
@@ -493,7 +508,7 @@ mod tests {
         let product = MatMul::new(3, 4, 5).unwrap();
         let a = Tensor::random_normal_f32(3, 5, 1.0, 1).unwrap();
         let b = Tensor::random_normal_f32(5, 4, 1.0, 2).unwrap();
-        let reference = Reference::new(&product, &Inputs::new(&a).b(&b), None).unwrap();
+        let reference = Reference::new(&product, Inputs::new(&a).b(&b)).unwrap();
         let mut c = reference.values().to_vec();
         let compare = |c: &[f64]| reference.compare(TensorView::new(c, 3, 4).unwrap()).unwrap();
         assert!(compare(&c).is_within_bound());
@@ -510,7 +525,7 @@ mod tests {
         let types = ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 };
         let product = MatMul::builder(1, 3, 1).types(types).build().unwrap();
         let (a, b) = (Tensor::filled(1, 1, 2i8).unwrap(), Tensor::filled(1, 3, 3i8).unwrap());
-        let reference = Reference::new(&product, &Inputs::new(&a).b(&b), None).unwrap();
+        let reference = Reference::new(&product, Inputs::new(&a).b(&b)).unwrap();
         let c = Tensor::from_vec(vec![6, 7, 6], 1, 3).unwrap();
         let deviation = reference.compare(&c).unwrap();
         assert_eq!((deviation.violations, deviation.worst, deviation.bound), (1, (0, 0, 1), 0.0));
@@ -539,7 +554,7 @@ mod tests {
     fn a_sum_may_overflow_before_alpha_makes_it_small() {
         let product = MatMul::builder(1, 1, 1).alpha(1e-10).build().unwrap();
         let large = Tensor::filled(1, 1, 1e20f32).unwrap();
-        let reference = Reference::new(&product, &Inputs::new(&large).b(&large), None).unwrap();
+        let reference = Reference::new(&product, Inputs::new(&large).b(&large)).unwrap();
         for c in [f32::INFINITY, 1e30] {
             assert!(reference.compare(&Tensor::filled(1, 1, c).unwrap()).unwrap().is_within_bound());
         }
@@ -573,7 +588,7 @@ mod tests {
     fn cut(k: usize, transposed: bool, x: impl Fn(usize) -> f32, bits: u32, reduced: bool) -> f64 {
         let product =
             MatMul::builder(2, 3, k).transpose_a(transposed).transpose_b(transposed).bias(transposed);
-        let product = product.constant_b(!transposed).build().unwrap();
+        let product = product.build().unwrap();
         let matrix = |layout: &Layout, first: usize| {
             let x = |row, col| x(first + row * layout.cols() + col);
             Tensor::from_fn(layout.rows(), layout.cols(), x).unwrap()
@@ -590,20 +605,23 @@ mod tests {
             if transposed { sum + f64::from(bias[col]) } else { sum }
         })
         .unwrap();
-        let (inputs, weights) = if transposed {
-            (Inputs::new(&a).b(&b).bias(&bias), None)
+        if transposed {
+            worst(&product, &Inputs::new(&a).b(&b).bias(&bias), &c, reduced)
         } else {
-            (Inputs::new(&a), Some(Weights::new(&b).unwrap()))
-        };
-        let options = CompileOptions { reduced_precision: reduced, ..CompileOptions::default() };
-        let reference = Reference::with_options(&product, weights.as_ref(), &inputs, &options).unwrap();
-        let compiled = product.compile(&crate::BackendId::CPU, weights.as_ref(), &options).unwrap();
-        assert_eq!(Reference::of(&compiled, &inputs).unwrap().bounds(), reference.bounds());
-        if !reduced {
-            let plain = Reference::new(&product, &inputs, weights.as_ref().map(Weights::view)).unwrap();
-            assert_eq!(plain.bounds(), reference.bounds());
+            let product = product.with_weights(&Weights::new(&b).unwrap()).unwrap();
+            worst(&product, &Inputs::new(&a), &c, reduced)
         }
-        reference.compare(&c).unwrap().worst_ratio
+    }
+
+    fn worst(product: &(impl Product + ?Sized), inputs: &Inputs<'_>, c: &Tensor, reduced: bool) -> f64 {
+        let options = CompileOptions { reduced_precision: reduced, ..CompileOptions::default() };
+        let reference = Reference::with_options(product, inputs, &options).unwrap();
+        let compiled = crate::Backends::new().compile(&crate::BackendId::CPU, product, &options).unwrap();
+        assert_eq!(Reference::of(&compiled, inputs).unwrap().bounds(), reference.bounds());
+        if !reduced {
+            assert_eq!(Reference::new(product, inputs).unwrap().bounds(), reference.bounds());
+        }
+        reference.compare(c).unwrap().worst_ratio
     }
 
     #[test]
@@ -634,19 +652,17 @@ mod tests {
     fn a_reference_with_options_wants_what_they_are_for() {
         let product = MatMul::new(1, 1, 1).unwrap();
         let one = Tensor::filled(1, 1, 1f32).unwrap();
-        let (inputs, weights) = (Inputs::new(&one).b(&one), Weights::new(&one).unwrap());
-        let with = |weights, inputs: &Inputs<'_>, options: &CompileOptions| {
-            Reference::with_options(&product, weights, inputs, options)
+        let inputs = Inputs::new(&one).b(&one);
+        let with = |inputs: &Inputs<'_>, options: &CompileOptions| {
+            Reference::with_options(&product, inputs, options)
         };
         let plain = CompileOptions::default();
         let fast = CompileOptions { fast_math: true, ..CompileOptions::default() };
-        assert!(with(None, &inputs, &plain).is_ok());
-        assert!(matches!(with(None, &inputs, &fast), Err(Error::Description { .. })));
-        assert!(matches!(with(Some(&weights), &inputs, &plain), Err(Error::Unexpected { .. })));
-        assert!(matches!(with(None, &Inputs::new(&one), &plain), Err(Error::Missing { .. })));
-        assert!(matches!(with(None, &inputs, &plain.clone().scale_a(1.0)), Err(Error::Unexpected { .. })));
-        let constant = MatMul::builder(1, 1, 1).constant_b(true).build().unwrap();
-        let twice = Reference::with_options(&constant, Some(&weights), &inputs, &plain);
+        assert!(with(&inputs, &plain).is_ok());
+        assert!(matches!(with(&inputs, &fast), Err(Error::Description { .. })));
+        assert!(matches!(with(&Inputs::new(&one), &plain), Err(Error::Missing { .. })));
+        let known = product.with_weights(&Weights::new(&one).unwrap()).unwrap();
+        let twice = Reference::with_options(&known, inputs, &plain);
         assert!(matches!(twice, Err(Error::Unexpected { operand: Operand::B, .. })));
     }
 
@@ -676,7 +692,7 @@ mod tests {
         let one = Tensor::filled(1, 1, 1f32).unwrap();
         let compare = |a: f32, c: f32| {
             let a = Tensor::filled(1, 1, a).unwrap();
-            let reference = Reference::new(&product, &Inputs::new(&a).b(&one), None).unwrap();
+            let reference = Reference::new(&product, Inputs::new(&a).b(&one)).unwrap();
             let deviation = reference.compare(&Tensor::filled(1, 1, c).unwrap()).unwrap();
             (deviation.violations, deviation.worst_ratio, deviation.bound == reference.bounds()[0])
         };
@@ -687,29 +703,22 @@ mod tests {
     #[test]
     fn scales_of_rows_and_columns_count_in_values_and_bounds() {
         use crate::backend::BackendId;
-        use crate::description::options::CompileOptions;
         use crate::description::quantization::{QuantA, QuantB};
-        let quantization = Quantization {
-            a: QuantA::Static { zero_point: 1 },
-            b: QuantB::PerColumn { zero_point: 0 },
-            ..Quantization::default()
-        };
+        let quantization =
+            Quantization { a: QuantA::Static { scale: 0.5, zero_point: 1 }, ..Quantization::default() };
+        let (a, b) = ([9i8], [3i8, 5]);
+        let weights = Weights::new(&b).unwrap();
+        let weights = weights.with_scales(QuantB::PerColumn { zero_point: 0 }, &[4f32, 0.25]).unwrap();
         let product = MatMul::builder(1, 2, 1)
-            .constant_b(true)
             .types(ElementTypes::INT8)
             .quantization(quantization)
-            .build()
+            .with_weights(&weights)
             .unwrap();
-        let (a, b) = ([9i8], [3i8, 5]);
-        let scales = [4f32, 0.25];
-        let weights = Weights::new(TensorView::new(&b, 1, 2).unwrap()).unwrap();
-        let weights = weights.with_scales(TensorView::new(&scales, 1, 2).unwrap()).unwrap();
-        let options = CompileOptions::default().scale_a(0.5);
-        let compiled = product.compile(&BackendId::CPU, Some(&weights), &options).unwrap();
+        let compiled = product.compile(&BackendId::CPU).unwrap();
         let a = TensorView::new(&a, 1, 1).unwrap();
-        let reference = Reference::of(&compiled, &Inputs::new(a)).unwrap();
+        let reference = Reference::of(&compiled, Inputs::new(a)).unwrap();
         assert_eq!(reference.values(), [48.0, 5.0]);
-        let bounds = Bounds::new(&product);
+        let bounds = Bounds::new(product.product());
         for (value, bound) in reference.values().iter().zip(reference.bounds()) {
             assert_eq!(bounds.element(*value, *value, 0.0, 0.0), (*value, *bound));
         }

@@ -26,6 +26,14 @@ const CONTROL_TIME: Duration = Duration::from_millis(50);
 const FAILURE_PROBABILITY: f64 = 1e-3;
 
 /// How long and how often to run a product.
+///
+/// ```
+/// use std::time::Duration;
+/// use ane_matmul::evidence::Load;
+///
+/// let load = Load::default().window(Duration::from_millis(200)).rounds(5); // for verify()
+/// assert_eq!(load.rounds * load.window, Duration::from_secs(1));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Load {
@@ -80,7 +88,7 @@ pub fn verify(
     backends.supports(id, product, options)?;
     let mut operands = Operands::random(product)?;
     let compile = |id: &BackendId, operands: &Operands, options: &CompileOptions| {
-        backends.compile(id, product, operands.weights.as_ref(), options)
+        backends.compile_parts(id, product, operands.weights.as_ref(), options)
     };
     let compiled = compile(id, &operands, options)?;
     // The one that `auto` chose.
@@ -142,7 +150,7 @@ pub fn verify(
 /// What results are held to; `None` for a product without an error bound.
 fn checker(product: &MatMul, operands: &Operands, options: &CompileOptions) -> Result<Option<ResultChecker>> {
     let check = SelfCheck::every_run().failure_probability(FAILURE_PROBABILITY);
-    match ResultChecker::with_options(product, operands.weights.as_ref(), &check, options) {
+    match ResultChecker::of_parts(product, operands.weights.as_ref(), &check, options) {
         Ok(checker) => Ok(Some(checker)),
         Err(Error::Description { .. }) => Ok(None),
         Err(error) => Err(error),
@@ -159,12 +167,12 @@ fn cpu_time_needed(backends: &Backends, product: &MatMul) -> Option<Duration> {
     let (a, b) =
         (Tensor::random_normal_f32(m, k, SIGMA, 1).ok()?, Tensor::random_normal_f32(k, n, SIGMA, 2).ok()?);
     let measure = |id: &BackendId| -> Option<Duration> {
-        let mut executor = backends.compile(id, &control, None, &options).ok()?.executor().ok()?;
+        let mut executor = backends.compile(id, &control, &options).ok()?.executor().ok()?;
         let (inputs, mut c) = (Inputs::new(&a).b(&b), Tensor::<f32>::zeros(m, n).ok()?);
-        executor.run(&inputs, &mut c).ok()?;
+        executor.run(inputs, &mut c).ok()?;
         let (before, start, mut runs) = (meter::process_cpu_time().ok()?, Instant::now(), 0u64);
         while runs == 0 || start.elapsed() < CONTROL_TIME {
-            executor.run(&inputs, &mut c).ok()?;
+            executor.run(inputs, &mut c).ok()?;
             runs += 1;
         }
         let cpu = meter::process_cpu_time().ok()?.saturating_sub(before);
@@ -223,7 +231,7 @@ impl Watched {
         let start = Instant::now();
         let mut device = Duration::ZERO;
         for _ in 0..self.runs_per_sample {
-            let seen = self.executor.run_observed(&inputs, c.view_mut()?)?;
+            let seen = self.executor.run_observed(inputs, c.view_mut()?)?;
             device = device.saturating_add(seen.device_time.unwrap_or_default());
             self.observed = Some(match self.observed {
                 Some(before) if before != seen.observed => Device::Unknown,
@@ -249,8 +257,8 @@ impl Watched {
     ) -> Result<()> {
         let (inputs, c) = operands.parts()?;
         c.spoil();
-        self.executor.run(&inputs, c.view_mut()?)?;
-        match checker.check(&inputs, c.view()?)? {
+        self.executor.run(inputs, c.view_mut()?)?;
+        match checker.check(inputs, c.view()?)? {
             None => Ok(()),
             Some(element) => Err(Error::WrongResult(Box::new(Mismatch {
                 backend: id.clone(),
@@ -386,7 +394,7 @@ mod tests {
     fn watched() -> (Compiled, Watched) {
         let product = MatMul::new(2, 2, 2).unwrap();
         let mut operands = Operands::random(&product).unwrap();
-        let compiled = product.compile(&BackendId::CPU, None, &CompileOptions::default()).unwrap();
+        let compiled = product.compile(&BackendId::CPU).unwrap();
         let watched = Watched::new(&compiled, &mut operands).unwrap();
         (compiled, watched)
     }
@@ -425,7 +433,7 @@ mod tests {
             let (backends, id) = scripted.registered();
             let product = MatMul::new(2, 2, 2).unwrap();
             let mut operands = Operands::random(&product).unwrap();
-            let compiled = backends.compile(&id, &product, None, &CompileOptions::default()).unwrap();
+            let compiled = backends.compile(&id, &product, &CompileOptions::default()).unwrap();
             let mut watched = Watched::new(&compiled, &mut operands).unwrap();
             watched.runs_per_sample = 2;
             watched.sample(&mut operands).unwrap();

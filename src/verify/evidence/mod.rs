@@ -50,6 +50,16 @@ pub use load::{Load, verify};
 pub use verdict::{Verdict, judge};
 
 /// Something that was seen while a product ran, with its raw figures.
+///
+/// ```
+/// use ane_matmul::Device;
+/// use ane_matmul::evidence::{Statement, Witness};
+///
+/// // Receipt::witnesses has what verify() saw.
+/// let witness = Witness::Engine { observed: Device::Cpu };
+/// assert_eq!((witness.kind(), witness.says()), ("engine", Statement::For(Device::Cpu)));
+/// assert_eq!(witness.to_string(), "the backend says cpu");
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Witness {
@@ -111,6 +121,18 @@ pub enum Witness {
 }
 
 /// How the samples of a time are spread.
+///
+/// ```
+/// use std::time::Duration;
+/// use ane_matmul::evidence::{Quartiles, Statement, Witness};
+///
+/// let around = |us: u64| {
+///     let [lower, median, upper] = [us - 1, us, us + 1].map(Duration::from_micros);
+///     Quartiles { lower, median, upper }
+/// };
+/// let witness = Witness::CandidateTime { with: around(10), without: around(20) };
+/// assert_eq!(witness.says(), Statement::Moved);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "three numbers")]
 pub struct Quartiles {
@@ -123,6 +145,17 @@ pub struct Quartiles {
 }
 
 /// What one witness says.
+///
+/// ```
+/// use std::time::Duration;
+/// use ane_matmul::Device;
+/// use ane_matmul::evidence::{Statement, Witness};
+///
+/// let second = Duration::from_secs(1);
+/// // It needs a second of the CPU's time, which gave a millisecond.
+/// let witness = Witness::CpuTime { cpu: second / 1000, wall: second, needed: Some(second) };
+/// assert_eq!(witness.says(), Statement::Against(Device::Cpu));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Statement {
@@ -151,6 +184,14 @@ impl fmt::Display for Statement {
 }
 
 /// How well a verdict is supported.
+///
+/// ```
+/// use ane_matmul::Device;
+/// use ane_matmul::evidence::{Confidence, Witness, judge};
+///
+/// let verdict = judge(&[Witness::Engine { observed: Device::Cpu }]);
+/// assert_eq!(verdict.confidence, Confidence::Weak); // one witness is no proof
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Confidence {
@@ -181,6 +222,18 @@ impl fmt::Display for Confidence {
 }
 
 /// What was asked for, what was observed, and why.
+///
+/// ```no_run
+/// use ane_matmul::evidence::{Load, verify};
+/// use ane_matmul::{BackendId, Backends, CompileOptions, Device, MatMul};
+///
+/// let (backends, options) = (Backends::new(), CompileOptions::default());
+/// let product = MatMul::new(1024, 1024, 1024)?;
+/// let receipt = verify(&backends, &BackendId::METAL, &product, &options, &Load::default())?;
+/// println!("{}, confidence: {}", receipt.verdict.observed, receipt.verdict.confidence);
+/// receipt.require(Device::Gpu)?; // an error where that is not proved
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Receipt {

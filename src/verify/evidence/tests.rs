@@ -407,7 +407,7 @@ fn the_cpu_engine_is_seen_on_the_cpu() {
 fn constant_weights_and_refusals() {
     let load = Load::default().window(Duration::from_millis(5));
     let options = CompileOptions::default();
-    let constant = MatMul::builder(8, 8, 8).constant_b(true).build().unwrap();
+    let constant = MatMul::builder(8, 8, 8).constant(true).build().unwrap();
     let receipt = verify(&Backends::new(), &BackendId::CPU, &constant, &options, &load).unwrap();
     assert_eq!(receipt.witnesses.iter().filter(|witness| witness.kind() == "engine").count(), 1);
     let f16_sums = crate::ElementTypes::uniform(crate::ElementType::F16);

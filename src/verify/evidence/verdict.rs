@@ -32,6 +32,17 @@ const LITTLE_WORK: f64 = 0.25;
 const DIFFERENT_TIMES: f64 = 1.25;
 
 /// What the witnesses prove.
+///
+/// ```
+/// use std::time::Duration;
+/// use ane_matmul::Device;
+/// use ane_matmul::evidence::{Confidence, Witness, judge};
+///
+/// let (engine, second) = (Witness::Engine { observed: Device::Cpu }, Duration::from_secs(1));
+/// let verdict = judge(&[engine, Witness::CpuTime { cpu: second, wall: second, needed: None }]);
+/// assert_eq!((verdict.observed, verdict.confidence), (Device::Cpu, Confidence::Strong));
+/// println!("because {}", verdict.reasons.join("; "));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verdict {

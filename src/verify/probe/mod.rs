@@ -73,6 +73,18 @@ pub struct Probe {
 type Class = (BackendId, ShapeClass, Device);
 
 /// What became of a product in a helper process.
+///
+/// ```
+/// use std::time::Duration;
+/// use ane_matmul::probe::ProbeVerdict;
+/// use ane_matmul::{BackendId, MatMul};
+///
+/// let verdict = ProbeVerdict::Hung { time_limit: Duration::from_secs(60) }; // as Probe::run returns it
+/// assert!(!verdict.passed());
+/// let entry = verdict.quarantine(&BackendId::MPSGRAPH, &MatMul::new(64, 64, 64)?);
+/// assert_eq!(entry.expect("for the profile").reason, "probe: hung: killed after 60s");
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum ProbeVerdict {

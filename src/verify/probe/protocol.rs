@@ -157,7 +157,7 @@ impl Request {
             .batch(batch)
             .transpose_a(transpose_a)
             .transpose_b(transpose_b)
-            .constant_b(constant_b)
+            .constant(constant_b)
             .variable_m(variable_m)
             .bias(bias)
             .residual(residual != "none")
@@ -215,11 +215,7 @@ mod tests {
                 .leading_dimension(Operand::A, 8)
                 .leading_dimension(Operand::C, 7)
                 .batch_stride(Operand::C, 100),
-            plain
-                .types(ElementTypes::BF16)
-                .constant_b(true)
-                .variable_m(true)
-                .activation(Activation::GeluTanh),
+            plain.types(ElementTypes::BF16).constant(true).variable_m(true).activation(Activation::GeluTanh),
         ] {
             let mut options = CompileOptions::default().device(Device::NeuralEngine).threads(Threads::ONE);
             options.reduced_precision = true;
@@ -246,7 +242,7 @@ mod tests {
     #[test]
     fn quantised_products_are_refused() {
         let quantization =
-            Quantization { b: crate::QuantB::PerTensor { zero_point: 0 }, ..Default::default() };
+            Quantization { b: crate::QuantB::Static { scale: 1.0, zero_point: 0 }, ..Default::default() };
         let product =
             MatMul::builder(2, 2, 2).types(ElementTypes::INT8).quantization(quantization).build().unwrap();
         let result = Request::new(&BackendId::CPU, &product, &CompileOptions::default());

@@ -25,7 +25,7 @@ const EXIT_LIMIT: Duration = Duration::from_secs(60);
 /// Whether a product is being tried out.
 static BUSY: AtomicBool = AtomicBool::new(false);
 
-/// What the `main` of a helper program calls: reads requests of a [`crate::verify::probe::Probe`] from standard input,
+/// What the `main` of a helper program calls: reads requests of a [`crate::probe::Probe`] from standard input,
 /// tries each product out on one of `backends`, and answers on standard output.
 ///
 /// Give it the backends of the program that probes, shims included. When the probing program goes away, so
@@ -193,15 +193,15 @@ fn attempt(backends: &Backends, request: &Request) -> Result<(Option<String>, Du
     let inputs = inputs(product, [&a, &b, &bias], residual.as_ref(), bias_layout)?;
 
     let start = Instant::now();
-    let compiled = backends.compile(backend, product, weights.as_ref(), options)?;
+    let compiled = backends.compile_parts(backend, product, weights.as_ref(), options)?;
     let mut executor = compiled.executor()?;
-    executor.run(&inputs, c.view_mut(*product.c())?)?;
+    executor.run(inputs, c.view_mut(*product.c())?)?;
     let first_run = start.elapsed();
 
     // Products without an error bound are held to nothing but that they end.
     let check = SelfCheck::every_run().failure_probability(1e-3);
-    let wrong = match ResultChecker::with_options(product, weights.as_ref(), &check, options) {
-        Ok(mut checker) => checker.check(&inputs, c.view(*product.c())?)?.map(|wrong| wrong.to_string()),
+    let wrong = match ResultChecker::of_parts(product, weights.as_ref(), &check, options) {
+        Ok(mut checker) => checker.check(inputs, c.view(*product.c())?)?.map(|wrong| wrong.to_string()),
         Err(Error::Description { .. }) => None,
         Err(error) => return Err(error),
     };

@@ -72,16 +72,15 @@ impl Shared {
         }
     }
 
-    /// Those of the same product on the CPU engine.
     fn options_for_cpu(&self) -> CompileOptions {
-        let reals = self.prepared.reals();
-        CompileOptions::default().threads(self.threads.clone()).with_scales(&reals.product, reals.scales)
+        CompileOptions::default().threads(self.threads.clone())
     }
 
     /// The product on the CPU engine.
     fn on_cpu(&self) -> Result<Executor> {
         let reals = self.prepared.reals();
-        reals.product.compile(&BackendId::CPU, reals.weights.as_ref(), &self.options_for_cpu())?.executor()
+        let (backends, options) = (crate::backend::built_in_registry(), self.options_for_cpu());
+        backends.compile_parts(&BackendId::CPU, &reals.product, reals.weights.as_ref(), &options)?.executor()
     }
 
     /// Notes a wrong result in the profile, where one was named; a failure is not the run's.
@@ -227,9 +226,9 @@ mod tests {
             let info = Some(CompiledInfo { instant_start, ..CompiledInfo::default() });
             let (backends, id) = Scripted { info, ..Scripted::default() }.registered();
             let options = CompileOptions::default().self_check(SelfCheck::every_run());
-            let compiled = backends.compile(&id, &MatMul::new(2, 2, 2).unwrap(), None, &options).unwrap();
+            let compiled = backends.compile(&id, &MatMul::new(2, 2, 2).unwrap(), &options).unwrap();
             let (one, mut c) = (Tensor::filled(2, 2, 1f32).unwrap(), Tensor::<f32>::zeros(2, 2).unwrap());
-            let result = compiled.executor().unwrap().run(&Inputs::new(&one).b(&one), &mut c);
+            let result = compiled.executor().unwrap().run(Inputs::new(&one).b(&one), &mut c);
             let Err(Error::WrongResult(mismatch)) = result else { panic!("{result:?}") };
             assert_eq!(mismatch.backend, if of_cpu { BackendId::CPU } else { id });
         }

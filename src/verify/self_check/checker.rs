@@ -8,10 +8,10 @@ use crate::description::element::ElementType;
 use crate::description::matmul::MatMul;
 use crate::description::options::CompileOptions;
 use crate::description::quantization::Quantization;
-use crate::description::scales::Scales;
+use crate::description::with_weights::Product;
 use crate::error::{Error, Operand, Result};
-use crate::executor::{self, Inputs};
-use crate::operands::view::AnyView;
+use crate::executor::{self, Inputs, IntoInputs};
+use crate::operands::view::{AnyView, IntoView};
 use crate::operands::weights::Weights;
 use crate::random::Random;
 use crate::verify::accuracy::Bounds;
@@ -57,7 +57,7 @@ use crate::verify::self_check::{SelfCheck, WrongElement};
 ///
 /// let product = MatMul::new(2, 2, 2)?;
 /// let (a, b) = (Tensor::filled(2, 2, 1f32)?, Tensor::filled(2, 2, 3f32)?);
-/// let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run())?;
+/// let mut checker = ResultChecker::new(&product, &SelfCheck::every_run())?;
 /// let inputs = Inputs::new(&a).b(&b);
 /// assert_eq!(checker.check(&inputs, &Tensor::filled(2, 2, 6f32)?)?, None);
 /// let wrong = Tensor::from_vec(vec![6f32, 6.0, 6.0, 7.0], 2, 2)?;
@@ -71,6 +71,8 @@ pub struct ResultChecker {
     state: State,
     row: Row,
     random: Random,
+    /// Where it is known.
+    bias: Option<Weights>,
 }
 
 /// What the checkers of a compiled product share.
@@ -109,8 +111,8 @@ impl Prepared {
     }
 
     /// # Errors
-    /// [`Error::Description`] where the options have no error bound to be held to; those of
-    /// [`Scales::resolve`]; [`Error::OutOfMemory`].
+    /// [`Error::Description`] where the options have no error bound to be held to;
+    /// [`Error::OutOfMemory`].
     pub(crate) fn new(
         product: &MatMul,
         weights: Option<&Weights>,
@@ -119,8 +121,7 @@ impl Prepared {
     ) -> Result<Self> {
         check.validate()?;
         let problem = |problem: String, help| Err(Error::Description { problem, help });
-        let scales = Scales::resolve(product, options)?;
-        let reals = Reals::new(product, scales, weights);
+        let reals = Reals::new(product, weights);
         if options.fast_math {
             return problem(
                 "a self-check with fast math, which has no error bound".into(),
@@ -131,7 +132,8 @@ impl Prepared {
         let types = product.types();
         let used = [types.a, types.b, types.accumulator, types.output];
         let floats = used.iter().all(|t| t.is_float()) && *product.quantization() == Quantization::default();
-        let (b, vectors, mut random) = (weights.map(Weights::view), check.vectors(), Random::new(seed()));
+        let b = weights.map(|weights| weights.view_for(product));
+        let (vectors, mut random) = (check.vectors(), Random::new(seed()));
         let method = if used.contains(&ElementType::F64) {
             Method::Rows(check.rows())
         } else if floats && product.activation() == Activation::None {
@@ -146,31 +148,43 @@ impl Prepared {
 }
 
 impl ResultChecker {
-    /// Prepares to verify results of `product`; `weights` are B where it is constant. Everything that
-    /// checks need is allocated here. Of `check` only the probabilities are used.
+    /// Prepares to verify results of `product`. Everything that checks need is allocated here. Of `check`
+    /// only the probabilities are used.
     ///
     /// # Errors
-    /// [`Error::Description`] for probabilities out of range; [`Error::Missing`] or [`Error::Unexpected`]
-    /// when weights and description disagree, or when scales come with the options
-    /// ([`ResultChecker::with_options`]); [`Error::Shape`] and [`Error::Type`] when the weights do not fit;
-    /// [`Error::OutOfMemory`].
-    pub fn new(product: &MatMul, weights: Option<&Weights>, check: &SelfCheck) -> Result<Self> {
-        Self::with_options(product, weights, check, &CompileOptions::default())
+    /// [`Error::Description`] for probabilities out of range; [`Error::Missing`] for the description alone of a
+    /// product whose B is known; [`Error::OutOfMemory`].
+    pub fn new(product: &(impl Product + ?Sized), check: &SelfCheck) -> Result<Self> {
+        Self::with_options(product, check, &CompileOptions::default())
     }
 
-    /// [`ResultChecker::new`] for what was compiled with `options`: the scales of A, C and a B that comes
-    /// with every run are there, and `reduced_precision` widens the error bound.
+    /// [`ResultChecker::new`] for what was compiled with `options`: `reduced_precision` widens the error
+    /// bound.
     ///
     /// # Errors
-    /// As [`ResultChecker::new`]; [`Error::Description`] with `fast_math`, which has no error bound;
-    /// [`Error::Scale`], [`Error::Missing`] or [`Error::Unexpected`] for scales.
+    /// As [`ResultChecker::new`]; [`Error::Description`] with `fast_math`, which has no error bound.
     pub fn with_options(
+        product: &(impl Product + ?Sized),
+        check: &SelfCheck,
+        options: &CompileOptions,
+    ) -> Result<Self> {
+        if product.product().constant_b() && product.weights().is_none() {
+            return Err(Error::Missing {
+                operand: Operand::B,
+                help: "the description says that B is known: check what MatMul::with_weights makes of it",
+            });
+        }
+        let checker = Self::of_parts(product.product(), product.weights(), check, options)?;
+        Ok(Self { bias: product.bias_handle().cloned(), ..checker })
+    }
+
+    /// `weights` are what `product` says of B.
+    pub(crate) fn of_parts(
         product: &MatMul,
         weights: Option<&Weights>,
         check: &SelfCheck,
         options: &CompileOptions,
     ) -> Result<Self> {
-        executor::check_weights(product, weights)?;
         Self::from_prepared(Arc::new(Prepared::new(product, weights, check, options)?))
     }
 
@@ -185,7 +199,7 @@ impl ResultChecker {
             }
             Method::Rows(count) => State::Rows(*count),
         };
-        Ok(Self { row: Row::new(product)?, state, random: Random::new(seed()), prepared })
+        Ok(Self { row: Row::new(product)?, state, random: Random::new(seed()), bias: None, prepared })
     }
 
     /// Verifies `c` as the result of a run with `inputs`: the wrong element that was found, if any.
@@ -194,16 +208,21 @@ impl ResultChecker {
     /// # Errors
     /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`] and
     /// [`Error::Type`] when an operand does not fit the product.
-    pub fn check<'c>(
+    pub fn check<'i, 'c>(
         &mut self,
-        inputs: &Inputs<'_>,
-        c: impl Into<AnyView<'c>>,
+        inputs: impl IntoInputs<'i>,
+        c: impl IntoView<'c>,
     ) -> Result<Option<WrongElement>> {
-        let c = c.into();
-        let product = &self.prepared.reals.product;
-        executor::check(product, inputs, c.layout())?;
-        executor::check_types(product, inputs, c.element_type())?;
-        self.check_fitting(inputs, c)
+        let c = c.into_view()?;
+        inputs.with_inputs(|inputs| {
+            let product = &self.prepared.reals.product;
+            executor::check(product, self.bias.as_ref(), inputs, c.layout())?;
+            executor::check_types(product, inputs, c.element_type())?;
+            match self.bias.clone() {
+                Some(bias) => self.check_fitting(&inputs.bias(bias.view()), c),
+                None => self.check_fitting(inputs, c),
+            }
+        })
     }
 
     /// [`ResultChecker::check`] of operands that are known to fit.
@@ -212,7 +231,7 @@ impl ResultChecker {
         inputs: &Inputs<'_>,
         c: AnyView<'_>,
     ) -> Result<Option<WrongElement>> {
-        let Self { prepared, state, row, random } = self;
+        let Self { prepared, state, row, random, bias: _ } = self;
         let Prepared { reals, bounds, .. } = &**prepared;
         let b =
             reals.b(inputs).ok_or(Error::Missing { operand: Operand::B, help: "pass it with Inputs::b" })?;

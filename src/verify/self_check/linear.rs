@@ -26,11 +26,13 @@ pub(super) struct Passes {
 
 impl Passes {
     fn zeroed(length: usize, count: usize) -> Result<Self> {
-        let stride = length.next_multiple_of(16) | 16;
-        let bytes = stride
-            .checked_mul((VECTORS + 1) * size_of::<f32>())
-            .and_then(|bytes| bytes.checked_mul(count))
-            .ok_or(Error::SizeOverflow { what: "vectors x length" })?;
+        let padded = length.checked_next_multiple_of(16).map(|stride| stride | 16);
+        let bytes = padded
+            .and_then(|stride| stride.checked_mul((VECTORS + 1) * size_of::<f32>()))
+            .and_then(|bytes| bytes.checked_mul(count));
+        let (Some(stride), Some(bytes)) = (padded, bytes) else {
+            return Err(Error::SizeOverflow { what: "vectors x length" });
+        };
         Ok(Self { buffer: SharedBuffer::new(Box::new(HostMemory::zeroed(bytes, WHAT)?)), count, stride })
     }
 
@@ -321,7 +323,6 @@ mod tests {
     use approx::assert_abs_diff_eq;
 
     use super::*;
-    use crate::description::scales::Scales;
     use crate::executor::Inputs;
     use crate::operands::tensor::Tensor;
     use crate::verify::self_check::freivalds::{Freivalds, Operands, Projections, Suspects};
@@ -332,7 +333,7 @@ mod tests {
     const K: usize = 7;
 
     fn reals(product: &MatMul) -> Reals {
-        Reals::new(product, Scales { a: 1.0, b: 1.0, c: 1.0 }, None)
+        Reals::new(product, None)
     }
 
     /// Three passes over a product without a constant B.
@@ -438,7 +439,7 @@ mod tests {
         use crate::description::matmul::ElementTypes;
         let b =
             Tensor::from_fn(K, N, |p, col| half::f16::from_f32_const(p as f32 - col as f32 * 0.5)).unwrap();
-        let product = MatMul::builder(M, N, K).constant_b(true).types(ElementTypes::F16).build().unwrap();
+        let product = MatMul::builder(M, N, K).constant(true).types(ElementTypes::F16).build().unwrap();
         let weights = crate::Weights::new(&b).unwrap();
         let b_view = Some(weights.view());
         let projections = Projections::<Linear>::new(&reals(&product), b_view, VECTORS, &mut Random::new(5));

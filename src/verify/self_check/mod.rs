@@ -32,7 +32,7 @@ pub use checker::ResultChecker;
 /// use ane_matmul::{BackendId, CompileOptions, Inputs, MatMul, OnMismatch, SelfCheck, Tensor};
 ///
 /// let options = CompileOptions::default().self_check(SelfCheck::every_run().on_mismatch(OnMismatch::RerunOnCpu));
-/// let compiled = MatMul::new(8, 8, 8)?.compile(&BackendId::CPU, None, &options)?;
+/// let compiled = MatMul::new(8, 8, 8)?.compile_with(&BackendId::CPU, &options)?;
 /// let mut executor = compiled.executor()?;
 /// let (x, mut y) = (Tensor::random_normal_f32(8, 8, 1.0, 1)?, Tensor::<f32>::zeros(8, 8)?);
 /// executor.run(&Inputs::new(&x).b(&x), &mut y)?;
@@ -59,6 +59,20 @@ pub(crate) type SelfCheckKey = (CheckSchedule, OnMismatch, [u64; 2]);
 /// Which runs of an executor are verified.
 ///
 /// After a wrong result every run of that executor is.
+///
+/// ```
+/// use ane_matmul::{BackendId, CheckSchedule, CompileOptions, Inputs, MatMul, SelfCheck};
+///
+/// let check = SelfCheck::first_run();
+/// assert_eq!(check.schedule, CheckSchedule::FirstRun);
+/// let options = CompileOptions::default().self_check(check);
+/// let mut executor = MatMul::new(1, 1, 1)?.compile_with(&BackendId::CPU, &options)?.executor()?;
+/// for _ in 0..10 {
+///     executor.run(Inputs::new(&[2f32]).b(&[3f32]), &mut [0f32])?;
+/// }
+/// assert_eq!(executor.checks().checked, 1);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum CheckSchedule {
@@ -74,6 +88,14 @@ pub enum CheckSchedule {
 }
 
 /// What happens when a result is wrong.
+///
+/// ```
+/// use ane_matmul::{OnMismatch, SelfCheck};
+///
+/// assert_eq!(SelfCheck::every_run().on_mismatch, OnMismatch::Error);
+/// let check = SelfCheck::every_run().on_mismatch(OnMismatch::RerunOnCpu);
+/// assert_eq!(check.on_mismatch, OnMismatch::RerunOnCpu);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnMismatch {
@@ -199,6 +221,17 @@ impl Default for SelfCheck {
 }
 
 /// What the self-checks of an executor did so far.
+///
+/// ```
+/// use ane_matmul::{BackendId, CompileOptions, Inputs, MatMul, SelfCheck};
+///
+/// let options = CompileOptions::default().self_check(SelfCheck::every_run());
+/// let compiled = MatMul::new(1, 1, 1)?.compile_with(&BackendId::CPU, &options)?;
+/// compiled.run_to_tensor(Inputs::new(&[2f32]).b(&[3f32]))?;
+/// let counts = compiled.checks(); // executors and pools count their own
+/// assert_eq!((counts.checked, counts.mismatches, counts.reruns), (1, 0, 0));
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CheckCounts {
@@ -211,6 +244,17 @@ pub struct CheckCounts {
 }
 
 /// An element of a result that is not within its error bound.
+///
+/// ```
+/// use ane_matmul::{Inputs, MatMul, ResultChecker, SelfCheck};
+///
+/// let mut checker = ResultChecker::new(&MatMul::new(1, 2, 1)?, &SelfCheck::every_run())?;
+/// let found = checker.check(&Inputs::new(&[2f32]).b(&[3f32, 4.0]), &[6f32, 9.0])?;
+/// let wrong = found.expect("8 is right");
+/// assert_eq!((wrong.row, wrong.col, wrong.expected, wrong.got), (0, 1, 8.0, 9.0));
+/// assert!(wrong.ratio() > 1.0);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct WrongElement {
@@ -224,7 +268,7 @@ pub struct WrongElement {
     pub expected: f64,
     /// What the result holds.
     pub got: f64,
-    /// How far from the float64 value it may lie ([`crate::verify::accuracy`]).
+    /// How far from the float64 value it may lie ([`accuracy`](crate::verify::accuracy)).
     pub bound: f64,
 }
 
@@ -249,6 +293,19 @@ impl fmt::Display for WrongElement {
 }
 
 /// A wrong result: what, where, by how much, and of which backend.
+///
+/// ```
+/// use ane_matmul::{BackendId, CompileOptions, Error, Inputs, MatMul, SelfCheck};
+///
+/// let options = CompileOptions::default().self_check(SelfCheck::every_run());
+/// let mut executor = MatMul::new(1, 1, 1)?.compile_with(&BackendId::CPU, &options)?.executor()?;
+/// match executor.run(Inputs::new(&[2f32]).b(&[3f32]), &mut [0f32]) {
+///     Err(Error::WrongResult(mismatch)) => eprintln!("{}: {}", mismatch.backend, mismatch.element),
+///     other => other?,
+/// }
+/// assert_eq!(executor.last_mismatch(), None);
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Mismatch {

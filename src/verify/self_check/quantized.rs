@@ -228,7 +228,6 @@ mod tests {
     use crate::description::element::ElementType;
     use crate::description::matmul::ElementTypes;
     use crate::description::quantization::{QuantA, QuantOutput, Quantization};
-    use crate::description::scales::Scales;
     use crate::executor::Inputs;
     use crate::operands::view::TensorView;
     use crate::verify::self_check::freivalds::{Freivalds, Operands, Projections, Suspects};
@@ -368,12 +367,11 @@ mod tests {
                 .bias(bias)
                 .build()
                 .unwrap();
-            let scales = Scales { a: 1.0, b: 1.0, c: 1.0 };
-            is_linear(&Reals::new(&product, scales, None), &Bounds::new(&product))
+            is_linear(&Reals::new(&product, None), &Bounds::new(&product))
         };
         let none = Quantization::default();
-        let scaled = Quantization { a: QuantA::Static { zero_point: 0 }, ..none };
-        let rounded = Quantization { output: QuantOutput::Static { zero_point: 0 }, ..scaled };
+        let scaled = Quantization { a: QuantA::Static { scale: 1.0, zero_point: 0 }, ..none };
+        let rounded = Quantization { output: QuantOutput::Static { scale: 1.0, zero_point: 0 }, ..scaled };
         let sums = ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 };
         let bytes = ElementTypes { output: ElementType::I8, ..ElementTypes::INT8 };
         assert!(linear(ElementTypes::INT8, scaled, Activation::None, true));
@@ -402,7 +400,7 @@ mod tests {
         let product = MatMul::builder(2, 3, 4)
             .batch(2)
             .batch_stride(crate::Operand::B, 0)
-            .constant_b(true)
+            .constant(true)
             .types(ElementTypes { b: ElementType::I8, ..ElementTypes::F32 })
             .quantization(quantization)
             .build()
@@ -412,15 +410,17 @@ mod tests {
         let sides = |batch: usize| {
             let layout = crate::description::layout::Layout::packed(batch, 1, 3).unwrap();
             let scales = TensorView::with_layout(&scales[..batch * 3], layout).unwrap();
-            let weights = crate::Weights::new(b).unwrap().with_scales(scales).unwrap();
-            let reals = Reals::new(&product, Scales { a: 1.0, b: 1.0, c: 1.0 }, Some(&weights));
+            let weights = crate::Weights::new(b).unwrap().with_scales(quantization.b, scales).unwrap();
+            let reals = Reals::new(&product, Some(&weights));
             let check = crate::SelfCheck::every_run();
-            let mut checker = crate::ResultChecker::new(&product, Some(&weights), &check).unwrap();
+            let options = crate::CompileOptions::default();
+            let mut checker =
+                crate::ResultChecker::of_parts(&product, Some(&weights), &check, &options).unwrap();
             let a = crate::Tensor::from_vec_batched(vec![1f32; 16], 2, 2, 4).unwrap();
             let mut c = crate::Tensor::from_vec_batched(vec![4f32; 12], 2, 2, 3).unwrap();
-            assert_eq!(checker.check(&Inputs::new(&a), &c).unwrap(), None);
+            assert_eq!(checker.check(Inputs::new(&a), &c).unwrap(), None);
             c.data_mut()[10] = 5.0;
-            let found = checker.check(&Inputs::new(&a), &c).unwrap().unwrap();
+            let found = checker.check(Inputs::new(&a), &c).unwrap().unwrap();
             assert_eq!((found.item, found.row, found.col), (1, 1, 1));
             let projections =
                 Projections::<Quantized>::new(&reals, Some(b.erased()), 2, &mut Random::new(1)).unwrap();

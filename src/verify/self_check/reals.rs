@@ -28,7 +28,8 @@ pub(super) struct Reals {
 }
 
 impl Reals {
-    pub(super) fn new(product: &MatMul, scales: Scales, weights: Option<&Weights>) -> Self {
+    pub(super) fn new(product: &MatMul, weights: Option<&Weights>) -> Self {
+        let scales = Scales::of(product);
         Self {
             scales,
             weights: weights.map(Weights::for_product),
@@ -42,7 +43,7 @@ impl Reals {
 
     /// B as stored: that of the run, or the constant one.
     pub(super) fn b<'a>(&'a self, inputs: &Inputs<'a>) -> Option<AnyView<'a>> {
-        inputs.b_view().or(self.weights.as_ref().map(Weights::view))
+        inputs.b_view().or(self.weights.as_ref().map(|weights| weights.view_for(&self.product)))
     }
 
     /// Row `row` of op(A), without its scale, which is returned: NaN for a row that cannot be quantised.
@@ -56,7 +57,7 @@ impl Reals {
         }
         match self.product.quantization().a {
             QuantA::None => 1.0,
-            QuantA::Static { zero_point } => {
+            QuantA::Static { zero_point, .. } => {
                 for x in out.iter_mut() {
                     *x -= f64::from(zero_point);
                 }

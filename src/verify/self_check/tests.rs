@@ -6,7 +6,7 @@ use approx::assert_abs_diff_eq;
 
 use super::reals::Reals;
 use super::*;
-use crate::description::scales::Scales;
+use crate::description::options::CompileOptions;
 use crate::operands::view::AnyView;
 use crate::random::Random;
 use crate::verify::accuracy::{Bounds, Reference};
@@ -48,7 +48,10 @@ impl Case {
 
     /// C from the float64 reference.
     fn compute(&mut self) {
-        let reference = Reference::new(&self.product, &self.all_inputs(), None).unwrap();
+        let weights = self.weights();
+        let bounds = Bounds::new(&self.product);
+        let reference =
+            Reference::compute(&self.product, &self.run_inputs(), weights.as_ref(), None, &bounds).unwrap();
         let spans: Vec<_> = self.product.c().row_spans().collect();
         for (row, (_, _, span)) in spans.into_iter().enumerate() {
             let n = self.product.n();
@@ -78,17 +81,19 @@ impl Case {
         if self.product.constant_b() { self.inputs() } else { self.all_inputs() }
     }
 
+    fn weights(&self) -> Option<Weights> {
+        let view = TensorView::with_layout(&self.b, *self.product.b()).unwrap();
+        self.product.constant_b().then(|| Weights::new(view).unwrap())
+    }
+
     fn checker(&self, check: &SelfCheck) -> ResultChecker {
-        let weights = self
-            .product
-            .constant_b()
-            .then(|| Weights::new(TensorView::with_layout(&self.b, *self.product.b()).unwrap()).unwrap());
-        ResultChecker::new(&self.product, weights.as_ref(), check).unwrap()
+        let weights = self.weights();
+        ResultChecker::of_parts(&self.product, weights.as_ref(), check, &CompileOptions::default()).unwrap()
     }
 
     fn check(&self, check: &SelfCheck) -> Option<WrongElement> {
         let c = TensorView::with_layout(&self.c, *self.product.c()).unwrap();
-        self.checker(check).check(&self.run_inputs(), c).unwrap()
+        self.checker(check).check(self.run_inputs(), c).unwrap()
     }
 
     /// The place of an element of C in memory.
@@ -108,9 +113,9 @@ fn builders() -> Vec<MatMulBuilder> {
         plain.clone().alpha(-0.5).bias(true).residual(true),
         plain.clone().transpose_a(true),
         plain.clone().transpose_b(true),
-        plain.clone().transpose_a(true).transpose_b(true).constant_b(true),
-        plain.clone().constant_b(true).batch(3),
-        plain.clone().constant_b(true).batch(3).batch_stride(Operand::B, 0),
+        plain.clone().transpose_a(true).transpose_b(true).constant(true),
+        plain.clone().constant(true).batch(3),
+        plain.clone().constant(true).batch(3).batch_stride(Operand::B, 0),
         plain.clone().batch(3).batch_stride(Operand::B, 0).residual(true),
         plain.clone().batch(2).batch_stride(Operand::A, 0).transpose_b(true),
         plain
@@ -122,7 +127,7 @@ fn builders() -> Vec<MatMulBuilder> {
             .leading_dimension(Operand::Residual, 25)
             .residual(true),
         plain.clone().activation(Activation::Relu).bias(true),
-        plain.batch(2).transpose_b(true).activation(Activation::Gelu).residual(true).constant_b(true),
+        plain.batch(2).transpose_b(true).activation(Activation::Gelu).residual(true).constant(true),
     ]
 }
 
@@ -180,7 +185,7 @@ fn a_result_is_computed_again_in_all_of_c_and_in_no_gap() {
 fn zero_dimensions_have_nothing_wrong_or_the_bias() {
     for (m, n, k) in [(0, 3, 4), (3, 0, 4), (3, 4, 0)] {
         for constant in [false, true] {
-            let mut case = Case::new(MatMul::builder(m, n, k).bias(true).constant_b(constant), 1);
+            let mut case = Case::new(MatMul::builder(m, n, k).bias(true).constant(constant), 1);
             assert_eq!(case.check(&SelfCheck::every_run()), None);
             if let Some(c) = case.c.first_mut() {
                 *c += 1.0;
@@ -203,8 +208,8 @@ fn items_without_elements_are_not_walked() {
             let a = TensorView::with_layout(a.data(), *product.a()).unwrap();
             let b = TensorView::with_layout(b.data(), *product.b()).unwrap();
             let c = Tensor::<f32>::zeros_batched(ITEMS, m, n).unwrap();
-            let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
-            assert_eq!(checker.check(&Inputs::new(a).b(b), &c).unwrap(), None);
+            let mut checker = ResultChecker::new(&product, &SelfCheck::every_run()).unwrap();
+            assert_eq!(checker.check(Inputs::new(a).b(b), &c).unwrap(), None);
         }
     }
 }
@@ -220,11 +225,9 @@ fn errors_that_cancel_in_a_sum_are_found() {
         c.data_mut()[Integers::N + 3] += 1.0;
         c.data_mut()[Integers::N + 4] -= 1.0;
         let check = SelfCheck::every_run();
-        let scales = numbers.reals.scales;
-        let options = crate::CompileOptions::default().with_scales(&numbers.product, scales);
-        let checker =
-            ResultChecker::with_options(&numbers.product, numbers.weights.as_ref(), &check, &options);
-        let found = checker.unwrap().check(&numbers.inputs(), &c).unwrap();
+        let options = CompileOptions::default();
+        let checker = ResultChecker::of_parts(&numbers.product, numbers.weights.as_ref(), &check, &options);
+        let found = checker.unwrap().check(numbers.inputs(), &c).unwrap();
         assert_eq!(found.map(|found| found.row), Some(1), "{}", numbers.product);
     }
 }
@@ -236,14 +239,14 @@ fn an_infinity_is_right_only_where_a_sum_overflows() {
     let b = Tensor::from_vec(vec![1e30f32, 1.0, 1.0, 1.0], 2, 2).unwrap();
     let mut c = Tensor::from_vec(vec![f32::INFINITY, 1e30, 2e30, 5.0, 1e30, 2.0], 3, 2).unwrap();
     let inputs = Inputs::new(&a).b(&b);
-    let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+    let mut checker = ResultChecker::new(&product, &SelfCheck::every_run()).unwrap();
     for _ in 0..20 {
-        assert_eq!(checker.check(&inputs, &c).unwrap(), None);
+        assert_eq!(checker.check(inputs, &c).unwrap(), None);
     }
     for wrong in [f32::INFINITY, f32::NAN] {
         c.data_mut()[5] = wrong;
         // Of the rows with an infinity one is drawn.
-        let found = (0..200).find_map(|_| checker.check(&inputs, &c).unwrap()).expect("a wrong element");
+        let found = (0..200).find_map(|_| checker.check(inputs, &c).unwrap()).expect("a wrong element");
         assert_eq!((found.row, found.col, found.ratio()), (2, 1, f64::INFINITY));
     }
 }
@@ -254,12 +257,12 @@ fn fewer_rows_than_compiled_for_are_verified() {
     let a = Tensor::random_normal_f32(4, 7, 1.0, 1).unwrap();
     let b = Tensor::random_normal_f32(7, 8, 1.0, 2).unwrap();
     let inputs = Inputs::new(&a).b(&b);
-    let reference = Reference::new(&product, &inputs, None).unwrap();
+    let reference = Reference::new(&product, inputs).unwrap();
     let mut c = Tensor::from_fn(4, 8, |i, j| reference.values()[i * 8 + j] as f32).unwrap();
-    let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
-    assert_eq!(checker.check(&inputs, &c).unwrap(), None);
+    let mut checker = ResultChecker::new(&product, &SelfCheck::every_run()).unwrap();
+    assert_eq!(checker.check(inputs, &c).unwrap(), None);
     c.data_mut()[31] += 1.0;
-    assert_eq!(checker.check(&inputs, &c).unwrap().map(|found| (found.row, found.col)), Some((3, 7)));
+    assert_eq!(checker.check(inputs, &c).unwrap().map(|found| (found.row, found.col)), Some((3, 7)));
 }
 
 #[test]
@@ -270,7 +273,7 @@ fn nan_and_infinity_in_the_inputs_are_no_fault() {
                 MatMul::builder(12, 20, 16)
                     .transpose_a(transposed)
                     .transpose_b(transposed)
-                    .constant_b(constant)
+                    .constant(constant)
                     .bias(true)
                     .residual(true)
             };
@@ -293,7 +296,7 @@ fn nan_and_infinity_in_the_inputs_are_no_fault() {
 #[test]
 fn a_fault_beside_nan_in_the_inputs_is_found() {
     for constant in [false, true] {
-        let mut case = Case::new(MatMul::builder(12, 20, 16).constant_b(constant), 1);
+        let mut case = Case::new(MatMul::builder(12, 20, 16).constant(constant), 1);
         case.a[3 * 16 + 2] = f32::NAN;
         case.b[5 * 20 + 4] = f32::INFINITY;
         case.compute();
@@ -330,10 +333,10 @@ fn narrow_types_have_their_own_bound() {
         let (a, b) = (draw(33 * 65), draw(65 * 47));
         let inputs = Inputs::new(TensorView::with_layout(&a, *product.a()).unwrap())
             .b(TensorView::with_layout(&b, *product.b()).unwrap());
-        let reference = Reference::new(&product, &inputs, None).unwrap();
+        let reference = Reference::new(&product, inputs).unwrap();
         let mut c: Vec<f16> = reference.values().iter().map(|&x| f16::from_f64_const(x)).collect();
-        let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
-        let mut check = |c: &[f16]| checker.check(&inputs, TensorView::new(c, 33, 47).unwrap()).unwrap();
+        let mut checker = ResultChecker::new(&product, &SelfCheck::every_run()).unwrap();
+        let mut check = |c: &[f16]| checker.check(inputs, TensorView::new(c, 33, 47).unwrap()).unwrap();
         assert_eq!(check(&c), None);
         c[100] = f16::from_f64_const(c[100].to_f64() + 10.0);
         assert_eq!(check(&c).map(|found| found.row), Some(2));
@@ -342,11 +345,11 @@ fn narrow_types_have_their_own_bound() {
     let (a, b) = (vec![bf16::from_f32(1.5); 80], vec![bf16::from_f32(-0.5); 90]);
     let inputs = Inputs::new(TensorView::new(&a, 8, 10).unwrap()).b(TensorView::new(&b, 10, 9).unwrap());
     let mut c = Tensor::filled(8, 9, -7.5f32).unwrap();
-    let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
-    assert_eq!(checker.check(&inputs, &c).unwrap(), None);
+    let mut checker = ResultChecker::new(&product, &SelfCheck::every_run()).unwrap();
+    assert_eq!(checker.check(inputs, &c).unwrap(), None);
     // Held to f32's bound, since the sums are in f32.
     c.data_mut()[40] += 1e-3;
-    assert_eq!(checker.check(&inputs, &c).unwrap().map(|found| (found.row, found.col)), Some((4, 4)));
+    assert_eq!(checker.check(inputs, &c).unwrap().map(|found| (found.row, found.col)), Some((4, 4)));
 }
 
 /// Rows 0 and 4 are beyond the range of f16, in floats and with integer weights.
@@ -364,16 +367,16 @@ fn a_result_beyond_its_type_s_range_hides_no_fault_elsewhere() {
         let inputs = if types.b.is_float() { Inputs::new(&a).b(&floats) } else { Inputs::new(&a).b(&bytes) };
         let right = Tensor::from_fn(5, 6, |row, _| f16::from_f32_const(2.0 * a.data()[2 * row])).unwrap();
         assert!(right.data()[0] == f16::INFINITY && right.data()[24] == f16::NEG_INFINITY);
-        let mut checker = ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+        let mut checker = ResultChecker::new(&product, &SelfCheck::every_run()).unwrap();
         for _ in 0..20 {
-            assert_eq!(checker.check(&inputs, &right).unwrap(), None);
+            assert_eq!(checker.check(inputs, &right).unwrap(), None);
             let mut c = right.clone();
             c.data_mut()[15] = f16::from_f32_const(5.0);
-            let found = checker.check(&inputs, &c).unwrap().expect("a wrong element");
+            let found = checker.check(inputs, &c).unwrap().expect("a wrong element");
             assert_eq!((found.row, found.col, found.expected, found.got), (2, 3, 4.0, 5.0));
             // Of the rows with an infinity one is drawn.
             c.data_mut()[15] = f16::INFINITY;
-            let found = (0..200).find_map(|_| checker.check(&inputs, &c).unwrap());
+            let found = (0..200).find_map(|_| checker.check(inputs, &c).unwrap());
             assert_eq!(found.map(|found| (found.row, found.col)), Some((2, 3)));
         }
     }
@@ -387,37 +390,33 @@ fn long_f16_sums_are_held_to_the_sum_of_their_magnitudes() {
     assert_abs_diff_eq!(bounds.gamma_k, 2.0 * 33.0 / 32.0, epsilon = 1e-12);
     let (_, bound) = bounds.element(0.0, 1.0, 0.0, 0.0);
     assert!(bound > 2.0 && bound < 2.5, "{bound}");
-    ResultChecker::new(&product, None, &SelfCheck::every_run()).unwrap();
+    ResultChecker::new(&product, &SelfCheck::every_run()).unwrap();
 }
 
 #[test]
-fn scales_that_come_with_the_options_are_asked_for() {
+fn scales_of_the_description_count() {
     let quantization =
-        crate::Quantization { a: crate::QuantA::Static { zero_point: 0 }, ..Default::default() };
+        crate::Quantization { a: crate::QuantA::Static { scale: 0.5, zero_point: 0 }, ..Default::default() };
     let types = ElementTypes { output: crate::ElementType::F32, ..ElementTypes::INT8 };
     let product = MatMul::builder(2, 2, 2).types(types).quantization(quantization).build().unwrap();
-    let check = SelfCheck::every_run();
-    let result = ResultChecker::new(&product, None, &check);
-    assert!(matches!(result, Err(Error::Missing { operand: Operand::Scales, .. })), "{result:?}");
-    let options = crate::CompileOptions::default().scale_a(0.5);
-    let mut checker = ResultChecker::with_options(&product, None, &check, &options).unwrap();
+    let mut checker = ResultChecker::new(&product, &SelfCheck::every_run()).unwrap();
     let ones = [1i8; 4];
     let view = TensorView::new(&ones, 2, 2).unwrap();
     let inputs = Inputs::new(view).b(view);
-    assert_eq!(checker.check(&inputs, &Tensor::filled(2, 2, 1f32).unwrap()).unwrap(), None);
-    let found = checker.check(&inputs, &Tensor::filled(2, 2, 2f32).unwrap()).unwrap();
+    assert_eq!(checker.check(inputs, &Tensor::filled(2, 2, 1f32).unwrap()).unwrap(), None);
+    let found = checker.check(inputs, &Tensor::filled(2, 2, 2f32).unwrap()).unwrap();
     assert_eq!(found.map(|found| found.expected), Some(1.0));
 }
 
 #[test]
 fn what_has_no_error_bound_is_refused() {
     let refused = |builder: MatMulBuilder, check: &SelfCheck| {
-        let result = ResultChecker::new(&builder.build().unwrap(), None, check);
+        let result = ResultChecker::new(&builder.build().unwrap(), check);
         assert!(matches!(result, Err(Error::Description { .. })), "{result:?}");
     };
     let options = crate::CompileOptions { fast_math: true, ..Default::default() };
     let product = MatMul::new(2, 2, 2).unwrap();
-    let result = ResultChecker::with_options(&product, None, &SelfCheck::every_run(), &options);
+    let result = ResultChecker::with_options(&product, &SelfCheck::every_run(), &options);
     assert!(matches!(result, Err(Error::Description { .. })), "{result:?}");
     for probability in [0.0, 1.0, -1.0, f64::NAN] {
         refused(MatMul::builder(2, 2, 2), &SelfCheck::every_run().failure_probability(probability));
@@ -443,7 +442,7 @@ fn truncated_operands_are_right_only_where_they_are_allowed() {
     let found = |reduced_precision| {
         let options = crate::CompileOptions { reduced_precision, ..Default::default() };
         let prepared = Prepared::new(&case.product, None, &SelfCheck::every_run(), &options).unwrap();
-        ResultChecker::from_prepared(prepared.into()).unwrap().check(&case.all_inputs(), c).unwrap()
+        ResultChecker::from_prepared(prepared.into()).unwrap().check(case.all_inputs(), c).unwrap()
     };
     assert_eq!(found(true), None);
     assert!(found(false).is_some());
@@ -515,19 +514,20 @@ impl Integers {
             ),
             Scheme::Columns => (
                 ElementTypes::INT8,
-                QuantA::Static { zero_point: Self::ZERO_A },
+                QuantA::Static { scale: Self::SCALE_A, zero_point: Self::ZERO_A },
                 QuantB::PerColumn { zero_point: Self::ZERO_B },
             ),
             Scheme::EveryRun => (
                 ElementTypes::INT8,
-                QuantA::Static { zero_point: Self::ZERO_A },
-                QuantB::PerTensor { zero_point: Self::ZERO_B },
+                QuantA::Static { scale: Self::SCALE_A, zero_point: Self::ZERO_A },
+                QuantB::Static { scale: Self::SCALE_B, zero_point: Self::ZERO_B },
             ),
         };
+        let b_scheme = b;
         let product = MatMul::builder(Self::M, Self::N, Self::K)
             .batch(Self::ITEMS)
             .transpose_b(transposed)
-            .constant_b(scheme != Scheme::EveryRun)
+            .constant(scheme != Scheme::EveryRun)
             .alpha(-0.5)
             .bias(true)
             .residual(true)
@@ -545,7 +545,7 @@ impl Integers {
         let scales_b =
             (0..Self::ITEMS * groups * Self::N).map(|_| [0.25, 0.5, 1.0, 2.0][random.below(4)]).collect();
         let mut numbers = Self {
-            reals: Reals::new(&product, Scales { a: Self::SCALE_A, b: Self::SCALE_B, c: 1.0 }, None),
+            reals: Reals::new(&product, None),
             bounds: Bounds::new(&product),
             weights: None,
             a_floats: a.iter().map(|&x| f32::from(x)).collect(),
@@ -560,9 +560,12 @@ impl Integers {
         if scheme != Scheme::EveryRun {
             let layout = Layout::packed(Self::ITEMS, groups, Self::N).unwrap();
             let scales = TensorView::with_layout(&numbers.scales_b, layout).unwrap();
-            let weights = Weights::new(numbers.b()).unwrap().with_scales(scales).unwrap();
-            let scales = Scales { a: Self::SCALE_A, b: 1.0, c: 1.0 };
-            numbers.reals = Reals::new(&numbers.product, scales, Some(&weights));
+            let mut weights = Weights::new(numbers.b()).unwrap();
+            if transposed {
+                weights = weights.transposed().unwrap();
+            }
+            let weights = weights.with_scales(b_scheme, scales).unwrap();
+            numbers.reals = Reals::new(&numbers.product, Some(&weights));
             numbers.weights = Some(weights);
         }
         for item in 0..Self::ITEMS {

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use ane_matmul::{Activation, ElementType, ElementTypes, MatMul, Operand, Quantization, Result};
+use ane_matmul::{
+    Activation, ElementType, ElementTypes, MatMul, MatMulBuilder, MatMulWithWeights, NibbleOrder, Operand,
+    QuantB, Quantization, Result, Weights,
+};
 
 /// How much to run: emulators and interpreters are slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +68,7 @@ pub struct Case {
     pub residual: bool,
     /// The activation.
     pub activation: Activation,
-    /// Whether B is compiled in.
+    /// Whether B is known when the product is compiled.
     pub constant_b: bool,
     /// The rows to run, where they are fewer than m.
     pub rows: Option<usize>,
@@ -73,7 +76,8 @@ pub struct Case {
     pub contents: Contents,
     /// The element types.
     pub types: ElementTypes,
-    /// The quantisation scheme.
+    /// The quantisation scheme. Scales are drawn when the case runs; where one scale belongs to a B that comes
+    /// with every run, it is the description's.
     pub quantization: Quantization,
     /// Whether items of a batch have scales of B of their own; `None`: those that share no B.
     pub scales_of_items: Option<bool>,
@@ -109,20 +113,43 @@ impl Case {
 
     /// The description of the product.
     pub fn describe(&self) -> Result<MatMul> {
+        let builder = self.builder(true).types(self.types).quantization(self.quantization_with(1.0));
+        if self.constant_b { Ok(builder.build_constant_b()?.product().clone()) } else { builder.build() }
+    }
+
+    /// The product with its B, of which the weights alone say what they are.
+    pub(crate) fn describe_with(&self, weights: &Weights) -> Result<MatMulWithWeights> {
+        let types = ElementTypes { b: ElementType::F32, ..self.types };
+        let mut quantization = Quantization { b: QuantB::None, ..self.quantization };
+        if matches!(self.types.b, ElementType::I4 | ElementType::U4) {
+            quantization.nibble_order = NibbleOrder::default();
+        }
+        self.builder(false).types(types).quantization(quantization).with_weights(weights)
+    }
+
+    /// The quantisation, with this scale of a B that comes with every run and has none yet.
+    pub(crate) fn quantization_with(&self, scale_b: f32) -> Quantization {
+        match self.quantization.b {
+            QuantB::PerTensor { zero_point } if !self.constant_b => {
+                Quantization { b: QuantB::Static { scale: scale_b, zero_point }, ..self.quantization }
+            }
+            _ => self.quantization,
+        }
+    }
+
+    /// All but types and quantisation; without B's transpose and strides where its weights say them.
+    fn builder(&self, of_b: bool) -> MatMulBuilder {
         let [batch, m, n, k] = self.dims;
         let [transpose_a, transpose_b] = self.transposes;
         let mut builder = MatMul::builder(m, n, k)
             .batch(batch)
             .transpose_a(transpose_a)
-            .transpose_b(transpose_b)
-            .constant_b(self.constant_b)
+            .transpose_b(transpose_b && of_b)
             .variable_m(self.rows.is_some())
             .alpha(self.alpha)
             .bias(self.bias)
             .residual(self.residual)
-            .activation(self.activation)
-            .types(self.types)
-            .quantization(self.quantization);
+            .activation(self.activation);
         let shapes = [
             if transpose_a { (k, m) } else { (m, k) },
             if transpose_b { (n, k) } else { (k, n) },
@@ -131,6 +158,9 @@ impl Case {
         ];
         let operands = [Operand::A, Operand::B, Operand::C, Operand::Residual];
         for ((operand, (rows, cols)), stride) in operands.into_iter().zip(shapes).zip(self.strides) {
+            if operand == Operand::B && !of_b {
+                continue;
+            }
             match stride {
                 Stride::Packed => {}
                 Stride::Padded(gap) => {
@@ -141,7 +171,7 @@ impl Case {
                 Stride::Shared => builder = builder.batch_stride(operand, 0),
             }
         }
-        builder.build()
+        builder
     }
 
     /// Whether small integers come out exactly: f16 holds integers up to 2048 only, bf16 up to 256.

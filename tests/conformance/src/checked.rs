@@ -1,7 +1,7 @@
 //! What a self-check makes of a result that is right, and of one that is not.
 
 use ane_matmul::accuracy::Reference;
-use ane_matmul::{Activation, CompileOptions, Compiled, ElementType, Inputs, ResultChecker, SelfCheck};
+use ane_matmul::{Activation, CompileOptions, ElementType, Inputs, Product, ResultChecker, SelfCheck};
 use fastrand::Rng;
 
 use crate::cases::{Case, Contents};
@@ -15,7 +15,7 @@ const CHECK: SelfCheck = SelfCheck::every_run().wrong_share(1e-4).failure_probab
 /// element found is what the reference says it is.
 pub fn check(
     case: &Case,
-    compiled: &Compiled,
+    whole: &dyn Product,
     options: &CompileOptions,
     inputs: &Inputs<'_>,
     c: &Guarded,
@@ -23,8 +23,7 @@ pub fn check(
     seed: u64,
 ) -> Result<(), Failure> {
     let wrong = |message: String| Err(Failure::Wrong(format!("self-check: {message}")));
-    let weights = compiled.weights();
-    let mut checker = ResultChecker::with_options(compiled.product(), weights, &CHECK, options)?;
+    let mut checker = ResultChecker::with_options(whole, &CHECK, options)?;
     if let Some(found) = checker.check(inputs, c.view())? {
         return wrong(format!("a false alarm: {found}"));
     }

@@ -16,4 +16,4 @@ pub use amount::{some, thorough};
 pub use cases::{Case, Contents, Scale, Stride, cases, cases_of_type};
 pub use data::{Guarded, normal};
 pub use quantized::{integer_cases, narrow_types, shared_cases, weight_only_cases};
-pub use run::{Failure, Passed, Summary, run_case, run_suite, with_run};
+pub use run::{Failure, Passed, Summary, compile_on_cpu, run_case, run_suite, with_run};

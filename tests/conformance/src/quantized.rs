@@ -5,7 +5,7 @@ use ane_matmul::{ElementType, ElementTypes, NibbleOrder, QuantA, QuantB, QuantOu
 
 use crate::cases::{Case, Contents, Scale, Stride, cases};
 
-/// Element types with a scheme that belongs to them.
+/// Element types with a scheme that belongs to them, whose scales are drawn when a case runs.
 type Scheme = (ElementTypes, Quantization);
 
 const NONE: Quantization = Quantization {
@@ -21,7 +21,7 @@ const fn types(a: ElementType, b: ElementType, output: ElementType, scales: Elem
 }
 
 const fn static_a(zero_point: i32) -> QuantA {
-    QuantA::Static { zero_point }
+    QuantA::Static { scale: 1.0, zero_point }
 }
 
 const fn group(group_size: u32, zero_point: i32) -> QuantB {
@@ -30,7 +30,7 @@ const fn group(group_size: u32, zero_point: i32) -> QuantB {
 
 const fn scheme(a: QuantA, b: QuantB, output: Option<i32>) -> Quantization {
     let output = match output {
-        Some(zero_point) => QuantOutput::Static { zero_point },
+        Some(zero_point) => QuantOutput::Static { scale: 1.0, zero_point },
         None => QuantOutput::None,
     };
     Quantization { a, b, output, ..NONE }

@@ -3,7 +3,7 @@
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
     AnyView, BackendId, Backends, CompileOptions, Compiled, ElementType, Error, Inputs, Layout, MatMul,
-    NibbleOrder, QuantA, QuantB, QuantOutput, Quantization, RefusalReason, TensorView, Weights,
+    NibbleOrder, Product, QuantA, QuantB, QuantOutput, Quantization, RefusalReason, TensorView, Weights,
 };
 use fastrand::Rng;
 
@@ -154,10 +154,28 @@ impl Operands {
     }
 }
 
+/// What is compiled: with its B, or without.
+///
+/// # Errors
+/// Where weights say something else of B than the case.
+fn whole(case: &Case, b: AnyView<'_>, seed: u64) -> Result<Box<dyn Product>, Failure> {
+    let product = case.describe()?;
+    if !case.constant_b {
+        return Ok(Box::new(product));
+    }
+    let whole = case.describe_with(&weights(case, &product, b, seed)?)?;
+    if *whole.product() != product {
+        return Err(Failure::Wrong(format!("its weights make it {:?}", whole.product())));
+    }
+    Ok(Box::new(whole))
+}
+
 /// B with scales of the described type.
 fn weights(case: &Case, product: &MatMul, b: AnyView<'_>, seed: u64) -> Result<Weights, Error> {
     let weights = Weights::new(b)?;
-    let (rows, cols) = match product.quantization().b {
+    let weights = if product.transpose_b() { weights.transposed()? } else { weights };
+    let scheme = product.quantization().b;
+    let (rows, cols) = match scheme {
         QuantB::PerTensor { .. } => (1, 1),
         QuantB::PerColumn { .. } => (1, product.n()),
         QuantB::PerGroup { group_size, .. } => (product.k().div_ceil(group_size as usize), product.n()),
@@ -171,30 +189,45 @@ fn weights(case: &Case, product: &MatMul, b: AnyView<'_>, seed: u64) -> Result<W
         Guarded::input(product.types().scales, layout, NibbleOrder::LowFirst, case.guard(), |_, _, _| {
             0.002 + 0.02 * normal(&mut random).abs()
         });
-    weights.with_scales(scales.view())
+    weights.with_scales(scheme, scales.view())
 }
 
-/// The options with the scales that the case asks for; C's fits the sums of random integers.
+/// The case with scales of its description; C's fits the sums of random integers.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
-fn with_scales(case: &Case, options: &CompileOptions, seed: u64) -> CompileOptions {
+fn with_scales(case: &Case, seed: u64) -> Case {
     let mut random = Rng::with_seed(seed ^ 0x5CA1E5);
-    let mut around = |scale: f64| (scale * (0.5 + random.f64())) as f32;
-    let mut options = options.clone();
-    if case.quantization.a != QuantA::None && case.quantization.a != QuantA::DynamicPerRow {
-        options = options.scale_a(around(0.03));
+    let mut around = |around: f64| (around * (0.5 + random.f64())) as f32;
+    let mut case = case.clone();
+    if let QuantA::Static { scale, .. } = &mut case.quantization.a {
+        *scale = around(0.03);
     }
     if case.quantization.b != QuantB::None && !case.constant_b {
-        options = options.scale_b(around(0.02));
+        case.quantization = case.quantization_with(around(0.02));
     }
-    if case.quantization.output != QuantOutput::None {
-        options = options.scale_c(around(0.04 * (case.dims[3] as f64 + 1.0).sqrt()));
+    if let QuantOutput::Static { scale, .. } = &mut case.quantization.output {
+        *scale = around(0.04 * (case.dims[3] as f64 + 1.0).sqrt());
     }
-    options
+    case
 }
 
 fn with_rows(layout: &Layout, rows: usize) -> Layout {
     Layout::strided(layout.batch(), rows, layout.cols(), layout.leading_dimension(), layout.batch_stride())
         .expect("fewer rows than a valid layout")
+}
+
+/// Compiles a product for the CPU; `b`, as stored, is bound to it where it is given.
+///
+/// # Errors
+/// Those of binding and of compiling.
+pub fn compile_on_cpu(
+    product: &MatMul,
+    b: Option<AnyView<'_>>,
+    options: &CompileOptions,
+) -> Result<Compiled, Error> {
+    let Some(b) = b else { return product.compile_with(&BackendId::CPU, options) };
+    let weights = Weights::new(b)?;
+    let weights = if product.transpose_b() { weights.transposed()? } else { weights };
+    product.with_weights(&weights)?.compile_with(&BackendId::CPU, options)
 }
 
 /// Compiles a case and gives `body` what runs it once.
@@ -203,15 +236,22 @@ fn with_rows(layout: &Layout, rows: usize) -> Layout {
 /// Where it does not compile or run.
 pub fn with_run(case: &Case, options: &CompileOptions, body: impl FnOnce(&mut dyn FnMut())) {
     const SEED: u64 = 1;
+    let case = &with_scales(case, SEED);
     let product = case.describe().expect("a valid description");
     let operands = Operands::new(case, &product, product.m(), SEED).expect("operands");
-    let weights = case.constant_b.then(|| weights(case, &product, operands.b.view(), SEED).expect("weights"));
-    let options = with_scales(case, options, SEED);
-    let compiled = product.compile(&BackendId::CPU, weights.as_ref(), &options).expect("it compiles");
+    let whole = whole(case, operands.b.view(), SEED).expect("weights that fit");
+    // With the registry that a program has in common, and its threads.
+    let compiled = match whole.weights() {
+        Some(weights) => {
+            product.with_weights(weights).and_then(|product| product.compile_with(&BackendId::CPU, options))
+        }
+        None => product.compile_with(&BackendId::CPU, options),
+    };
+    let compiled = compiled.expect("it compiles");
     let mut executor = compiled.executor().expect("an executor");
     let mut c = Guarded::output(case.types.output, *product.c(), case.guard());
     let inputs = operands.inputs(case.constant_b);
-    body(&mut || executor.run(&inputs, c.view_mut()).expect("it runs"));
+    body(&mut || executor.run(inputs, c.view_mut()).expect("it runs"));
 }
 
 /// Runs one case: two executors, each twice, on two sets of data.
@@ -222,24 +262,23 @@ pub fn run_case(
     case: &Case,
     seed: u64,
 ) -> Result<Passed, Failure> {
+    let case = &with_scales(case, seed);
     let product = case.describe()?;
     let rows = case.rows.unwrap_or(product.m());
     let operands = Operands::new(case, &product, rows, seed)?;
-    let weights =
-        if case.constant_b { Some(weights(case, &product, operands.b.view(), seed)?) } else { None };
-    let options = with_scales(case, options, seed);
-    let compiled = backends.compile(id, &product, weights.as_ref(), &options)?;
+    let whole = whole(case, operands.b.view(), seed)?;
+    let compiled = backends.compile(id, &*whole, options)?;
     let mut executor = compiled.executor()?;
     let mut other = compiled.executor()?;
     let mut c = Guarded::output(case.types.output, with_rows(product.c(), rows), case.guard());
     let before = operands.bits();
 
-    executor.run(&operands.inputs(case.constant_b), c.view_mut())?;
-    let verdict = judge(case, &compiled, &options, &operands, &c, seed)?;
+    executor.run(operands.inputs(case.constant_b), c.view_mut())?;
+    let verdict = judge(case, &*whole, &compiled, options, &operands, &c, seed)?;
     let first = c.bits_but_of_nan();
     for (executor, what) in [(&mut executor, "the second run"), (&mut other, "another executor")] {
         c.clear();
-        executor.run(&operands.inputs(case.constant_b), c.view_mut())?;
+        executor.run(operands.inputs(case.constant_b), c.view_mut())?;
         if c.bits_but_of_nan() != first {
             return Err(Failure::Wrong(format!("{what} gave other bits than the first run")));
         }
@@ -252,8 +291,8 @@ pub fn run_case(
     if case.constant_b {
         fresh.b = operands.b;
     }
-    executor.run(&fresh.inputs(case.constant_b), c.view_mut())?;
-    judge(case, &compiled, &options, &fresh, &c, !seed)?;
+    executor.run(fresh.inputs(case.constant_b), c.view_mut())?;
+    judge(case, &*whole, &compiled, options, &fresh, &c, !seed)?;
     let (max_abs_error, bound, worst_ratio) = verdict;
     let passed = Passed { max_abs_error, bound, worst_ratio, bits: first };
     let f32_only = [case.types.a, case.types.b, case.types.output] == [ElementType::F32; 3];
@@ -265,6 +304,7 @@ pub fn run_case(
 
 fn judge(
     case: &Case,
+    whole: &dyn Product,
     compiled: &Compiled,
     options: &CompileOptions,
     operands: &Operands,
@@ -274,7 +314,7 @@ fn judge(
     if let Some(index) = c.damaged_guard() {
         return Err(Failure::Wrong(format!("element {index}, which is not part of C, was written to")));
     }
-    let reference = Reference::of(compiled, &operands.inputs(case.constant_b))?;
+    let reference = Reference::of(compiled, operands.inputs(case.constant_b))?;
     let deviation = reference.compare(c.view())?;
     if !deviation.is_within_bound() {
         let (item, row, col) = deviation.worst;
@@ -295,7 +335,7 @@ fn judge(
     if exact && deviation.max_abs_error != 0.0 {
         return Err(Failure::Wrong(format!("integers are off by {}", deviation.max_abs_error)));
     }
-    checked::check(case, compiled, options, &operands.inputs(case.constant_b), c, &reference, seed)?;
+    checked::check(case, whole, options, &operands.inputs(case.constant_b), c, &reference, seed)?;
     Ok((deviation.max_abs_error, deviation.bound, deviation.worst_ratio))
 }
 
@@ -340,7 +380,7 @@ fn run_f64(
     }
     let layout = *expected.view().layout();
     let mut c = vec![-7.5f64; layout.span()];
-    executor.run_f64(&inputs, ane_matmul::TensorViewMut::with_layout(&mut c, layout)?)?;
+    executor.run_f64(inputs, ane_matmul::TensorViewMut::with_layout(&mut c, layout)?)?;
     let mut gaps = vec![true; layout.span()];
     for item in 0..product.batch() {
         for row in 0..layout.rows() {

@@ -1,6 +1,6 @@
 //! What does nothing by itself is not dropped by accident.
 #![deny(unused_must_use)]
-use ane_matmul::{CompileOptions, Inputs, MatMul, SelfCheck, Tensor};
+use ane_matmul::{CompileOptions, Inputs, Linear, MatMul, SelfCheck, Tensor, Weights};
 
 fn main() {
     MatMul::builder(2, 2, 2).bias(true);
@@ -8,4 +8,7 @@ fn main() {
     let x = Tensor::filled(2, 2, 1f32).unwrap();
     Inputs::new(&x).b(&x);
     MatMul::new(2, 2, 2);
+    let weights = Weights::from_tensor(x);
+    Linear::new(&weights).max_rows(2);
+    weights.transposed();
 }

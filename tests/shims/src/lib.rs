@@ -23,14 +23,14 @@ pub const BROKEN: [(&str, &str, &str); 8] = [
     ("missing symbol", env!("SHIM_MISSING_SYMBOL"), "does not export `ane_matmul_shim`"),
     ("null table", env!("SHIM_NULL_TABLE"), "returned no table"),
     ("truncated", env!("SHIM_TRUNCATED"), "its table has 100 bytes"),
-    ("wrong major", env!("SHIM_WRONG_MAJOR"), "it speaks version 2.0 of the ABI, this crate 1.0"),
+    ("wrong major", env!("SHIM_WRONG_MAJOR"), "it speaks version 2.1 of the ABI, this crate 0.1"),
     ("null slot", env!("SHIM_NULL_SLOT"), "its slot `executor_run` is null"),
     ("bad name", env!("SHIM_BAD_NAME"), "its name \"Not A Name\" is no backend's"),
     ("null name", env!("SHIM_NULL_NAME"), "its name \"\" is no backend's"),
     ("garbage name", env!("SHIM_GARBAGE_NAME"), "is no backend's"),
 ];
 
-/// A library of a later minor version, which must load.
+/// A library of a later minor version, which while the major is 0 is another ABI.
 pub const LATER_MINOR: &str = env!("SHIM_LATER_MINOR");
 
 #[link(name = "ane_matmul_reference", kind = "static")]

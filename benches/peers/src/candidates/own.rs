@@ -2,7 +2,7 @@
 
 use ane_matmul::{
     Activation, AnyView, BackendId, CompileOptions, ElementType, ElementTypes, Executor, Inputs, MatMul,
-    Quantization, TensorView, TensorViewMut, Threads, Weights, quantize::WeightScheme,
+    TensorView, TensorViewMut, Threads, Weights,
 };
 
 use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
@@ -57,31 +57,19 @@ impl Own {
         let options = CompileOptions::default().threads(Threads::count(case.threads)?);
         let fused = self.kind == Kind::Fused;
         let activation = if fused { Activation::Gelu } else { Activation::None };
-        let (types, quantization) = match (case.precision, self.weights) {
-            (_, Some(b)) => {
-                let quantization = Quantization { b: WeightScheme::INT4.scheme, ..Quantization::default() };
-                (ElementTypes { b, scales: ElementType::F16, ..ElementTypes::F32 }, quantization)
-            }
-            (Precision::Bf16, _) => (ElementTypes::BF16, Quantization::default()),
-            (Precision::F16, _) => (ElementTypes::F16, Quantization::default()),
-            (Precision::Int8, _) => {
-                let types = ElementTypes { output: ElementType::F32, ..ElementTypes::INT8 };
-                (types, Quantization::default())
-            }
-            _ => (ElementTypes::F32, Quantization::default()),
+        let types = match case.precision {
+            Precision::F32 | Precision::Weights => ElementTypes::F32,
+            Precision::Bf16 => ElementTypes::BF16,
+            Precision::F16 => ElementTypes::F16,
+            Precision::Int8 => ElementTypes::INT8,
         };
-        let product = MatMul::builder(m, n, k)
-            .types(types)
-            .quantization(quantization)
-            .constant_b(self.kind != Kind::Plain)
-            .bias(fused)
-            .activation(activation)
-            .build()?;
+        let product = MatMul::builder(m, n, k).types(types).bias(fused).activation(activation);
         if self.kind == Kind::Plain {
-            return Ok(vec![product.compile(&BackendId::CPU, None, &options)?.executor()?]);
+            return Ok(vec![product.build()?.compile_with(&BackendId::CPU, &options)?.executor()?]);
         }
-        let compile =
-            |weights: &Weights| product.compile(&BackendId::CPU, Some(weights), &options)?.executor();
+        let compile = |weights: &Weights| {
+            product.clone().with_weights(weights)?.compile_with(&BackendId::CPU, &options)?.executor()
+        };
         if let (Narrow::Weights(quantized), Some(element)) = (&operands.narrow, self.weights) {
             let of_element = if element == ElementType::I8 { &quantized.int8 } else { &quantized.int4 };
             return of_element.iter().map(compile).collect();
@@ -140,7 +128,7 @@ impl Product for OwnProduct {
                 Kind::Fused => (&mut self.executors[copy], inputs.bias(bias)),
             };
             let c = TensorViewMut::new(c.as_mut_slice(), m, n).expect(VALID);
-            executor.run(&inputs, c).expect("a valid run");
+            executor.run(inputs, c).expect("a valid run");
         }
         operands.c = c;
     }

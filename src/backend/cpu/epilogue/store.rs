@@ -164,7 +164,7 @@ impl<'a> Output<'a> {
     fn zero_point(&self) -> f32 {
         match self.plan.product.quantization().output {
             QuantOutput::None => 0.0,
-            QuantOutput::Static { zero_point } => zero_point as f32,
+            QuantOutput::Static { zero_point, .. } => zero_point as f32,
         }
     }
 

@@ -100,14 +100,15 @@ impl PackedB {
         let sums = if kernels.format == Format::Int8Quads { n } else { 0 };
         let mut packed = Self {
             buffer: Buffer::zeroed(items.saturating_mul(item_len), "packed weights")?,
-            item_stride: if shared { 0 } else { item_len },
+            // Products with a batch and without one share what is packed here.
+            item_stride: if items == 1 { 0 } else { item_len },
             kernels,
             column_sums: crate::alloc::filled(items.saturating_mul(sums), 0i32, "sums of weights")?,
         };
         let mut interleave = interleave_b::Packer::new(kernels, product)?;
         for item in 0..items {
             let to = packed.buffer.start_mut().wrapping_add(item * item_len);
-            match (kernels.format, weights.view()) {
+            match (kernels.format, weights.view_for(product)) {
                 (Format::F32, AnyView::F32(view)) => {
                     let b = Matrix::of(view.data(), layout, product.transpose_b(), item);
                     // SAFETY: the weights cover their layout, and the buffer has room for every item.

@@ -51,7 +51,7 @@ impl PackedIntegers {
         let panel_len = ((groups - 1) * (words + 1) + last_words + 1) * lanes;
         let panels = n.div_ceil(lanes);
         let items =
-            if weights.layout().batch_stride() == 0 && scales_shared(weights) { 1 } else { product.batch() };
+            if product.b().batch_stride() == 0 && scales_shared(weights) { 1 } else { product.batch() };
         let len = items.checked_mul(panels).and_then(|count| count.checked_mul(panel_len));
         let len = len.ok_or(Error::SizeOverflow { what: "packed weights" })?;
         // Unsigned integers are packed as signed ones, less half their range.
@@ -133,7 +133,7 @@ impl Packing<'_> {
     }
 
     fn words(&self, item: usize, rows: std::ops::Range<usize>, first: usize, out: &mut [u32]) {
-        let layout = self.weights.layout();
+        let layout = self.product.b();
         let (row_step, col_step) = if self.product.transpose_b() {
             (1, layout.leading_dimension())
         } else {

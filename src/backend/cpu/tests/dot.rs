@@ -81,7 +81,7 @@ fn integers_are_exact_whatever_their_signs_zero_points_and_threads() {
         let (a, b) = (bytes(&mut random, m * k), bytes(&mut random, n * k));
         for (zero_a, zero_b) in [(0, 0), (if a_type == ElementType::U8 { 255 } else { -128 }, 127)] {
             let quantization = Quantization {
-                a: QuantA::Static { zero_point: zero_a },
+                a: QuantA::Static { scale: 0.25, zero_point: zero_a },
                 b: QuantB::PerColumn { zero_point: zero_b },
                 ..Quantization::default()
             };
@@ -91,18 +91,18 @@ fn integers_are_exact_whatever_their_signs_zero_points_and_threads() {
                     .types(types)
                     .quantization(quantization)
                     .transpose_b(transpose)
-                    .constant_b(true)
+                    .constant(true)
                     .build()
                     .unwrap();
                 let scales: Vec<f32> = (0..n).map(|col| 0.5 + (col % 7) as f32).collect();
                 let b = signed(&b);
                 let (rows, cols) = if transpose { (n, k) } else { (k, n) };
-                let weights = Weights::new(TensorView::new(&b, rows, cols).unwrap())
-                    .unwrap()
-                    .with_scales(TensorView::new(&scales, 1, n).unwrap())
-                    .unwrap();
-                let options =
-                    CompileOptions::default().threads(Threads::count(threads).unwrap()).scale_a(0.25);
+                let mut weights = Weights::new(TensorView::new(&b, rows, cols).unwrap()).unwrap();
+                if transpose {
+                    weights = weights.transposed().unwrap();
+                }
+                let weights = weights.with_scales(quantization.b, &scales).unwrap();
+                let options = CompileOptions::default().threads(Threads::count(threads).unwrap());
                 let Some(compiled) = both(Dot::Int8, &product, &weights, &options) else {
                     return;
                 };
@@ -130,7 +130,7 @@ fn sums_of_integers_are_the_whole_of_32_bits() {
     let (m, n) = (2, 3);
     let product = MatMul::builder(m, n, k)
         .types(ElementTypes { output: ElementType::I32, ..ElementTypes::INT8 })
-        .constant_b(true)
+        .constant(true)
         .build()
         .unwrap();
     let (a, b) = (vec![-128i8; m * k], vec![-128i8; k * n]);
@@ -155,14 +155,14 @@ fn rows_quantised_on_the_way_are_those_of_plain_rust() {
         let product = MatMul::builder(m, n, k)
             .types(ElementTypes { a: ElementType::F32, ..ElementTypes::INT8 })
             .quantization(quantization)
-            .constant_b(true)
+            .constant(true)
             .build()
             .unwrap();
         let b = signed(&bytes(&mut Random::new(3), n * k));
         let scales = vec![0.125f32; n];
         let weights = Weights::new(TensorView::new(&b, k, n).unwrap())
             .unwrap()
-            .with_scales(TensorView::new(&scales, 1, n).unwrap())
+            .with_scales(quantization.b, &scales)
             .unwrap();
         let mut a = Tensor::random_normal_f32(m, k, 3.0, 5).unwrap();
         if m > 2 {
@@ -193,7 +193,7 @@ fn bf16_integers_are_exact_and_subnormals_are_not_lost() {
     {
         let product = MatMul::builder(m, n, k)
             .types(ElementTypes { output, ..ElementTypes::BF16 })
-            .constant_b(true)
+            .constant(true)
             .alpha(0.5)
             .build()
             .unwrap();
@@ -242,7 +242,7 @@ fn shares_add_the_part_of_bias_and_residual_that_is_theirs() {
         let residual = Tensor::from_fn(m, n, |row, col| (row * n + col) as f32).unwrap();
         let product = MatMul::builder(m, n, K)
             .types(ElementTypes::INT8)
-            .constant_b(true)
+            .constant(true)
             .bias(true)
             .residual(true)
             .build()

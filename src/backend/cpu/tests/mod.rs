@@ -75,7 +75,7 @@ impl Operands {
         let product = MatMul::builder(m, n, k)
             .transpose_a(transposes[0])
             .transpose_b(transposes[1])
-            .constant_b(constant_b)
+            .constant(constant_b)
             .build()
             .unwrap();
         Self { product, a, b }
@@ -220,7 +220,7 @@ fn bits_of_a_row_do_not_depend_on_m_with_a_constant_b() {
         let whole = all.run(&cpu(isa, TINY), 1);
         for m in [1, 2, 3, 6, 7, 14, 15] {
             let a = Tensor::from_fn(m, k, |r, c| all.a.view().get(0, r, c).unwrap()).unwrap();
-            let product = MatMul::builder(m, n, k).constant_b(true).build().unwrap();
+            let product = MatMul::builder(m, n, k).constant(true).build().unwrap();
             let few = Operands { product, a, b: all.b.clone() };
             assert!(few.run(&cpu(isa, TINY), 1) == whole[..m * n], "{}: m = {m}", isa.name());
         }
@@ -331,7 +331,7 @@ fn weights_are_packed_once_for_products_of_different_m() {
     let weights = Weights::from_tensor(Tensor::filled(8, 40, 1f32).unwrap());
     let options = CompileOptions::default().threads(Threads::ONE);
     let packed = |m: usize| {
-        let product = MatMul::builder(m, 40, 8).constant_b(true).build().unwrap();
+        let product = MatMul::builder(m, 40, 8).constant(true).build().unwrap();
         let compiled = compile_for(&cpu, &product, Some(&weights), &options, 1);
         match &compiled.0.b {
             ConstantB::Packed(packed) => Arc::clone(packed),
@@ -349,7 +349,7 @@ fn an_empty_constant_b_is_not_packed() {
     let cpu = cpu(best(), TINY);
     for (n, k) in [(0, 5), (5, 0)] {
         let weights = Weights::from_tensor(Tensor::filled(k, n, 1f32).unwrap());
-        let product = MatMul::builder(3, n, k).constant_b(true).build().unwrap();
+        let product = MatMul::builder(3, n, k).constant(true).build().unwrap();
         let compiled = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 1);
         assert!(matches!(compiled.0.b, ConstantB::Plain(_)), "{product}");
     }
@@ -376,12 +376,8 @@ fn a_batch_that_shares_b_packs_it_once() {
     let b = Tensor::from_fn(9, 20, |r, c| (r + c) as f32).unwrap();
     let layout = Layout::strided(5, 9, 20, 20, 0).unwrap();
     let weights = Weights::new(TensorView::with_layout(b.data(), layout).unwrap()).unwrap();
-    let product = MatMul::builder(2, 20, 9)
-        .batch(5)
-        .constant_b(true)
-        .batch_stride(crate::Operand::B, 0)
-        .build()
-        .unwrap();
+    let product =
+        MatMul::builder(2, 20, 9).batch(5).constant(true).batch_stride(crate::Operand::B, 0).build().unwrap();
     let one_item = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 1);
     let bytes = one_item.info().bytes_held;
     assert!(bytes < 2 * 9 * 32 * 4 + 4096, "{bytes} bytes");
@@ -503,7 +499,7 @@ fn a_compiled_product_tells_what_it_holds() {
     assert_eq!(cpu.device().0, Device::Cpu);
     assert!(cpu.describe().contains(cpu.isa.name()));
     let weights = Weights::from_tensor(Tensor::filled(8, 40, 1f32).unwrap());
-    let product = MatMul::builder(3, 40, 8).constant_b(true).build().unwrap();
+    let product = MatMul::builder(3, 40, 8).constant(true).build().unwrap();
     let info = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 2).info();
     let (_, packed) = info.shared.unwrap();
     assert!(packed >= 8 * 40 * 4 && info.bytes_held > packed);
@@ -511,7 +507,7 @@ fn a_compiled_product_tells_what_it_holds() {
     // What is bound by the reading of A, or reads nothing, packs nothing.
     for (n, k) in [(1, 8), (40, 0)] {
         let weights = Weights::from_tensor(Tensor::filled(k, n, 1f32).unwrap());
-        let product = MatMul::builder(3, n, k).constant_b(true).build().unwrap();
+        let product = MatMul::builder(3, n, k).constant(true).build().unwrap();
         let compiled = compile_for(&cpu, &product, Some(&weights), &CompileOptions::default(), 1);
         assert!(compiled.info().shared.is_none());
     }
@@ -536,7 +532,7 @@ fn every_part_of_c_has_its_own_epilogue() {
             .bias(true)
             .residual(true)
             .activation(Activation::Relu)
-            .constant_b(constant_b)
+            .constant(constant_b)
             .leading_dimension(crate::Operand::C, n + 3)
             .leading_dimension(crate::Operand::Residual, n + 5)
             .build()

@@ -52,7 +52,7 @@ fn check(cpu: &Cpu, (m, n, k): (usize, usize, usize), b: ElementType, scheme: Qu
     let types = ElementTypes { b, ..ElementTypes::F32 };
     let product = MatMul::builder(m, n, k)
         .types(types)
-        .constant_b(true)
+        .constant(true)
         .alpha(0.5)
         .quantization(Quantization { b: scheme, ..Quantization::default() })
         .build()
@@ -74,7 +74,7 @@ fn check(cpu: &Cpu, (m, n, k): (usize, usize, usize), b: ElementType, scheme: Qu
     };
     let (rows, cols) = crate::description::scales::shape_of_b(scheme, n, k).unwrap();
     let scales = Tensor::from_fn(rows, cols, |_, _| 0.01 + random.normal().abs() as f32).unwrap();
-    let weights = weights.unwrap().with_scales(&scales).unwrap();
+    let weights = weights.unwrap().with_scales(scheme, &scales).unwrap();
 
     let run = |compiled: &dyn crate::backend::CompiledProduct| {
         let mut c = vec![f32::NAN; m * n];

@@ -28,7 +28,7 @@ fn operands_in_buffers_are_passed_as_such() {
     let a_view = TensorView::new(a.elements::<f32>(), 2, 2).unwrap();
     let inputs = Inputs::new(a_view).b(TensorView::new(&b, 2, 2).unwrap());
     let c_view = TensorViewMut::new(&mut c.elements_mut::<f32>()[6..], 2, 2).unwrap();
-    executor.run(&inputs, c_view).unwrap();
+    executor.run(inputs, c_view).unwrap();
     assert_eq!(c.elements::<f32>(), [7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 0.0, 0.0, 0.0, 0.0]);
     mock(|mock| {
         let [a, b, c] = mock.operands[..] else { panic!("three operands") };
@@ -43,7 +43,7 @@ fn operands_in_buffers_are_passed_as_such() {
     let foreign = others.shared_buffer(&other_id, 16).unwrap();
     let inputs = Inputs::new(TensorView::new(foreign.elements::<f32>(), 2, 2).unwrap())
         .b(TensorView::new(&b, 2, 2).unwrap());
-    executor.run(&inputs, TensorViewMut::new(c.elements_mut::<f32>(), 2, 2).unwrap()).unwrap();
+    executor.run(inputs, TensorViewMut::new(c.elements_mut::<f32>(), 2, 2).unwrap()).unwrap();
     mock(|mock| assert!(mock.operands[0].buffer.is_null()));
     drop((a, c, executor, backends));
     assert_nothing_leaked();
@@ -76,7 +76,7 @@ fn memory_that_was_freed_is_forgotten() {
         let a = unsafe { std::slice::from_raw_parts(start, 4) };
         let mut c = [f32::NAN; 4];
         let view = TensorView::new(a, 2, 2).unwrap();
-        executor.run(&Inputs::new(view).b(view), TensorViewMut::new(&mut c, 2, 2).unwrap()).unwrap();
+        executor.run(Inputs::new(view).b(view), TensorViewMut::new(&mut c, 2, 2).unwrap()).unwrap();
         mock(|mock| assert_eq!(mock.operands[0].buffer.is_null(), !wrapped));
         drop(buffer);
     }

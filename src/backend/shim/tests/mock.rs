@@ -337,8 +337,8 @@ extern "C" fn product_load(
 pub(super) fn good_table() -> sys::ANEShim {
     sys::ANEShim {
         struct_size: size_u32::<sys::ANEShim>(),
-        abi_major: 1,
-        abi_minor: 0,
+        abi_major: u16::try_from(sys::ANE_MATMUL_ABI_MAJOR).unwrap(),
+        abi_minor: u16::try_from(sys::ANE_MATMUL_ABI_MINOR).unwrap(),
         name: c"mock".as_ptr(),
         version: c"1".as_ptr(),
         device_open: Some(device_open),
@@ -385,7 +385,7 @@ pub(super) fn with_mock(setup: impl FnOnce(&mut Mock)) -> (Backends, BackendId) 
 }
 
 pub(super) fn compile_on(backends: &Backends, id: &BackendId) -> Result<Compiled> {
-    backends.compile(id, &MatMul::new(2, 2, 2)?, None, &CompileOptions::default())
+    backends.compile(id, &MatMul::new(2, 2, 2)?, &CompileOptions::default())
 }
 
 pub(super) fn run_on(backends: &Backends, id: &BackendId) -> Result<()> {
@@ -394,7 +394,7 @@ pub(super) fn run_on(backends: &Backends, id: &BackendId) -> Result<()> {
     let compiled = compile_on(backends, id)?;
     let mut executor = compiled.executor()?;
     drop(compiled);
-    executor.run(&Inputs::new(&one).b(&one), &mut c)?;
+    executor.run(Inputs::new(&one).b(&one), &mut c)?;
     assert_eq!(c.data(), [0.0; 4]);
     Ok(())
 }

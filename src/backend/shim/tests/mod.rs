@@ -199,7 +199,7 @@ fn what_a_run_observed_is_read_and_nothing_made_of_clocks_that_stand_still() {
         let (backends, id) = with_mock(|mock| mock.run_info = run_info);
         let mut executor = compile_on(&backends, &id).unwrap().executor().unwrap();
         let (one, mut c) = (Tensor::filled(2, 2, 1f32).unwrap(), Tensor::<f32>::zeros(2, 2).unwrap());
-        let seen = executor.run_observed(&Inputs::new(&one).b(&one), &mut c).unwrap();
+        let seen = executor.run_observed(Inputs::new(&one).b(&one), &mut c).unwrap();
         assert_eq!((seen.observed, seen.device_time), (observed, nanoseconds.map(Duration::from_nanos)));
     }
 }
@@ -230,11 +230,13 @@ type Damage = (fn(&mut sys::ANEShim), &'static str);
 #[test]
 fn damaged_tables_are_refused() {
     const LONG: &CStr = c"a-name-of-more-than-thirty-two-bytes";
-    let damages: [Damage; 10] = [
+    let damages: [Damage; 11] = [
         (|table| table.struct_size = 0, "its table has 0 bytes"),
         (|table| table.struct_size = 151, "its table has 151 bytes"),
-        (|table| table.abi_major = 0, "version 0.0 of the ABI"),
-        (|table| table.abi_major = u16::MAX, "version 65535.0"),
+        (|table| table.abi_major = 1, "version 1.1 of the ABI"),
+        (|table| table.abi_major = u16::MAX, "version 65535.1"),
+        // Nothing is promised of the minor while the major is 0.
+        (|table| table.abi_minor += 1, "version 0.2 of the ABI, this crate 0.1"),
         (|table| table.name = std::ptr::null(), "its name \"\""),
         (|table| table.name = c"".as_ptr(), "its name \"\""),
         (|table| table.name = c"Cpu".as_ptr(), "its name \"Cpu\""),
@@ -286,14 +288,14 @@ fn a_table_of_the_minimum_size_is_not_read_beyond_it() {
 }
 
 #[test]
-fn a_table_of_a_later_version_is_read_as_far_as_it_is_known() {
+fn a_longer_table_is_read_as_far_as_it_is_known() {
     #[repr(C)]
     struct Later {
         known: sys::ANEShim,
         slots: [u64; 8],
     }
     let mut table = Later { known: good_table(), slots: [u64::MAX; 8] };
-    (table.known.struct_size, table.known.abi_minor) = (size_u32::<Later>(), 1);
+    table.known.struct_size = size_u32::<Later>();
     // SAFETY: the table has struct_size readable bytes and C strings.
     let shim = unsafe { ShimLibrary::from_table((&raw const table).cast(), "a later mock") }.unwrap();
     // What is beyond would have been copied over something else: Miri reports that.
@@ -341,18 +343,19 @@ fn descriptions_reach_the_shim_unchanged() {
         .activation(crate::Activation::Silu)
         .types(ElementTypes { output: crate::ElementType::I8, ..ElementTypes::INT8 })
         .quantization(Quantization {
-            a: QuantA::Static { zero_point: -3 },
+            a: QuantA::Static { scale: 1.0, zero_point: -3 },
             b: QuantB::PerGroup { group_size: 128, zero_point: 2 },
-            output: QuantOutput::Static { zero_point: 5 },
+            output: QuantOutput::Static { scale: 1.0, zero_point: 5 },
             nibble_order: crate::NibbleOrder::HighFirst,
         })
+        .constant(true)
         .build()
         .unwrap();
     let desc = convert::description(&product);
     assert_eq!((desc.batch, desc.m, desc.n, desc.k), (2, 3, 4, 5));
     assert_eq!((desc.lda, desc.ldb, desc.ldc, desc.ld_residual), (7, 4, 9, 6));
     assert_eq!((desc.stride_a, desc.stride_b, desc.stride_c, desc.stride_residual), (35, 0, 27, 18));
-    assert_eq!(desc.flags, 0x1 | 0x10 | 0x20);
+    assert_eq!(desc.flags, 0x1 | 0x4 | 0x10 | 0x20);
     assert_eq!((desc.alpha, desc.activation), (0.5, sys::ANE_ACTIVATION_SILU));
     assert_eq!((desc.quant_a, desc.quant_b, desc.quant_c), (1, 3, 1));
     assert_eq!((desc.zero_point_a, desc.zero_point_b, desc.zero_point_c), (-3, 2, 5));
@@ -364,17 +367,17 @@ fn scales_have_a_type_where_anything_is_quantised() {
     use crate::description::matmul::ElementTypes;
     use crate::description::quantization::{QuantA, QuantB, QuantOutput, Quantization};
     let of = |types: ElementTypes, quantization: Quantization| {
-        let product = MatMul::builder(2, 3, 4).types(types).quantization(quantization).constant_b(true);
+        let product = MatMul::builder(2, 3, 4).types(types).quantization(quantization).constant(true);
         convert::description(&product.build().unwrap()).type_scale
     };
     let none = Quantization::default();
     assert_eq!(of(ElementTypes::F32, none), sys::ANE_TYPE_NONE);
-    let a = Quantization { a: QuantA::Static { zero_point: 0 }, ..none };
+    let a = Quantization { a: QuantA::Static { scale: 1.0, zero_point: 0 }, ..none };
     assert_eq!(of(ElementTypes::INT8, a), sys::ANE_TYPE_F32);
     let b = Quantization { b: QuantB::PerTensor { zero_point: 0 }, ..none };
     let weights = ElementTypes { b: crate::ElementType::I8, ..ElementTypes::F32 };
     assert_eq!(of(weights, b), sys::ANE_TYPE_F32);
-    let output = Quantization { output: QuantOutput::Static { zero_point: 0 }, ..none };
+    let output = Quantization { output: QuantOutput::Static { scale: 1.0, zero_point: 0 }, ..none };
     let bytes = ElementTypes { output: crate::ElementType::I8, ..weights };
     assert_eq!(of(bytes, output), sys::ANE_TYPE_F32);
 }

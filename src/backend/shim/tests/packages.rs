@@ -23,7 +23,7 @@ fn compile(
 ) -> (Result<Report>, Vec<String>) {
     let (backends, id) = with_mock(setup);
     let options = options(CompileOptions::default().packages(directory));
-    let report = backends.compile(&id, product, weights, &options).map(|compiled| {
+    let report = backends.compile_parts(&id, product, weights, &options).map(|compiled| {
         compiled.executor().unwrap();
         compiled.report()
     });
@@ -66,7 +66,7 @@ fn the_second_start_loads() {
 #[test]
 fn whatever_changes_the_product_compiles_again() {
     let directory = tempfile::tempdir().unwrap();
-    let product = |n: usize| MatMul::builder(2, n, 2).constant_b(true).build().unwrap();
+    let product = |n: usize| MatMul::builder(2, n, 2).constant(true).build().unwrap();
     let weights = |n: usize, value: f32| Weights::from_tensor(Tensor::filled(2, n, value).unwrap());
     let starts = || {
         let same = |options| options;

@@ -93,7 +93,7 @@ fn backends(subject: &Subject, host: &Host) -> (Backends, BackendId) {
 /// Shared buffers of the Rust API reach the shim as such: a run makes no buffers of its own.
 fn shared_buffers(subject: &Subject, host: &Host) -> ane_matmul::Result<()> {
     let (backends, id) = backends(subject, host);
-    let compiled = backends.compile(&id, &MatMul::new(5, 7, 3)?, None, &CompileOptions::default())?;
+    let compiled = backends.compile(&id, &MatMul::new(5, 7, 3)?, &CompileOptions::default())?;
     let mut executor = compiled.executor()?;
     let mut a = backends.shared_buffer(&id, 5 * 3 * 4)?;
     let mut b = backends.shared_buffer(&id, 3 * 7 * 4)?;
@@ -107,7 +107,7 @@ fn shared_buffers(subject: &Subject, host: &Host) -> ane_matmul::Result<()> {
             3,
             7,
         )?);
-        executor.run(&inputs, TensorViewMut::new(c.elements_mut::<f32>(), 5, 7)?)?;
+        executor.run(inputs, TensorViewMut::new(c.elements_mut::<f32>(), 5, 7)?)?;
         assert_eq!(c.elements::<f32>(), [6.0 * f32::from(round); 35]);
     }
     assert_eq!(host.counter("buffers_made"), made, "operands in shared buffers were copied");
@@ -117,20 +117,20 @@ fn shared_buffers(subject: &Subject, host: &Host) -> ane_matmul::Result<()> {
 
 /// A second start loads what the first compiled, where the shim keeps it: products with one operand.
 fn packages(subject: &Subject, host: &Host, dir: &Path) -> ane_matmul::Result<()> {
-    let product = MatMul::builder(5, 7, 3).constant_b(true).build()?;
-    let biased = MatMul::builder(5, 7, 3).constant_b(true).bias(true).build()?;
     let (weights, bias) = (Weights::from_tensor(Tensor::filled(3, 7, 2f32)?), vec![1f32; 7]);
+    let product = MatMul::new(5, 7, 3)?.with_weights(&weights)?;
+    let biased = MatMul::builder(5, 7, 3).bias(true).with_weights(&weights)?;
     let (input, mut loaded) = (Tensor::filled(5, 3, 1f32)?, Vec::new());
     for chip in ["Apple M1", "Apple M1", "Apple M4 Max", "Apple M1"] {
         host.set_device_name(chip);
         let (backends, id) = backends(subject, host);
         let options = CompileOptions::default().packages(dir.join("packages"));
-        let compiled = backends.compile(&id, &product, Some(&weights), &options)?;
-        assert_eq!(compiled.run_once(&Inputs::new(&input))?.data(), [6.0; 35]);
+        let compiled = backends.compile(&id, &product, &options)?;
+        assert_eq!(compiled.run_to_tensor(Inputs::new(&input))?.data(), [6.0; 35]);
         let report = compiled.report();
         assert_eq!(report.note.is_some(), subject.name == "metal", "{:?}", report.note);
-        let compiled = backends.compile(&id, &biased, Some(&weights), &options)?;
-        assert_eq!(compiled.run_once(&Inputs::new(&input).bias(&bias))?.data(), [7.0; 35]);
+        let compiled = backends.compile(&id, &biased, &options)?;
+        assert_eq!(compiled.run_to_tensor(Inputs::new(&input).bias(&bias))?.data(), [7.0; 35]);
         assert!(compiled.report().note.is_some() && !compiled.report().from_package);
         loaded.push(report.from_package);
     }
