@@ -18,7 +18,7 @@ use crate::error::{Error, Operand, Result};
 use crate::executor_pool::{ExecutorPool, Idle};
 use crate::operands::tensor::Tensor;
 use crate::operands::view::{AnyView, AnyViewMut, IntoViewMut, Sealed, TensorView, TensorViewMut};
-use crate::operands::weights::{Weights, check_nibbles};
+use crate::operands::weights::Weights;
 use crate::verify::self_check::{CheckCounts, CheckSchedule, CheckedProduct, Mismatch, Prepared};
 
 /// The operands of one run that are read.
@@ -676,6 +676,23 @@ fn wrong_shape(operand: Operand, expected: &Layout, got: &Layout) -> Error {
         "pass the operand as described, or describe the product with these dimensions; weights stored outputs x inputs, as PyTorch does, are the transpose (Weights::transposed)"
     };
     Error::Shape { operand, expected: expected.to_string(), got: got.to_string(), help }
+}
+
+/// Checks that 4-bit elements lie in the described order.
+fn check_nibbles(product: &MatMul, b: &AnyView<'_>) -> Result<()> {
+    match b {
+        AnyView::Int4(view) if view.nibble_order() != product.quantization().nibble_order => {
+            Err(Error::Description {
+                problem: format!(
+                    "B's 4-bit elements are in the order {:?}, the description says {:?}",
+                    view.nibble_order(),
+                    product.quantization().nibble_order
+                ),
+                help: "set Quantization::nibble_order to that of the data",
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn check_types(product: &MatMul, inputs: &Inputs<'_>, c: ElementType) -> Result<()> {

@@ -278,69 +278,25 @@ impl Drop for PooledExecutor<'_> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::Ordering;
     use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::backend::refusal::Refusal;
-    use crate::backend::{Backend, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs};
+    use crate::backend::CompiledInfo;
+    use crate::backend::tests::Scripted;
     use crate::description::matmul::MatMul;
-    use crate::description::options::{CompileOptions, Device};
-    use crate::operands::weights::Weights;
+    use crate::description::options::CompileOptions;
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// An engine that does nothing, and opens no executor while this is set.
-    #[derive(Clone, Default)]
-    struct Closed(Arc<AtomicBool>);
-
-    impl Backend for Closed {
-        fn describe(&self) -> String {
-            String::new()
-        }
-        fn device(&self) -> (Device, String) {
-            (Device::Cpu, String::new())
-        }
-        fn supports(&self, _: &MatMul, _: &CompileOptions) -> Result<(), Refusal> {
-            Ok(())
-        }
-        fn compile(
-            &self,
-            _: &MatMul,
-            _: Option<&Weights>,
-            _: &CompileOptions,
-        ) -> Result<Box<dyn CompiledProduct>> {
-            Ok(Box::new(self.clone()))
-        }
-    }
-
-    impl CompiledProduct for Closed {
-        fn open(&self) -> Result<Box<dyn Run>> {
-            if self.0.load(Ordering::SeqCst) {
-                return Err(Error::OutOfMemory { what: "a test", bytes: 1 });
-            }
-            Ok(Box::new(Nothing))
-        }
-        fn info(&self) -> CompiledInfo {
-            CompiledInfo::default()
-        }
-    }
-
-    struct Nothing;
-
-    impl Run for Nothing {
-        fn run(&mut self, _: RunArgs<'_>) -> Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn who_waits_is_woken_though_a_lost_executor_cannot_be_opened() {
-        let closed = Closed::default();
+        let scripted = Scripted { info: Some(CompiledInfo::default()), ..Scripted::default() };
+        let closed = Arc::clone(&scripted.closed);
+        let (backends, id) = scripted.registered();
         let product = MatMul::new(1, 1, 1).unwrap();
-        let options = CompileOptions::default();
-        let compiled = Compiled::new(BackendId::CPU, &closed, &product, None, &options).unwrap();
+        let compiled = backends.compile(&id, &product, &CompileOptions::default()).unwrap();
         let pool = Arc::new(compiled.pool(1).unwrap());
         let (told, outcomes) = channel();
         let executor = pool.get().unwrap();
@@ -353,7 +309,7 @@ mod tests {
             assert!(start.elapsed() < LIMIT, "nobody waits");
             std::thread::yield_now();
         }
-        closed.0.store(true, Ordering::SeqCst);
+        closed.store(true, Ordering::SeqCst);
         let lost = catch_unwind(AssertUnwindSafe(move || {
             let _executor = executor;
             std::panic::resume_unwind(Box::new("a run that panicked"));
@@ -362,7 +318,7 @@ mod tests {
         // One that is not woken never says anything.
         assert_eq!([0, 1].map(|_| outcomes.recv_timeout(LIMIT)), [Ok(true); 2]);
         assert!(matches!(pool.try_get(), Err(Error::OutOfMemory { .. })));
-        closed.0.store(false, Ordering::SeqCst);
+        closed.store(false, Ordering::SeqCst);
         assert!(pool.try_get().unwrap().is_some());
         assert_eq!(pool.idle(), 1);
     }

@@ -54,16 +54,16 @@ pub fn matmul<'a, 'b>(a: impl IntoView<'a>, b: impl IntoView<'b>) -> Result<Tens
         ..ElementTypes::F32
     };
     let mut product = MatMul::builder(of_a.rows(), of_b.cols(), of_a.cols()).batch(batch).types(types);
-    for (operand, layout) in [(Operand::A, of_a), (Operand::B, of_b)] {
-        let stride = if layout.batch() == batch { layout.batch_stride() } else { 0 };
-        product =
-            product.leading_dimension(operand, layout.leading_dimension()).batch_stride(operand, stride);
+    let (a, b) = (a.broadcast(batch), b.broadcast(batch));
+    for (operand, layout) in [(Operand::A, a.layout()), (Operand::B, b.layout())] {
+        product = product
+            .leading_dimension(operand, layout.leading_dimension())
+            .batch_stride(operand, layout.batch_stride());
     }
     if let AnyView::Int4(view) = &b {
         let nibble_order = view.nibble_order();
         product = product.quantization(Quantization { nibble_order, ..Quantization::default() });
     }
     let product = product.build()?;
-    let inputs = Inputs::new(a.broadcast(batch)).b(b.broadcast(batch));
-    product.compile(&BackendId::CPU)?.run_to_tensor(inputs)
+    product.compile(&BackendId::CPU)?.run_to_tensor(Inputs::new(a).b(b))
 }

@@ -513,12 +513,8 @@ fn info(backend: &dyn Backend) -> BackendInfo {
     }
 }
 
-static BUILT_IN: LazyLock<Backends> = LazyLock::new(Backends::new);
-
 /// The registry behind [`MatMul::compile`].
-pub(crate) fn built_in_registry() -> &'static Backends {
-    &BUILT_IN
-}
+pub(crate) static BUILT_IN: LazyLock<Backends> = LazyLock::new(Backends::new);
 
 /// Every backend that this build knows, and whether it is here or why not.
 #[must_use]

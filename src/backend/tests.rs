@@ -1,5 +1,6 @@
 //! What backends have in common, and one that says what it is told.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::*;
@@ -20,6 +21,8 @@ pub(crate) struct Scripted {
     /// What compiling takes, and the first run of an executor.
     pub(crate) compile_time: Duration,
     pub(crate) first_run_time: Duration,
+    /// While it is set, no executor can be opened.
+    pub(crate) closed: Arc<AtomicBool>,
 }
 
 impl Scripted {
@@ -53,7 +56,8 @@ impl Backend for Scripted {
         std::thread::sleep(self.compile_time);
         let info = self.info.clone().ok_or(Error::SizeOverflow { what: "a scripted product" })?;
         let observations = self.observations.clone();
-        Ok(Box::new(ScriptedProduct { info, observations, first_run_time: self.first_run_time }))
+        let (first_run_time, closed) = (self.first_run_time, Arc::clone(&self.closed));
+        Ok(Box::new(ScriptedProduct { info, observations, first_run_time, closed }))
     }
 }
 
@@ -61,10 +65,14 @@ struct ScriptedProduct {
     info: CompiledInfo,
     observations: Vec<RunObservation>,
     first_run_time: Duration,
+    closed: Arc<AtomicBool>,
 }
 
 impl CompiledProduct for ScriptedProduct {
     fn open(&self) -> Result<Box<dyn Run>> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::OutOfMemory { what: "a scripted executor", bytes: 1 });
+        }
         Ok(Box::new(ScriptedRun(self.observations.clone(), self.first_run_time)))
     }
 

@@ -287,15 +287,16 @@ impl MatMul {
     }
 
     fn to_builder(&self) -> MatMulBuilder {
-        let strides = |layout: &Layout| Strides {
-            leading_dimension: Some(layout.leading_dimension()),
-            batch_stride: Some(layout.batch_stride()),
-        };
-        let residual = self.residual.as_ref().map(strides);
+        let residual = self.residual.as_ref().map(Strides::of);
         MatMulBuilder {
             parameters: self.parameters,
             residual: residual.is_some(),
-            strides: [strides(&self.a), strides(&self.b), strides(&self.c), residual.unwrap_or_default()],
+            strides: [
+                Strides::of(&self.a),
+                Strides::of(&self.b),
+                Strides::of(&self.c),
+                residual.unwrap_or_default(),
+            ],
         }
     }
 
@@ -379,6 +380,15 @@ pub struct MatMulBuilder {
     parameters: Parameters,
     residual: bool,
     strides: [Strides; 4],
+}
+
+impl Strides {
+    const fn of(layout: &Layout) -> Self {
+        Self {
+            leading_dimension: Some(layout.leading_dimension()),
+            batch_stride: Some(layout.batch_stride()),
+        }
+    }
 }
 
 fn strides_index(operand: Operand) -> Option<usize> {
@@ -540,11 +550,7 @@ impl MatMulBuilder {
         if let AnyView::Int4(view) = weights.view() {
             parameters.quantization.nibble_order = view.nibble_order();
         }
-        let shared = layout.batch() == 1 && parameters.batch != 1;
-        self.strides[1] = Strides {
-            leading_dimension: Some(layout.leading_dimension()),
-            batch_stride: Some(if shared { 0 } else { layout.batch_stride() }),
-        };
+        self.strides[1] = Strides::of(&layout.broadcast(parameters.batch));
         Ok(MatMulWithWeights::new(self.constant(true).build()?, weights))
     }
 

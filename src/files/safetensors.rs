@@ -306,7 +306,7 @@ impl SafetensorsFile {
             Dtype::F16 => typed::<f16>(stored, layout),
             Dtype::BF16 => typed::<bf16>(stored, layout),
             dtype => {
-                let help = if self.quantized_names().iter().any(|quantized| quantized == name) {
+                let help = if self.quantized_entry(name).is_some() {
                     ": it is quantised, read it with `quantized`"
                 } else {
                     ""
@@ -339,7 +339,7 @@ impl SafetensorsFile {
     pub fn linear(&self, name: &str) -> Result<Linear> {
         let name = name.strip_suffix(".weight").unwrap_or(name);
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-        let weights = if self.quantized_names().contains(&weight) {
+        let weights = if self.quantized_entry(&weight).is_some() {
             self.quantized(&weight)?
         } else {
             self.weights(&weight)?.transposed()?

@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use crate::alloc;
 use crate::description::element::{Element, ElementType};
 use crate::description::layout::Layout;
-use crate::description::matmul::MatMul;
-use crate::description::matmul::check_scheme;
+use crate::description::matmul::{MatMul, check_scheme};
 use crate::description::quantization::{NibbleOrder, QuantB};
 use crate::description::scales::{is_scale, shape_of_b};
 use crate::error::{Error, Operand, Result};
@@ -383,23 +382,6 @@ impl Weights {
         let erased: Arc<dyn Any + Send + Sync> = Arc::clone(&value) as _;
         derived.push((key, Arc::downgrade(&erased)));
         Ok(value)
-    }
-}
-
-/// Checks that 4-bit elements lie in the described order.
-pub(crate) fn check_nibbles(product: &MatMul, b: &AnyView<'_>) -> Result<()> {
-    match b {
-        AnyView::Int4(view) if view.nibble_order() != product.quantization().nibble_order => {
-            Err(Error::Description {
-                problem: format!(
-                    "B's 4-bit elements are in the order {:?}, the description says {:?}",
-                    view.nibble_order(),
-                    product.quantization().nibble_order
-                ),
-                help: "set Quantization::nibble_order to that of the data",
-            })
-        }
-        _ => Ok(()),
     }
 }
 

@@ -89,6 +89,13 @@ impl SafetensorsFile {
         metadata.keys().filter_map(|key| key.strip_prefix(KEY)).map(String::from).collect()
     }
 
+    /// What the metadata say of a quantised tensor.
+    pub(super) fn quantized_entry(&self, name: &str) -> Option<&str> {
+        let key = format!("{KEY}{name}");
+        let mut metadata = self.shards.iter().filter_map(|shard| shard.metadata.metadata().as_ref());
+        metadata.find_map(|metadata| metadata.get(&key)).map(String::as_str)
+    }
+
     /// A tensor that [`SafetensorsFile::quantize`] quantised, with scheme and scales, transposed where the
     /// file says that it is stored so.
     ///
@@ -96,14 +103,12 @@ impl SafetensorsFile {
     /// [`crate::Error::Format`] when there is no such tensor, or it or its metadata are not as documented;
     /// [`crate::Error::Scale`]; [`crate::Error::OutOfMemory`].
     pub fn quantized(&self, name: &str) -> Result<Weights> {
-        let key = format!("{KEY}{name}");
-        let mut metadata = self.shards.iter().filter_map(|shard| shard.metadata.metadata().as_ref());
-        let text = metadata.find_map(|metadata| metadata.get(&key)).ok_or_else(|| {
+        let text = self.quantized_entry(name).ok_or_else(|| {
             let names = self.quantized_names();
             let others = if names.is_empty() { "nothing is".into() } else { names.join(", ") };
             self.problem(format!("`{name}` is not quantised; quantised here: {others}"))
         })?;
-        let bad = |what: &str| self.problem(format!("`{name}`: {what} (`{key}` says `{text}`)"));
+        let bad = |what: &str| self.problem(format!("`{name}`: {what} (`{KEY}{name}` says `{text}`)"));
         let entry = Entry::parse(text).ok_or_else(|| bad("its metadata cannot be read"))?;
         let layout = Layout::packed(1, entry.rows, entry.cols)?;
         let stored = self.stored(name)?;

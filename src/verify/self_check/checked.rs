@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::instant_start::InstantStart;
-use crate::backend::{BackendId, CompiledInfo, CompiledProduct, Run, RunArgs};
+use crate::backend::{BUILT_IN, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs};
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, Result};
 use crate::executor::{Executor, Inputs, RunObservation};
@@ -79,8 +79,8 @@ impl Shared {
     /// The product on the CPU engine.
     fn on_cpu(&self) -> Result<Executor> {
         let reals = self.prepared.reals();
-        let (backends, options) = (crate::backend::built_in_registry(), self.options_for_cpu());
-        backends.compile_parts(&BackendId::CPU, &reals.product, reals.weights.as_ref(), &options)?.executor()
+        let options = self.options_for_cpu();
+        BUILT_IN.compile_parts(&BackendId::CPU, &reals.product, reals.weights.as_ref(), &options)?.executor()
     }
 
     /// Notes a wrong result in the profile, where one was named; a failure is not the run's.
