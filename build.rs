@@ -58,14 +58,15 @@ const SHIMS: [Shim; 2] = [
     },
 ];
 
-const HEADER: &str = "include/ane_matmul.h";
+#[cfg(any(feature = "bindgen", target_vendor = "apple"))]
+const HEADER: &str = "include/ane_graph.h";
 
 const APPLE_HOST: bool = cfg!(target_vendor = "apple");
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
-    println!("cargo::rerun-if-changed={HEADER}");
+    println!("cargo::rerun-if-changed=include");
     println!("cargo::rerun-if-changed=objc");
     for variable in ["ANE_MATMUL_REQUIRE_SHIMS", "ANE_MATMUL_BLAS", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={variable}");

@@ -2,6 +2,6 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=garbage.c");
-    println!("cargo::rerun-if-changed=../include/ane_matmul.h");
+    println!("cargo::rerun-if-changed=../include");
     cc::Build::new().include("../include").std("c11").warnings(true).file("garbage.c").compile("garbage");
 }

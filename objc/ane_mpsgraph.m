@@ -2,9 +2,9 @@
  * ane_mpsgraph.m - the C ABI of ane_matmul.h over MPSGraph.
  *
  * A product is one graph, compiled once into an executable for fixed shapes; a run encodes it into a
- * command buffer of the shim's own and waits. Operands are packed arrays: what lies otherwise in the
- * caller's memory is copied row by row into shared buffers of the executor. Manual retain/release, no
- * blocks, no classes of its own. SPDX-License-Identifier: MIT OR Apache-2.0
+ * command buffer of the shim's own. Operands are packed arrays: what lies otherwise in the caller's
+ * memory is copied row by row into shared buffers of the executor. Manual retain/release, no blocks, no
+ * classes of its own. SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
@@ -61,10 +61,12 @@ enum {
 struct ANEDevice {
     id<MTLDevice> device;
     id<MTLCommandQueue> queue;
-    MPSGraphDevice *graph_device;
     os_log_t log;
+    MPSGraphDevice *graph_device;
 };
 
+/* Weights are embedded in executables: MPSGraph shares none between them. */
+#define SHIM_DEVICE_FLAGS 0
 #include "shim_support.h"
 
 static const char *const operand_names[OPERANDS] = {"A", "B", "C", "bias", "residual"};
@@ -80,13 +82,8 @@ struct ANEProduct {
     ANEDeviceKind requested;
     BOOL level0;
     BOOL from_package;
+    uint32_t arithmetic;
     uint64_t compile_ns;
-};
-
-struct ANEMatMulExecutor {
-    ANEProduct *product;
-    id<MTLBuffer> staging[OPERANDS]; /* made when first needed */
-    MPSGraphTensorData *staged[OPERANDS];
 };
 
 /* ---- questions ----------------------------------------------------------------------------- */
@@ -134,6 +131,13 @@ static BOOL has_packages(void)
 static BOOL is_float_type(ANEType type)
 {
     return type == ANE_TYPE_F32 || type == ANE_TYPE_F16;
+}
+
+/* Whether a number becomes neither infinite nor subnormal in f16, which the graph would scale with. */
+static BOOL is_normal_f16(float x)
+{
+    const float size = x < 0 ? -x : x;
+    return size == 0 || (size >= 0x1p-14f && size < 65520.0f);
 }
 
 static MPSDataType data_type(ANEType type)
@@ -215,6 +219,9 @@ static ANEStatus check_support(ANEDevice *device, const ANEMatMulDesc *d, const 
     if (status != ANE_STATUS_OK) {
         return status;
     }
+    if (d->type_accumulator == ANE_TYPE_F16 && !is_normal_f16(d->alpha)) {
+        return REFUSE(err, ANE_REFUSAL_EPILOGUE, "alpha is too large or too small for sums in f16: describe an f32 accumulator");
+    }
     if (d->activation < ANE_ACTIVATION_NONE || d->activation > ANE_ACTIVATION_TANH) {
         return REFUSE(err, ANE_REFUSAL_EPILOGUE, "activation %d is not known to this shim", (int)d->activation);
     }
@@ -262,36 +269,51 @@ static void mpsgraph_device_close(ANEDevice *device)
     }
 }
 
-static ANEStatus open_device(ANEDevice *device, ANEError *err)
+static ANEStatus open_device(ANEDevice *device, uint32_t index, ANEError *err)
 {
-    device->device = MTLCreateSystemDefaultDevice();
-    if (!device->device) {
-        return FAIL(err, ANE_STATUS_NO_DEVICE, "there is no Metal device");
+    ANEStatus status = open_queue(device, index, "mpsgraph", err);
+    if (status != ANE_STATUS_OK) {
+        return status;
     }
-    device->queue = [device->device newCommandQueue];
     device->graph_device = [[MPSGraphDevice deviceWithMTLDevice:device->device] retain];
-    if (!device->queue || !device->graph_device) {
-        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command queue, or MPSGraph no device");
-    }
-    /* The system keeps one log for each name, for the life of the process. */
-    device->log = os_log_create("ane-matmul", "mpsgraph");
-    return ANE_STATUS_OK;
+    return device->graph_device ? ANE_STATUS_OK : FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "MPSGraph made no device");
 }
 
-static ANEStatus mpsgraph_device_open(ANEDevice **out, ANEError *err)
+static ANEStatus mpsgraph_device_open(uint32_t index, ANEDevice **out, ANEError *err)
 {
     ANEDevice *device = calloc(1, sizeof *device);
     ANEStatus status = ANE_STATUS_INTERNAL;
     if (!device) {
         return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a device");
     }
-    CONTAINED(err, status, status = open_device(device, err))
+    CONTAINED(err, status, status = open_device(device, index, err))
     if (status != ANE_STATUS_OK) {
         mpsgraph_device_close(device);
         return status;
     }
     *out = device;
     return ANE_STATUS_OK;
+}
+
+/* MPSGraph tells of nothing that it initialises apart from compiling. */
+static ANEStatus mpsgraph_device_prepare(ANEDevice *device, ANEError *err)
+{
+    (void)device;
+    (void)err;
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus mpsgraph_constant_create(ANEDevice *device, const ANEConstantDesc *desc, ANEConstant **out, ANEError *err)
+{
+    (void)device;
+    (void)desc;
+    (void)out;
+    return FAIL(err, ANE_STATUS_NOT_IMPLEMENTED, "MPSGraph compiles constants into each product");
+}
+
+static void mpsgraph_constant_destroy(ANEConstant *constant)
+{
+    (void)constant;
 }
 
 static ANEStatus mpsgraph_supports(ANEDevice *device, const ANEMatMulDesc *desc, const ANECompileOptions *options,
@@ -426,21 +448,23 @@ static MPSGraphTensor *build_graph(const ANEProduct *product, MPSGraph *graph, c
 
 /* ---- compile ------------------------------------------------------------------------------- */
 
-static MPSGraphCompilationDescriptor *compilation_descriptor(const ANEProduct *product, const ANECompileOptions *options)
+static MPSGraphCompilationDescriptor *compilation_descriptor(ANEProduct *product, const ANECompileOptions *options)
 {
     MPSGraphCompilationDescriptor *descriptor = [[[MPSGraphCompilationDescriptor alloc] init] autorelease];
     /* Level 0 leaves everything on the GPU, level 1 lets the placement pass choose; the default differs
      * between systems (MPSGraph.h). */
     [descriptor setOptimizationLevel:product->level0 ? MPSGraphOptimizationLevel0 : MPSGraphOptimizationLevel1];
     [descriptor setWaitForCompilationCompletion:YES];
-    /* From system 26 on, whatever number a program is told. */
+    /* From system 26 on, whatever number a program is told. What it allows is f16 between the passes of a kernel
+     * (MPSGraph.h), and so for sums: more than ANE_OPTION_REDUCED_PRECISION, which is about operands. */
     if ([descriptor respondsToSelector:@selector(setReducedPrecisionFastMath:)]) {
-        const BOOL reduced = (options->flags & ANE_OPTION_REDUCED_PRECISION) != 0;
+        const BOOL fast = (options->flags & ANE_OPTION_FAST_MATH) != 0;
+        product->arithmetic = fast ? ANE_ARITHMETIC_FAST_MATH : 0;
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wunguarded-availability"
 #pragma clang diagnostic ignored "-Wunguarded-availability-new"
-        [descriptor setReducedPrecisionFastMath:reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates
-                                                        : MPSGraphReducedPrecisionFastMathNone];
+        [descriptor setReducedPrecisionFastMath:fast ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates
+                                                     : MPSGraphReducedPrecisionFastMathNone];
 #pragma clang diagnostic pop
     }
     return descriptor;
@@ -710,7 +734,8 @@ static ANEStatus mpsgraph_product_info(ANEProduct *product, ANEProductInfo *info
     i.observed = product->level0 ? ANE_DEVICE_GPU : ANE_DEVICE_UNKNOWN;
     i.compile_ns = product->compile_ns;
     i.bytes_held = sizeof *product + ((product->desc.flags & ANE_MATMUL_CONSTANT_B) ? product->packed[B].bytes : 0);
-    i.executor_bytes = sizeof(ANEMatMulExecutor) + product->packed[C].bytes;
+    i.executor_bytes = sizeof(ANEMatMulExecutor) + sizeof(Slot) + product->packed[C].bytes;
+    i.arithmetic = product->arithmetic;
     for (NSUInteger f = 0; f < product->feed_count; ++f) {
         i.executor_bytes += product->packed[product->feeds[f]].bytes;
     }
@@ -720,30 +745,10 @@ static ANEStatus mpsgraph_product_info(ANEProduct *product, ANEProductInfo *info
 
 /* ---- run ----------------------------------------------------------------------------------- */
 
-static void mpsgraph_executor_destroy(ANEMatMulExecutor *executor)
+static ANEStatus mpsgraph_executor_create(ANEProduct *product, const ANEExecutorOptions *options, ANEMatMulExecutor **out,
+                                          ANEError *err)
 {
-    if (executor) {
-        ANEStatus ignored;
-        CONTAINED(NULL, ignored, {
-            for (int i = 0; i < OPERANDS; ++i) {
-                [executor->staged[i] release];
-                [executor->staging[i] release];
-            }
-        })
-        (void)ignored;
-        free(executor);
-    }
-}
-
-static ANEStatus mpsgraph_executor_create(ANEProduct *product, ANEMatMulExecutor **out, ANEError *err)
-{
-    ANEMatMulExecutor *executor = calloc(1, sizeof *executor);
-    if (!executor) {
-        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for an executor");
-    }
-    executor->product = product;
-    *out = executor;
-    return ANE_STATUS_OK;
+    return create_executor(product->device, product, &product->desc, 0, options, out, err);
 }
 
 static MPSGraphTensorData *tensor_data(const ANEProduct *product, int which, id<MTLBuffer> buffer)
@@ -760,162 +765,112 @@ static BOOL same_layout(const Layout *l, const Layout *packed)
            (l->rows <= 1 || l->ld == packed->ld) && (l->items <= 1 || l->stride == packed->stride);
 }
 
-/* Where an operand of a run is. */
-typedef struct Bound {
-    MPSGraphTensorData *data;
-    char *host;  /* in the caller's memory */
-    BOOL staged; /* data is the executor's: C has to be copied back */
-} Bound;
-
-/* Binds the caller's buffer where that has the graph's layout, else one of the executor's, filled. */
-static ANEStatus bind_operand(ANEMatMulExecutor *executor, int which, const ANEOperand *operand, const Layout *layout,
-                              Bound *bound, ANEError *err)
+/* What MPSGraph reads or writes of an operand: the caller's buffer where that has the graph's layout, else one of the
+ * slot's. It lives as long as the slot's commands; nil with `err` filled. */
+static MPSGraphTensorData *bind_operand(ANEMatMulExecutor *executor, Slot *slot, int which, const ANEOperand *operand,
+                                        const Layout *layout, ANEStatus *status, ANEError *err)
 {
     const ANEProduct *product = executor->product;
     const Layout *packed = &product->packed[which];
-    ANEStatus status = check_operand(product->device, operand_names[which], operand, layout, err);
-    if (status != ANE_STATUS_OK) {
-        return status;
+    MPSGraphTensorData *data;
+    *status = check_operand(product->device, operand_names[which], operand, layout, err);
+    if (*status != ANE_STATUS_OK) {
+        return nil;
     }
-    bound->staged = !(operand->buffer && operand->offset_bytes == 0 && same_layout(layout, packed));
-    if (!bound->staged) {
-        bound->data = [tensor_data(product, which, operand->buffer->buffer) autorelease];
+    if (operand->buffer && operand->offset_bytes == 0 && same_layout(layout, packed)) {
+        data = [tensor_data(product, which, operand->buffer->buffer) autorelease];
     } else {
-        bound->host = operand->buffer ? (char *)[operand->buffer->buffer contents] + operand->offset_bytes : operand->data;
-        if (!executor->staging[which]) {
-            executor->staging[which] = new_buffer(product->device, packed->bytes, err);
-            if (!executor->staging[which]) {
-                return ANE_STATUS_OUT_OF_MEMORY;
-            }
-            memset([executor->staging[which] contents], 0, (size_t)packed->bytes);
+        *status = stage(product->device, slot, which, operand, layout, packed, packed->bytes, err);
+        if (*status != ANE_STATUS_OK) {
+            return nil;
         }
-        if (!executor->staged[which]) {
-            executor->staged[which] = tensor_data(product, which, executor->staging[which]);
+        if (!slot->tensors[which]) {
+            slot->tensors[which] = tensor_data(product, which, slot->staging[which]);
         }
-        bound->data = executor->staged[which];
-        if (which != C) {
-            repack([executor->staging[which] contents], packed, bound->host, layout, layout);
-        }
+        data = slot->tensors[which];
     }
-    return bound->data ? ANE_STATUS_OK
-                       : FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "MPSGraph made no tensor data of %s", operand_names[which]);
+    if (data) {
+        [slot->held addObject:data];
+    } else {
+        *status = FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "MPSGraph made no tensor data of %s", operand_names[which]);
+    }
+    return data;
 }
 
-/* Waits for what MPSGraph committed before it threw: its caller's memory may be gone after that. Buffers of a queue
- * run in order, so that one more tells of all. */
-static void wait_for_committed(id<MTLCommandBuffer> first, id<MTLCommandQueue> queue)
+/* Waits for what MPSGraph committed before it threw: its caller's memory may be gone after that. Buffers of a queue run
+ * in order, so that one more tells of those that nobody else can ask. */
+static void wait_for_committed(const Slot *slot, id<MTLCommandQueue> queue)
 {
-    if ([first status] >= MTLCommandBufferStatusCommitted) {
+    if ([slot->commands count] &&
+        [(id<MTLCommandBuffer>)[slot->commands objectAtIndex:0] status] >= MTLCommandBufferStatusCommitted) {
         id<MTLCommandBuffer> last = [queue commandBuffer];
         [last commit];
         [last waitUntilCompleted];
-        [first waitUntilCompleted];
     }
 }
 
-static ANEStatus encode_and_wait(ANEMatMulExecutor *executor, NSArray *inputs, NSArray *results, ANERunInfo *info,
-                                 ANEError *err)
+static ANEStatus encode_and_commit(ANEProduct *product, Slot *slot, NSArray *inputs, NSArray *results, ANEError *err)
 {
-    ANEProduct *product = executor->product;
-    id<MTLCommandBuffer> buffers[2] = {nil, nil};
-    ANEStatus status = ANE_STATUS_OK;
-    NSUInteger encoded = 0;
-    MPSCommandBuffer *commands = [MPSCommandBuffer commandBufferFromCommandQueue:product->device->queue];
-    if (!commands) {
-        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer");
-    }
-    /* MPSGraph may commit and continue in another command buffer while it encodes: the first and the
-     * last are waited for and tell of errors; those between cannot be asked. */
-    buffers[0] = [[[commands rootCommandBuffer] retain] autorelease];
-    CONTAINED(err, status, {
-        /* Whether one executable may be encoded by two threads at once is not documented. */
-        @synchronized(product->executable) {
-            encoded = [[product->executable encodeToCommandBuffer:commands
-                                                      inputsArray:inputs
-                                                     resultsArray:results
-                                              executionDescriptor:nil] count];
+    MPSCommandBuffer *commands;
+    id<MTLCommandBuffer> first, last;
+    NSUInteger encoded;
+    /* Whether one executable may be encoded by two threads at once is not documented. Whoever waits for the lock holds no
+     * command buffer: it could be the one that the owner of the lock waits for. */
+    @synchronized(product->executable) {
+        commands = [MPSCommandBuffer commandBufferFromCommandQueue:product->device->queue];
+        first = [commands rootCommandBuffer];
+        if (!commands || !first) {
+            return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command buffer");
         }
-        buffers[1] = [[commands rootCommandBuffer] retain];
-        [commands commit];
-    })
-    [buffers[1] autorelease];
-    if (status != ANE_STATUS_OK) {
-        wait_for_committed(buffers[0], product->device->queue);
-        return status;
+        /* Whether MPSGraph retains what it is given until the device is done with it is not documented. */
+        [slot->held addObject:commands];
+        [slot->commands addObject:first];
+        encoded = [[product->executable encodeToCommandBuffer:commands
+                                                  inputsArray:inputs
+                                                 resultsArray:results
+                                          executionDescriptor:nil] count];
     }
-    [buffers[0] waitUntilCompleted];
-    [buffers[1] waitUntilCompleted];
-    for (int i = 0; i < 2; ++i) {
-        if ([buffers[i] status] != MTLCommandBufferStatusCompleted || [buffers[i] error]) {
-            return report_command_error(err, [buffers[i] error]);
-        }
+    /* MPSGraph may commit and continue in another command buffer while it encodes: the first and the last are waited
+     * for and tell of errors; those between cannot be asked. */
+    last = [commands rootCommandBuffer];
+    if (last != first) {
+        [slot->commands addObject:last];
     }
-    if (encoded != 1) {
-        return FAIL(err, ANE_STATUS_RUN_FAILED, "MPSGraph encoded %lu results, not one", (unsigned long)encoded);
-    }
-    if (info) {
-        const uint32_t size = info->struct_size;
-        const ANERunInfo seen = {size, product->level0 ? ANE_DEVICE_GPU : ANE_DEVICE_UNKNOWN,
-                                 (uint64_t)([buffers[0] GPUStartTime] * 1e9), (uint64_t)([buffers[1] GPUEndTime] * 1e9)};
-        memcpy(info, &seen, size < sizeof seen ? size : sizeof seen);
-    }
-    return ANE_STATUS_OK;
+    [commands commit];
+    return encoded == 1 ? ANE_STATUS_OK
+                        : FAIL(err, ANE_STATUS_RUN_FAILED, "MPSGraph encoded %lu results, not one", (unsigned long)encoded);
 }
 
-static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
+static ANEStatus start_run(ANEMatMulExecutor *executor, Slot *slot, const ANERunArgs *args, ANEError *err)
 {
     ANEProduct *product = executor->product;
-    const ANEMatMulDesc *d = &product->desc;
     const ANEOperand *operands[OPERANDS] = {&args->a, &args->b, &args->c, &args->bias, &args->residual};
     NSMutableArray *inputs = [NSMutableArray arrayWithCapacity:OPERANDS];
+    MPSGraphTensorData *data;
     Layout layouts[OPERANDS];
-    Bound bound[OPERANDS];
     ANEStatus status;
-    if (args->struct_size < sizeof *args || args->flags) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of this version");
-    }
-    if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a run of %llu rows; the product was compiled for %llu",
-                    (unsigned long long)args->m, (unsigned long long)d->m);
-    }
-    if (args->info) {
-        const uint32_t size = args->info->struct_size;
-        const ANERunInfo none = {size, ANE_DEVICE_UNKNOWN, 0, 0};
-        memcpy(args->info, &none, size < sizeof none ? size : sizeof none);
-    }
-    layouts_of(d, args->m, layouts);
+    layouts_of(&product->desc, args->m, layouts);
     if (!layouts[C].bytes) {
         return ANE_STATUS_OK;
     }
-    memset(bound, 0, sizeof bound);
     /* Executables have fixed shapes: fewer rows run as all of them, with what was there before. */
     for (NSUInteger i = 0; i < product->feed_count; ++i) {
         const int which = product->feeds[i];
-        status = bind_operand(executor, which, operands[which], &layouts[which], &bound[which], err);
-        if (status != ANE_STATUS_OK) {
+        data = bind_operand(executor, slot, which, operands[which], &layouts[which], &status, err);
+        if (!data) {
             return status;
         }
-        [inputs addObject:bound[which].data];
+        [inputs addObject:data];
     }
-    status = bind_operand(executor, C, operands[C], &layouts[C], &bound[C], err);
-    if (status != ANE_STATUS_OK) {
+    data = bind_operand(executor, slot, C, operands[C], &layouts[C], &status, err);
+    if (!data) {
         return status;
     }
-    status = encode_and_wait(executor, inputs, [NSArray arrayWithObject:bound[C].data], args->info, err);
-    if (status == ANE_STATUS_OK && bound[C].staged) {
-        repack(bound[C].host, &layouts[C], [executor->staging[C] contents], &product->packed[C], &layouts[C]);
+    slot->observed = product->level0 ? ANE_DEVICE_GPU : ANE_DEVICE_UNKNOWN;
+    CONTAINED(err, status, status = encode_and_commit(product, slot, inputs, [NSArray arrayWithObject:data], err))
+    if (status != ANE_STATUS_OK) {
+        wait_for_committed(slot, product->device->queue);
     }
-    return status;
-}
-
-static ANEStatus mpsgraph_executor_run(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
-{
-    const os_log_t log = executor->product->device->log;
-    const os_signpost_id_t interval = os_signpost_id_generate(log);
-    ANEStatus status = ANE_STATUS_INTERNAL;
-    os_signpost_interval_begin(log, interval, "run");
-    CONTAINED(err, status, status = run_executor(executor, args, err))
-    os_signpost_interval_end(log, interval, "run");
     return status;
 }
 
@@ -929,22 +884,30 @@ const ANEShim *ane_mpsgraph_shim(void)
         .abi_minor = ANE_MATMUL_ABI_MINOR,
         .name = "mpsgraph",
         .version = "1.0.0",
-        .device_open = mpsgraph_device_open,
+        .device_count = shim_device_count,
         .device_info = shim_device_info,
+        .device_open = mpsgraph_device_open,
+        .device_prepare = mpsgraph_device_prepare,
         .device_close = mpsgraph_device_close,
         .supports = mpsgraph_supports,
         .buffer_create = shim_buffer_create,
         .buffer_wrap = shim_buffer_wrap,
         .buffer_contents = shim_buffer_contents,
+        .buffer_write = shim_buffer_write,
+        .buffer_read = shim_buffer_read,
         .buffer_destroy = shim_buffer_destroy,
+        .constant_create = mpsgraph_constant_create,
+        .constant_destroy = mpsgraph_constant_destroy,
         .compile = mpsgraph_compile,
         .product_save = mpsgraph_product_save,
         .product_load = mpsgraph_product_load,
         .product_info = mpsgraph_product_info,
         .product_destroy = mpsgraph_product_destroy,
         .executor_create = mpsgraph_executor_create,
-        .executor_run = mpsgraph_executor_run,
-        .executor_destroy = mpsgraph_executor_destroy,
+        .executor_run = shim_executor_run,
+        .executor_submit = shim_executor_submit,
+        .executor_wait = shim_executor_wait,
+        .executor_destroy = shim_executor_destroy,
     };
     return &shim;
 }

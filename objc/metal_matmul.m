@@ -8,11 +8,14 @@
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
+#include <os/log.h>
+#include <os/signpost.h>
+
 #include "ane_matmul.h"
 #include "ane_metal_source.h"
 #include "matmul_plan.h"
 
-/* Wide loads want operands on 16 bytes; an operand elsewhere goes through a buffer of the executor. */
+/* Wide loads want operands on 16 bytes; an operand elsewhere goes through a buffer of the executor's. */
 #define OPERAND_ALIGNMENT 16u
 
 #if __has_feature(objc_arc)
@@ -22,29 +25,33 @@
 struct ANEDevice {
     id<MTLDevice> device;
     id<MTLCommandQueue> queue;
+    os_log_t log;
     id<MTLLibrary> library; /* guarded by @synchronized (pipelines), as is what is in pipelines */
     NSMutableDictionary *pipelines;
     uint32_t device_class;
 };
 
+#define SHIM_DEVICE_FLAGS ANE_DEVICE_FLAG_CONSTANTS
 #include "shim_support.h"
+
+struct ANEConstant {
+    ANEDevice *device;
+    id<MTLBuffer> buffer;
+    uint64_t bytes;
+    ANEType type;
+};
 
 struct ANEProduct {
     ANEDevice *device;
     ANEMatMulDesc desc;
     id<MTLBuffer> constant_b;
+    uint64_t own_b_bytes; /* of constant_b, unless it is a constant of the device's */
     /* Of a run with all rows and, with variable m, of a run with one row. */
     id<MTLComputePipelineState> pipelines[2][2];
     ANEDeviceKind requested;
     uint64_t compile_ns;
     uint64_t scratch_bytes;
     uint64_t staging_bytes[OPERANDS];
-};
-
-struct ANEMatMulExecutor {
-    ANEProduct *product;
-    id<MTLBuffer> scratch;           /* partial sums */
-    id<MTLBuffer> staging[OPERANDS]; /* made when first needed */
 };
 
 /* ---- questions ----------------------------------------------------------------------------- */
@@ -145,11 +152,11 @@ static NSString *architecture_of(id<MTLDevice> device)
                                                     : @"";
 }
 
-static ANEStatus open_device(ANEDevice *device, ANEError *err)
+static ANEStatus open_device(ANEDevice *device, uint32_t index, ANEError *err)
 {
-    device->device = MTLCreateSystemDefaultDevice();
-    if (!device->device) {
-        return FAIL(err, ANE_STATUS_NO_DEVICE, "there is no Metal device");
+    ANEStatus status = open_queue(device, index, "metal", err);
+    if (status != ANE_STATUS_OK) {
+        return status;
     }
     /* simdgroup_matrix: Metal Feature Set Tables, "SIMD-scoped matrix multiply operations". */
     if (![device->device supportsFamily:MTLGPUFamilyApple7]) {
@@ -158,23 +165,22 @@ static ANEStatus open_device(ANEDevice *device, ANEError *err)
                       "or later. MPSGraph and Accelerate work here",
                       text_of([device->device name]));
     }
-    device->queue = [device->device newCommandQueue];
     device->pipelines = [[NSMutableDictionary alloc] init];
-    if (!device->queue || !device->pipelines) {
-        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal made no command queue");
+    if (!device->pipelines) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a device");
     }
     device->device_class = ane_metal_device_class(text_of(architecture_of(device->device)), text_of([device->device name]));
     return ANE_STATUS_OK;
 }
 
-static ANEStatus metal_device_open(ANEDevice **out, ANEError *err)
+static ANEStatus metal_device_open(uint32_t index, ANEDevice **out, ANEError *err)
 {
     ANEDevice *device = calloc(1, sizeof *device);
     ANEStatus status = ANE_STATUS_INTERNAL;
     if (!device) {
         return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a device");
     }
-    CONTAINED(err, status, status = open_device(device, err))
+    CONTAINED(err, status, status = open_device(device, index, err))
     if (status != ANE_STATUS_OK) {
         metal_device_close(device);
         return status;
@@ -265,6 +271,91 @@ static id<MTLComputePipelineState> pipeline_of(ANEDevice *device, const ANEMetal
     return pipeline;
 }
 
+static ANEStatus prepare_device(ANEDevice *device, ANEError *err)
+{
+    @synchronized(device->pipelines) {
+        return library_of(device, err) ? ANE_STATUS_OK : ANE_STATUS_COMPILE_FAILED;
+    }
+}
+
+static ANEStatus metal_device_prepare(ANEDevice *device, ANEError *err)
+{
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    CONTAINED(err, status, status = prepare_device(device, err))
+    return status;
+}
+
+static void metal_constant_destroy(ANEConstant *constant)
+{
+    if (constant) {
+        ANEStatus ignored;
+        CONTAINED(NULL, ignored, [constant->buffer release])
+        (void)ignored;
+        free(constant);
+    }
+}
+
+static ANEStatus make_constant(ANEConstant *constant, const void *data, ANEError *err)
+{
+    constant->buffer = new_buffer(constant->device, constant->bytes, err);
+    if (!constant->buffer) {
+        return ANE_STATUS_OUT_OF_MEMORY;
+    }
+    if (constant->bytes) {
+        memcpy([constant->buffer contents], data, (size_t)constant->bytes);
+    }
+    return ANE_STATUS_OK;
+}
+
+static ANEStatus metal_constant_create(ANEDevice *device, const ANEConstantDesc *desc, ANEConstant **out, ANEError *err)
+{
+    ANEConstant *constant;
+    ANEStatus status = ANE_STATUS_INTERNAL;
+    if (desc->struct_size < sizeof *desc || (!desc->data && desc->bytes)) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a constant without data, or a struct that is smaller than in this version of the ABI");
+    }
+    constant = calloc(1, sizeof *constant);
+    if (!constant) {
+        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for a constant");
+    }
+    constant->device = device;
+    constant->bytes = desc->bytes;
+    constant->type = desc->type;
+    CONTAINED(err, status, status = make_constant(constant, desc->data, err))
+    if (status != ANE_STATUS_OK) {
+        metal_constant_destroy(constant);
+        return status;
+    }
+    *out = constant;
+    return ANE_STATUS_OK;
+}
+
+/* Gives the product B: a constant of the device's, or a copy of plain memory. */
+static ANEStatus take_constant_b(ANEProduct *product, const ANEConstants *constants, const Layout *layout, ANEError *err)
+{
+    const ANEConstant *shared = constants->b_constant;
+    const uint64_t bytes = shared ? shared->bytes : constants->b_bytes;
+    if (shared ? constants->b != NULL || shared->device != product->device || shared->type != product->desc.type_b
+               : !constants->b && layout->bytes) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "constant B is plain memory, or a constant of its type on this device");
+    }
+    if (bytes < layout->bytes) {
+        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "constant B has %llu bytes, not the %llu of the description",
+                    (unsigned long long)bytes, (unsigned long long)layout->bytes);
+    }
+    if (shared) {
+        product->constant_b = [shared->buffer retain];
+        return ANE_STATUS_OK;
+    }
+    product->constant_b = new_buffer(product->device, layout->bytes, err);
+    if (!product->constant_b) {
+        return ANE_STATUS_OUT_OF_MEMORY;
+    }
+    product->own_b_bytes = layout->bytes;
+    repack([product->constant_b contents], layout, constants->b, layout, layout);
+    return ANE_STATUS_OK;
+}
+
 static void plan_run(const ANEProduct *product, uint64_t m, ANEMetalPlan *plan)
 {
     ANEMetalOverrides overrides;
@@ -310,17 +401,9 @@ static ANEStatus compile_product(ANEProduct *product, const ANEConstants *consta
     }
     if (d->flags & ANE_MATMUL_CONSTANT_B) {
         product->staging_bytes[B] = 0;
-        if (constants->b_bytes < layouts[B].bytes || (!constants->b && layouts[B].bytes)) {
-            return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "constant B has %llu bytes, not the %llu of the description",
-                        (unsigned long long)constants->b_bytes, (unsigned long long)layouts[B].bytes);
-        }
-        product->constant_b = new_buffer(product->device, layouts[B].bytes, err);
-        if (!product->constant_b) {
-            return ANE_STATUS_OUT_OF_MEMORY;
-        }
-        repack([product->constant_b contents], &layouts[B], constants->b, &layouts[B], &layouts[B]);
+        status = take_constant_b(product, constants, &layouts[B], err);
     }
-    return ANE_STATUS_OK;
+    return status;
 }
 
 static void metal_product_destroy(ANEProduct *product)
@@ -385,15 +468,14 @@ static ANEStatus metal_product_load(ANEDevice *device, const ANEMatMulDesc *desc
 static ANEStatus metal_product_info(ANEProduct *product, ANEProductInfo *info, ANEError *err)
 {
     ANEProductInfo i;
-    Layout layouts[OPERANDS];
     (void)err;
+    /* `arithmetic` is 0: the kernels are compiled without fast math and multiply operands as they are. */
     memset(&i, 0, sizeof i);
-    layouts_of(&product->desc, product->desc.m, layouts);
     i.struct_size = info->struct_size;
     i.requested = product->requested;
     i.compile_ns = product->compile_ns;
-    i.bytes_held = sizeof *product + (product->constant_b ? layouts[B].bytes : 0);
-    i.executor_bytes = sizeof(ANEMatMulExecutor) + product->scratch_bytes;
+    i.bytes_held = sizeof *product + product->own_b_bytes;
+    i.executor_bytes = sizeof(ANEMatMulExecutor) + sizeof(Slot) + product->scratch_bytes;
     for (int o = 0; o < OPERANDS; ++o) {
         i.executor_bytes += product->staging_bytes[o];
     }
@@ -403,88 +485,35 @@ static ANEStatus metal_product_info(ANEProduct *product, ANEProductInfo *info, A
 
 /* ---- run ----------------------------------------------------------------------------------- */
 
-static void metal_executor_destroy(ANEMatMulExecutor *executor)
+static ANEStatus metal_executor_create(ANEProduct *product, const ANEExecutorOptions *options, ANEMatMulExecutor **out,
+                                       ANEError *err)
 {
-    if (executor) {
-        ANEStatus ignored;
-        CONTAINED(NULL, ignored, {
-            for (int i = 0; i < OPERANDS; ++i) {
-                [executor->staging[i] release];
-            }
-            [executor->scratch release];
-        })
-        (void)ignored;
-        free(executor);
-    }
+    return create_executor(product->device, product, &product->desc, product->scratch_bytes, options, out, err);
 }
 
-static ANEStatus make_executor(ANEMatMulExecutor *executor, ANEError *err)
-{
-    if (executor->product->scratch_bytes) {
-        executor->scratch = new_buffer(executor->product->device, executor->product->scratch_bytes, err);
-        return executor->scratch ? ANE_STATUS_OK : ANE_STATUS_OUT_OF_MEMORY;
-    }
-    return ANE_STATUS_OK;
-}
-
-static ANEStatus metal_executor_create(ANEProduct *product, ANEMatMulExecutor **out, ANEError *err)
-{
-    ANEMatMulExecutor *executor = calloc(1, sizeof *executor);
-    ANEStatus status = ANE_STATUS_INTERNAL;
-    if (!executor) {
-        return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "no memory for an executor");
-    }
-    executor->product = product;
-    CONTAINED(err, status, status = make_executor(executor, err))
-    if (status != ANE_STATUS_OK) {
-        metal_executor_destroy(executor);
-        return status;
-    }
-    *out = executor;
-    return ANE_STATUS_OK;
-}
-
-/* An operand where the kernels find it. */
+/* An operand where the kernels find it. The command buffer retains it (MTLCommandQueue.makeCommandBuffer()). */
 typedef struct Bound {
     id<MTLBuffer> buffer;
     NSUInteger offset;
-    char *host;  /* of the caller's memory */
-    BOOL staged; /* buffer is the executor's: C has to be copied back */
 } Bound;
 
-static ANEStatus bind_operand(ANEMatMulExecutor *executor, int which, const ANEOperand *operand, const Layout *layout,
-                              Bound *bound, ANEError *err)
+static ANEStatus bind_operand(ANEMatMulExecutor *executor, Slot *slot, int which, const ANEOperand *operand,
+                              const Layout *layout, Bound *bound, ANEError *err)
 {
     static const char *const names[OPERANDS] = {"A", "B", "C", "bias", "residual"};
-    ANEProduct *product = executor->product;
+    const ANEProduct *product = executor->product;
     ANEStatus status = check_operand(product->device, names[which], operand, layout, err);
     if (status != ANE_STATUS_OK) {
         return status;
     }
-    if (operand->buffer) {
-        ANEBuffer *buffer = operand->buffer;
-        if (operand->offset_bytes % OPERAND_ALIGNMENT == 0 && layout->bytes) {
-            bound->buffer = buffer->buffer;
-            bound->offset = (NSUInteger)operand->offset_bytes;
-            return ANE_STATUS_OK;
-        }
-        bound->host = (char *)[buffer->buffer contents] + operand->offset_bytes;
-    } else {
-        bound->host = operand->data;
+    if (operand->buffer && operand->offset_bytes % OPERAND_ALIGNMENT == 0 && layout->bytes) {
+        bound->buffer = operand->buffer->buffer;
+        bound->offset = (NSUInteger)operand->offset_bytes;
+        return ANE_STATUS_OK;
     }
-    if (!executor->staging[which]) {
-        executor->staging[which] = new_buffer(product->device, product->staging_bytes[which], err);
-        if (!executor->staging[which]) {
-            return ANE_STATUS_OUT_OF_MEMORY;
-        }
-    }
-    bound->buffer = executor->staging[which];
-    bound->offset = 0;
-    bound->staged = YES;
-    if (which != C) {
-        repack([bound->buffer contents], layout, bound->host, layout, layout);
-    }
-    return ANE_STATUS_OK;
+    status = stage(product->device, slot, which, operand, layout, layout, product->staging_bytes[which], err);
+    bound->buffer = slot->staging[which];
+    return status;
 }
 
 static void encode_launch(id<MTLComputeCommandEncoder> encoder, id<MTLComputePipelineState> pipeline,
@@ -513,9 +542,10 @@ static void encode_launch(id<MTLComputeCommandEncoder> encoder, id<MTLComputePip
     [encoder dispatchThreadgroups:grid threadsPerThreadgroup:threads];
 }
 
-/* Runs a plan, in command buffers that each stay within its multiply-adds. */
-static ANEStatus run_plan(ANEMatMulExecutor *executor, const ANEMetalPlan *plan, int set, const Bound bound[OPERANDS],
-                          ANERunInfo *seen, ANEError *err)
+/* Commits a plan, in command buffers that each stay within its multiply-adds. Each is committed before the next is
+ * made: see QUEUE_COMMAND_BUFFERS. */
+static ANEStatus commit_plan(ANEMatMulExecutor *executor, Slot *slot, const ANEMetalPlan *plan, int set,
+                             const Bound bound[OPERANDS], ANEError *err)
 {
     ANEProduct *product = executor->product;
     uint32_t index = 0;
@@ -534,7 +564,7 @@ static ANEStatus run_plan(ANEMatMulExecutor *executor, const ANEMetalPlan *plan,
                 const ANEMetalLaunch *launch = &plan->launches[index];
                 ANEMetalLaunch part;
                 first = ane_metal_part(plan, index, first, &part);
-                encode_launch(encoder, product->pipelines[set][index], plan, index, &part, bound, executor->scratch);
+                encode_launch(encoder, product->pipelines[set][index], plan, index, &part, bound, slot->scratch);
                 ended = first == (uint64_t)launch->grid[1] * launch->grid[2];
                 if (ended) {
                     ++index;
@@ -547,20 +577,13 @@ static ANEStatus run_plan(ANEMatMulExecutor *executor, const ANEMetalPlan *plan,
         if (status != ANE_STATUS_OK) {
             return status;
         }
+        [slot->commands addObject:commands];
         [commands commit];
-        [commands waitUntilCompleted];
-        if ([commands status] != MTLCommandBufferStatusCompleted || [commands error]) {
-            return report_command_error(err, [commands error]);
-        }
-        if (!seen->device_start_ns) {
-            seen->device_start_ns = (uint64_t)([commands GPUStartTime] * 1e9);
-        }
-        seen->device_end_ns = (uint64_t)([commands GPUEndTime] * 1e9);
     }
     return ANE_STATUS_OK;
 }
 
-static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
+static ANEStatus start_run(ANEMatMulExecutor *executor, Slot *slot, const ANERunArgs *args, ANEError *err)
 {
     ANEProduct *product = executor->product;
     const ANEMatMulDesc *d = &product->desc;
@@ -568,53 +591,25 @@ static ANEStatus run_executor(ANEMatMulExecutor *executor, const ANERunArgs *arg
     Layout layouts[OPERANDS];
     Bound bound[OPERANDS];
     ANEMetalPlan plan;
-    ANERunInfo seen = {args->info ? args->info->struct_size : 0, ANE_DEVICE_UNKNOWN, 0, 0};
     ANEStatus status = ANE_STATUS_OK;
-    if (args->struct_size < sizeof *args || args->flags) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "the arguments of the run are not those of this version");
-    }
-    if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {
-        return FAIL(err, ANE_STATUS_INVALID_ARGUMENT, "a run of %llu rows; the product was compiled for %llu",
-                    (unsigned long long)args->m, (unsigned long long)d->m);
-    }
     plan_run(product, args->m, &plan);
     layouts_of(d, args->m, layouts);
     memset(bound, 0, sizeof bound);
-    for (int i = 0; i < OPERANDS && plan.launch_count; ++i) {
+    if (!plan.launch_count) {
+        return ANE_STATUS_OK;
+    }
+    for (int i = 0; i < OPERANDS; ++i) {
         if (i == B && product->constant_b) {
             bound[B].buffer = product->constant_b;
         } else if (i < BIAS || layouts[i].bytes) {
-            status = bind_operand(executor, i, operands[i], &layouts[i], &bound[i], err);
+            status = bind_operand(executor, slot, i, operands[i], &layouts[i], &bound[i], err);
         }
         if (status != ANE_STATUS_OK) {
             return status;
         }
     }
-    if (args->info) {
-        memcpy(args->info, &seen, seen.struct_size < sizeof seen ? seen.struct_size : sizeof seen);
-    }
-    if (!plan.launch_count) {
-        return ANE_STATUS_OK;
-    }
-    status = run_plan(executor, &plan, pipeline_set(d, args->m), bound, &seen, err);
-    if (status != ANE_STATUS_OK) {
-        return status;
-    }
-    if (bound[C].staged) {
-        repack(bound[C].host, &layouts[C], [bound[C].buffer contents], &layouts[C], &layouts[C]);
-    }
-    if (args->info) {
-        seen.observed = ANE_DEVICE_GPU;
-        memcpy(args->info, &seen, seen.struct_size < sizeof seen ? seen.struct_size : sizeof seen);
-    }
-    return ANE_STATUS_OK;
-}
-
-static ANEStatus metal_executor_run(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err)
-{
-    ANEStatus status = ANE_STATUS_INTERNAL;
-    CONTAINED(err, status, status = run_executor(executor, args, err))
-    return status;
+    slot->observed = ANE_DEVICE_GPU;
+    return commit_plan(executor, slot, &plan, pipeline_set(d, args->m), bound, err);
 }
 
 /* ---- table --------------------------------------------------------------------------------- */
@@ -627,22 +622,30 @@ const ANEShim *ane_metal_shim(void)
         .abi_minor = ANE_MATMUL_ABI_MINOR,
         .name = "metal",
         .version = "1.0.0",
-        .device_open = metal_device_open,
+        .device_count = shim_device_count,
         .device_info = shim_device_info,
+        .device_open = metal_device_open,
+        .device_prepare = metal_device_prepare,
         .device_close = metal_device_close,
         .supports = metal_supports,
         .buffer_create = shim_buffer_create,
         .buffer_wrap = shim_buffer_wrap,
         .buffer_contents = shim_buffer_contents,
+        .buffer_write = shim_buffer_write,
+        .buffer_read = shim_buffer_read,
         .buffer_destroy = shim_buffer_destroy,
+        .constant_create = metal_constant_create,
+        .constant_destroy = metal_constant_destroy,
         .compile = metal_compile,
         .product_save = metal_product_save,
         .product_load = metal_product_load,
         .product_info = metal_product_info,
         .product_destroy = metal_product_destroy,
         .executor_create = metal_executor_create,
-        .executor_run = metal_executor_run,
-        .executor_destroy = metal_executor_destroy,
+        .executor_run = shim_executor_run,
+        .executor_submit = shim_executor_submit,
+        .executor_wait = shim_executor_wait,
+        .executor_destroy = shim_executor_destroy,
     };
     return &shim;
 }

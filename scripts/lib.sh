@@ -114,4 +114,4 @@ library_features=evidence,half,ndarray,npy,profile,safetensors
 # which takes the longest, once more. `--lib`, `--test NAME` and the like choose among it.
 features=ane-matmul/${library_features//,/,ane-matmul/}
 [ "$(uname -s)" = Darwin ] || features+=,ane-matmul/blas,ane-matmul-cli/blas
-all=(-p ane-matmul -p ane-matmul-cli -p ane-matmul-misuse --features "$features")
+all=(-p ane-matmul -p ane-matmul-cli -p ane-matmul-conformance -p ane-matmul-misuse --features "$features")

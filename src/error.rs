@@ -220,6 +220,18 @@ pub enum Error {
         /// What address and length must be multiples of; `None` where the backend wraps no memory.
         alignment_bytes: Option<usize>,
     },
+    /// A matrix does not lie where it must: on another device, on the host, in another shape.
+    #[error("memory: {problem}")]
+    Memory {
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A submission that the executor cannot take, or a ticket that it does not know.
+    #[error("queue: {problem}")]
+    Queue {
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// A backend of this name is there already.
     #[error("a backend named `{backend}` is registered already; give the shim another name")]
     DuplicateBackend {

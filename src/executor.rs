@@ -1,9 +1,12 @@
 //! Compiled products, and the executors that run them.
 
+#[allow(unsafe_code, reason = "the device works on after borrows have ended")]
+pub(crate) mod queue;
+
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::backend::instant_start::InstantStart;
@@ -16,10 +19,13 @@ use crate::description::options::{CompileOptions, Device};
 use crate::dispatch::Basis;
 use crate::error::{Error, Operand, Result};
 use crate::executor_pool::{ExecutorPool, Idle};
+use crate::operands::device_tensor::{DeviceMemory, DeviceTensor};
 use crate::operands::tensor::Tensor;
 use crate::operands::view::{AnyView, AnyViewMut, IntoViewMut, Sealed, TensorView, TensorViewMut};
 use crate::operands::weights::Weights;
 use crate::verify::self_check::{CheckCounts, CheckSchedule, CheckedProduct, Mismatch, Prepared};
+
+use queue::Flights;
 
 /// The operands of one run that are read.
 ///
@@ -86,6 +92,15 @@ impl<'a> Inputs<'a> {
     #[must_use]
     pub const fn residual_view(&self) -> Option<AnyView<'a>> {
         self.residual
+    }
+
+    /// For those who read elements.
+    pub(crate) fn check_on_host(&self) -> Result<()> {
+        let views = [(Operand::A, Some(self.a)), (Operand::B, self.b), (Operand::Bias, self.bias)];
+        for (operand, view) in views.into_iter().chain([(Operand::Residual, self.residual)]) {
+            view.map_or(Ok(()), |view| view.check_on_host(operand))?;
+        }
+        Ok(())
     }
 }
 
@@ -156,6 +171,43 @@ pub struct Report {
     pub instant_start: Option<InstantStart>,
     /// What a user should know besides, such as an option that could not be honoured.
     pub note: Option<String>,
+    /// Which arithmetic it makes use of beyond that of its description.
+    pub arithmetic: Arithmetic,
+    /// How long the backend was initialised before its first product was compiled ([`crate::Backends::prepare`]): no part of
+    /// [`Report::compile_time`].
+    pub prepare_time: Option<Duration>,
+}
+
+/// The arithmetic that a compiled product makes use of, beyond that of its description: only what
+/// [`CompileOptions::fast_math`] and [`CompileOptions::reduced_precision`] allow.
+///
+/// ```
+/// use ane_matmul::{BackendId, MatMul};
+///
+/// let report = MatMul::new(2, 3, 4)?.compile(&BackendId::CPU)?.report();
+/// assert_eq!(report.arithmetic.to_string(), "as described");
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Arithmetic {
+    /// Reassociation and approximations.
+    pub fast_math: bool,
+    /// Operands are rounded to 10 bits of fraction before they are multiplied.
+    pub tf32: bool,
+    /// Operands are rounded to bf16 before they are multiplied.
+    pub bf16: bool,
+    /// Operands are rounded to f16 before they are multiplied.
+    pub f16: bool,
+}
+
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named =
+            [(self.fast_math, "fast math"), (self.tf32, "tf32"), (self.bf16, "bf16"), (self.f16, "f16")];
+        let used: Vec<_> = named.into_iter().filter_map(|(used, name)| used.then_some(name)).collect();
+        f.pad(&if used.is_empty() { "as described".to_owned() } else { used.join(", ") })
+    }
 }
 
 /// What an engine says of one run.
@@ -178,18 +230,27 @@ pub struct RunObservation {
     pub observed: Device,
     /// From start to end by the device's own clock, where it has one.
     pub device_time: Option<Duration>,
+    /// Whether that covers copies between host and device too.
+    pub with_copies: bool,
 }
 
 struct Shared {
     compiled: Box<dyn CompiledProduct>,
     product: MatMul,
-    backend: BackendId,
+    memory: DeviceMemory,
     requested_backend: BackendId,
     chosen_by: Basis,
     compile_time: Duration,
     requested: Device,
     weights: Option<Weights>,
     reduced_precision: bool,
+    prepare_time: Option<Duration>,
+}
+
+/// A bias that is known, and once it was needed there its copy on the device.
+struct Bias {
+    weights: Weights,
+    resident: OnceLock<DeviceTensor>,
 }
 
 /// A product compiled for a backend: plan and weights, shared by its executors.
@@ -216,17 +277,19 @@ pub struct Compiled {
     idle: Arc<Idle>,
     shared: Arc<Shared>,
     /// The caller's, and not the engine's: products with several biases share what was compiled.
-    bias: Option<Weights>,
+    bias: Option<Arc<Bias>>,
 }
 
 impl Compiled {
+    /// `memory` is that of the backend asked for.
     pub(crate) fn new(
-        id: BackendId,
+        memory: DeviceMemory,
         backend: &dyn Backend,
         product: &MatMul,
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Self> {
+        let id = memory.backend().clone();
         if product.constant_b() && weights.is_none() {
             return Err(Error::Missing {
                 operand: Operand::B,
@@ -236,6 +299,7 @@ impl Compiled {
         if let Some(probe) = &options.probe {
             probe.require(&id, backend.is_foreign(), product, options)?;
         }
+        let prepare_time = backend.prepare()?;
         let check = match options.self_check.schedule {
             CheckSchedule::Off => None,
             _ => Some(Prepared::new(product, weights, &options.self_check, options)?),
@@ -250,13 +314,14 @@ impl Compiled {
         let shared = Shared {
             compiled,
             product: product.clone(),
-            requested_backend: id.clone(),
-            backend: id,
+            memory,
+            requested_backend: id,
             chosen_by: Basis::Named,
             compile_time,
             requested: options.device,
             weights: weights.map(Weights::for_product),
             reduced_precision: options.reduced_precision,
+            prepare_time,
         };
         Ok(Self { idle: Arc::default(), shared: Arc::new(shared), bias: None })
     }
@@ -264,7 +329,8 @@ impl Compiled {
     /// A handle for a caller: with the bias that is known, and with idle executors that go with it. A cache
     /// holds none, which it could not weigh.
     pub(crate) fn for_caller(self, bias: Option<&Weights>) -> Self {
-        Self { idle: Arc::default(), bias: bias.cloned(), ..self }
+        let bias = bias.map(|weights| Arc::new(Bias { weights: weights.clone(), resident: OnceLock::new() }));
+        Self { idle: Arc::default(), bias, ..self }
     }
 
     /// Notes that a backend was chosen in place of `requested`; only before this is shared.
@@ -281,7 +347,24 @@ impl Compiled {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Native`].
     pub fn executor(&self) -> Result<Executor> {
-        Ok(Executor { context: Context::open(self)?, compiled: self.clone(), not_sync: PhantomData })
+        Executor::open(self)
+    }
+
+    /// As [`Compiled::executor`], for up to `depth` runs that were submitted and not waited for
+    /// ([`Executor::submit`]).
+    ///
+    /// # Errors
+    /// As [`Compiled::executor`]; [`Error::Queue`] for a depth of 0 or of more than the backend takes
+    /// ([`crate::BackendInfo::max_queue_depth`]). A backend that computes while it is submitted to takes up to
+    /// 65,536.
+    pub fn executor_with_depth(&self, depth: usize) -> Result<Executor> {
+        Executor::open_queue(self, depth)
+    }
+
+    /// The memory of the device that the product was compiled for, for operands that stay there.
+    #[must_use]
+    pub fn memory(&self) -> &DeviceMemory {
+        &self.shared.memory
     }
 
     /// Runs the product in whichever thread calls: with an executor that is idle, or a new one.
@@ -307,7 +390,7 @@ impl Compiled {
     fn with_context<T>(&self, run: impl FnOnce(&mut Context) -> Result<T>) -> Result<T> {
         let mut context = match self.idle.take() {
             Some(context) => context,
-            None => Context::open(self)?,
+            None => Context::open(self, 0)?,
         };
         let result = run(&mut context);
         self.idle.put(context);
@@ -338,7 +421,7 @@ impl Compiled {
     /// The backend that compiled it.
     #[must_use]
     pub fn backend(&self) -> &BackendId {
-        &self.shared.backend
+        self.shared.memory.backend()
     }
 
     /// The constant B, if there is one.
@@ -349,7 +432,22 @@ impl Compiled {
 
     /// The bias, where it is known.
     pub(crate) fn bias(&self) -> Option<&Weights> {
-        self.bias.as_ref()
+        self.bias.as_ref().map(|bias| &bias.weights)
+    }
+
+    /// The bias where it is known, on the device where it was needed there.
+    fn bias_view(&self) -> Option<AnyView<'_>> {
+        let bias = self.bias.as_ref()?;
+        Some(bias.resident.get().map_or_else(|| bias.weights.view(), AnyView::from))
+    }
+
+    /// Copies a bias that is known to the device.
+    fn upload_bias(&self) -> Result<()> {
+        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.resident.get().is_none()) {
+            // Another thread may have been first.
+            let _ = bias.resident.set(self.memory().upload(bias.weights.view())?);
+        }
+        Ok(())
     }
 
     /// The rows of a run whose operands fit.
@@ -357,6 +455,7 @@ impl Compiled {
         let product = &self.shared.product;
         let m = check(product, self.bias(), inputs, c.layout())?;
         check_types(product, inputs, c.element_type())?;
+        self.memory().check_operands(inputs, c)?;
         Ok(m)
     }
 
@@ -368,10 +467,10 @@ impl Compiled {
     /// Backend, compile time, memory and devices.
     #[must_use]
     pub fn report(&self) -> Report {
-        let CompiledInfo { bytes_held, observed, threads, note, from_package, instant_start, shared: _ } =
-            self.shared.compiled.info();
+        let info = self.shared.compiled.info();
+        let CompiledInfo { bytes_held, observed, threads, note, from_package, instant_start, .. } = info;
         Report {
-            backend: self.shared.backend.clone(),
+            backend: self.backend().clone(),
             requested_backend: self.shared.requested_backend.clone(),
             chosen_by: self.shared.chosen_by.clone(),
             compile_time: self.shared.compile_time,
@@ -382,6 +481,8 @@ impl Compiled {
             from_package,
             instant_start,
             note,
+            arithmetic: info.arithmetic,
+            prepare_time: self.shared.prepare_time,
         }
     }
 
@@ -420,8 +521,10 @@ impl fmt::Debug for Compiled {
 /// # Ok::<(), ane_matmul::Error>(())
 /// ```
 pub struct Executor {
-    // Before `compiled`: a run context goes before the product that it came from.
+    // Before `flights`, whose operands the engine may still use until this is gone, and before `compiled`: a run context
+    // goes before the product that it came from.
     pub(crate) context: Context,
+    flights: Flights,
     compiled: Compiled,
     not_sync: PhantomData<Cell<()>>,
 }
@@ -436,14 +539,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn open(compiled: &Compiled) -> Result<Self> {
-        let run = compiled.shared.compiled.open()?;
+    fn open(compiled: &Compiled, queue_depth: usize) -> Result<Self> {
+        let run = compiled.shared.compiled.open(queue_depth)?;
         Ok(Self { run, scratch: None, counted: CheckCounts::default() })
     }
 
     fn run(&mut self, compiled: &Compiled, inputs: &Inputs<'_>, c: AnyViewMut<'_>) -> Result<()> {
         let m = compiled.rows(inputs, &c)?;
-        self.run.run(args(m, inputs, compiled.bias(), c))
+        self.run.run(args(m, inputs, compiled.bias_view(), c))
     }
 
     fn run_to_tensor(&mut self, compiled: &Compiled, inputs: &Inputs<'_>) -> Result<Tensor<f32>> {
@@ -482,11 +585,13 @@ impl Executor {
     /// After an error the contents of `c` are unspecified, and the executor may be used again.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`] and
-    /// [`Error::Type`] when an operand does not fit; [`Error::Native`] when the engine fails;
-    /// [`Error::WrongResult`] when a self-check finds the result wrong.
+    /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`],
+    /// [`Error::Type`] and [`Error::Memory`] when an operand does not fit; [`Error::Native`] when the engine fails;
+    /// [`Error::WrongResult`] when a self-check finds the result wrong; [`Error::Queue`] while submissions were not
+    /// waited for.
     #[inline]
     pub fn run<'i, 'c>(&mut self, inputs: impl IntoInputs<'i>, c: impl IntoViewMut<'c>) -> Result<()> {
+        self.flights.check_none()?;
         let c = c.into_view_mut()?;
         inputs.with_inputs(|inputs| self.context.run(&self.compiled, inputs, c))
     }
@@ -497,6 +602,7 @@ impl Executor {
     /// As [`Executor::run`]; [`Error::Shape`] where C as described has gaps, as a batch has in a run of fewer rows,
     /// [`Error::Type`] where it is not f32; [`Error::OutOfMemory`].
     pub fn run_to_tensor<'i>(&mut self, inputs: impl IntoInputs<'i>) -> Result<Tensor<f32>> {
+        self.flights.check_none()?;
         inputs.with_inputs(|inputs| self.context.run_to_tensor(&self.compiled, inputs))
     }
 
@@ -509,10 +615,11 @@ impl Executor {
         inputs: impl IntoInputs<'i>,
         c: impl IntoViewMut<'c>,
     ) -> Result<RunObservation> {
+        self.flights.check_none()?;
         let c = c.into_view_mut()?;
         inputs.with_inputs(|inputs| {
             let m = self.compiled.rows(inputs, &c)?;
-            self.context.run.run_observed(args(m, inputs, self.compiled.bias(), c))
+            self.context.run.run_observed(args(m, inputs, self.compiled.bias_view(), c))
         })
     }
 
@@ -524,6 +631,7 @@ impl Executor {
     /// # Errors
     /// As [`Executor::run`]; [`Error::OutOfMemory`] for the copies.
     pub fn run_f64<'i>(&mut self, inputs: impl IntoInputs<'i>, c: TensorViewMut<'_, f64>) -> Result<()> {
+        self.flights.check_none()?;
         inputs.with_inputs(|inputs| self.run_f64_of(inputs, c))
     }
 
@@ -542,7 +650,7 @@ impl Executor {
             m,
             a: narrow(Operand::A, inputs.a, a)?,
             b: inputs.b.map(|view| narrow(Operand::B, view, b)).transpose()?,
-            bias: bias.or_else(|| self.compiled.bias().map(Weights::view)),
+            bias: bias.or_else(|| self.compiled.bias_view()),
             residual: inputs.residual.map(|view| narrow(Operand::Residual, view, residual)).transpose()?,
             c: AnyViewMut::F32(scratch_view(c_scratch, *c.layout())?),
         };
@@ -578,8 +686,8 @@ impl fmt::Debug for Executor {
 
 // Inlined: a copy of the operands takes a tenth of the time of the smallest products.
 #[inline]
-fn args<'v>(m: usize, inputs: &Inputs<'v>, bias: Option<&'v Weights>, c: AnyViewMut<'v>) -> RunArgs<'v> {
-    let bias = inputs.bias.or_else(|| bias.map(Weights::view));
+fn args<'v>(m: usize, inputs: &Inputs<'v>, bias: Option<AnyView<'v>>, c: AnyViewMut<'v>) -> RunArgs<'v> {
+    let bias = inputs.bias.or(bias);
     RunArgs { m, a: inputs.a, b: inputs.b, bias, residual: inputs.residual, c }
 }
 

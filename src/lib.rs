@@ -29,6 +29,8 @@
 //! - [`Compiled`] is shared by threads. [`Compiled::run`] runs in any of them, an [`Executor`] belongs to one
 //!   at a time, an [`ExecutorPool`] is a bounded number of them. [`ProductCache`] keeps products of many
 //!   shapes within bounds.
+//! - [`DeviceMemory`] keeps operands on a device between runs; [`Executor::submit`] and [`Executor::scope`] start runs
+//!   that are waited for later.
 //! - [`accuracy`] computes float64 references and error bounds; [`SelfCheck`] verifies results while a program
 //!   runs; [`probe`] tries products out that may crash or hang.
 //! - [`ShimLibrary`] loads engines of other makers by a C ABI.
@@ -87,7 +89,7 @@ pub use backend::known_faults::{FaultHandling, KnownFault, known_faults};
 pub use backend::refusal::{Refusal, RefusalReason};
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use backend::set_blas_threads;
-pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, ShimLibrary, available};
+pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, ShimDevice, ShimLibrary, available};
 pub use cache::{CacheLimits, CacheStatistics, ProductCache};
 pub use description::activation::{Activation, UnknownActivation};
 pub use description::element::{Element, ElementType};
@@ -105,9 +107,11 @@ pub use dispatch::{
     why_not_neural_engine,
 };
 pub use error::{Error, NativeError, NativeStatus, Operand, Result};
-pub use executor::{Compiled, Executor, Inputs, IntoInputs, Report, RunObservation};
+pub use executor::queue::{Completed, Queue, Submission, SubmissionError, Ticket};
+pub use executor::{Arithmetic, Compiled, Executor, Inputs, IntoInputs, Report, RunObservation};
 pub use executor_pool::{ExecutorPool, PooledExecutor};
 pub use matmul::matmul;
+pub use operands::device_tensor::{DeviceMemory, DeviceTensor, DeviceView, DeviceViewMut};
 pub use operands::int4::Int4View;
 pub use operands::shared_buffer::SharedBuffer;
 pub use operands::tensor::Tensor;
@@ -145,6 +149,10 @@ struct AutoExamples;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/cache.md")]
 struct CacheExamples;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/device-memory.md")]
+struct DeviceMemoryExamples;
 
 #[cfg(all(doctest, feature = "safetensors"))]
 #[doc = include_str!("../docs/getting-started.md")]

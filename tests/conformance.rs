@@ -11,7 +11,7 @@ use ane_matmul::{
     Inputs, MatMul, RefusalReason, Tensor, TensorView, TensorViewMut, Threads, Weights,
 };
 use ane_matmul_conformance::{
-    Scale, cases, cases_of_type, integer_cases, run_suite, some, weight_only_cases,
+    List, Scale, Suite, Way, cases, cases_of_type, integer_cases, run_suite, some, weight_only_cases,
 };
 
 /// The origin's figure for 16x16x16 with N(0, 0.02^2): printed beside the bound, not asserted,
@@ -163,6 +163,51 @@ fn every_available_backend_conforms() {
     }
 }
 
+/// Submissions, and operands that stay on the device, in every type.
+#[test]
+fn every_available_backend_takes_submissions_and_keeps_operands() {
+    let backends = Backends::new();
+    // Of narrow types most backends take some.
+    let allowed = [RefusalReason::ElementType, RefusalReason::Quantization, RefusalReason::VendorFault];
+    let options = CompileOptions::default();
+    for (id, info) in to_run(&backends) {
+        for list in [List::Asynchronous, List::Resident] {
+            let (start, cases) = (std::time::Instant::now(), some(list.cases(), 0, 3));
+            let suite = Suite::new(&backends, &id, &options).way(list.way());
+            let summary = suite.check(&cases, &allowed);
+            say(&format!(
+                "conformance: {id} ({}, {}), {list}: {} of {} cases passed, {} refused, {:.1} s",
+                info.device,
+                info.device_name,
+                summary.passed,
+                cases.len(),
+                summary.refused.len(),
+                start.elapsed().as_secs_f64(),
+            ));
+            assert_eq!(summary.passed + summary.refused.len(), cases.len());
+            assert!(summary.passed > cases.len() / 2 && (id != BackendId::CPU || summary.refused.is_empty()));
+        }
+    }
+}
+
+/// A case is known by its list and number: both stay what they are.
+#[test]
+fn a_name_and_a_number_stand_for_one_case() {
+    let mut ways = Vec::new();
+    for list in List::ALL {
+        assert_eq!(list.name().parse(), Ok(list));
+        let cases = list.cases();
+        assert!(cases.len() > 800, "{list}: {}", cases.len());
+        assert_eq!(cases, list.cases());
+        assert!(cases.iter().all(|case| case.describe().is_ok()), "{list}");
+        if !ways.contains(&list.way()) {
+            ways.push(list.way());
+        }
+    }
+    assert_eq!(ways, [Way::Host, Way::Submitted, Way::Resident]);
+    assert!("f8".parse::<List>().unwrap_err().contains("weight-only"));
+}
+
 #[test]
 fn an_apple_build_without_its_shims_fails() {
     let left_out = "not in this build";
@@ -171,8 +216,8 @@ fn an_apple_build_without_its_shims_fails() {
     assert!(!may_be_absent("accelerate", left_out, true) && may_be_absent("blas", left_out, true));
     assert!(may_be_absent("metal", left_out, false) && may_be_absent("mpsgraph", left_out, false));
 
-    let shims = [include_str!("../objc/metal_matmul.m"), include_str!("../objc/ane_mpsgraph.m")];
-    assert!(shims.iter().all(|shim| shim.contains(NO_DEVICE)) && shims[0].contains(OLD_GPU));
+    let (support, metal) = (include_str!("../objc/shim_support.h"), include_str!("../objc/metal_matmul.m"));
+    assert!(support.contains(NO_DEVICE) && metal.contains(OLD_GPU));
     assert!(may_be_absent("metal", OLD_GPU, true) && !may_be_absent("mpsgraph", OLD_GPU, true));
     assert!(may_be_absent("mpsgraph", NO_DEVICE, true));
 }

@@ -3,10 +3,11 @@
 use std::process::Command;
 
 /// What users build from or read.
-const INSIDE: [&str; 17] = [
+const INSIDE: [&str; 19] = [
     "build.rs",
     "build/bindings.rs",
     "build/deployment.rs",
+    "include/ane_graph.h",
     "include/ane_matmul.h",
     "objc/ane_mpsgraph.m",
     "docs/cross-compiling.md",
@@ -16,6 +17,7 @@ const INSIDE: [&str; 17] = [
     "objc/shim_support.h",
     "examples/dense_layer.rs",
     "examples/shims/reference.c",
+    "examples/shims/reference_graph.c",
     "README.md",
     "CHANGELOG.md",
     "SECURITY.md",

@@ -71,7 +71,7 @@ fn broken_libraries_are_refused_with_the_reason() {
 #[test]
 fn a_later_minor_version_is_refused_by_name() {
     let text = open(LATER_MINOR).expect_err("another minor of major 0").to_string();
-    assert!(text.contains("it speaks version 0.7 of the ABI, this crate 0.1"), "{text}");
+    assert!(text.contains("it speaks version 0.7 of the ABI, this crate 0.2"), "{text}");
     assert!(text.contains(LATER_MINOR), "{text}");
 }
 

@@ -16,7 +16,7 @@ use ane_matmul::{
     OnMismatch, ProductCache, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
 };
 use ane_matmul_shims::{NEURAL, REFERENCE, TEST_DOUBLE};
-use counting::bytes_live;
+use counting::{bytes_live, process};
 use fastrand::Rng;
 
 const THREADS: usize = 8;
@@ -301,15 +301,6 @@ fn round(number: usize, jobs: &[Job], length: Duration, tally: &Tally) {
     let statistics = cache.statistics();
     count(&tally.hits, statistics.hits);
     count(&tally.evictions, statistics.evictions);
-}
-
-/// Resident bytes and threads of this process, where the system tells.
-fn process() -> Option<(usize, usize)> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let number = |key: &str| -> Option<usize> {
-        status.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
-    };
-    Some((number("VmRSS:")? << 10, number("Threads:")?))
 }
 
 /// The names of the threads, where the system tells.

@@ -5,9 +5,11 @@
 #[path = "support/counting.rs"]
 mod counting;
 
+use std::sync::Arc;
+
 use ane_matmul::{
     Activation, BackendId, Backends, CompileOptions, ElementType, ElementTypes, Inputs, InstantStart, MatMul,
-    QuantB, Quantization, SelfCheck, ShimLibrary, Tensor, Threads, Weights,
+    QuantB, Quantization, SelfCheck, ShimLibrary, Submission, Tensor, Threads, Weights,
 };
 use ane_matmul_conformance::{Case, compile_on_cpu, with_run};
 use ane_matmul_shims::REFERENCE;
@@ -51,6 +53,44 @@ fn instant_start() {
                 matches!(state(), InstantStart::Failed { ref reason, .. } if reason.contains("planted fault")),
         });
     }
+}
+
+/// Owned and borrowed submissions, as many in flight as fit: of Rust's memory nothing is allocated or left, whatever
+/// their number (a million with `ANE_MATMUL_THOROUGH`), and of the shim's nothing stays.
+fn submissions() {
+    let count = if ane_matmul_conformance::thorough() { 1_000_000 } else { 40_000 };
+    // SAFETY: no other thread reads the environment.
+    unsafe { std::env::set_var("ANE_REFERENCE_FAULT", "") };
+    // SAFETY: the library is built from this repository.
+    let shim = unsafe { ShimLibrary::open(REFERENCE) }.unwrap();
+    let mut backends = Backends::new();
+    let id = backends.add(shim).unwrap();
+    let compiled = backends.compile(&id, &MatMul::new(1, 1, 1).unwrap(), &CompileOptions::default()).unwrap();
+    let mut executor = compiled.executor_with_depth(8).unwrap();
+    let one = || compiled.memory().upload(&[1f32]).unwrap();
+    let b = Arc::new(one());
+    let mut idle: Vec<_> = (0..8).map(|_| Submission::new(one(), one()).b(Arc::clone(&b))).collect();
+    let (a, mut outputs) = (one(), [one(), one(), one(), one()]);
+    let mut tickets = std::collections::VecDeque::with_capacity(8);
+    let mut round = |executor: &mut ane_matmul::Executor| {
+        while let Some(submission) = idle.pop() {
+            tickets.push_back(executor.submit(submission).unwrap());
+        }
+        while let Some(ticket) = tickets.pop_front() {
+            idle.push(executor.wait(ticket).unwrap().submission);
+        }
+        let borrowed = executor
+            .scope(|queue| outputs.iter_mut().try_for_each(|c| queue.submit(Inputs::new(&a).b(&*b), c)));
+        borrowed.unwrap();
+    };
+    (0..100).for_each(|_| round(&mut executor));
+    let resident_bytes = || counting::process().map_or(0, |(resident, _)| resident);
+    let (resident, before) = (resident_bytes(), allocations());
+    (0..count / 12).for_each(|_| round(&mut executor));
+    assert_eq!(allocations() - before, 0, "allocations of submissions");
+    let grown = resident_bytes().saturating_sub(resident);
+    println!("submissions: {count} grew the resident memory by {grown} bytes");
+    assert!(grown < 1 << 20, "{count} submissions grew the resident memory by {grown} bytes");
 }
 
 /// Every narrow type and scheme, with B constant and not, small and on two threads.
@@ -117,6 +157,8 @@ fn main() {
     let total = allocations() - before;
     println!("8x40x24: {total} allocations in 1000 runs");
     assert_eq!(total, 0);
+
+    submissions();
 
     // With a bias that is known, on executors of a pool and of the product's own.
     let known = layer.with_bias(&bias).unwrap().compile_with(&BackendId::CPU, &options).unwrap();

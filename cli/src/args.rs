@@ -9,13 +9,14 @@ use ane_matmul::{
     Activation, BackendId, CompileOptions, Device, ElementType, ElementTypes, QuantA, QuantB, Quantization,
     Threads,
 };
+use ane_matmul_conformance::List;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Matrix products compiled once and run many times, on every engine of this machine.
 ///
 /// ANE_MATMUL_SHIM=FILE loads a dynamic library that speaks the C ABI (docs/ABI.md) as a further
-/// backend.
+/// backend; ANE_MATMUL_SHIM_DEVICE=NUMBER chooses another than the first of its devices, as `devices` lists them.
 #[derive(Debug, Parser)]
 #[command(
     name = "ane-matmul",
@@ -28,27 +29,24 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+// A comment on a variant would take the place of all that its arguments' type says of the command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List every known backend, available or why not, and what this machine is.
     Devices(DevicesArgs),
-    /// Multiply two NumPy files into a third.
     Multiply(MultiplyArgs),
-    /// Time every backend of this machine on the same products, side by side.
     Compare(CompareArgs),
-    /// Measure this machine, so that the backend `auto` knows which backend is the fastest for a product.
     Calibrate(CalibrateArgs),
-    /// Say what every backend would take for a product, which one `auto` chooses, and what keeps the
-    /// product off the Neural Engine.
     Explain(ExplainArgs),
-    /// Try a product out in a process of its own, which may crash or hang.
     Probe(ProbeArgs),
+    Conformance(ConformanceArgs),
+    /// What `conformance` starts.
+    #[command(name = CONFORMANCE_HELPER, hide = true)]
+    ConformanceHelper(RunArgs),
     /// What `probe` and `calibrate` start.
     #[command(name = PROBE_HELPER, hide = true)]
     ProbeHelper,
-    /// Run a product for some seconds and say which device did the work, with the evidence.
     Verify(VerifyArgs),
-    /// Quantise the weights of a safetensors file to 8 or 4-bit integers.
     Quantize(QuantizeArgs),
     /// Print a completion script for a shell.
     Completions {
@@ -174,8 +172,8 @@ impl QuantizedType {
 /// are checked by random projections (Freivalds' method, docs/self-check.md), which miss an error as large
 /// as the mean bound of its row with probability 2^-10 at most and measure none: the errors are then "-",
 /// and null in JSON. Samples of the backends are interleaved, so that all of them meet the same
-/// disturbances. Operands and results are in host memory, in and out of every run: winners and crossover
-/// hold for that.
+/// disturbances. Operands and results are in host memory, in and out of every run, but for what --resident adds:
+/// winners and crossover hold for that.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// Square products to time, by their size [default: 256,512,1024,2048 unless --shapes is given].
@@ -193,6 +191,10 @@ pub(crate) struct CompareArgs {
     pub(crate) constant_b: bool,
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
+    /// Time runs on operands that stay on the device too, as backends of their own, where a device has memory of its
+    /// own: A and B are uploaded once, and C is left there.
+    #[arg(long)]
+    pub(crate) resident: bool,
     /// The backends to time [default: all that are here]. `auto` among them has a line of its own, which
     /// names the backend that it stands for, and wins nothing.
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
@@ -339,6 +341,86 @@ pub(crate) struct ProbeArgs {
 
 /// The name of the subcommand that a probe starts.
 pub(crate) const PROBE_HELPER: &str = "probe-helper";
+
+/// Run the conformance cases on a backend, such as a shim of yours, and say which of them fail.
+///
+/// The cases are products of every type, shape, stride and epilogue, each held to a float64 reference with its error
+/// bound. They run in a process of their own, so that one that crashes or hangs is a failure like others. A case that the
+/// backend refuses neither passes nor fails. The numbers of a case are the same in every run, and each failure comes with
+/// the command that runs its case alone. The status is 0 where no case failed, and at least one passed.
+#[derive(Debug, Args)]
+pub(crate) struct ConformanceArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// The lists to run [default: all].
+    #[arg(long = "list", value_name = "LIST,...", value_delimiter = ',', value_parser = list_parser())]
+    pub(crate) lists: Vec<List>,
+    /// The cases of one list to run, by their numbers [default: all].
+    #[arg(long = "case", value_name = "N,...", value_delimiter = ',', requires = "lists")]
+    pub(crate) cases: Vec<NonZeroUsize>,
+    /// Fail where the backend refuses a case of these lists.
+    #[arg(long, value_name = "LIST,...", value_delimiter = ',', value_parser = list_parser())]
+    pub(crate) require: Vec<List>,
+    /// How long one case may take before its process is killed.
+    #[arg(long, value_name = "SECONDS", default_value = "180", value_parser = seconds)]
+    pub(crate) time_limit: Duration,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where and with what a conformance case runs.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The backend to run them on; `ane-matmul devices` lists them.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) backend: String,
+    /// Draw other numbers for the operands.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// The device to ask for: unknown (no preference), cpu, gpu or neural-engine.
+    #[arg(long, value_name = "DEVICE", default_value = "unknown")]
+    pub(crate) device: Device,
+    /// Let operands be rounded before they are multiplied, to tf32 say, and allow for it.
+    #[arg(long)]
+    pub(crate) reduced_precision: bool,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
+}
+
+impl RunArgs {
+    pub(crate) fn options(&self) -> CompileOptions {
+        let mut options = self.threads.options().device(self.device);
+        options.reduced_precision = self.reduced_precision;
+        options
+    }
+
+    /// The arguments that give these, without defaults.
+    pub(crate) fn to_arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--backend".to_owned(), backend_id(&self.backend).to_string()];
+        let mut push = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        if self.seed != 0 {
+            push("--seed", self.seed.to_string());
+        }
+        if self.device != Device::Unknown {
+            push("--device", self.device.name().to_owned());
+        }
+        if let Some(threads) = self.threads.threads {
+            push("--threads", threads.to_string());
+        }
+        if self.reduced_precision {
+            arguments.push("--reduced-precision".to_owned());
+        }
+        arguments
+    }
+}
+
+/// The name of the subcommand that `conformance` starts.
+pub(crate) const CONFORMANCE_HELPER: &str = "conformance-helper";
+
+fn list_parser() -> impl TypedValueParser<Value = List> {
+    PossibleValuesParser::new(List::ALL.map(List::name)).try_map(|name| name.parse::<List>())
+}
 
 /// A length of time of at least a millisecond, and at most a day.
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -489,6 +571,19 @@ mod tests {
         assert_eq!("32x3072x768".parse(), Ok(Shape { m: 32, n: 3072, k: 768 }));
         for bad in ["", "1x2", "1x2x3x4", "ax2x3", "-1x2x3", "1 2 3"] {
             assert!(bad.parse::<Shape>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_conformance_case_is_run_again_with_the_arguments_that_it_had() {
+        for line in [
+            "--backend cuda:1",
+            "--backend cuda:1 --seed 7 --device neural-engine --threads 3 --reduced-precision",
+            "--backend cpu --seed 18446744073709551615",
+        ] {
+            let words = ["ane-matmul", CONFORMANCE_HELPER].into_iter().chain(line.split(' '));
+            let Command::ConformanceHelper(args) = Cli::parse_from(words).command else { panic!("{line}") };
+            assert_eq!(args.to_arguments().join(" "), line);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use ane_matmul::{BackendInfo, BackendStatus};
+use ane_matmul::{BackendId, BackendInfo, BackendStatus, ShimDevice};
 use serde_json::{Value, json};
 
 use crate::args::DevicesArgs;
@@ -12,9 +12,14 @@ use crate::output::{print, print_json};
 
 pub(crate) fn run(args: &DevicesArgs) -> Output {
     let machine = Machine::new();
-    let backends = crate::backends()?.available();
+    let shim = crate::shim()?;
+    let backends = crate::backends_with(shim.clone())?.available();
+    let others = shim.and_then(|shim| shim.devices().ok()).unwrap_or_default();
+    let others = others.into_iter().filter(|device| backends.iter().all(|known| known.id != device.id));
+    let others: Vec<_> = others.collect();
     if args.json {
-        let list: Vec<Value> = backends.iter().map(status_json).collect();
+        let mut list: Vec<Value> = backends.iter().map(status_json).collect();
+        list.extend(others.iter().map(other_json));
         return print_json(&json!({ "machine": machine.to_json(), "backends": list }));
     }
     let mut text = String::new();
@@ -29,7 +34,25 @@ pub(crate) fn run(args: &DevicesArgs) -> Output {
             Err(reason) => writeln!(text, "{id:<12} not here: {reason}"),
         };
     }
+    for device in &others {
+        let _ = writeln!(text, "{:<12} not chosen: {}; {}", device.id, device.name, how_to_choose(device));
+    }
     print(text.trim_end())
+}
+
+fn how_to_choose(device: &ShimDevice) -> String {
+    format!("set ANE_MATMUL_SHIM_DEVICE={}", device.index)
+}
+
+/// A device of the shim's that is no backend of this run.
+fn other_json(device: &ShimDevice) -> Value {
+    json!({
+        "backend": device.id.as_str(),
+        "available": false,
+        "device": device.kind.name(),
+        "device_name": device.name,
+        "reason": how_to_choose(device),
+    })
 }
 
 fn info_text(info: &BackendInfo) -> String {
@@ -39,14 +62,21 @@ fn info_text(info: &BackendInfo) -> String {
 
 fn status_json(status: &BackendStatus) -> Value {
     match &status.state {
-        Ok(info) => json!({
-            "backend": status.id.as_str(),
-            "available": true,
-            "description": info.description,
-            "device": info.device.name(),
-            "device_name": info.device_name,
-            "test_double": info.is_test_double,
-        }),
+        Ok(info) => info_json(&status.id, info),
         Err(reason) => json!({ "backend": status.id.as_str(), "available": false, "reason": reason }),
     }
+}
+
+/// A backend that is here.
+pub(crate) fn info_json(id: &BackendId, info: &BackendInfo) -> Value {
+    json!({
+        "backend": id.as_str(),
+        "available": true,
+        "description": info.description,
+        "device": info.device.name(),
+        "device_name": info.device_name,
+        "test_double": info.is_test_double,
+        "max_queue_depth": info.max_queue_depth,
+        "copies_host_operands": info.copies_host_operands,
+    })
 }

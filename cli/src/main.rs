@@ -7,6 +7,7 @@ mod args;
 mod calibrate;
 mod check;
 mod compare;
+mod conformance;
 mod devices;
 mod explain;
 mod failure;
@@ -55,6 +56,8 @@ fn run(command: Command) -> Output {
         Command::Explain(args) => explain::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Conformance(args) => conformance::run(&args),
+        Command::ConformanceHelper(args) => conformance::serve(&args),
         Command::ProbeHelper => Ok(()),
         Command::Quantize(args) => quantize::run(&args),
         Command::Completions { shell } => {
@@ -86,20 +89,43 @@ fn describe(builder: ane_matmul::MatMulBuilder, constant_b: bool) -> Output<ane_
 }
 
 /// The backends of this process: the built-in ones, and the shim that `ANE_MATMUL_SHIM` names.
-#[allow(unsafe_code, reason = "the user asks for foreign code to be loaded")]
 fn backends() -> Output<ane_matmul::Backends> {
+    backends_with(shim()?)
+}
+
+fn backends_with(shim: Option<ane_matmul::ShimLibrary>) -> Output<ane_matmul::Backends> {
     let mut backends = ane_matmul::Backends::new();
-    if let Some(path) = std::env::var_os("ANE_MATMUL_SHIM").filter(|path| !path.is_empty()) {
-        let path = std::path::PathBuf::from(path);
-        // SAFETY: whoever sets the variable vouches for the library, as with any plug-in.
-        let shim = unsafe { ane_matmul::ShimLibrary::open(&path) }?;
-        if let Some(who) = shim.writable_by_others() {
-            note(format_args!(
-                "{} is code that this program runs, named by ANE_MATMUL_SHIM, and {who}",
-                path.display()
-            ));
-        }
-        backends.add(shim)?;
+    if let Some(shim) = shim {
+        backends.add_device(shim, shim_device()?)?;
     }
     Ok(backends)
+}
+
+/// The shim that `ANE_MATMUL_SHIM` names.
+#[allow(unsafe_code, reason = "the user asks for foreign code to be loaded")]
+fn shim() -> Output<Option<ane_matmul::ShimLibrary>> {
+    let Some(path) = std::env::var_os("ANE_MATMUL_SHIM").filter(|path| !path.is_empty()) else {
+        return Ok(None);
+    };
+    let path = std::path::PathBuf::from(path);
+    // SAFETY: whoever sets the variable vouches for the library, as with any plug-in.
+    let shim = unsafe { ane_matmul::ShimLibrary::open(&path) }?;
+    if let Some(who) = shim.writable_by_others() {
+        note(format_args!(
+            "{} is code that this program runs, named by ANE_MATMUL_SHIM, and {who}",
+            path.display()
+        ));
+    }
+    Ok(Some(shim))
+}
+
+/// Which of the shim's devices to use: the first, if `ANE_MATMUL_SHIM_DEVICE` names no other by its number.
+fn shim_device() -> Output<u32> {
+    match std::env::var_os("ANE_MATMUL_SHIM_DEVICE").filter(|number| !number.is_empty()) {
+        None => Ok(0),
+        Some(number) => number.to_str().and_then(|number| number.parse().ok()).ok_or_else(|| {
+            let number = number.display();
+            Failure::new(format_args!("ANE_MATMUL_SHIM_DEVICE is {number}, which is no number of a device"))
+        }),
+    }
 }

@@ -20,7 +20,9 @@ fn outputs(command: &Command) -> Vec<PathBuf> {
             args.profile.clone().or_else(|| Profile::default_path().ok()).into_iter().collect()
         }
         Command::Probe(args) => args.quarantine.clone().into_iter().collect(),
-        Command::Devices(_)
+        Command::Conformance(_)
+        | Command::ConformanceHelper(_)
+        | Command::Devices(_)
         | Command::Explain(_)
         | Command::ProbeHelper
         | Command::Verify(_)

@@ -1282,3 +1282,29 @@ fn compare_checks_large_products_by_projections() {
     );
     assert_eq!((&result["error_bound"], &result["worst_error_to_bound"]), (&().into(), &().into()));
 }
+
+#[test]
+fn the_devices_of_a_shim_are_listed_and_chosen_by_their_numbers() {
+    let on = |device: &str, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+        command.args(args).env("ANE_MATMUL_SHIM", ane_matmul_shims::REFERENCE);
+        command.env("ANE_MATMUL_SHIM_DEVICE", device).output().expect("the command line runs")
+    };
+    let text = succeeded(&on("", &["devices"]));
+    let line = text.lines().find(|line| line.starts_with("reference:1 ")).expect("the other device");
+    assert!(line.contains("not chosen") && line.ends_with("set ANE_MATMUL_SHIM_DEVICE=1"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&succeeded(&on("1", &["devices", "--json"]))).unwrap();
+    let of = |name: &str| {
+        let all = json["backends"].as_array().expect("a list");
+        all.iter().find(|backend| backend["backend"] == name).expect("it is listed").clone()
+    };
+    assert_eq!(
+        (&of("reference:1")["available"], &of("reference")["available"]),
+        (&true.into(), &false.into())
+    );
+    succeeded(&on("1", &["probe", "8x8x8", "--backend", "reference:1"]));
+    failed(&on("1", &["probe", "8x8x8", "--backend", "reference"]), "unknown backend `reference`");
+    failed(&on("one", &["devices"]), "ANE_MATMUL_SHIM_DEVICE is one, which is no number");
+    let text = succeeded(&on("2", &["devices"]));
+    assert!(text.contains("not here") && text.contains("there is no device 2: the shim finds 2"), "{text}");
+}

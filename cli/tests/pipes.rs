@@ -68,6 +68,7 @@ fn a_reader_that_goes_away_decides_nothing() {
         fs::remove_file(place.path("checked.npy")).unwrap();
     }
     assert_eq!(run("verify 64x64x64 --backend cpu --seconds 0.1 --require neural-engine"), "1");
+    assert_eq!(run("conformance --backend cpu --list f32 --case 1,2"), "0");
     assert_eq!(run("devices"), "0");
 }
 

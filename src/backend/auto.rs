@@ -52,6 +52,8 @@ pub(super) fn info() -> BackendInfo {
         device_name: String::new(),
         is_test_double: false,
         wrap_alignment_bytes: None,
+        max_queue_depth: 0,
+        copies_host_operands: false,
     }
 }
 

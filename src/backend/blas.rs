@@ -142,7 +142,7 @@ struct BlasProduct {
 }
 
 impl CompiledProduct for BlasProduct {
-    fn open(&self) -> Result<Box<dyn Run>> {
+    fn open(&self, _: usize) -> Result<Box<dyn Run>> {
         Ok(Box::new(BlasRun(Arc::clone(&self.plan))))
     }
 
@@ -278,7 +278,7 @@ pub(super) mod tests {
                 residual: None,
                 c: TensorViewMut::with_layout(&mut c, *product.c()).unwrap().erased(),
             };
-            compiled(&product, Threads::Auto).open().unwrap().run(args).unwrap();
+            compiled(&product, Threads::Auto).open(0).unwrap().run(args).unwrap();
             for (item, row, span) in product.c().row_spans() {
                 for (col, got) in c[span].iter().enumerate() {
                     let sum: f32 =

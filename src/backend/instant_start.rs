@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::refusal::Refusal;
-use crate::backend::{Backend, CompiledInfo, CompiledProduct, Run, RunArgs};
+use crate::backend::{Backend, CompiledInfo, CompiledProduct, Run, RunArgs, Submitted};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::error::{Error, Result};
 use crate::executor::RunObservation;
+use crate::operands::device_tensor::on_host;
 use crate::operands::weights::Weights;
 
 /// Where an instant start stands ([`CompileOptions::instant_start`]).
@@ -154,7 +155,7 @@ impl Background {
         // An executor that cannot be opened is a reason not to move either.
         let compile = || {
             let compiled = backend.compile(&product, weights.as_ref(), &options)?;
-            drop(compiled.open()?);
+            drop(compiled.open(0)?);
             Ok::<_, Error>(compiled)
         };
         let result = catch_unwind(AssertUnwindSafe(compile));
@@ -213,17 +214,18 @@ impl Shared {
 struct InstantProduct(Arc<Shared>);
 
 impl CompiledProduct for InstantProduct {
-    fn open(&self) -> Result<Box<dyn Run>> {
+    fn open(&self, queue_depth: usize) -> Result<Box<dyn Run>> {
         let cpu = self.0.cpu();
         if let Some(ready) = self.0.ready() {
-            return ready.compiled.open();
+            return ready.compiled.open(queue_depth);
         }
         // Empty only after the move, which was then under way above.
         match cpu {
             Some(cpu) => {
-                Ok(Box::new(InstantRun { run: cpu.open()?, moved: false, shared: Arc::clone(&self.0) }))
+                let run = cpu.open(queue_depth)?;
+                Ok(Box::new(InstantRun { run, moved: false, queue_depth, shared: Arc::clone(&self.0) }))
             }
-            None => self.open(),
+            None => self.open(queue_depth),
         }
     }
 
@@ -252,34 +254,51 @@ struct InstantRun {
     // Before `shared`: a run context goes before the product that it came from.
     run: Box<dyn Run>,
     moved: bool,
+    queue_depth: usize,
     shared: Arc<Shared>,
 }
 
 impl InstantRun {
-    /// Runs by `run` on whatever it is time for; whether that is still the CPU.
-    fn run_by<T>(&mut self, run: impl FnOnce(&mut dyn Run) -> Result<T>) -> Result<(T, bool)> {
+    /// Moves when it is time for that; whether the CPU still answers.
+    fn is_on_cpu(&mut self) -> Result<bool> {
         if !self.moved {
-            let Some(ready) = self.shared.ready() else {
-                let output = run(self.run.as_mut())?;
-                self.shared.runs_on_cpu.fetch_add(1, Ordering::Relaxed);
-                return Ok((output, true));
-            };
-            self.run = ready.compiled.open()?;
+            let Some(ready) = self.shared.ready() else { return Ok(true) };
+            // The CPU has computed all that was submitted to it.
+            self.run = ready.compiled.open(self.queue_depth)?;
             self.moved = true;
         }
-        Ok((run(self.run.as_mut())?, false))
+        Ok(false)
+    }
+
+    /// A run of the CPU's, on copies of what lies on the device that it stands in for.
+    fn run_on_cpu(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
+        on_host(args, |args| self.run.run(args))?;
+        self.shared.runs_on_cpu.fetch_add(1, Ordering::Relaxed);
+        // The CPU's engine says nothing of single runs, and the product may have moved since.
+        Ok(RunObservation { observed: Device::Cpu, ..RunObservation::default() })
     }
 }
 
 impl Run for InstantRun {
     fn run(&mut self, args: RunArgs<'_>) -> Result<()> {
-        self.run_by(|run| run.run(args)).map(drop)
+        if self.is_on_cpu()? { self.run_on_cpu(args).map(drop) } else { self.run.run(args) }
     }
 
     fn run_observed(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
-        let (observation, on_cpu) = self.run_by(|run| run.run_observed(args))?;
-        // The CPU's engine says nothing of single runs, and the product may have moved since.
-        Ok(if on_cpu { RunObservation { observed: Device::Cpu, ..observation } } else { observation })
+        if self.is_on_cpu()? { self.run_on_cpu(args) } else { self.run.run_observed(args) }
+    }
+
+    #[allow(unsafe_code, reason = "see `Run::submit`")]
+    unsafe fn submit(&mut self, args: RunArgs<'_>) -> Result<Submitted> {
+        if self.is_on_cpu()? {
+            return Ok(Submitted::Done(self.run_on_cpu(args)));
+        }
+        // SAFETY: by this function's own contract.
+        unsafe { self.run.submit(args) }
+    }
+
+    fn wait(&mut self, ticket: u64, timeout: Option<Duration>) -> Result<Option<RunObservation>> {
+        self.run.wait(ticket, timeout)
     }
 }
 
@@ -290,8 +309,8 @@ struct WaitedFor {
 }
 
 impl CompiledProduct for WaitedFor {
-    fn open(&self) -> Result<Box<dyn Run>> {
-        self.compiled.open()
+    fn open(&self, queue_depth: usize) -> Result<Box<dyn Run>> {
+        self.compiled.open(queue_depth)
     }
 
     fn info(&self) -> CompiledInfo {

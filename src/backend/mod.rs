@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use crate::backend::instant_start::{InstantStart, WithInstantStart};
 use crate::backend::refusal::Refusal;
@@ -12,7 +13,8 @@ use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::description::with_weights::{MatMulWithWeights, Product};
 use crate::error::{Error, Result};
-use crate::executor::{Compiled, RunObservation};
+use crate::executor::{Arithmetic, Compiled, RunObservation};
+use crate::operands::device_tensor::{DeviceMemory, Storage};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
 use crate::operands::view::{AnyView, AnyViewMut};
 use crate::operands::weights::Weights;
@@ -38,7 +40,7 @@ pub(crate) mod tests;
 
 use auto::ProfileSlot;
 pub(crate) use cpu::isa;
-pub use shim::ShimLibrary;
+pub use shim::{ShimDevice, ShimLibrary};
 
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use blas::set_blas_threads;
@@ -115,14 +117,36 @@ pub(crate) trait Backend: Send + Sync {
     fn threads(&self, options: &CompileOptions) -> usize {
         options.threads.number()
     }
+    /// Initialises once what all products have in common; how long that took.
+    fn prepare(&self) -> Result<Option<Duration>> {
+        Ok(None)
+    }
+    /// The most runs of an executor that the engine takes before the first is complete; 0 where a submission is
+    /// computed at once.
+    fn max_queue_depth(&self) -> usize {
+        0
+    }
     /// What address and length of memory to be wrapped must be multiples of; `None` where memory cannot
     /// be wrapped.
     fn wrap_alignment_bytes(&self) -> Option<usize> {
         Some(1)
     }
+    /// The device, as an address that no other has; 0 where all its memory is the host's.
+    fn device_key(&self) -> usize {
+        0
+    }
+    /// Whether the device has memory of its own.
+    fn copies_host_operands(&self) -> bool {
+        false
+    }
     /// Memory that the device sees too, all zero.
     fn buffer(&self, bytes: usize) -> Result<Box<dyn BufferMemory>> {
         Ok(Box::new(HostMemory::zeroed(bytes, "a shared buffer")?))
+    }
+    /// Memory that runs compute on without a copy: of undefined contents where the host does not see it, else all
+    /// zero.
+    fn resident(&self, bytes: usize) -> Result<Storage> {
+        self.buffer(bytes).map(Storage::Host)
     }
     /// # Safety
     /// As [`Backends::wrap_memory`]; address and length are aligned.
@@ -142,7 +166,8 @@ pub(crate) trait Backend: Send + Sync {
 
 /// What a backend makes of a product.
 pub(crate) trait CompiledProduct: Send + Sync {
-    fn open(&self) -> Result<Box<dyn Run>>;
+    /// A run context that takes up to `queue_depth` submissions at once.
+    fn open(&self, queue_depth: usize) -> Result<Box<dyn Run>>;
     fn info(&self) -> CompiledInfo;
 }
 
@@ -157,6 +182,7 @@ pub(crate) struct CompiledInfo {
     pub note: Option<String>,
     pub from_package: bool,
     pub instant_start: Option<InstantStart>,
+    pub arithmetic: Arithmetic,
 }
 
 /// Operands that fit the description, for one run.
@@ -177,6 +203,20 @@ pub(crate) trait Run: Send {
     fn run_observed(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
         self.run(args).map(|()| RunObservation::default())
     }
+    /// Starts a run; or computes it, where the engine takes none that are not waited for.
+    ///
+    /// # Safety
+    /// Until [`Run::wait`] has ended a [`Submitted::Ticket`], or `self` has been dropped, the operands stay where they
+    /// are, nobody else touches C, and nobody writes to the others.
+    #[allow(unsafe_code, reason = "the engine works on after the operands' borrows have ended")]
+    unsafe fn submit(&mut self, args: RunArgs<'_>) -> Result<Submitted> {
+        Ok(Submitted::Done(self.run_observed(args)))
+    }
+    /// Waits for a ticket that was not ended, for at most `timeout`: `None` when the time is over. Anything else, an error
+    /// included, ends it.
+    fn wait(&mut self, _ticket: u64, _timeout: Option<Duration>) -> Result<Option<RunObservation>> {
+        Err(Error::Queue { problem: "this engine gives no tickets".into() })
+    }
     /// What self-checks of these runs did: nothing, where there are none.
     fn checks(&self) -> CheckCounts {
         CheckCounts::default()
@@ -185,6 +225,15 @@ pub(crate) trait Run: Send {
     fn last_mismatch(&self) -> Option<&Mismatch> {
         None
     }
+}
+
+/// A run that was submitted.
+#[derive(Debug)]
+pub(crate) enum Submitted {
+    /// The engine computes it.
+    Ticket(u64),
+    /// It was computed at once.
+    Done(Result<RunObservation>),
 }
 
 #[derive(Clone)]
@@ -239,6 +288,12 @@ pub struct BackendInfo {
     /// What address and length of memory must be multiples of for [`Backends::wrap_memory`]; `None`
     /// where the backend cannot wrap memory.
     pub wrap_alignment_bytes: Option<usize>,
+    /// The most submissions of an executor at once ([`Compiled::executor_with_depth`]); 0 where a run is computed while
+    /// it is submitted.
+    pub max_queue_depth: usize,
+    /// Whether operands on the host are copied to memory of the device's own and back by every run: keep them in
+    /// [`DeviceTensor`](crate::DeviceTensor)s.
+    pub copies_host_operands: bool,
 }
 
 /// The backends that a program can use: the built-in ones and the shims that it loaded.
@@ -286,17 +341,26 @@ impl Backends {
             .collect()
     }
 
-    /// Adds a shim under its own name, which is returned. When its device cannot be opened, it is
-    /// listed with the reason, like any backend that is not here.
+    /// Adds a shim with its first device under its own name, which is returned. When the device cannot be opened, it
+    /// is listed with the reason, like any backend that is not here.
     ///
     /// # Errors
     /// [`Error::DuplicateBackend`] when a backend of that name is known already.
     pub fn add(&mut self, shim: ShimLibrary) -> Result<BackendId> {
-        let id = shim.name().clone();
+        self.add_device(shim, 0)
+    }
+
+    /// Adds one device of a shim, of those that [`ShimLibrary::devices`] lists: the first under the shim's name, `cuda`
+    /// say, others as `cuda:1`, `cuda:2`.
+    ///
+    /// # Errors
+    /// As [`Backends::add`].
+    pub fn add_device(&mut self, shim: ShimLibrary, index: u32) -> Result<BackendId> {
+        let id = shim.device_id(index);
         if id == BackendId::AUTO || self.entries.iter().any(|entry| entry.id == id) {
             return Err(Error::DuplicateBackend { backend: id });
         }
-        self.entries.push(shim_entry(id.clone(), Ok(shim)));
+        self.entries.push(shim_entry(id.clone(), Ok(shim), index));
         Ok(id)
     }
 
@@ -406,11 +470,29 @@ impl Backends {
         options: &CompileOptions,
     ) -> Result<Compiled> {
         let backend = self.get(id)?;
+        let memory = DeviceMemory::new(backend, id.clone());
         if options.instant_start && *id != BackendId::CPU {
             let both = WithInstantStart::new(self.get(&BackendId::CPU), backend, product, options);
-            return Compiled::new(id.clone(), &both, product, weights, options);
+            return Compiled::new(memory, &both, product, weights, options);
         }
-        Compiled::new(id.clone(), backend.as_ref(), product, weights, options)
+        Compiled::new(memory, backend.as_ref(), product, weights, options)
+    }
+
+    /// Initialises now what the first product compiled for `id` would initialise otherwise: a driver's context, a
+    /// library of kernels. How long it took, the first time; `None` where there is nothing to initialise.
+    ///
+    /// # Errors
+    /// [`Error::Native`]; [`Error::UnknownBackend`], [`Error::Unavailable`].
+    pub fn prepare(&self, id: &BackendId) -> Result<Option<Duration>> {
+        self.get(id)?.prepare()
+    }
+
+    /// The memory of the device of `id`; [`Compiled::memory`] is that of a product.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBackend`], [`Error::Unavailable`].
+    pub fn memory(&self, id: &BackendId) -> Result<DeviceMemory> {
+        Ok(DeviceMemory::new(self.get(id)?, id.clone()))
     }
 
     /// Allocates memory that the host and the device of `id` both see, all zero; see
@@ -510,6 +592,8 @@ fn info(backend: &dyn Backend) -> BackendInfo {
         device_name,
         is_test_double: backend.is_test_double(),
         wrap_alignment_bytes: wrap_alignment_bytes(backend),
+        max_queue_depth: backend.max_queue_depth(),
+        copies_host_operands: backend.copies_host_operands(),
     }
 }
 
@@ -589,9 +673,9 @@ fn apple_shims() -> [(BackendId, &'static str, shim::Linked); 2] {
 }
 
 /// A shim as a backend: when its device cannot be opened, with the reason.
-fn shim_entry(id: BackendId, shim: Result<ShimLibrary>) -> Entry {
+fn shim_entry(id: BackendId, shim: Result<ShimLibrary>, index: u32) -> Entry {
     let state = shim
-        .and_then(ShimLibrary::into_backend)
+        .and_then(|shim| shim.into_backend(index))
         .map(|backend| Arc::new(backend) as Arc<dyn Backend>)
         .map_err(|error| error.to_string());
     Entry { id, state }
@@ -630,7 +714,7 @@ fn built_in() -> Vec<Entry> {
             })
         };
         entries.push(match shim {
-            Ok(shim) => shim_entry(id, shim),
+            Ok(shim) => shim_entry(id, shim, 0),
             Err(reason) => Entry { id, state: absent(reason) },
         });
     }

@@ -69,7 +69,7 @@ struct ScriptedProduct {
 }
 
 impl CompiledProduct for ScriptedProduct {
-    fn open(&self) -> Result<Box<dyn Run>> {
+    fn open(&self, _: usize) -> Result<Box<dyn Run>> {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::OutOfMemory { what: "a scripted executor", bytes: 1 });
         }

@@ -132,6 +132,11 @@ impl Layout {
         item * self.batch_stride
     }
 
+    /// Items, rows and columns.
+    pub(crate) const fn shape(&self) -> [usize; 3] {
+        [self.batch, self.rows, self.cols]
+    }
+
     /// Item, row, and where the row's elements lie, for every row that has elements.
     pub(crate) fn row_spans(self) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
         let (batch, rows) = if self.is_empty() { (0, 0) } else { (self.batch, self.rows) };
@@ -168,6 +173,11 @@ impl Layout {
     pub(crate) const fn with_cols(mut self, cols: usize) -> Self {
         self.cols = cols;
         self
+    }
+
+    /// The first rows and columns of each item; all, where there are not so many.
+    pub(crate) fn part(self, rows: usize, cols: usize) -> Self {
+        self.with_rows(rows.min(self.rows)).with_cols(cols.min(self.cols))
     }
 
     /// Packed matrices whose elements are in memory already, so that their count cannot overflow.

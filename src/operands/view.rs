@@ -6,6 +6,7 @@ use crate::description::element::{Element, ElementType};
 use crate::description::layout::Layout;
 use crate::error::{Error, Result};
 use crate::executor::{Inputs, IntoInputs};
+use crate::operands::device_tensor::{DeviceTensor, DeviceView, DeviceViewMut, not_on_the_host};
 use crate::operands::int4::Int4View;
 use crate::operands::tensor::Tensor;
 
@@ -231,6 +232,8 @@ macro_rules! any_views {
             )*
             /// 4-bit integers, signed or unsigned, two to a byte.
             Int4(Int4View<'a>),
+            /// Elements of any type that only a device sees.
+            Device(DeviceView<'a>),
         }
 
         /// A [`TensorViewMut`] whose element type is known at run time.
@@ -253,6 +256,8 @@ macro_rules! any_views {
                 #[doc = concat!("Elements of type `", stringify!($rust), "`.")]
                 $variant(TensorViewMut<'a, $rust>),
             )*
+            /// Elements of any type that only a device sees.
+            Device(DeviceViewMut<'a>),
         }
 
         impl AnyView<'_> {
@@ -262,6 +267,7 @@ macro_rules! any_views {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => view.layout(),)*
                     Self::Int4(view) => view.layout(),
+                    Self::Device(view) => view.layout(),
                 }
             }
 
@@ -271,16 +277,18 @@ macro_rules! any_views {
                 match self {
                     $($(#[$meta])* Self::$variant(_) => <$rust as Element>::TYPE,)*
                     Self::Int4(view) => view.element_type(),
+                    Self::Device(view) => view.element_type(),
                 }
             }
 
-            /// The first element's address, and the bytes up to the last element's end.
+            /// The first element's address, null where the host has none, and the bytes up to the last element's end.
             pub(crate) fn memory(&self) -> (*const u8, usize) {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => {
                         (view.data().as_ptr().cast(), size_of_val(view.data()))
                     })*
                     Self::Int4(view) => (view.bytes().as_ptr(), view.bytes().len()),
+                    Self::Device(view) => (std::ptr::null(), view.bytes()),
                 }
             }
 
@@ -291,27 +299,47 @@ macro_rules! any_views {
                         Self::$variant(TensorView { data, layout: layout.broadcast(batch) })
                     })*
                     Self::Int4(view) => Self::Int4(view.broadcast(batch)),
+                    Self::Device(view) => Self::Device(view.with_layout(view.layout().broadcast(batch))),
                 }
             }
 
-            /// The element at (`row`, `col`) of item `item` as `f64`, or `None` outside the matrix.
+            /// The first rows and columns of each item; all, where there are not so many.
+            pub(crate) fn part(self, rows: usize, cols: usize) -> Self {
+                match self {
+                    $($(#[$meta])* Self::$variant(TensorView { data, layout }) => {
+                        Self::$variant(TensorView::from_parts(data, layout.part(rows, cols)))
+                    })*
+                    Self::Int4(view) => Self::Int4(view),
+                    Self::Device(view) => Self::Device(view.with_layout(view.layout().part(rows, cols))),
+                }
+            }
+
+            /// For those who read elements.
+            pub(crate) fn check_on_host(&self, what: impl std::fmt::Display) -> Result<()> {
+                if let Self::Device(_) = self { Err(not_on_the_host(what)) } else { Ok(()) }
+            }
+
+            /// The element at (`row`, `col`) of item `item` as `f64`, or `None` outside the matrix and of elements
+            /// that only a device sees.
             #[must_use]
             pub fn get(&self, item: usize, row: usize, col: usize) -> Option<f64> {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => view.get(item, row, col).map(Element::to_f64),)*
                     Self::Int4(view) => view.get(item, row, col).map(f64::from),
+                    Self::Device(_) => None,
                 }
             }
         }
 
         impl AnyViewMut<'_> {
-            /// The first element's address, and the bytes up to the last element's end.
+            /// The first element's address, null where the host has none, and the bytes up to the last element's end.
             pub(crate) fn memory(&mut self) -> (*mut u8, usize) {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => {
                         let bytes = size_of_val(view.data());
                         (view.data().as_mut_ptr().cast(), bytes)
                     })*
+                    Self::Device(view) => (std::ptr::null_mut(), view.as_view().bytes()),
                 }
             }
 
@@ -320,6 +348,7 @@ macro_rules! any_views {
             pub const fn layout(&self) -> &Layout {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => view.layout(),)*
+                    Self::Device(view) => view.layout(),
                 }
             }
 
@@ -328,6 +357,7 @@ macro_rules! any_views {
             pub fn reborrow(&mut self) -> AnyViewMut<'_> {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => AnyViewMut::$variant(view.reborrow()),)*
+                    Self::Device(view) => AnyViewMut::Device(view.reborrow()),
                 }
             }
 
@@ -336,6 +366,7 @@ macro_rules! any_views {
             pub fn as_view(&self) -> AnyView<'_> {
                 match self {
                     $($(#[$meta])* Self::$variant(view) => AnyView::$variant(view.as_view()),)*
+                    Self::Device(view) => AnyView::Device(view.as_view()),
                 }
             }
 
@@ -344,6 +375,45 @@ macro_rules! any_views {
             pub const fn element_type(&self) -> ElementType {
                 match self {
                     $($(#[$meta])* Self::$variant(_) => <$rust as Element>::TYPE,)*
+                    Self::Device(view) => view.element_type(),
+                }
+            }
+        }
+
+        impl<'a> AnyViewMut<'a> {
+            /// The first rows and columns of each item; all, where there are not so many.
+            pub(crate) fn part(self, rows: usize, cols: usize) -> Self {
+                match self {
+                    $($(#[$meta])* Self::$variant(TensorViewMut { data, layout }) => {
+                        Self::$variant(TensorViewMut::from_parts(data, layout.part(rows, cols)))
+                    })*
+                    Self::Device(view) => {
+                        let layout = view.layout().part(rows, cols);
+                        Self::Device(view.with_layout(layout))
+                    }
+                }
+            }
+
+            /// Copies the elements of a matrix, or a batch of them, of the same shape and type on the host.
+            ///
+            /// # Errors
+            /// [`Error::Memory`] where either lies on a device or they do not agree.
+            pub(crate) fn copy_from(&mut self, from: &AnyView<'_>) -> Result<()> {
+                match (self, from) {
+                    $($(#[$meta])* (Self::$variant(to), AnyView::$variant(from))
+                        if to.layout.shape() == from.layout.shape() => {
+                        let layout = to.layout;
+                        for (item, row, span) in layout.row_spans() {
+                            to.data[span].copy_from_slice(from.row(item, row).unwrap_or_default());
+                        }
+                        Ok(())
+                    })*
+                    (to, from) => Err(Error::Memory {
+                        problem: format!(
+                            "a copy of {} {} to {} {}: pass a matrix on the host of the same shape and type",
+                            from.element_type(), from.layout(), to.element_type(), to.layout()
+                        ),
+                    }),
                 }
             }
         }
@@ -386,12 +456,13 @@ impl AnyViewMut<'_> {
             Self::I32(view) => write(view, span, values, |x| x as i32),
             Self::I8(view) => write(view, span, values, |x| x as i8),
             Self::U8(view) => write(view, span, values, |x| x as u8),
+            Self::Device(_) => debug_assert!(false, "no row of what only a device sees is written"),
         }
     }
 }
 
 /// What can be read from as a matrix where it lies: `&Tensor`, a [`TensorView`], an [`AnyView`], an
-/// [`Int4View`]; `&[T]`, `&[T; N]` and `&Vec<T>`, which are one row; with the feature `ndarray` arrays by reference and
+/// [`Int4View`], `&DeviceTensor`; `&[T]`, `&[T; N]` and `&Vec<T>`, which are one row; with the feature `ndarray` arrays by reference and
 /// views of them that are contiguous and row-major.
 ///
 /// ```
@@ -468,6 +539,7 @@ readable! {
     [] Int4View<'a>;
     [T: Element] TensorView<'a, T>;
     [T: Element] &'a Tensor<T>;
+    [] &'a DeviceTensor;
     [T: Element] &'a [T];
     [T: Element] &'a Vec<T>;
     [T: Element, const N: usize] &'a [T; N];
@@ -490,6 +562,7 @@ writable! {
     [] AnyViewMut<'a>;
     [T: Element] TensorViewMut<'a, T>;
     [T: Element] &'a mut Tensor<T>;
+    [] &'a mut DeviceTensor;
     [T: Element] &'a mut [T];
     [T: Element] &'a mut Vec<T>;
     [T: Element, const N: usize] &'a mut [T; N];

@@ -12,6 +12,7 @@ use crate::description::matmul::{MatMul, check_scheme};
 use crate::description::quantization::{NibbleOrder, QuantB};
 use crate::description::scales::{is_scale, shape_of_b};
 use crate::error::{Error, Operand, Result};
+use crate::operands::device_tensor::not_on_the_host;
 use crate::operands::int4::Int4View;
 use crate::operands::tensor::Tensor;
 use crate::operands::view::{AnyView, IntoView, TensorView};
@@ -131,6 +132,7 @@ impl Weights {
                 signed: view.element_type() == ElementType::I4,
                 order: view.nibble_order(),
             },
+            AnyView::Device(_) => return Err(not_on_the_host("weights")),
         };
         Ok(Self::from_data(data, layout))
     }
@@ -209,6 +211,7 @@ impl Weights {
     /// none, and a zero point out of their range; [`Error::OutOfMemory`].
     pub fn with_scales<'a>(&self, scheme: QuantB, scales: impl IntoView<'a>) -> Result<Self> {
         let scales = scales.into_view()?;
+        scales.check_on_host("scales")?;
         let element = scales.element_type();
         if !matches!(element, ElementType::F32 | ElementType::F16 | ElementType::Bf16) {
             return Err(Error::Description {
@@ -262,6 +265,11 @@ impl Weights {
     #[must_use]
     pub fn scales(&self) -> Option<AnyView<'_>> {
         self.0.scales.as_ref().map(|(_, scales)| scales.view())
+    }
+
+    /// The scales of a quantised B, as a constant of their own.
+    pub(crate) fn scale_weights(&self) -> Option<&Self> {
+        self.0.scales.as_ref().map(|(_, scales)| scales)
     }
 
     /// The rows of B: the inputs of a layer.
@@ -350,6 +358,8 @@ impl Weights {
                 AnyView::I32(view) => hash_rows(&mut hasher, view, i32::to_le_bytes),
                 AnyView::I8(view) => hash_rows(&mut hasher, view, i8::to_le_bytes),
                 AnyView::U8(view) => hash_rows(&mut hasher, view, u8::to_le_bytes),
+                // Weights copy what they are made of.
+                AnyView::Device(_) => debug_assert!(false, "weights lie on the host"),
                 AnyView::Int4(view) => {
                     // One element to a byte: the order within a byte does not count.
                     for (item, row, col) in view.layout().elements() {

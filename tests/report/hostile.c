@@ -5,8 +5,8 @@
 #define MARKUP "</td></table><script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
 const ANEShim *ane_matmul_shim(void);
 
-static ANEStatus hostile_info(ANEDevice *device, ANEDeviceInfo *info, ANEError *err) {
-    ANEStatus status = device_info(device, info, err);
+static ANEStatus hostile_info(uint32_t index, ANEDeviceInfo *info, ANEError *err) {
+    ANEStatus status = device_info(index, info, err);
     snprintf(info->name, sizeof info->name, "%s", MARKUP);
     return status;
 }

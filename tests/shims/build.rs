@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What is different in each further library: a name, and what is compiled on top of the reference.
-const CHANGED: [(&str, &str); 9] = [
+const CHANGED: [(&str, &str); 13] = [
     ("missing_symbol", "int nothing_here;"),
     ("null_table", "const ANEShim *ane_matmul_shim(void) { return 0; }"),
     ("truncated", "shim.struct_size = 100;"),
@@ -14,6 +14,13 @@ const CHANGED: [(&str, &str); 9] = [
     ("bad_name", "shim.name = \"Not A Name\";"),
     ("null_name", "shim.name = 0;"),
     ("garbage_name", "shim.name = \"\\xff\\xfe\";"),
+    ("graph_null_slot", "graphs.graph_info = 0;"),
+    ("graph_truncated", "graphs.struct_size = 40;"),
+    ("graph_nowhere", "graphs.graph_compile = 0;"),
+    (
+        "packaged",
+        "graphs.graph_compile = 0; graphs.package_format = \"mlpackage\"; shim.name = \"packaged\";",
+    ),
 ];
 
 fn main() {
@@ -21,14 +28,16 @@ fn main() {
     let root = Path::new("../..");
     let source = root.join("examples/shims/reference.c");
     let include = root.join("include");
-    println!("cargo::rerun-if-changed={}", source.display());
-    println!("cargo::rerun-if-changed={}", include.join("ane_matmul.h").display());
+    for changed in ["examples/shims", "include"] {
+        println!("cargo::rerun-if-changed={}", root.join(changed).display());
+    }
 
     let mut build = cc::Build::new();
     build.include(&include).std("c11").warnings(true).extra_warnings(true).warnings_into_errors(true);
     println!("cargo::rerun-if-changed=direct.c");
     build.clone().file(&source).file("direct.c").compile("ane_matmul_reference");
     println!("cargo::rustc-link-lib=m");
+    println!("cargo::rustc-link-lib=pthread");
 
     // A library with the C compiler's runtime of AddressSanitizer would end a program that has the Rust one.
     let sanitized = std::env::var_os("CARGO_CFG_SANITIZE").is_some();
@@ -37,7 +46,7 @@ fn main() {
     let library = |name: &str, file: &Path| {
         let target = out.join(format!("lib{name}.{extension}"));
         let mut command = build.get_compiler().to_command();
-        command.args(["-fPIC", "-shared", "-o"]).arg(&target).arg(file).arg("-lm");
+        command.args(["-fPIC", "-shared", "-o"]).arg(&target).arg(file).args(["-lm", "-pthread"]);
         if sanitized {
             command.arg("-fno-sanitize=all");
         }
@@ -61,7 +70,20 @@ fn main() {
         } else {
             let reference = std::path::absolute(&source).expect("a path");
             format!(
-                "#define ane_matmul_shim reference_shim\n#include \"{}\"\n#undef ane_matmul_shim\nconst ANEShim *ane_matmul_shim(void);\nconst ANEShim *ane_matmul_shim(void) {{ static ANEShim shim; shim = *reference_shim(); {change} return &shim; }}\n",
+                "#define ane_matmul_shim reference_shim
+#include \"{}\"
+#undef ane_matmul_shim
+const ANEShim *ane_matmul_shim(void);
+const ANEShim *ane_matmul_shim(void) {{
+    static ANEShim shim;
+    static ANEGraphTable graphs;
+    shim = *reference_shim();
+    graphs = *shim.graphs;
+    shim.graphs = &graphs;
+    {change}
+    return &shim;
+}}
+",
                 reference.display()
             )
         };

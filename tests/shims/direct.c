@@ -17,6 +17,7 @@ int ane_direct_open(void) {
     ANEMatMulDesc desc;
     ANEConstants constants;
     ANECompileOptions options;
+    const ANEExecutorOptions no_queue = {sizeof no_queue, 0};
     memset(&desc, 0, sizeof desc);
     memset(&constants, 0, sizeof constants);
     memset(&options, 0, sizeof options);
@@ -31,9 +32,9 @@ int ane_direct_open(void) {
     args.a = (ANEOperand){&a, NULL, 0, sizeof a};
     args.b = (ANEOperand){&b, NULL, 0, sizeof b};
     args.c = (ANEOperand){&c, NULL, 0, sizeof c};
-    return shim->device_open(&device, NULL) == ANE_STATUS_OK &&
+    return shim->device_open(0, &device, NULL) == ANE_STATUS_OK &&
            shim->compile(device, &desc, &constants, &options, &product, NULL) == ANE_STATUS_OK &&
-           shim->executor_create(product, &executor, NULL) == ANE_STATUS_OK;
+           shim->executor_create(product, &no_queue, &executor, NULL) == ANE_STATUS_OK;
 }
 
 int ane_direct_run(void) { return ane_matmul_shim()->executor_run(executor, &args, NULL); }

@@ -4,8 +4,8 @@
 #undef ane_matmul_shim
 const ANEShim *ane_matmul_shim(void);
 
-static ANEStatus double_info(ANEDevice *device, ANEDeviceInfo *info, ANEError *err) {
-    ANEStatus status = device_info(device, info, err);
+static ANEStatus double_info(uint32_t index, ANEDeviceInfo *info, ANEError *err) {
+    ANEStatus status = device_info(index, info, err);
     info->flags |= ANE_DEVICE_FLAG_TEST_DOUBLE;
     return status;
 }

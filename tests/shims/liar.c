@@ -2,7 +2,8 @@
  * The reference shim, which says of itself what ANE_LIAR names, words in any order: `gpu` (the device that it
  * is and that ran), `time` (timestamps that cover nine tenths of each run), `hour` (of an hour each). What it
  * does besides: `sleep` nine times as long as it worked; `skip` the work; or `replay` the first result, as if
- * another device had worked, while the CPU waits, or with `spin` is busy waiting.
+ * another device had worked, while the CPU waits, or with `spin` is busy waiting. It takes no submissions: every run
+ * is one of these.
  */
 #define ane_matmul_shim reference_shim
 #include "../../examples/shims/reference.c"
@@ -16,15 +17,12 @@ static bool lies(const char *word) {
     return words != NULL && strstr(words, word) != NULL;
 }
 
-static long long now_ns(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * 1000000000ll + time.tv_nsec;
-}
+static long long now_ns(void) { return (long long)clock_ns(); }
 
-static ANEStatus said_device(ANEDevice *device, ANEDeviceInfo *info, ANEError *err) {
-    ANEStatus status = device_info(device, info, err);
+static ANEStatus said_device(uint32_t index, ANEDeviceInfo *info, ANEError *err) {
+    ANEStatus status = device_info(index, info, err);
     if (lies("gpu")) info->kind = ANE_DEVICE_GPU;
+    info->max_queue_depth = 0;
     return status;
 }
 
@@ -72,6 +70,11 @@ static ANEStatus said_run(ANEMatMulExecutor *executor, const ANERunArgs *args, A
     return ANE_STATUS_OK;
 }
 
+static ANEStatus no_submit(ANEMatMulExecutor *executor, const ANERunArgs *args, ANETicket *ticket, ANEError *err) {
+    (void)executor, (void)args, (void)ticket;
+    return report(err, ANE_STATUS_NOT_IMPLEMENTED, ANE_REFUSAL_NONE, "a liar takes no submissions");
+}
+
 static void said_close(ANEDevice *device) {
     free(replayed);
     replayed = NULL;
@@ -87,5 +90,7 @@ const ANEShim *ane_matmul_shim(void) {
     shim.device_close = said_close;
     shim.product_info = said_product;
     shim.executor_run = said_run;
+    shim.executor_submit = no_submit;
+    shim.graphs = NULL;
     return &shim;
 }

@@ -1,13 +1,11 @@
 //! What compiling costs when it is spread over the runs.
 
-use ane_matmul::BackendId;
-
-use crate::compare::measure::Timing;
+use crate::compare::measure::{Contender, Timing};
 
 /// A backend is the cheapest, compilation included, for `first..=last` runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cheapest<'a> {
-    pub(crate) backend: &'a BackendId,
+    pub(crate) backend: &'a Contender,
     pub(crate) first: u64,
     /// `None`: from `first` on.
     pub(crate) last: Option<u64>,
@@ -87,7 +85,7 @@ mod tests {
         for runs in (1..4000).chain([1_000_000]) {
             let range = found.iter().find(|r| r.1 <= runs && r.2.is_none_or(|last| runs <= last)).unwrap();
             let best = timings.iter().map(|timing| total_ns(timing, runs)).fold(f64::INFINITY, f64::min);
-            let chosen = timings.iter().find(|timing| timing.backend.as_str() == range.0).unwrap();
+            let chosen = timings.iter().find(|timing| timing.backend.to_string() == range.0).unwrap();
             assert!(total_ns(chosen, runs) <= best, "{} at {runs} runs", range.0);
         }
     }

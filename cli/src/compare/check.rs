@@ -110,7 +110,7 @@ mod tests {
         for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8] {
             let shape = "40x30x20".parse().unwrap();
             let (a, b) = random(shape, precision).unwrap();
-            let product = Kind { precision, constant_b: false }.product(shape);
+            let product = Kind { precision, constant_b: false, resident: false }.product(shape);
             let inputs = Inputs::new(a.view());
             a_wrong_result_is_found(&product.clone().build().unwrap(), &inputs.b(b.view()));
             let weights = b.into_weights().unwrap();

@@ -4,16 +4,17 @@ use ane_matmul::{BackendId, Device};
 
 use crate::args::{Precision, Shape};
 use crate::compare::check::Check;
-use crate::compare::measure::{Measured, Timing};
+use crate::compare::measure::{Contender, Measured, Timing};
 use crate::compare::operands::Kind;
 use crate::compare::report::Comparison;
 use crate::machine::Machine;
 
-/// A backend on a square product of a size, with its median time in nanoseconds.
+/// A backend, as it is shown, on a square product of a size, with its median time in nanoseconds.
 pub(crate) fn timing(size: usize, backend: &str, median_ns: f64) -> Timing {
     let shape = Shape { m: size, n: size, k: size };
+    let id = backend.strip_suffix(", resident").unwrap_or(backend);
     Timing {
-        backend: BackendId::new(backend),
+        backend: Contender { id: BackendId::new(id), resident: id != backend },
         stands_for: None,
         shape,
         threads: Some(1),
@@ -33,7 +34,7 @@ pub(crate) fn timing(size: usize, backend: &str, median_ns: f64) -> Timing {
 pub(crate) fn comparison(times: &[(usize, &str, f64)]) -> Comparison {
     Comparison {
         machine: Machine::new(),
-        kind: Kind { precision: Precision::F32, constant_b: false },
+        kind: Kind { precision: Precision::F32, constant_b: false, resident: false },
         measured: Measured {
             timings: times
                 .iter()

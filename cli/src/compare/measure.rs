@@ -1,9 +1,14 @@
 //! Timing backends on one product, interleaved.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use ane_matmul::{BackendId, Backends, CompileOptions, Device, Error, Executor, Inputs, Product, Tensor};
+use ane_matmul::{
+    BackendId, Backends, CompileOptions, Compiled, Device, DeviceTensor, Error, Executor, Inputs, Product,
+    Tensor,
+};
 use indicatif::ProgressBar;
 
 use crate::args::Shape;
@@ -20,10 +25,31 @@ const BUDGET: Duration = Duration::from_millis(1500);
 /// ... within these numbers of samples.
 const SAMPLES: std::ops::RangeInclusive<usize> = 7..=101;
 
-/// One backend on one product.
+/// Who is timed: a backend, and where operands and result are between its runs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Contender {
+    pub(crate) id: BackendId,
+    /// On the device, and else in host memory.
+    pub(crate) resident: bool,
+}
+
+impl Contender {
+    /// The memory's name in JSON.
+    pub(crate) const fn memory(&self) -> &'static str {
+        if self.resident { "device" } else { "host" }
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.id, if self.resident { ", resident" } else { "" })
+    }
+}
+
+/// A contender on one product.
 #[derive(Debug, Clone)]
 pub(crate) struct Timing {
-    pub(crate) backend: BackendId,
+    pub(crate) backend: Contender,
     /// The backend that was timed under the name `auto`, which is no contender of its own.
     pub(crate) stands_for: Option<BackendId>,
     pub(crate) shape: Shape,
@@ -31,7 +57,7 @@ pub(crate) struct Timing {
     pub(crate) requested: Device,
     pub(crate) observed: Device,
     pub(crate) compile_ns: u128,
-    /// Opening the executor and running it once; an engine may compile the rest here.
+    /// Opening the executor and running it once, with what is uploaded for all runs; an engine may compile the rest here.
     pub(crate) first_run_ns: u128,
     pub(crate) median_ns: f64,
     pub(crate) min_ns: f64,
@@ -62,10 +88,54 @@ pub(crate) struct Measured {
     pub(crate) notes: Vec<String>,
 }
 
+impl Measured {
+    /// Adds a note that is not there yet.
+    fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+}
+
+/// Where the operands of a candidate are.
+enum Place {
+    Host { c: Tensor<f32> },
+    Device { a: DeviceTensor, b: Option<DeviceTensor>, c: DeviceTensor },
+}
+
+impl Place {
+    fn new(resident: bool, compiled: &Compiled, inputs: &Inputs<'_>, shape: Shape) -> Output<Self> {
+        let c = Tensor::filled(shape.m, shape.n, f32::NAN)?;
+        if !resident {
+            return Ok(Self::Host { c });
+        }
+        let upload = |view| compiled.memory().upload(view);
+        let b = inputs.b_view().map(upload).transpose()?;
+        Ok(Self::Device { a: upload(inputs.a_view())?, b, c: upload((&c).into())? })
+    }
+
+    /// One run on `inputs`, or on what was uploaded of them.
+    fn run(&mut self, executor: &mut Executor, inputs: &Inputs<'_>) -> Output {
+        match self {
+            Self::Host { c } => executor.run(inputs, c)?,
+            Self::Device { a, b: None, c } => executor.run(Inputs::new(&*a), c)?,
+            Self::Device { a, b: Some(b), c } => executor.run(Inputs::new(&*a).b(&*b), c)?,
+        }
+        Ok(())
+    }
+
+    fn result(&self) -> Output<Cow<'_, Tensor<f32>>> {
+        Ok(match self {
+            Self::Host { c } => Cow::Borrowed(c),
+            Self::Device { c, .. } => Cow::Owned(c.download()?),
+        })
+    }
+}
+
 struct Candidate {
     timing: Timing,
     executor: Executor,
-    output: Tensor<f32>,
+    place: Place,
     runs_per_sample: usize,
     samples_ns: Vec<f64>,
 }
@@ -76,7 +146,7 @@ impl Candidate {
     fn sample(&mut self, inputs: &Inputs<'_>) -> Output<f64> {
         let start = Instant::now();
         for _ in 0..self.runs_per_sample {
-            self.executor.run(inputs, &mut self.output)?;
+            self.place.run(&mut self.executor, inputs)?;
         }
         Ok(start.elapsed().as_nanos() as f64 / self.runs_per_sample as f64)
     }
@@ -112,7 +182,7 @@ fn measure_with(
     inputs: Inputs<'_>,
     measured: &mut Measured,
 ) -> Output {
-    let Plan { backends, ids, options, samples, progress, kind: _ } = *plan;
+    let Plan { backends, ids, options, samples, progress, kind } = *plan;
     let mut checker = Checker::new(product, &inputs, check::WHOLE)?;
 
     let mut candidates = Vec::new();
@@ -132,40 +202,51 @@ fn measure_with(
             measured.notes.push(format!("{id} at {shape} is {}: {}", report.backend, report.chosen_by));
         }
         if let Some(note) = report.note {
-            let note = format!("{id}: {note}");
-            if !measured.notes.contains(&note) {
-                measured.notes.push(note);
+            measured.note(format!("{id}: {note}"));
+        }
+        let mut places = vec![false];
+        if kind.resident && stands_for.is_none() {
+            let info = backends.info(id)?;
+            if info.copies_host_operands || info.device != Device::Cpu {
+                places.push(true);
+            } else {
+                measured.note(format!("{id}: its memory is the host's, so that resident runs are the same"));
             }
         }
-        let mut output = Tensor::filled(shape.m, shape.n, f32::NAN)?;
-        let start = Instant::now();
-        let mut executor = compiled.executor()?;
-        executor.run(inputs, &mut output)?;
-        let first_run_ns = start.elapsed().as_nanos();
-        let check = checker.check(&inputs, &output)?.map_err(|problem| {
-            Failure::new(format!("{id} is wrong at {shape}: {problem}; it is not timed; please report this"))
-        })?;
-        candidates.push(Candidate {
-            timing: Timing {
-                backend: id.clone(),
-                stands_for,
-                shape,
-                threads: report.threads,
-                requested: report.requested,
-                observed: report.observed,
-                compile_ns: report.compile_time.as_nanos(),
-                first_run_ns,
-                median_ns: 0.0,
-                min_ns: 0.0,
-                samples: 0,
-                gflops: 0.0,
-                check,
-            },
-            executor,
-            output,
-            runs_per_sample: 1,
-            samples_ns: Vec::new(),
-        });
+        for resident in places {
+            let start = Instant::now();
+            let mut executor = compiled.executor()?;
+            let mut place = Place::new(resident, &compiled, &inputs, shape)?;
+            place.run(&mut executor, &inputs)?;
+            let first_run_ns = start.elapsed().as_nanos();
+            let backend = Contender { id: id.clone(), resident };
+            let check = checker.check(&inputs, &*place.result()?)?.map_err(|problem| {
+                Failure::new(format!(
+                    "{backend} is wrong at {shape}: {problem}; it is not timed; please report this"
+                ))
+            })?;
+            candidates.push(Candidate {
+                timing: Timing {
+                    backend,
+                    stands_for: stands_for.clone(),
+                    shape,
+                    threads: report.threads,
+                    requested: report.requested,
+                    observed: report.observed,
+                    compile_ns: report.compile_time.as_nanos(),
+                    first_run_ns,
+                    median_ns: 0.0,
+                    min_ns: 0.0,
+                    samples: 0,
+                    gflops: 0.0,
+                    check,
+                },
+                executor,
+                place,
+                runs_per_sample: 1,
+                samples_ns: Vec::new(),
+            });
+        }
     }
     progress.set_message(format!("{shape}: timing"));
     time(&mut candidates, &inputs, samples.map(usize::from), progress)?;
@@ -243,7 +324,7 @@ mod tests {
         let plan = Plan {
             backends: &Backends::new(),
             ids: &[BackendId::BLAS],
-            kind: Kind { precision: crate::args::Precision::F32, constant_b: false },
+            kind: Kind { precision: crate::args::Precision::F32, constant_b: false, resident: false },
             options: &options,
             samples: NonZeroUsize::new(1),
             progress: &ProgressBar::hidden(),

@@ -38,7 +38,7 @@ pub(crate) fn run(args: &CompareArgs) -> Output {
     let (ids, unavailable) = select(&backends, &args.backend)?;
     let timed = ids.iter().map(|id| Ok((id.clone(), backends.info(id)?))).collect::<Output<_>>()?;
     let options = args.threads.options();
-    let kind = Kind { precision: args.precision, constant_b: args.constant_b };
+    let kind = Kind { precision: args.precision, constant_b: args.constant_b, resident: args.resident };
 
     let progress = ProgressBar::with_draw_target(Some(shapes.len() as u64), ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template("{spinner} {wide_msg} [{pos}/{len} products, {elapsed}]");

@@ -19,6 +19,8 @@ const INTEGER_SIGMA: f64 = 42.0;
 pub(crate) struct Kind {
     pub(crate) precision: Precision,
     pub(crate) constant_b: bool,
+    /// Whether operands are also kept on the device.
+    pub(crate) resident: bool,
 }
 
 impl Kind {
@@ -27,12 +29,15 @@ impl Kind {
     }
 
     /// Where operands and result are in every run.
-    pub(crate) const fn memory_text(self) -> &'static str {
-        if self.constant_b {
-            "A and C in host memory, in and out of every run; B given when the product is compiled"
+    pub(crate) fn memory_text(self) -> String {
+        let (operands, b) = if self.constant_b {
+            ("A and C", "; B given when the product is compiled")
         } else {
-            "A, B and C in host memory, in and out of every run"
-        }
+            ("A, B and C", "")
+        };
+        let resident =
+            if self.resident { "; of resident ones on the device, before and after it" } else { "" };
+        format!("{operands} in host memory, in and out of every run{resident}{b}")
     }
 }
 

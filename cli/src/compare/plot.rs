@@ -2,9 +2,9 @@
 
 use std::error::Error;
 
-use ane_matmul::BackendId;
 use plotters::prelude::*;
 
+use crate::compare::measure::Contender;
 use crate::compare::report::Comparison;
 
 const SIZE: (u32, u32) = (960, 600);
@@ -20,7 +20,7 @@ const PALETTE: [RGBColor; 7] = [
     RGBColor(0, 0, 0),
 ];
 
-/// Draws a log-log plot as SVG: one line per backend; the size of a product that is no cube is the
+/// Draws a log-log plot as SVG: one line per contender; the size of a product that is no cube is the
 /// cube root of m n k.
 pub(crate) fn draw(comparison: &Comparison) -> Result<String, Box<dyn Error>> {
     let lines = lines(comparison);
@@ -61,7 +61,7 @@ pub(crate) fn draw(comparison: &Comparison) -> Result<String, Box<dyn Error>> {
             let color = PALETTE[index % PALETTE.len()];
             chart
                 .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?
-                .label(backend.as_str())
+                .label(backend.to_string())
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], color.stroke_width(3)));
             chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, color.filled())))?;
         }
@@ -79,7 +79,7 @@ pub(crate) fn draw(comparison: &Comparison) -> Result<String, Box<dyn Error>> {
     Ok(svg)
 }
 
-type Line<'a> = (&'a BackendId, Vec<(f64, f64)>);
+type Line<'a> = (&'a Contender, Vec<(f64, f64)>);
 
 /// The points of each backend, by size; products without work have no place on a log scale.
 #[allow(clippy::cast_precision_loss, reason = "a position in a picture")]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::args::Shape;
 use crate::compare::Absent;
 use crate::compare::check::{Check, FAILURE_PROBABILITY};
-use crate::compare::measure::{Measured, Timing};
+use crate::compare::measure::{Contender, Measured, Timing};
 use crate::compare::operands::Kind;
 use crate::machine::Machine;
 use crate::output::time;
@@ -30,9 +30,9 @@ pub(crate) struct Comparison {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Crossover<'a> {
     pub(crate) last_below: usize,
-    pub(crate) winner_below: &'a BackendId,
+    pub(crate) winner_below: &'a Contender,
     pub(crate) size: usize,
-    pub(crate) winner: &'a BackendId,
+    pub(crate) winner: &'a Contender,
 }
 
 impl Comparison {
@@ -61,7 +61,7 @@ impl Comparison {
     }
 
     /// The sizes of the square products, ascending, and who wins each. One without work says nothing.
-    fn square_winners(&self) -> Vec<(usize, &BackendId)> {
+    fn square_winners(&self) -> Vec<(usize, &Contender)> {
         let mut squares: Vec<Shape> =
             self.shapes().into_iter().filter(|s| s.m == s.n && s.n == s.k && s.m > 0).collect();
         squares.sort_by_key(|shape| shape.m);
@@ -139,24 +139,26 @@ impl Comparison {
                 let winner = self.winner(shape)?;
                 Some(json!({
                     "batch": 1, "m": shape.m, "n": shape.n, "k": shape.k,
-                    "backend": winner.backend.as_str(), "median_ns": winner.median_ns,
+                    "backend": winner.backend.id.as_str(), "memory": winner.backend.memory(),
+                    "median_ns": winner.median_ns,
                 }))
             })
             .collect();
         let crossover = self.crossover().map(|crossover| {
             json!({
                 "size": crossover.size,
-                "backend": crossover.winner.as_str(),
+                "backend": crossover.winner.id.as_str(),
+                "memory": crossover.winner.memory(),
                 "last_size_below": crossover.last_below,
-                "backend_below": crossover.winner_below.as_str(),
-                "memory": MEMORY,
+                "backend_below": crossover.winner_below.id.as_str(),
+                "memory_below": crossover.winner_below.memory(),
             })
         });
         json!({
             "machine": self.machine.to_json(),
             "precision": self.kind.precision.name(),
             "constant_b": self.kind.constant_b,
-            "memory": MEMORY,
+            "memory": if self.kind.resident { "host and device" } else { "host" },
             "results": results,
             "unavailable": unavailable,
             "refused": refused,
@@ -238,9 +240,6 @@ impl Comparison {
     }
 }
 
-/// Where operands and results are in every run.
-const MEMORY: &str = "host";
-
 /// The largest error and the largest bound; dashes where none was measured.
 pub(crate) fn errors_text(check: &Check) -> [String; 2] {
     match check {
@@ -259,7 +258,8 @@ fn result_json(kind: Kind, timing: &Timing) -> Value {
         Check::Projections => [None; 3],
     };
     json!({
-        "backend": timing.backend.as_str(),
+        "backend": timing.backend.id.as_str(),
+        "memory": timing.backend.memory(),
         "stands_for": timing.stands_for.as_ref().map(BackendId::as_str),
         "precision": kind.precision.name(),
         "constant_b": kind.constant_b,
@@ -311,8 +311,8 @@ mod tests {
         }
         let comparison = comparison(&times);
         let crossover = comparison.crossover().expect("Accelerate wins below, Metal above");
-        assert_eq!((crossover.last_below, crossover.winner_below.as_str()), (512, "accelerate"));
-        assert_eq!((crossover.size, crossover.winner.as_str()), (1024, "metal"));
+        assert_eq!((crossover.last_below, crossover.winner_below.id.as_str()), (512, "accelerate"));
+        assert_eq!((crossover.size, crossover.winner.id.as_str()), (1024, "metal"));
         assert_eq!(comparison.to_json()["crossover"]["size"], 1024);
         assert!(comparison.to_text().contains("accelerate wins at 512, metal from 1024 on"));
     }
@@ -419,7 +419,7 @@ mod tests {
         let text = comparison.to_text();
         assert!(text.lines().next().unwrap().ends_with("threads allowed; f32"), "{text}");
         assert!(text.contains("memory: A, B and C in host memory, in and out of every run;"), "{text}");
-        comparison.kind = Kind { precision: Precision::Bf16, constant_b: true };
+        comparison.kind = Kind { precision: Precision::Bf16, constant_b: true, resident: false };
         let text = comparison.to_text();
         assert!(text.lines().next().unwrap().ends_with("threads allowed; bf16, B constant"), "{text}");
         assert!(
@@ -433,6 +433,40 @@ mod tests {
         assert_eq!(json["memory"], "host");
         let picture = crate::compare::plot::draw(&comparison).unwrap();
         assert!(picture.contains("Matrix products (bf16, B constant) on"), "{picture}");
+    }
+
+    #[test]
+    fn what_stays_on_the_device_is_a_contender_of_its_own() {
+        let mut comparison = comparison(&[
+            (256, "cpu", 1.0),
+            (256, "gpu", 3.0),
+            (256, "gpu, resident", 2.0),
+            (512, "cpu", 8.0),
+            (512, "gpu", 6.0),
+            (512, "gpu, resident", 4.0),
+        ]);
+        comparison.kind.resident = true;
+        let text = comparison.to_text();
+        assert!(text.contains("crossover: cpu wins at 256, gpu, resident from 512 on"), "{text}");
+        assert!(text.contains("in host memory, in and out of every run; of resident ones on the device"));
+        let row =
+            text.lines().find(|line| line.contains("gpu, resident") && line.contains("winner")).unwrap();
+        assert!(row.contains("100 %"), "{text}");
+        let json = comparison.to_json();
+        let of = |value: &Value| (value["backend"].clone(), value["memory"].clone());
+        let results: Vec<_> = json["results"].as_array().unwrap()[..3].iter().map(of).collect();
+        let pair = |backend: &str, memory: &str| (json!(backend), json!(memory));
+        assert_eq!(results, [pair("cpu", "host"), pair("gpu", "host"), pair("gpu", "device")]);
+        assert_eq!(
+            (of(&json["winners"][1]), of(&json["crossover"])),
+            (pair("gpu", "device"), pair("gpu", "device"))
+        );
+        assert_eq!(
+            (&json["crossover"]["memory_below"], &json["memory"]),
+            (&json!("host"), &json!("host and device"))
+        );
+        let picture = crate::compare::plot::draw(&comparison).unwrap();
+        assert!(picture.contains("gpu, resident"), "{picture}");
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl Cpu {
 struct CpuProduct(Arc<Plan>);
 
 impl CompiledProduct for CpuProduct {
-    fn open(&self) -> Result<Box<dyn Run>> {
+    fn open(&self, _: usize) -> Result<Box<dyn Run>> {
         Ok(Box::new(CpuRun::new(Arc::clone(&self.0))?))
     }
 

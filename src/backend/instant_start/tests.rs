@@ -33,8 +33,8 @@ fn error() -> Error {
 struct Made(Option<Box<dyn CompiledProduct>>);
 
 impl CompiledProduct for Made {
-    fn open(&self) -> Result<Box<dyn Run>> {
-        Ok(Box::new(MadeRun(self.0.as_ref().ok_or_else(error)?.open()?)))
+    fn open(&self, _: usize) -> Result<Box<dyn Run>> {
+        Ok(Box::new(MadeRun(self.0.as_ref().ok_or_else(error)?.open(0)?)))
     }
 
     fn info(&self) -> CompiledInfo {

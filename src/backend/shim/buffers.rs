@@ -1,14 +1,26 @@
-//! The shared buffers of a device, and the operands that lie in them.
+//! The memory of a device: buffers, the operands that lie in them, and constants.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
-use super::table::Table;
+use super::convert::element_type;
+use super::table::{Table, size_u32};
 use super::{DeviceHandle, sys};
-use crate::error::{Error, NativeError, NativeStatus, Result};
+use crate::backend::BackendId;
+use crate::error::{Error, NativeStatus, Result};
+use crate::operands::device_tensor::{DeviceBuffer, Storage};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory};
+use crate::operands::weights::Weights;
+
+/// One that the product does not have, or that has no bytes.
+pub(super) const NO_OPERAND: sys::ANEOperand = sys::ANEOperand {
+    data: std::ptr::null_mut(),
+    buffer: std::ptr::null_mut(),
+    offset_bytes: 0,
+    length_bytes: 0,
+};
 
 /// Where the live buffers of a device lie.
 #[derive(Default)]
@@ -57,6 +69,9 @@ impl Registry {
 
     /// An operand of a run, in its buffer where it lies in one.
     pub(super) fn operand(&self, data: *mut u8, bytes: usize) -> sys::ANEOperand {
+        if bytes == 0 {
+            return NO_OPERAND;
+        }
         let (data, buffer, offset) = match self.find(data, bytes) {
             Some((buffer, offset)) => {
                 // The shim gets at these bytes by its own address of them. What foreign code reaches by
@@ -71,54 +86,26 @@ impl Registry {
     }
 }
 
-/// A buffer of a shim's, known to its device's registry while it lives.
-pub(super) struct ShimBuffer {
+/// A buffer of a shim's, destroyed when dropped.
+struct Handle {
     raw: NonNull<sys::ANEBuffer>,
-    start: NonNull<u8>,
     bytes: usize,
     device: Arc<DeviceHandle>,
 }
 
-// SAFETY: the contract lets any thread use a buffer; access to the memory follows the borrows of the
-// SharedBuffer that holds it.
-unsafe impl Send for ShimBuffer {}
+// SAFETY: the contract lets any thread use a buffer, several at once.
+unsafe impl Send for Handle {}
 // SAFETY: as for Send.
-unsafe impl Sync for ShimBuffer {}
+unsafe impl Sync for Handle {}
 
-// SAFETY: memory of a shim's buffer, which lives until drop, is aligned (checked) and was zeroed, or is
-// the caller's, who vouches for it.
-unsafe impl BufferMemory for ShimBuffer {
-    fn start(&self) -> NonNull<u8> {
-        self.start
-    }
-
-    fn bytes(&self) -> usize {
-        self.bytes
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: the shim made this buffer, and it is destroyed here only; its device still lives.
+        unsafe { (self.device.table().slots.buffer_destroy)(self.raw.as_ptr()) }
     }
 }
 
-impl ShimBuffer {
-    pub(super) fn create(device: &Arc<DeviceHandle>, bytes: usize) -> Result<Self> {
-        let buffer = Self::make(device, bytes, "buffer_create", |table, out, error| {
-            // SAFETY: the device is open; out and error are valid for the call.
-            unsafe { (table.slots.buffer_create)(device.raw.as_ptr(), bytes as u64, out, error) }
-        })?;
-        // SAFETY: the contract gives at least `bytes` bytes, which nobody else knows of yet.
-        unsafe { buffer.start.as_ptr().write_bytes(0, bytes) };
-        Ok(buffer)
-    }
-
-    /// # Safety
-    /// As [`crate::Backends::wrap_memory`].
-    pub(super) unsafe fn wrap(device: &Arc<DeviceHandle>, start: NonNull<u8>, bytes: usize) -> Result<Self> {
-        Self::make(device, bytes, "buffer_wrap", |table, out, error| {
-            let memory = start.as_ptr().cast::<c_void>();
-            // SAFETY: the device is open; out and error are valid for the call; the caller keeps the
-            // memory in place for as long as the buffer lives.
-            unsafe { (table.slots.buffer_wrap)(device.raw.as_ptr(), memory, bytes as u64, out, error) }
-        })
-    }
-
+impl Handle {
     fn make(
         device: &Arc<DeviceHandle>,
         bytes: usize,
@@ -129,33 +116,213 @@ impl ShimBuffer {
         let mut raw = std::ptr::null_mut();
         table.call(step, |error| slot(table, &raw mut raw, error))?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object(step))?;
-        // SAFETY: the buffer was just made.
-        let start = NonNull::new(unsafe { (table.slots.buffer_contents)(raw.as_ptr()) }.cast::<u8>());
+        Ok(Self { raw, bytes, device: Arc::clone(device) })
+    }
+
+    fn create(device: &Arc<DeviceHandle>, kind: sys::ANEBufferKind, bytes: usize) -> Result<Self> {
+        Self::make(device, bytes, "buffer_create", |table, out, error| {
+            // SAFETY: the device is open; out and error are valid for the call.
+            unsafe { (table.slots.buffer_create)(device.raw.as_ptr(), kind, bytes as u64, out, error) }
+        })
+    }
+
+    fn contents(&self) -> Option<NonNull<u8>> {
+        // SAFETY: the buffer lives.
+        NonNull::new(unsafe { (self.device.table().slots.buffer_contents)(self.raw.as_ptr()) }.cast())
+    }
+}
+
+/// A buffer that the host sees, known to its device's registry while it lives.
+pub(super) struct ShimBuffer {
+    start: NonNull<u8>,
+    handle: Handle,
+}
+
+// SAFETY: the contract lets any thread use a buffer; its memory follows the borrows of who holds it.
+unsafe impl Send for ShimBuffer {}
+// SAFETY: as for Send.
+unsafe impl Sync for ShimBuffer {}
+
+// SAFETY: the contract keeps the memory in place until the buffer is destroyed; `cleared` initialises it, or it is the
+// caller's, who vouches for it; `make` checks its alignment.
+unsafe impl BufferMemory for ShimBuffer {
+    fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    fn bytes(&self) -> usize {
+        self.handle.bytes
+    }
+}
+
+impl ShimBuffer {
+    pub(super) fn create(device: &Arc<DeviceHandle>, bytes: usize) -> Result<Self> {
+        let handle = Handle::create(device, sys::ANE_BUFFER_HOST_VISIBLE, bytes)?;
+        let start = handle.contents();
+        Ok(Self::make(handle, start)?.cleared())
+    }
+
+    /// # Safety
+    /// As [`crate::Backends::wrap_memory`].
+    pub(super) unsafe fn wrap(device: &Arc<DeviceHandle>, start: NonNull<u8>, bytes: usize) -> Result<Self> {
+        let handle = Handle::make(device, bytes, "buffer_wrap", |table, out, error| {
+            let memory = start.as_ptr().cast::<c_void>();
+            // SAFETY: the device is open; out and error are valid for the call; the caller keeps the
+            // memory in place for as long as the buffer lives.
+            unsafe { (table.slots.buffer_wrap)(device.raw.as_ptr(), memory, bytes as u64, out, error) }
+        })?;
+        let start = handle.contents();
+        Self::make(handle, start)
+    }
+
+    fn make(handle: Handle, start: Option<NonNull<u8>>) -> Result<Self> {
         let Some(start) = start.filter(|start| start.addr().get().is_multiple_of(ALIGNMENT_BYTES)) else {
-            // SAFETY: made above, and known to nobody.
-            unsafe { (table.slots.buffer_destroy)(raw.as_ptr()) };
-            return Err(Error::Native(Box::new(NativeError {
-                backend: table.name.clone(),
-                step: "buffer_contents",
-                status: NativeStatus::Internal,
-                code: 0,
-                domain: String::new(),
-                message: format!(
-                    "the shim's memory starts at {start:?}, not at a multiple of {ALIGNMENT_BYTES} bytes; report this to its author"
-                ),
-                log: String::new(),
-            })));
+            let message = format!(
+                "the shim's memory starts at {start:?}, not at a multiple of {ALIGNMENT_BYTES} bytes; report this to its author"
+            );
+            return Err(handle.device.table().native("buffer_contents", NativeStatus::Internal, message));
         };
-        device.buffers.insert(start.addr().get(), bytes, raw);
-        Ok(Self { raw, start, bytes, device: Arc::clone(device) })
+        handle.device.buffers.insert(start.addr().get(), handle.bytes, handle.raw);
+        Ok(Self { start, handle })
+    }
+
+    fn cleared(self) -> Self {
+        // SAFETY: the contract gives at least `bytes` bytes, which nobody else knows of yet.
+        unsafe { self.start.as_ptr().write_bytes(0, self.handle.bytes) };
+        self
     }
 }
 
 impl Drop for ShimBuffer {
     fn drop(&mut self) {
-        self.device.buffers.remove(self.raw);
-        // SAFETY: the shim made this buffer, and it is destroyed here only; its device still lives.
-        unsafe { (self.device.table().slots.buffer_destroy)(self.raw.as_ptr()) }
+        // Before the handle goes.
+        self.handle.device.buffers.remove(self.handle.raw);
+    }
+}
+
+/// A buffer that the host does not see.
+struct DeviceOnly(Handle);
+
+impl DeviceBuffer for DeviceOnly {
+    fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+
+    fn read(&self, offset_bytes: usize, to: &mut [u8]) -> Result<()> {
+        let (table, raw, bytes) = (self.0.device.table(), self.0.raw.as_ptr(), to.len() as u64);
+        self.check(offset_bytes, to.len())?;
+        let to = to.as_mut_ptr().cast();
+        table.call("buffer_read", |error| {
+            // SAFETY: the buffer lives and has these bytes; `to` and error are valid for the call.
+            unsafe { (table.slots.buffer_read)(raw, offset_bytes as u64, to, bytes, error) }
+        })
+    }
+
+    fn write(&self, offset_bytes: usize, from: &[u8]) -> Result<()> {
+        let (table, raw, bytes) = (self.0.device.table(), self.0.raw.as_ptr(), from.len() as u64);
+        self.check(offset_bytes, from.len())?;
+        let from = from.as_ptr().cast();
+        table.call("buffer_write", |error| {
+            // SAFETY: as for `read`.
+            unsafe { (table.slots.buffer_write)(raw, offset_bytes as u64, from, bytes, error) }
+        })
+    }
+
+    fn native(&self) -> (usize, NonNull<c_void>) {
+        (self.0.device.key(), self.0.raw.cast())
+    }
+
+    fn backend(&self) -> &BackendId {
+        &self.0.device.id
+    }
+}
+
+impl DeviceOnly {
+    fn check(&self, offset_bytes: usize, bytes: usize) -> Result<()> {
+        if offset_bytes.checked_add(bytes).is_some_and(|end| end <= self.0.bytes) {
+            return Ok(());
+        }
+        Err(Error::Memory {
+            problem: format!("{bytes} bytes from {offset_bytes} on, of a buffer of {} bytes", self.0.bytes),
+        })
+    }
+}
+
+/// Memory that the device computes on without a copy.
+pub(super) fn resident(
+    device: &Arc<DeviceHandle>,
+    kind: sys::ANEBufferKind,
+    bytes: usize,
+) -> Result<Storage> {
+    if kind == sys::ANE_BUFFER_HOST_VISIBLE {
+        return ShimBuffer::create(device, bytes).map(|buffer| Storage::Host(Box::new(buffer)));
+    }
+    let handle = Handle::create(device, kind, bytes)?;
+    match handle.contents() {
+        None => Ok(Storage::Device(Box::new(DeviceOnly(handle)))),
+        start => Ok(Storage::Host(Box::new(ShimBuffer::make(handle, start)?.cleared()))),
+    }
+}
+
+/// A constant on the device, which products have in common.
+pub(super) struct Constant {
+    pub(super) raw: NonNull<sys::ANEConstant>,
+    pub(super) bytes: usize,
+    /// What it was made of, which lives as long: no other has its address meanwhile.
+    _source: Weights,
+    device: Arc<DeviceHandle>,
+}
+
+// SAFETY: the contract lets any thread use a constant, several at once.
+unsafe impl Send for Constant {}
+// SAFETY: as for Send.
+unsafe impl Sync for Constant {}
+
+impl Drop for Constant {
+    fn drop(&mut self) {
+        // SAFETY: the shim made this constant, and it is destroyed here only; products hold it, so none is left.
+        unsafe { (self.device.table().slots.constant_destroy)(self.raw.as_ptr()) }
+    }
+}
+
+/// The constants of a device, by the address and the bytes of what they were made of.
+#[derive(Default)]
+pub(super) struct Constants(Mutex<Vec<Known>>);
+
+type Known = ((usize, usize), Weak<Constant>);
+
+impl Constants {
+    /// The elements of some weights on the device, once for all that use them at the same time.
+    pub(super) fn of(device: &Arc<DeviceHandle>, weights: &Weights, hashed: bool) -> Result<Arc<Constant>> {
+        let (data, bytes) = weights.view().memory();
+        let key = (data.addr(), bytes);
+        // Held while it is made, so that it is made once.
+        let mut all = device.constants.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(_, constant)| constant.strong_count() > 0);
+        if let Some(found) =
+            all.iter().find(|(of, _)| *of == key).and_then(|(_, constant)| constant.upgrade())
+        {
+            return Ok(found);
+        }
+        let desc = sys::ANEConstantDesc {
+            struct_size: size_u32::<sys::ANEConstantDesc>(),
+            type_: element_type(weights.element_type()),
+            data: data.cast(),
+            bytes: bytes as u64,
+            content_hash: if hashed { *weights.content_hash() } else { [0; 32] },
+        };
+        let (table, mut raw) = (device.table(), std::ptr::null_mut());
+        table.call("constant_create", |error| {
+            // SAFETY: the device is open; the description, whose memory the weights keep, out and error are valid.
+            unsafe {
+                (table.slots.constant_create)(device.raw.as_ptr(), &raw const desc, &raw mut raw, error)
+            }
+        })?;
+        let raw = NonNull::new(raw).ok_or_else(|| table.no_object("constant_create"))?;
+        let (source, device) = (weights.for_product(), Arc::clone(device));
+        let constant = Arc::new(Constant { raw, bytes, _source: source, device });
+        all.push((key, Arc::downgrade(&constant)));
+        Ok(constant)
     }
 }
 

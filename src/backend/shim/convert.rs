@@ -8,12 +8,14 @@ use crate::description::element::ElementType;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::description::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
-use crate::executor::RunObservation;
+use crate::error::{Error, Operand, Result};
+use crate::executor::{Arithmetic, RunObservation};
+use crate::operands::device_tensor::DeviceView;
 use crate::operands::view::{AnyView, AnyViewMut};
 use crate::operands::weights::Weights;
 use crate::sys;
 
-use super::buffers::Registry;
+use super::buffers::{NO_OPERAND, Registry};
 use super::table::size_u32;
 
 pub(super) fn element_type(element: ElementType) -> sys::ANEType {
@@ -222,8 +224,10 @@ pub(super) fn constants(weights: Option<&Weights>, scales: &NativeScales, hashed
         reserved0: 0,
         b: b.cast(),
         b_bytes: b_bytes as u64,
+        b_constant: std::ptr::null_mut(),
         scales_b,
         scales_b_bytes,
+        scales_b_constant: std::ptr::null_mut(),
         scale_a,
         scale_a_bytes,
         scale_c,
@@ -232,13 +236,24 @@ pub(super) fn constants(weights: Option<&Weights>, scales: &NativeScales, hashed
     }
 }
 
-/// Borrows the operands: the result must not outlive them.
+/// Borrows the operands: the result must not outlive them. What lies on a device lies on that of `buffers`, as has been
+/// checked.
 pub(super) fn run_args(args: &mut RunArgs<'_>, buffers: &Registry) -> sys::ANERunArgs {
-    let operand = |view: Option<&AnyView<'_>>| {
-        let (data, bytes) = view.map_or((std::ptr::null(), 0), AnyView::memory);
-        buffers.operand(data.cast_mut(), bytes)
+    let operand = |view: Option<&AnyView<'_>>| match view {
+        None => NO_OPERAND,
+        Some(AnyView::Device(view)) => resident(*view),
+        Some(view) => {
+            let (data, bytes) = view.memory();
+            buffers.operand(data.cast_mut(), bytes)
+        }
     };
-    let (c, c_bytes) = AnyViewMut::memory(&mut args.c);
+    let c = match &mut args.c {
+        AnyViewMut::Device(view) => resident(view.as_view()),
+        view => {
+            let (data, bytes) = view.memory();
+            buffers.operand(data, bytes)
+        }
+    };
     sys::ANERunArgs {
         struct_size: size_u32::<sys::ANERunArgs>(),
         flags: 0,
@@ -247,8 +262,47 @@ pub(super) fn run_args(args: &mut RunArgs<'_>, buffers: &Registry) -> sys::ANERu
         b: operand(args.b.as_ref()),
         bias: operand(args.bias.as_ref()),
         residual: operand(args.residual.as_ref()),
-        c: buffers.operand(c, c_bytes),
+        c,
         info: std::ptr::null_mut(),
+    }
+}
+
+/// An operand in memory that only the device sees.
+fn resident(view: DeviceView<'_>) -> sys::ANEOperand {
+    if view.bytes() == 0 {
+        return NO_OPERAND;
+    }
+    let (_, buffer) = view.buffer().native();
+    sys::ANEOperand {
+        data: std::ptr::null_mut(),
+        buffer: buffer.as_ptr().cast(),
+        offset_bytes: 0,
+        length_bytes: view.bytes() as u64,
+    }
+}
+
+/// Refuses operands that lie in no buffer.
+pub(super) fn check_submission(args: &sys::ANERunArgs) -> Result<()> {
+    use Operand::{A, B, Bias, C, Residual};
+    let operands = [(A, &args.a), (B, &args.b), (Bias, &args.bias), (Residual, &args.residual), (C, &args.c)];
+    match operands.iter().find(|(_, operand)| !operand.data.is_null()) {
+        None => Ok(()),
+        Some((operand, _)) => Err(Error::Memory {
+            problem: format!(
+                "{operand} of a submission lies in the host's memory; upload it (DeviceMemory::upload), or use a shared buffer"
+            ),
+        }),
+    }
+}
+
+/// What a product makes use of.
+pub(super) fn arithmetic(flags: u32) -> Arithmetic {
+    let has = |flag: i32| flags & flag.cast_unsigned() != 0;
+    Arithmetic {
+        fast_math: has(sys::ANE_ARITHMETIC_FAST_MATH),
+        tf32: has(sys::ANE_ARITHMETIC_TF32),
+        bf16: has(sys::ANE_ARITHMETIC_BF16),
+        f16: has(sys::ANE_ARITHMETIC_F16),
     }
 }
 
@@ -257,6 +311,7 @@ pub(super) fn observation(info: &sys::ANERunInfo) -> RunObservation {
     let ns = info.device_end_ns.checked_sub(info.device_start_ns);
     RunObservation {
         observed: device(info.observed),
+        with_copies: info.flags & sys::ANE_RUN_FLAG_WITH_COPIES.cast_unsigned() != 0,
         device_time: ns.filter(|&ns| ns > 0 && info.device_start_ns > 0).map(Duration::from_nanos),
     }
 }

@@ -9,20 +9,22 @@ mod tests;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::backend::refusal::{Refusal, RefusalReason};
-use crate::backend::{Backend, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs};
+use crate::backend::{Backend, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs, Submitted};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, NativeStatus, Result};
 use crate::executor::RunObservation;
 use crate::files::package::PackageStore;
+use crate::operands::device_tensor::Storage;
 use crate::operands::shared_buffer::BufferMemory;
 use crate::operands::weights::Weights;
 use crate::sys;
 
-use buffers::{Registry, ShimBuffer};
+use buffers::{Constant, Constants, Registry, ShimBuffer};
 use table::{Table, characters, size_u32};
 
 /// A native engine that speaks the C ABI of `include/ane_matmul.h`.
@@ -99,25 +101,105 @@ impl ShimLibrary {
         self.table.writable_by_others.as_deref()
     }
 
-    /// Opens the device; the error says why it cannot be had.
-    pub(super) fn into_backend(self) -> Result<ShimBackend> {
-        let device = DeviceHandle::open(Arc::clone(&self.table))?;
+    /// The devices that the shim finds here, in the order of their indices: [`crate::Backends::add_device`] takes one.
+    ///
+    /// # Errors
+    /// [`Error::Native`], where there is none or they cannot be counted.
+    pub fn devices(&self) -> Result<Vec<ShimDevice>> {
+        (0..self.device_count()?).map(|index| Ok(self.facts(index)?.device(self, index))).collect()
+    }
+
+    fn device_count(&self) -> Result<u32> {
+        let mut count = 0;
+        self.table.call("device_count", |error| {
+            // SAFETY: count and error are valid for the call.
+            unsafe { (self.table.slots.device_count)(&raw mut count, error) }
+        })?;
+        if count > MAX_DEVICES {
+            let message = format!("the shim finds {count} devices; report this to its author");
+            return Err(self.table.native("device_count", NativeStatus::Internal, message));
+        }
+        Ok(count)
+    }
+
+    fn facts(&self, index: u32) -> Result<Facts> {
         // SAFETY: all-zero bytes are a valid ANEDeviceInfo: integers and characters.
         let mut info: sys::ANEDeviceInfo = unsafe { std::mem::zeroed() };
         info.struct_size = size_u32::<sys::ANEDeviceInfo>();
         self.table.call("device_info", |error| {
-            // SAFETY: the device is open; info and error are valid for the call.
-            unsafe { (self.table.slots.device_info)(device.raw.as_ptr(), &raw mut info, error) }
+            // SAFETY: info and error are valid for the call.
+            unsafe { (self.table.slots.device_info)(index, &raw mut info, error) }
         })?;
-        Ok(ShimBackend {
-            kind: convert::device(info.kind),
-            device_name: characters(&info.name),
-            chip: characters(&info.chip),
-            os_build: characters(&info.os_build),
-            wrap_alignment_bytes: usize::try_from(info.wrap_alignment).ok().filter(|&bytes| bytes > 0),
-            test_double: info.flags & sys::ANE_DEVICE_FLAG_TEST_DOUBLE.cast_unsigned() != 0,
-            device: Arc::new(device),
-        })
+        Ok(Facts(info))
+    }
+
+    /// The name of the backend for one of the devices.
+    pub(super) fn device_id(&self, index: u32) -> BackendId {
+        if index == 0 { self.name().clone() } else { BackendId::new(format!("{}:{index}", self.name())) }
+    }
+
+    /// Opens a device; the error says why it cannot be had.
+    pub(super) fn into_backend(self, index: u32) -> Result<ShimBackend> {
+        let count = self.device_count()?;
+        if index >= count {
+            return Err(self.table.native(
+                "device_open",
+                NativeStatus::NoDevice,
+                format!("there is no device {index}: the shim finds {count}"),
+            ));
+        }
+        let facts = self.facts(index)?;
+        let id = self.device_id(index);
+        let device = DeviceHandle::open(Arc::clone(&self.table), index, id)?;
+        Ok(ShimBackend { facts, prepared: Mutex::new(None), device: Arc::new(device) })
+    }
+}
+
+/// More devices than this are taken for a fault of the shim's.
+const MAX_DEVICES: u32 = 4096;
+
+/// A device that a shim finds.
+///
+/// ```no_run
+/// use ane_matmul::{Backends, ShimLibrary};
+///
+/// // SAFETY: the library keeps to the contract of `include/ane_matmul.h`.
+/// let shim = unsafe { ShimLibrary::open("./libcuda_shim.so") }?;
+/// let mut backends = Backends::new();
+/// for device in shim.devices()? {
+///     println!("{}: {}", device.id, device.name);
+///     backends.add_device(shim.clone(), device.index)?;
+/// }
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShimDevice {
+    /// Its number, by which it is opened.
+    pub index: u32,
+    /// The name that its backend gets.
+    pub id: BackendId,
+    /// The kind of device.
+    pub kind: Device,
+    /// Its own name.
+    pub name: String,
+}
+
+/// What a shim says of a device.
+struct Facts(sys::ANEDeviceInfo);
+
+impl Facts {
+    fn has(&self, flag: i32) -> bool {
+        self.0.flags & flag.cast_unsigned() != 0
+    }
+
+    fn device(&self, shim: &ShimLibrary, index: u32) -> ShimDevice {
+        ShimDevice {
+            index,
+            id: shim.device_id(index),
+            kind: convert::device(self.0.kind),
+            name: characters(&self.0.name),
+        }
     }
 }
 
@@ -156,24 +238,27 @@ impl std::fmt::Debug for ShimLibrary {
 /// An open device, closed when dropped.
 struct DeviceHandle {
     raw: NonNull<sys::ANEDevice>,
+    id: BackendId,
     buffers: Registry,
+    constants: Constants,
     table: Arc<Table>,
 }
 
 impl Drop for DeviceHandle {
     fn drop(&mut self) {
-        // SAFETY: the shim opened this device, and it is closed here only; buffers and products hold
-        // it, so none is left.
+        // SAFETY: the shim opened this device, and it is closed here only; buffers, constants and products
+        // hold it, so none is left.
         unsafe { (self.table.slots.device_close)(self.raw.as_ptr()) }
     }
 }
 
 /// A handle of a shim's, destroyed when dropped. It holds its parent, so that children go first.
 macro_rules! handle {
-    ($(#[$doc:meta])* $name:ident($raw:ident) from $parent:ident: $parent_type:ty, by $destroy:ident, $table:expr) => {
+    ($(#[$doc:meta])* $name:ident($raw:ident) from $parent:ident: $parent_type:ty, by $destroy:ident, $table:expr $(, $field:ident: $field_type:ty)*) => {
         $(#[$doc])*
         struct $name {
             raw: NonNull<sys::$raw>,
+            $($field: $field_type,)*
             $parent: $parent_type,
         }
 
@@ -194,7 +279,7 @@ macro_rules! handle {
     };
 }
 
-handle!(ProductHandle(ANEProduct) from device: Arc<DeviceHandle>, by product_destroy, |device| device.table());
+handle!(ProductHandle(ANEProduct) from device: Arc<DeviceHandle>, by product_destroy, |device| device.table(), max_queue_depth: usize, constants: Vec<Arc<Constant>>);
 handle!(ExecutorHandle(ANEMatMulExecutor) from product: Arc<ProductHandle>, by executor_destroy, |product| product.table());
 
 // SAFETY: the contract lets any thread use a device, several at once.
@@ -213,22 +298,26 @@ impl DeviceHandle {
         &self.table
     }
 
-    fn open(table: Arc<Table>) -> Result<Self> {
+    /// An address that no other device has while this one is open.
+    fn key(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    fn open(table: Arc<Table>, index: u32, id: BackendId) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
-        // SAFETY: out and error are valid for the call.
-        table.call("device_open", |error| unsafe { (table.slots.device_open)(&raw mut raw, error) })?;
+        table.call("device_open", |error| {
+            // SAFETY: out and error are valid for the call.
+            unsafe { (table.slots.device_open)(index, &raw mut raw, error) }
+        })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object("device_open"))?;
-        Ok(Self { raw, buffers: Registry::default(), table })
+        Ok(Self { raw, id, buffers: Registry::default(), constants: Constants::default(), table })
     }
 }
 
 pub(super) struct ShimBackend {
-    kind: Device,
-    device_name: String,
-    chip: String,
-    os_build: String,
-    wrap_alignment_bytes: Option<usize>,
-    test_double: bool,
+    facts: Facts,
+    /// How long the device was prepared, once it was.
+    prepared: Mutex<Option<Duration>>,
     device: Arc<DeviceHandle>,
 }
 
@@ -239,11 +328,45 @@ impl Backend for ShimBackend {
     }
 
     fn device(&self) -> (Device, String) {
-        (self.kind, self.device_name.clone())
+        (convert::device(self.facts.0.kind), characters(&self.facts.0.name))
     }
 
     fn is_test_double(&self) -> bool {
-        self.test_double
+        self.facts.has(sys::ANE_DEVICE_FLAG_TEST_DOUBLE)
+    }
+
+    fn prepare(&self) -> Result<Option<Duration>> {
+        // Held while it is prepared, so that it is prepared once.
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if prepared.is_none() {
+            let (start, table) = (Instant::now(), self.device.table());
+            table.call("device_prepare", |error| {
+                // SAFETY: the device is open; error is valid for the call.
+                unsafe { (table.slots.device_prepare)(self.device.raw.as_ptr(), error) }
+            })?;
+            *prepared = Some(start.elapsed());
+        }
+        Ok(*prepared)
+    }
+
+    fn max_queue_depth(&self) -> usize {
+        self.facts.0.max_queue_depth as usize
+    }
+
+    fn device_key(&self) -> usize {
+        self.device.key()
+    }
+
+    fn copies_host_operands(&self) -> bool {
+        self.facts.0.preferred_buffer != sys::ANE_BUFFER_HOST_VISIBLE
+    }
+
+    fn resident(&self, bytes: usize) -> Result<Storage> {
+        let kind = match self.facts.0.preferred_buffer {
+            sys::ANE_BUFFER_HOST_VISIBLE => sys::ANE_BUFFER_HOST_VISIBLE,
+            _ => sys::ANE_BUFFER_DEVICE,
+        };
+        buffers::resident(&self.device, kind, bytes)
     }
 
     fn is_foreign(&self) -> bool {
@@ -278,7 +401,7 @@ impl Backend for ShimBackend {
     }
 
     fn wrap_alignment_bytes(&self) -> Option<usize> {
-        self.wrap_alignment_bytes
+        usize::try_from(self.facts.0.wrap_alignment).ok().filter(|&bytes| bytes > 0)
     }
 
     fn buffer(&self, bytes: usize) -> Result<Box<dyn BufferMemory>> {
@@ -296,6 +419,7 @@ impl Backend for ShimBackend {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
+        self.prepare()?;
         let Some(directory) = &options.packages else {
             let handle = self.make(product, weights, options, None)?;
             return Ok(Box::new(ShimProduct { handle, note: None }));
@@ -335,14 +459,17 @@ impl ShimBackend {
         let path = saved.map(c_path).transpose()?;
         let (description, native_options) = (convert::description(product), convert::options(options));
         let scales = convert::NativeScales::of(product);
-        let constants = convert::constants(weights, &scales, options.packages.is_some());
+        let hashed = options.packages.is_some();
+        let mut native_constants = convert::constants(weights, &scales, hashed);
+        let constants = self.upload_constants(weights, &mut native_constants, hashed)?;
         let step = if saved.is_some() { "product_load" } else { "compile" };
         let mut raw = std::ptr::null_mut();
         let device = self.device.raw.as_ptr();
-        let (desc, consts, opts) = (&raw const description, &raw const constants, &raw const native_options);
+        let (desc, consts, opts) =
+            (&raw const description, &raw const native_constants, &raw const native_options);
         table.call_with_log(step, |error| match &path {
             // SAFETY: the device is open; the other pointers are valid for the call, those in
-            // `constants` because `weights` and `scales` are borrowed until it returns.
+            // `native_constants` because `weights` and `scales` are borrowed, and `constants` held, until it returns.
             None => unsafe { (table.slots.compile)(device, desc, consts, opts, &raw mut raw, error) },
             // SAFETY: as above; the path ends in NUL.
             Some(path) => unsafe {
@@ -351,7 +478,56 @@ impl ShimBackend {
             },
         })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object(step))?;
-        Ok(Arc::new(ProductHandle { raw, device: Arc::clone(&self.device) }))
+        let handle = Arc::new(ProductHandle {
+            raw,
+            max_queue_depth: self.max_queue_depth(),
+            constants,
+            device: Arc::clone(&self.device),
+        });
+        self.check_arithmetic(&handle, &native_options)?;
+        Ok(handle)
+    }
+
+    /// Puts constants of the device in place of what `constants` has in the host's memory, where the shim takes them.
+    fn upload_constants(
+        &self,
+        weights: Option<&Weights>,
+        constants: &mut sys::ANEConstants,
+        hashed: bool,
+    ) -> Result<Vec<Arc<Constant>>> {
+        let Some(weights) = weights.filter(|_| self.facts.has(sys::ANE_DEVICE_FLAG_CONSTANTS)) else {
+            return Ok(Vec::new());
+        };
+        let b = Constants::of(&self.device, weights, hashed)?;
+        (constants.b, constants.b_constant) = (std::ptr::null(), b.raw.as_ptr());
+        let mut held = vec![b];
+        if let Some(scales) = weights.scale_weights() {
+            let scales = Constants::of(&self.device, scales, hashed)?;
+            (constants.scales_b, constants.scales_b_constant) = (std::ptr::null(), scales.raw.as_ptr());
+            held.push(scales);
+        }
+        Ok(held)
+    }
+
+    /// Refuses a product that makes use of arithmetic that was not allowed.
+    fn check_arithmetic(&self, handle: &ProductHandle, options: &sys::ANECompileOptions) -> Result<()> {
+        // What cannot be asked is noted in the product's report.
+        let Ok(info) = handle.info() else { return Ok(()) };
+        let allowed = |option: i32| options.flags & option.cast_unsigned() != 0;
+        let used = convert::arithmetic(info.arithmetic);
+        let reduced = used.tf32 || used.bf16 || used.f16;
+        if (used.fast_math && !allowed(sys::ANE_OPTION_FAST_MATH))
+            || (reduced && !allowed(sys::ANE_OPTION_REDUCED_PRECISION))
+        {
+            let refusal = Refusal::new(
+                RefusalReason::Precision,
+                format!(
+                    "the shim computes it with {used}, which was not allowed (CompileOptions::fast_math, reduced_precision)"
+                ),
+            );
+            return Err(Error::Refused { backend: self.device.id.clone(), refusal });
+        }
+        Ok(())
     }
 
     fn save(&self, product: &ProductHandle, path: &Path) -> Result<()> {
@@ -376,8 +552,8 @@ impl ShimBackend {
             "ane-matmul package 1\nshim {} {}\nchip {}\nos {}\nproduct {:?}\noptions {:?}\nscales {:?}\nweights {hash}",
             table.name,
             table.version,
-            self.chip,
-            self.os_build,
+            characters(&self.facts.0.chip),
+            characters(&self.facts.0.os_build),
             convert::description(product),
             convert::options(&options),
             [quantization.a.scale(), quantization.b.scale(), quantization.output.scale()],
@@ -400,36 +576,59 @@ struct ShimProduct {
     note: Option<String>,
 }
 
+impl ProductHandle {
+    fn info(&self) -> Result<sys::ANEProductInfo> {
+        let table = self.table();
+        // SAFETY: all-zero bytes are a valid ANEProductInfo: integers.
+        let mut info: sys::ANEProductInfo = unsafe { std::mem::zeroed() };
+        info.struct_size = size_u32::<sys::ANEProductInfo>();
+        table.call("product_info", |error| {
+            // SAFETY: the product lives; info and error are valid for the call.
+            unsafe { (table.slots.product_info)(self.raw.as_ptr(), &raw mut info, error) }
+        })?;
+        Ok(info)
+    }
+}
+
 impl CompiledProduct for ShimProduct {
-    fn open(&self) -> Result<Box<dyn Run>> {
+    fn open(&self, queue_depth: usize) -> Result<Box<dyn Run>> {
         let table = self.handle.table();
-        let mut raw = std::ptr::null_mut();
+        let options = sys::ANEExecutorOptions {
+            struct_size: size_u32::<sys::ANEExecutorOptions>(),
+            // A shim that takes none computes while it is submitted to. Its own depth is of this type.
+            queue_depth: u32::try_from(queue_depth.min(self.handle.max_queue_depth)).unwrap_or(u32::MAX),
+        };
+        let (product, mut raw) = (self.handle.raw.as_ptr(), std::ptr::null_mut());
         table.call("executor_create", |error| {
-            // SAFETY: the product lives; out and error are valid for the call.
-            unsafe { (table.slots.executor_create)(self.handle.raw.as_ptr(), &raw mut raw, error) }
+            // SAFETY: the product lives; options, out and error are valid for the call.
+            unsafe { (table.slots.executor_create)(product, &raw const options, &raw mut raw, error) }
         })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object("executor_create"))?;
         Ok(Box::new(ShimRun(ExecutorHandle { raw, product: Arc::clone(&self.handle) })))
     }
 
     fn info(&self) -> CompiledInfo {
-        let table = self.handle.table();
-        // SAFETY: all-zero bytes are a valid ANEProductInfo: integers.
-        let mut info: sys::ANEProductInfo = unsafe { std::mem::zeroed() };
-        info.struct_size = size_u32::<sys::ANEProductInfo>();
-        let result = table.call("product_info", |error| {
-            // SAFETY: the product lives; info and error are valid for the call.
-            unsafe { (table.slots.product_info)(self.handle.raw.as_ptr(), &raw mut info, error) }
-        });
-        match result {
-            Ok(()) => CompiledInfo {
-                bytes_held: usize::try_from(info.bytes_held).unwrap_or(usize::MAX),
+        let constants = &self.handle.constants;
+        let shared_bytes = constants.iter().map(|constant| constant.bytes).sum();
+        let shared = constants.first().map(|constant| (Arc::as_ptr(constant).addr(), shared_bytes));
+        match self.handle.info() {
+            Ok(info) => CompiledInfo {
+                bytes_held: usize::try_from(info.bytes_held)
+                    .unwrap_or(usize::MAX)
+                    .saturating_add(shared_bytes),
+                shared,
                 observed: convert::device(info.observed),
                 note: self.note.clone(),
                 from_package: info.flags & sys::ANE_PRODUCT_FLAG_FROM_PACKAGE.cast_unsigned() != 0,
+                arithmetic: convert::arithmetic(info.arithmetic),
                 ..CompiledInfo::default()
             },
-            Err(error) => CompiledInfo { note: Some(error.to_string()), ..CompiledInfo::default() },
+            Err(error) => CompiledInfo {
+                note: Some(error.to_string()),
+                bytes_held: shared_bytes,
+                shared,
+                ..CompiledInfo::default()
+            },
         }
     }
 }
@@ -442,12 +641,53 @@ impl Run for ShimRun {
     }
 
     fn run_observed(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
-        // SAFETY: all-zero bytes are a valid ANERunInfo: integers.
-        let mut info: sys::ANERunInfo = unsafe { std::mem::zeroed() };
-        info.struct_size = size_u32::<sys::ANERunInfo>();
+        let mut info = empty_info();
         self.call(args, &raw mut info)?;
         Ok(convert::observation(&info))
     }
+
+    unsafe fn submit(&mut self, mut args: RunArgs<'_>) -> Result<Submitted> {
+        if self.0.product.max_queue_depth == 0 {
+            return Ok(Submitted::Done(self.run_observed(args)));
+        }
+        let table = self.0.table();
+        let raw_args = convert::run_args(&mut args, &self.0.product.device.buffers);
+        convert::check_submission(&raw_args)?;
+        let mut ticket = 0;
+        table.call("executor_submit", |error| {
+            // SAFETY: the executor lives, and `&mut self` makes this its only use; the operands lie in buffers of
+            // its device and stay untouched until the ticket ends or the executor is destroyed, as the caller
+            // promises; ticket and error are valid for the call.
+            unsafe {
+                (table.slots.executor_submit)(
+                    self.0.raw.as_ptr(),
+                    &raw const raw_args,
+                    &raw mut ticket,
+                    error,
+                )
+            }
+        })?;
+        Ok(Submitted::Ticket(ticket))
+    }
+
+    fn wait(&mut self, ticket: u64, timeout: Option<Duration>) -> Result<Option<RunObservation>> {
+        let (table, mut info) = (self.0.table(), empty_info());
+        let timeout_ns =
+            timeout.map_or(u64::MAX, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+        let ended = table.call_pending("executor_wait", |error| {
+            // SAFETY: the executor lives, and `&mut self` makes this its only use; info and error are valid.
+            unsafe {
+                (table.slots.executor_wait)(self.0.raw.as_ptr(), ticket, timeout_ns, &raw mut info, error)
+            }
+        })?;
+        Ok(ended.then(|| convert::observation(&info)))
+    }
+}
+
+fn empty_info() -> sys::ANERunInfo {
+    // SAFETY: all-zero bytes are a valid ANERunInfo: integers.
+    let info: sys::ANERunInfo = unsafe { std::mem::zeroed() };
+    sys::ANERunInfo { struct_size: size_u32::<sys::ANERunInfo>(), ..info }
 }
 
 impl ShimRun {

@@ -12,8 +12,8 @@ use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::error::{Error, NativeError, NativeStatus, Result};
 use crate::sys;
 
-/// The size of the table up to the slots that are foreseen but not used.
-pub(super) const MINIMUM_SIZE: usize = offset_of!(sys::ANEShim, reserved_submit);
+/// The size of the table.
+pub(super) const MINIMUM_SIZE: usize = size_of::<sys::ANEShim>();
 
 /// The longest name of a backend, in bytes.
 const NAME_LIMIT: usize = 32;
@@ -37,22 +37,53 @@ macro_rules! slots {
 }
 
 slots! {
-    device_open: fn(*mut *mut sys::ANEDevice, *mut sys::ANEError) -> sys::ANEStatus;
-    device_info: fn(*mut sys::ANEDevice, *mut sys::ANEDeviceInfo, *mut sys::ANEError) -> sys::ANEStatus;
+    device_count: fn(*mut u32, *mut sys::ANEError) -> sys::ANEStatus;
+    device_info: fn(u32, *mut sys::ANEDeviceInfo, *mut sys::ANEError) -> sys::ANEStatus;
+    device_open: fn(u32, *mut *mut sys::ANEDevice, *mut sys::ANEError) -> sys::ANEStatus;
+    device_prepare: fn(*mut sys::ANEDevice, *mut sys::ANEError) -> sys::ANEStatus;
     device_close: fn(*mut sys::ANEDevice);
     supports: fn(*mut sys::ANEDevice, *const sys::ANEMatMulDesc, *const sys::ANECompileOptions, *mut sys::ANEError) -> sys::ANEStatus;
-    buffer_create: fn(*mut sys::ANEDevice, u64, *mut *mut sys::ANEBuffer, *mut sys::ANEError) -> sys::ANEStatus;
+    buffer_create: fn(*mut sys::ANEDevice, sys::ANEBufferKind, u64, *mut *mut sys::ANEBuffer, *mut sys::ANEError) -> sys::ANEStatus;
     buffer_wrap: fn(*mut sys::ANEDevice, *mut std::ffi::c_void, u64, *mut *mut sys::ANEBuffer, *mut sys::ANEError) -> sys::ANEStatus;
     buffer_contents: fn(*mut sys::ANEBuffer) -> *mut std::ffi::c_void;
+    buffer_write: fn(*mut sys::ANEBuffer, u64, *const std::ffi::c_void, u64, *mut sys::ANEError) -> sys::ANEStatus;
+    buffer_read: fn(*mut sys::ANEBuffer, u64, *mut std::ffi::c_void, u64, *mut sys::ANEError) -> sys::ANEStatus;
     buffer_destroy: fn(*mut sys::ANEBuffer);
+    constant_create: fn(*mut sys::ANEDevice, *const sys::ANEConstantDesc, *mut *mut sys::ANEConstant, *mut sys::ANEError) -> sys::ANEStatus;
+    constant_destroy: fn(*mut sys::ANEConstant);
     compile: fn(*mut sys::ANEDevice, *const sys::ANEMatMulDesc, *const sys::ANEConstants, *const sys::ANECompileOptions, *mut *mut sys::ANEProduct, *mut sys::ANEError) -> sys::ANEStatus;
     product_save: fn(*mut sys::ANEProduct, *const c_char, *mut sys::ANEError) -> sys::ANEStatus;
     product_load: fn(*mut sys::ANEDevice, *const sys::ANEMatMulDesc, *const sys::ANEConstants, *const sys::ANECompileOptions, *const c_char, *mut *mut sys::ANEProduct, *mut sys::ANEError) -> sys::ANEStatus;
     product_info: fn(*mut sys::ANEProduct, *mut sys::ANEProductInfo, *mut sys::ANEError) -> sys::ANEStatus;
     product_destroy: fn(*mut sys::ANEProduct);
-    executor_create: fn(*mut sys::ANEProduct, *mut *mut sys::ANEMatMulExecutor, *mut sys::ANEError) -> sys::ANEStatus;
+    executor_create: fn(*mut sys::ANEProduct, *const sys::ANEExecutorOptions, *mut *mut sys::ANEMatMulExecutor, *mut sys::ANEError) -> sys::ANEStatus;
     executor_run: fn(*mut sys::ANEMatMulExecutor, *const sys::ANERunArgs, *mut sys::ANEError) -> sys::ANEStatus;
+    executor_submit: fn(*mut sys::ANEMatMulExecutor, *const sys::ANERunArgs, *mut sys::ANETicket, *mut sys::ANEError) -> sys::ANEStatus;
+    executor_wait: fn(*mut sys::ANEMatMulExecutor, sys::ANETicket, u64, *mut sys::ANERunInfo, *mut sys::ANEError) -> sys::ANEStatus;
     executor_destroy: fn(*mut sys::ANEMatMulExecutor);
+}
+
+/// What is wrong with a table of graphs, or `None`.
+fn graph_problem(table: &sys::ANEGraphTable) -> Option<String> {
+    macro_rules! missing {
+        ($($name:ident)*) => {$(
+            if table.$name.is_none() {
+                return Some(missing_slot(stringify!($name)));
+            }
+        )*};
+    }
+    if table.graph_compile.is_none() && table.package_format.is_null() {
+        return Some("its graph table has neither `graph_compile` nor a package_format".into());
+    }
+    missing! {
+        graph_supports graph_save graph_load graph_info graph_node_info graph_destroy graph_executor_create
+        graph_executor_run graph_executor_submit graph_executor_wait graph_executor_destroy
+    }
+    None
+}
+
+fn missing_slot(slot: &str) -> String {
+    format!("its slot `{slot}` is null; every slot must be filled")
 }
 
 /// A checked table, and the library that it lives in.
@@ -87,11 +118,11 @@ impl Table {
         }
         // SAFETY: the caller promises struct_size readable bytes, of which these are the first 4.
         let size = unsafe { raw.cast::<u32>().read() } as usize;
-        if size < MINIMUM_SIZE {
-            return Err(problem(format!(
+        let truncated = || {
+            problem(format!(
                 "its table has {size} bytes, this version has {MINIMUM_SIZE}: it is truncated; build it against the header of this version"
-            )));
-        }
+            ))
+        };
         // SAFETY: all-zero bytes are a valid ANEShim: integers, null pointers and empty options.
         let mut table: sys::ANEShim = unsafe { std::mem::zeroed() };
         // SAFETY: at least this many bytes are readable, and the target has room for them.
@@ -102,6 +133,10 @@ impl Table {
                 size.min(size_of::<sys::ANEShim>()),
             );
         }
+        if size < offset_of!(sys::ANEShim, name) {
+            return Err(truncated());
+        }
+        // First: a table of another version may have another size.
         let (major, minor) = (table.abi_major, table.abi_minor);
         let (major_here, minor_here) = (sys::ANE_MATMUL_ABI_MAJOR, sys::ANE_MATMUL_ABI_MINOR);
         if i32::from(major) != major_here || (major_here == 0 && i32::from(minor) != minor_here) {
@@ -109,8 +144,27 @@ impl Table {
                 "it speaks version {major}.{minor} of the ABI, this crate {major_here}.{minor_here}: build both against the same header"
             )));
         }
-        let slots = Slots::new(&table)
-            .map_err(|slot| problem(format!("its slot `{slot}` is null; every slot must be filled")))?;
+        if size < MINIMUM_SIZE {
+            return Err(truncated());
+        }
+        let slots = Slots::new(&table).map_err(|slot| problem(missing_slot(slot)))?;
+        if !table.graphs.is_null() {
+            if !table.graphs.is_aligned() {
+                return Err(problem(format!("its graph table at {:p} is not aligned", table.graphs)));
+            }
+            // SAFETY: the caller promises a table of graphs as it does this one, of which these are the first 4 bytes.
+            let size = unsafe { table.graphs.cast::<u32>().read() } as usize;
+            if size < size_of::<sys::ANEGraphTable>() {
+                return Err(problem(format!(
+                    "its graph table has {size} bytes, this version has {}: it is truncated; build it against the header of this version",
+                    size_of::<sys::ANEGraphTable>()
+                )));
+            }
+            // SAFETY: of this size, and never changed.
+            if let Some(text) = graph_problem(unsafe { &*table.graphs }) {
+                return Err(problem(text));
+            }
+        }
         // SAFETY: the caller promises strings that end in NUL.
         let (name, version) = unsafe { (text(table.name), text(table.version)) };
         let valid =
@@ -130,6 +184,23 @@ impl Table {
         slot: impl FnOnce(*mut sys::ANEError) -> sys::ANEStatus,
     ) -> Result<()> {
         self.finish(step, None, slot)
+    }
+
+    /// As [`Table::call`], of a slot whose time may be over: whether it was not.
+    pub(super) fn call_pending(
+        &self,
+        step: &'static str,
+        slot: impl FnOnce(*mut sys::ANEError) -> sys::ANEStatus,
+    ) -> Result<bool> {
+        let mut pending = false;
+        let ended = |error| match slot(error) {
+            sys::ANE_STATUS_PENDING => {
+                pending = true;
+                sys::ANE_STATUS_OK
+            }
+            status => status,
+        };
+        self.call(step, ended).map(|()| !pending)
     }
 
     /// As [`Table::call`], with room for a compiler's log.
@@ -178,13 +249,19 @@ impl Table {
 
     /// The error for a slot that reports success without an object.
     pub(super) fn no_object(&self, step: &'static str) -> Error {
+        let message = "the shim reported success but gave no object; report this to its author";
+        self.native(step, NativeStatus::Internal, message.into())
+    }
+
+    /// An error of the shim's that it did not report itself.
+    pub(super) fn native(&self, step: &'static str, status: NativeStatus, message: String) -> Error {
         Error::Native(Box::new(NativeError {
             backend: self.name.clone(),
             step,
-            status: NativeStatus::Internal,
+            status,
             code: 0,
             domain: String::new(),
-            message: "the shim reported success but gave no object; report this to its author".into(),
+            message,
             log: String::new(),
         }))
     }

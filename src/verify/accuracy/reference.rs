@@ -237,7 +237,7 @@ impl Reference {
     /// # Errors
     /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`] and [`Error::Shape`] for operands that do not
     /// fit; their types may be others than the description's, such as f64;
-    /// [`Error::OutOfMemory`] for the float64 copies.
+    /// [`Error::Memory`] for those that lie on a device; [`Error::OutOfMemory`] for the float64 copies.
     pub fn new<'i>(product: &(impl Product + ?Sized), inputs: impl IntoInputs<'i>) -> Result<Self> {
         Self::with_options(product, inputs, &CompileOptions::default())
     }
@@ -296,6 +296,7 @@ impl Reference {
         bias: Option<&Weights>,
         element_bounds: &Bounds,
     ) -> Result<Self> {
+        inputs.check_on_host()?;
         let a = inputs.a_view();
         let m = if product.transpose_a() { a.layout().cols() } else { a.layout().rows() };
         executor::check(product, bias, inputs, &product.c_for(m))?;
@@ -391,9 +392,10 @@ impl Reference {
     /// NaN must meet NaN, and infinity the same infinity, unless the bound allows for overflow.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the result has another shape.
+    /// [`Error::Shape`] when the result has another shape, [`Error::Memory`] when it lies on a device.
     pub fn compare<'c>(&self, c: impl IntoView<'c>) -> Result<Deviation> {
         let c = c.into_view()?;
+        c.check_on_host("C")?;
         let got = c.layout();
         if (got.batch(), got.rows(), got.cols())
             != (self.layout.batch(), self.layout.rows(), self.layout.cols())

@@ -426,7 +426,11 @@ mod tests {
 
     #[test]
     fn runs_on_one_device_are_of_it_and_their_times_add_up() {
-        let seen = |observed, seconds| RunObservation { observed, device_time: Some(seconds * SECOND) };
+        let seen = |observed, seconds| RunObservation {
+            observed,
+            device_time: Some(seconds * SECOND),
+            ..RunObservation::default()
+        };
         let observed = |observations: Vec<RunObservation>| {
             let scripted =
                 Scripted { info: Some(CompiledInfo::default()), observations, ..Scripted::default() };

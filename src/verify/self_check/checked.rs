@@ -1,12 +1,14 @@
 //! Runs that are verified: what a compiled product and its runs become where a self-check is asked for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::backend::instant_start::InstantStart;
-use crate::backend::{BUILT_IN, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs};
+use crate::backend::{BUILT_IN, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs, Submitted};
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, Result};
 use crate::executor::{Executor, Inputs, RunObservation};
+use crate::operands::device_tensor::on_host;
 use crate::verify::self_check::{
     CheckCounts, CheckSchedule, Mismatch, OnMismatch, Prepared, ResultChecker, SelfCheck,
 };
@@ -46,9 +48,9 @@ impl CheckedProduct {
 }
 
 impl CompiledProduct for CheckedProduct {
-    fn open(&self) -> Result<Box<dyn Run>> {
+    fn open(&self, queue_depth: usize) -> Result<Box<dyn Run>> {
         Ok(Box::new(Checked {
-            run: self.0.compiled.open()?,
+            run: self.0.compiled.open(queue_depth)?,
             checker: ResultChecker::from_prepared(Arc::clone(&self.0.prepared))?,
             runs: 0,
             counts: CheckCounts::default(),
@@ -126,12 +128,23 @@ impl Checked {
     /// Runs by `run`, and verifies the result where it is due.
     fn run_by(
         &mut self,
+        args: RunArgs<'_>,
+        run: impl FnOnce(&mut dyn Run, RunArgs<'_>) -> Result<RunObservation>,
+    ) -> Result<RunObservation> {
+        if self.is_due() { self.run_checked(args, run) } else { run(self.run.as_mut(), args) }
+    }
+
+    fn run_checked(
+        &mut self,
         mut args: RunArgs<'_>,
         run: impl FnOnce(&mut dyn Run, RunArgs<'_>) -> Result<RunObservation>,
     ) -> Result<RunObservation> {
-        if !self.is_due() {
-            return run(self.run.as_mut(), args);
-        }
+        let observation = run(self.run.as_mut(), RunArgs { c: args.c.reborrow(), ..args })?;
+        on_host(args, |args| self.check(args, observation))
+    }
+
+    /// Verifies a result; all operands lie on the host.
+    fn check(&mut self, args: RunArgs<'_>, observation: RunObservation) -> Result<RunObservation> {
         let mut inputs = Inputs::new(args.a);
         if let Some(b) = args.b {
             inputs = inputs.b(b);
@@ -142,7 +155,6 @@ impl Checked {
         if let Some(residual) = args.residual {
             inputs = inputs.residual(residual);
         }
-        let observation = run(self.run.as_mut(), RunArgs { c: args.c.reborrow(), ..args })?;
         self.counts.checked += 1;
         let Some(element) = self.checker.check_fitting(&inputs, args.c.as_view())? else {
             return Ok(observation);
@@ -161,7 +173,7 @@ impl Checked {
             OnMismatch::RerunOnCpu => {
                 self.rerun(&inputs, args)?;
                 self.counts.reruns += 1;
-                Ok(RunObservation { observed: Device::Cpu, device_time: None })
+                Ok(RunObservation { observed: Device::Cpu, ..RunObservation::default() })
             }
         }
     }
@@ -194,6 +206,35 @@ impl Run for Checked {
         self.run_by(args, |run, args| run.run_observed(args))
     }
 
+    /// A submission whose result is to be verified is waited for.
+    #[allow(unsafe_code, reason = "see `Run::submit`")]
+    unsafe fn submit(&mut self, args: RunArgs<'_>) -> Result<Submitted> {
+        if !self.is_due() {
+            // SAFETY: by this function's own contract.
+            return unsafe { self.run.submit(args) };
+        }
+        let mut rejected = false;
+        let observation = self.run_checked(args, |run, args| {
+            // SAFETY: it is waited for below, while the operands are borrowed.
+            match unsafe { run.submit(args) }.inspect_err(|_| rejected = true)? {
+                Submitted::Done(observation) => observation,
+                Submitted::Ticket(ticket) => loop {
+                    if let Some(observation) = run.wait(ticket, None)? {
+                        return Ok(observation);
+                    }
+                },
+            }
+        });
+        match observation {
+            Err(error) if rejected => Err(error),
+            observation => Ok(Submitted::Done(observation)),
+        }
+    }
+
+    fn wait(&mut self, ticket: u64, timeout: Option<Duration>) -> Result<Option<RunObservation>> {
+        self.run.wait(ticket, timeout)
+    }
+
     fn checks(&self) -> CheckCounts {
         self.counts
     }
@@ -205,8 +246,6 @@ impl Run for Checked {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::backend::Backend as _;
     use crate::backend::tests::Scripted;

@@ -207,14 +207,16 @@ impl ResultChecker {
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`], [`Error::Shape`] and
-    /// [`Error::Type`] when an operand does not fit the product.
+    /// [`Error::Type`] when an operand does not fit the product, [`Error::Memory`] when one lies on a device.
     pub fn check<'i, 'c>(
         &mut self,
         inputs: impl IntoInputs<'i>,
         c: impl IntoView<'c>,
     ) -> Result<Option<WrongElement>> {
         let c = c.into_view()?;
+        c.check_on_host("C")?;
         inputs.with_inputs(|inputs| {
+            inputs.check_on_host()?;
             let product = &self.prepared.reals.product;
             executor::check(product, self.bias.as_ref(), inputs, c.layout())?;
             executor::check_types(product, inputs, c.element_type())?;

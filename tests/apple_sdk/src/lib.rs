@@ -50,7 +50,8 @@ impl Declared {
         let mut exports = Vec::new();
         let mut seen = BTreeSet::new();
         for (framework, sources) in FRAMEWORKS.iter().zip(source_directories()?) {
-            for path in rust_files(&sources)? {
+            let by_hand = (*framework == "Metal").then(|| sources.with_file_name("device.rs"));
+            for path in rust_files(&sources)?.into_iter().chain(by_hand) {
                 let text = fs::read_to_string(&path)?;
                 all.read(&text).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
             }

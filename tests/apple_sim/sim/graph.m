@@ -1,9 +1,10 @@
 /*
  * graph.m - a test double of the part of MPSGraph that ane_mpsgraph.m uses. It computes on the CPU, and
- * is hostile: the order of feeds varies, results are NaN from encoding until a thread of its own writes
- * them, encoding may commit and continue in another command buffer, sums in f16 round at every step, an
- * executable from a package tells neither feeds nor targets, and what src/backend/known_faults.rs says is wrong on a
- * chip or system is wrong here. Results say nothing of speed, placement or true precision.
+ * is hostile: the order of feeds varies, results are NaN from encoding until their command buffer is
+ * executed, encoding may commit and continue in another one and retains no tensor data, sums in f16 round
+ * at every step, an executable from a package tells neither feeds nor targets, and what
+ * src/backend/known_faults.rs says is wrong on a chip or system is wrong here. Results say nothing of
+ * speed, placement or true precision.
  */
 #import <MetalPerformanceShadersGraph/MetalPerformanceShadersGraph.h>
 
@@ -282,9 +283,22 @@ static void evaluate(const MPSGraphTensor *node, Value *values, NSArray *nodes)
 }
 - (void)dealloc
 {
+    if (runs) {
+        /* Whoever runs with it sets it free. */
+        sim_violation("tensor data was released while a run uses it");
+        dead = YES;
+        return;
+    }
     [(id)buffer release];
     [extents release];
     [super dealloc];
+}
+/* A run begins or ends to use it. */
+- (void)count:(int)by
+{
+    if (__atomic_add_fetch(&runs, by, __ATOMIC_SEQ_CST) == 0 && dead) {
+        [self dealloc];
+    }
 }
 @end
 
@@ -352,6 +366,10 @@ static void evaluate(const MPSGraphTensor *node, Value *values, NSArray *nodes)
 {
     return [current computeCommandEncoder];
 }
+- (id<MTLBlitCommandEncoder>)blitCommandEncoder
+{
+    return [current blitCommandEncoder];
+}
 - (void)commit
 {
     [current commit];
@@ -380,38 +398,69 @@ static void evaluate(const MPSGraphTensor *node, Value *values, NSArray *nodes)
 
 /* ---- executables --------------------------------------------------------------------------- */
 
-/* One run: what it reads and writes is kept until it is done. */
+#define MAX_INPUTS 4
+
+/* One run. It retains no tensor data, and counts on others for that. */
 typedef struct Run {
     MPSGraphExecutable *executable;
-    NSArray *inputs;
+    MPSGraphTensorData *inputs[MAX_INPUTS];
     MPSGraphTensorData *result;
+    NSUInteger input_count;
 } Run;
 
-static void finish_run(void *argument)
+static void *memory_of(const MPSGraphTensorData *data)
 {
-    Run *run = argument;
+    return ((SimBuffer *)data->buffer)->memory;
+}
+
+static void compute(const Run *run)
+{
     NSArray *nodes = run->executable->nodes;
     Value *values = calloc([nodes count] + 1, sizeof *values);
-    for (NSUInteger i = 0; i < [run->inputs count]; ++i) {
+    for (NSUInteger i = 0; i < run->input_count; ++i) {
         MPSGraphTensor *feed = [run->executable->feeds objectAtIndex:i];
-        MPSGraphTensorData *data = [run->inputs objectAtIndex:i];
         Value *value = &values[feed->index];
         set_dims(value, feed->extents);
         value->v = malloc(value->count * sizeof(float) + 1);
-        load_elements(value, [data->buffer contents], feed->element);
+        load_elements(value, memory_of(run->inputs[i]), feed->element);
     }
     for (MPSGraphTensor *node in nodes) {
         evaluate(node, values, nodes);
     }
-    store_elements(&values[run->executable->target->index], [run->result->buffer contents], run->result->element);
+    store_elements(&values[run->executable->target->index], memory_of(run->result), run->result->element);
     for (NSUInteger i = 0; i < [nodes count]; ++i) {
         free(values[i].v);
     }
     free(values);
-    [run->inputs release];
-    [run->result release];
+}
+
+static void finish_run(void *argument, BOOL does)
+{
+    Run *run = argument;
+    if (does) {
+        compute(run);
+    }
+    for (NSUInteger i = 0; i < run->input_count; ++i) {
+        [run->inputs[i] count:-1];
+    }
+    [run->result count:-1];
     [run->executable release];
     free(run);
+}
+
+/* Encodes a run into a command buffer. */
+static void add_run(const Run *run, id<MTLCommandBuffer> commands)
+{
+    Run *copy = malloc(sizeof *copy);
+    *copy = *run;
+    [copy->executable retain];
+    for (NSUInteger i = 0; i < run->input_count; ++i) {
+        [run->inputs[i] count:1];
+        sim_use(commands, (SimBuffer *)run->inputs[i]->buffer, NO);
+    }
+    [run->result count:1];
+    sim_use(commands, (SimBuffer *)run->result->buffer, YES);
+    sim_add_late_work(commands, finish_run, copy);
 }
 
 static NSArray *shuffled(NSArray *array)
@@ -526,7 +575,7 @@ static void need_packages(void)
 {
     MPSGraphTensorData *result = [results objectAtIndex:0];
     BOOL first_fails, last_fails, raises;
-    Run *run;
+    Run run = {.executable = self, .result = result, .input_count = [inputs count]};
     (void)descriptor;
     if (__atomic_add_fetch(&encoding, 1, __ATOMIC_SEQ_CST) != 1) {
         sim_violation("two threads encode one executable at once");
@@ -537,11 +586,12 @@ static void need_packages(void)
         [NSException raise:NSInternalInconsistencyException format:@"planted exception while encoding"];
     }
     sim_throw_foreign();
-    if ([inputs count] != [feeds count] || [results count] != 1) {
+    if ([inputs count] != [feeds count] || [inputs count] > MAX_INPUTS || [results count] != 1) {
         [NSException raise:NSInvalidArgumentException format:@"another number of inputs or results"];
     }
     for (NSUInteger i = 0; i < [inputs count]; ++i) {
-        check_data([inputs objectAtIndex:i], [feeds objectAtIndex:i]);
+        run.inputs[i] = [inputs objectAtIndex:i];
+        check_data(run.inputs[i], [feeds objectAtIndex:i]);
     }
     check_data(result, target);
     first_fails = sim_faulty(SIM_FAULT_FIRST_OF_TWO);
@@ -550,12 +600,8 @@ static void need_packages(void)
     if (first_fails) {
         sim_fail(commands->current);
     }
-    run = calloc(1, sizeof *run);
-    run->executable = [self retain];
-    run->inputs = [[NSArray alloc] initWithArray:inputs];
-    run->result = [result retain];
     if (raises) {
-        sim_add_late_work(commands->current, finish_run, run);
+        add_run(&run, commands->current);
     }
     if (draw() % 2 || first_fails || last_fails || raises) {
         /* Commit and continue. */
@@ -578,9 +624,9 @@ static void need_packages(void)
     {
         Value value;
         set_dims(&value, target->extents);
-        memset([result->buffer contents], 0xff, value.count * element_size(result->element)); /* NaN */
+        memset(memory_of(result), 0xff, value.count * element_size(result->element)); /* NaN */
     }
-    sim_add_late_work(commands->current, finish_run, run);
+    add_run(&run, commands->current);
     __atomic_add_fetch(&graph_sim.runs, 1, __ATOMIC_SEQ_CST);
     return sim_faulty(SIM_FAULT_NO_RESULT) ? [NSArray array] : results;
 }

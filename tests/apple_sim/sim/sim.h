@@ -42,6 +42,21 @@ enum {
     /* What is thrown while encoding is no NSException: a string, as `@throw` allows, or a C++ `int`. */
     SIM_FAULT_FOREIGN_OBJECT = 32,
     SIM_FAULT_CPP_EXCEPTION = 33,
+    /* NSExceptions at other calls. */
+    SIM_FAULT_EXCEPTION_WAIT = 40,
+    SIM_FAULT_EXCEPTION_STATUS = 41,
+    SIM_FAULT_EXCEPTION_COMMIT = 42,
+    SIM_FAULT_EXCEPTION_ERROR = 43,
+    SIM_FAULT_EXCEPTION_TIMES = 44,
+    SIM_FAULT_EXCEPTION_BLIT = 45,
+    SIM_FAULT_NIL_BLIT = 46,
+    SIM_FAULT_EXCEPTION_DEVICES = 47,
+    SIM_FAULT_EXCEPTION_UNIFIED = 48,
+    SIM_FAULT_EXCEPTION_QUEUE = 49,
+    SIM_FAULT_EXCEPTION_COMMAND_BUFFER = 50,
+    SIM_FAULT_NO_MEMORY = 51, /* calloc */
+    /* A command buffer ends with an error when it is committed, before those that were committed earlier. */
+    SIM_FAULT_EARLY_ERROR = 52,
 };
 
 void ane_sim_metal_set_fault(int32_t fault, int32_t after);
@@ -51,6 +66,19 @@ void ane_sim_metal_set_device_name(const char *name);
 void ane_sim_metal_set_macos(int64_t version);
 void ane_sim_metal_set_latency_us(int64_t latency);
 void ane_sim_metal_set_max_buffer_bytes(uint64_t bytes);
+/* How many devices there are, and whether their memory is the host's. */
+void ane_sim_metal_set_devices(int64_t devices);
+void ane_sim_metal_set_unified(int64_t unified);
+/* 0: command buffers are executed by threads; 1: by whoever waits for one, looks at its status for the third time, or
+ * wants room in a full queue. */
+void ane_sim_metal_set_lazy(int64_t lazy);
+int64_t ane_sim_metal_lazy(void);
+/* Nothing that is committed begins until it is 0 again. */
+void ane_sim_metal_set_hold(int64_t hold);
+/* Whether a buffer is closed to the host while it is in use: for tests with one operand in each. */
+void ane_sim_metal_set_guard(int64_t guard);
+/* The most command buffers that have not completed of queues made from now on; 0: as many as they are made with. */
+void ane_sim_metal_set_queue_limit(int64_t limit);
 /* Schedule and seed of the emulator. */
 void ane_sim_metal_set_schedule(int32_t schedule, uint64_t seed);
 /* The program that compiles Metal source (metal-cc), and where to. */
@@ -63,9 +91,15 @@ int64_t ane_sim_metal_buffers_made(void);
 /* Rules of Metal that were broken: an encoder that died without endEncoding, and the like. */
 int64_t ane_sim_metal_violations(void);
 const char *ane_sim_metal_last_violation(void);
+/* Forgets them; how many there were. */
+int64_t ane_sim_metal_take_violations(void);
 int64_t ane_sim_metal_dispatches(void);
 /* Command buffers that were committed and have not completed. */
 int64_t ane_sim_metal_in_flight(void);
+/* How often there was no room for a command buffer in its queue. */
+int64_t ane_sim_metal_blocked(void);
+/* Copies between buffers. */
+int64_t ane_sim_metal_blits(void);
 
 /* MPSGraph: executables compiled and loaded, runs encoded, the last optimisation level, the last
  * reduced-precision mode (-1: not set), intervals begun and not ended. */

@@ -1,16 +1,23 @@
 /*
- * sim.m - a test double of the part of Metal that metal_matmul.m uses. Compute work runs late, on
- * another thread, in the kernel emulator: the source that the shim hands over is what is compiled.
+ * sim.m - a test double of the part of Metal that the shims use. Work runs late, on another thread or when
+ * somebody waits, compute work in the kernel emulator: the source that the shim hands over is what is
+ * compiled. Where a test asks for it, buffers that the device works on are closed to the host as long as
+ * it does.
  */
+#define _GNU_SOURCE
 
 #include <dlfcn.h>
 #include <objc/runtime.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "emu.h"
+#include "matmul_params.h"
 #include "sim_objects.h"
 
 NSString *const MTLCommandBufferErrorDomain = @"MTLCommandBufferErrorDomain";
@@ -18,6 +25,7 @@ NSString *const MTLCommandBufferErrorDomain = @"MTLCommandBufferErrorDomain";
 #define MAX_BINDINGS 8
 #define MAX_CONSTANTS 32
 #define MAX_DISPATCHES 4
+#define MAX_USES (MAX_DISPATCHES * MAX_BINDINGS)
 
 typedef int32_t (*DispatchFunction)(const char *, const uint32_t *, uint32_t, const EmuBinding *, uint32_t,
                                     const uint32_t[3], const uint32_t[3], int32_t, uint64_t, EmuReport *);
@@ -29,9 +37,19 @@ static struct {
     int32_t schedule;
     char name[64], compiler[512], directory[512], violation[128];
     int64_t live, libraries, pipelines, buffers, violations, dispatches, in_flight;
-} sim = {.macos = 1500, .latency_us = 300, .max_buffer_bytes = 1ull << 32, .name = "Apple M1 (test double)"};
+    int64_t devices, unified, lazy, hold, guard, queue_limit, blocked, blits;
+    int64_t ending; /* threads that have told of a completion and have not let go of it */
+} sim = {.macos = 1500,
+         .latency_us = 300,
+         .max_buffer_bytes = 1ull << 32,
+         .name = "Apple M1 (test double)",
+         .devices = 1,
+         .unified = 1};
 
 static pthread_mutex_t sim_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Of queues and of the states of command buffers. */
+static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t queue_moved = PTHREAD_COND_INITIALIZER;
 
 BOOL sim_faulty(int32_t fault)
 {
@@ -111,13 +129,35 @@ void ane_sim_metal_set_compiler(const char *program, const char *directory)
     snprintf(sim.compiler, sizeof sim.compiler, "%s", program);
     snprintf(sim.directory, sizeof sim.directory, "%s", directory);
 }
-int64_t ane_sim_metal_live_objects(void) { return __atomic_load_n(&sim.live, __ATOMIC_SEQ_CST); }
+void ane_sim_metal_set_devices(int64_t devices) { sim.devices = devices; }
+void ane_sim_metal_set_unified(int64_t unified) { sim.unified = unified; }
+void ane_sim_metal_set_lazy(int64_t lazy) { sim.lazy = lazy; }
+void ane_sim_metal_set_guard(int64_t guard) { sim.guard = guard; }
+void ane_sim_metal_set_queue_limit(int64_t limit) { sim.queue_limit = limit; }
+void ane_sim_metal_set_hold(int64_t hold)
+{
+    pthread_mutex_lock(&queue_lock);
+    sim.hold = hold;
+    pthread_cond_broadcast(&queue_moved);
+    pthread_mutex_unlock(&queue_lock);
+}
+int64_t ane_sim_metal_live_objects(void)
+{
+    while (__atomic_load_n(&sim.ending, __ATOMIC_SEQ_CST)) {
+        usleep(20);
+    }
+    return __atomic_load_n(&sim.live, __ATOMIC_SEQ_CST);
+}
 int64_t ane_sim_metal_libraries_compiled(void) { return sim.libraries; }
 int64_t ane_sim_metal_pipelines_made(void) { return sim.pipelines; }
 int64_t ane_sim_metal_buffers_made(void) { return sim.buffers; }
 int64_t ane_sim_metal_violations(void) { return sim.violations; }
 const char *ane_sim_metal_last_violation(void) { return sim.violation; }
+int64_t ane_sim_metal_take_violations(void) { return __atomic_exchange_n(&sim.violations, 0, __ATOMIC_SEQ_CST); }
 int64_t ane_sim_metal_dispatches(void) { return sim.dispatches; }
+int64_t ane_sim_metal_blocked(void) { return sim.blocked; }
+int64_t ane_sim_metal_lazy(void) { return sim.lazy; }
+int64_t ane_sim_metal_blits(void) { return sim.blits; }
 int64_t ane_sim_metal_in_flight(void) { return __atomic_load_n(&sim.in_flight, __ATOMIC_SEQ_CST); }
 const char *sim_device_name(void) { return sim.name; }
 
@@ -138,6 +178,141 @@ long sim_family(void)
 }
 long ane_sim_metal_macos(void) { return (long)sim.macos; }
 
+static void raise_if(int32_t fault, const char *where)
+{
+    if (sim_faulty(fault)) {
+        [NSException raise:NSInternalInconsistencyException format:@"planted exception at %s", where];
+    }
+}
+
+/* The shims' calloc, where they are linked with -Wl,--wrap=calloc. */
+void *__real_calloc(size_t count, size_t size) __attribute__((weak));
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_calloc(size_t count, size_t size)
+{
+    return sim_faulty(SIM_FAULT_NO_MEMORY) ? NULL : __real_calloc(count, size);
+}
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+/* Sanitizers know one address of a byte: with them there is no second one, and nothing is closed. */
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TWO_VIEWS 0
+#else
+#define TWO_VIEWS 1
+#endif
+
+#define MAX_MAPPINGS 16384
+
+/* The host's views of buffers, which the signal handler looks up. */
+static struct {
+    char *start;
+    size_t length;
+} mappings[MAX_MAPPINGS];
+static pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct sigaction earlier_action;
+
+/* A touch of closed memory is a violation, and goes on. */
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+    const char *at = info->si_addr;
+    (void)context;
+    for (int i = 0; i < MAX_MAPPINGS; ++i) {
+        char *start = __atomic_load_n(&mappings[i].start, __ATOMIC_SEQ_CST);
+        if (start && at >= start && at < start + mappings[i].length) {
+            mprotect(start, mappings[i].length, PROT_READ | PROT_WRITE);
+            sim_violation("the host touched memory that a command buffer in flight uses");
+            return;
+        }
+    }
+    sigaction(number, &earlier_action, NULL);
+}
+
+static void install_handler(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGSEGV, &action, &earlier_action);
+}
+
+/* Gives a buffer memory that is NaN; NO where there is none. */
+static BOOL map_buffer(SimBuffer *buffer, NSUInteger bytes, BOOL private)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    void *device = MAP_FAILED, *host = MAP_FAILED;
+    size_t mapped = (bytes + 4095) / 4096 * 4096;
+    int file, free_entry = 0;
+    if (!TWO_VIEWS) {
+        if (posix_memalign(&buffer->memory, 4096, bytes) != 0) {
+            return NO;
+        }
+        buffer->host = private ? NULL : buffer->memory;
+        buffer->bytes = bytes;
+        memset(buffer->memory, 0xff, bytes);
+        return YES;
+    }
+    pthread_once(&once, install_handler);
+    file = memfd_create("buffer", MFD_CLOEXEC);
+    if (file >= 0 && ftruncate(file, (off_t)mapped) == 0) {
+        device = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        host = private ? NULL : mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    }
+    close(file);
+    if (device == MAP_FAILED || host == MAP_FAILED) {
+        return NO;
+    }
+    buffer->memory = device;
+    buffer->host = host;
+    buffer->mapped = mapped;
+    buffer->bytes = bytes;
+    memset(device, 0xff, bytes);
+    pthread_mutex_lock(&memory_lock);
+    while (host && free_entry < MAX_MAPPINGS && mappings[free_entry].start) {
+        ++free_entry;
+    }
+    if (host && free_entry < MAX_MAPPINGS) {
+        mappings[free_entry].length = mapped;
+        __atomic_store_n(&mappings[free_entry].start, host, __ATOMIC_SEQ_CST);
+    }
+    pthread_mutex_unlock(&memory_lock);
+    return YES;
+}
+
+static void unmap_buffer(SimBuffer *buffer)
+{
+    if (!buffer->mapped) {
+        free(buffer->wraps ? NULL : buffer->memory);
+        return;
+    }
+    pthread_mutex_lock(&memory_lock);
+    for (int i = 0; i < MAX_MAPPINGS; ++i) {
+        if (buffer->host && mappings[i].start == buffer->host) {
+            __atomic_store_n(&mappings[i].start, NULL, __ATOMIC_SEQ_CST);
+        }
+    }
+    pthread_mutex_unlock(&memory_lock);
+    munmap(buffer->memory, buffer->mapped);
+    if (buffer->host) {
+        munmap(buffer->host, buffer->mapped);
+    }
+}
+
+/* Counts a command buffer in flight, and closes or opens memory. The caller's own pages are left alone. */
+static void count_use(SimBuffer *buffer, BOOL writes, int by)
+{
+    pthread_mutex_lock(&memory_lock);
+    *(writes ? &buffer->writers : &buffer->readers) += by;
+    if (sim.guard && buffer->host && buffer->mapped) {
+        mprotect(buffer->host, buffer->mapped,
+                 buffer->writers ? PROT_NONE : buffer->readers ? PROT_READ : PROT_READ | PROT_WRITE);
+    }
+    pthread_mutex_unlock(&memory_lock);
+}
+
+/* ---- objects ------------------------------------------------------------------------------- */
+
 @implementation SimObject
 - (id)init
 {
@@ -155,14 +330,12 @@ long ane_sim_metal_macos(void) { return (long)sim.macos; }
 @implementation SimBuffer
 - (void)dealloc
 {
-    if (owned) {
-        free(memory);
-    }
+    unmap_buffer(self);
     [super dealloc];
 }
 - (void *)contents
 {
-    return memory;
+    return host;
 }
 - (NSUInteger)length
 {
@@ -286,7 +459,9 @@ long ane_sim_metal_macos(void) { return (long)sim.macos; }
 }
 @end
 
-/* One recorded dispatch. */
+/* ---- queues and command buffers ------------------------------------------------------------ */
+
+/* One recorded dispatch, or copy where there is no pipeline: from buffer 0 to buffer 1. */
 typedef struct Dispatch {
     SimPipeline *pipeline;
     SimBuffer *buffers[MAX_BINDINGS];
@@ -296,9 +471,14 @@ typedef struct Dispatch {
     MTLSize grid, threads;
 } Dispatch;
 
+typedef struct Use {
+    SimBuffer *buffer; /* retained */
+    BOOL writes;
+} Use;
+
 @class SimCommandBuffer;
 
-@interface SimEncoder : SimObject <MTLComputeCommandEncoder> {
+@interface SimEncoder : SimObject <MTLComputeCommandEncoder, MTLBlitCommandEncoder> {
 @public
     SimCommandBuffer *owner; /* retained */
     Dispatch state;
@@ -309,7 +489,9 @@ typedef struct Dispatch {
 /* Runs its command buffers in the order in which they were committed. */
 @interface SimQueue : SimObject <MTLCommandQueue> {
 @public
-    int64_t committed, completed;
+    int64_t committed, completed, uncompleted, limit;
+    NSMutableArray *pending; /* committed, where command buffers are executed by who waits; under its own lock */
+    pthread_mutex_t pending_lock;
 }
 @end
 
@@ -319,12 +501,14 @@ typedef struct Dispatch {
     int64_t turn;
     Dispatch dispatches[MAX_DISPATCHES];
     NSUInteger dispatch_count;
+    Use uses[MAX_USES];
+    NSUInteger use_count;
     SimLate late;
     void *late_argument;
-    BOOL encoding, committed, waited, fails;
+    BOOL encoding, committed, refused, lazy, fails, early;
+    int looks;
     MTLCommandBufferStatus state;
     NSError *failure;
-    pthread_t worker;
 }
 @end
 
@@ -336,6 +520,15 @@ static void release_dispatch(Dispatch *d)
     }
     [d->pipeline release];
     memset(d, 0, sizeof *d);
+}
+
+void sim_use(id<MTLCommandBuffer> commands, SimBuffer *buffer, BOOL writes)
+{
+    SimCommandBuffer *owner = (SimCommandBuffer *)commands;
+    if (owner->use_count == MAX_USES) {
+        [NSException raise:NSInternalInconsistencyException format:@"the double has no room for another use"];
+    }
+    owner->uses[owner->use_count++] = (Use){[buffer retain], writes};
 }
 
 @implementation SimEncoder
@@ -392,29 +585,65 @@ static void release_dispatch(Dispatch *d)
     state.lengths[index] = length;
     state.offsets[index] = 0;
 }
+- (Dispatch *)add
+{
+    if (owner->dispatch_count == MAX_DISPATCHES) {
+        [NSException raise:NSInternalInconsistencyException format:@"the double has no room for another dispatch"];
+    }
+    return &owner->dispatches[owner->dispatch_count++];
+}
 - (void)dispatchThreadgroups:(MTLSize)grid threadsPerThreadgroup:(MTLSize)threads
 {
-    Dispatch *d = &owner->dispatches[owner->dispatch_count];
+    Dispatch *d;
     [self check];
     if (sim_faulty(SIM_FAULT_EXCEPTION_ENCODE)) {
         [NSException raise:NSInternalInconsistencyException format:@"planted exception while encoding"];
     }
     sim_throw_foreign();
-    if (owner->dispatch_count == MAX_DISPATCHES || !state.pipeline) {
+    if (!state.pipeline) {
         [NSException raise:NSInvalidArgumentException format:@"dispatchThreadgroups: without a pipeline"];
     }
+    d = [self add];
     *d = state;
     d->grid = grid;
     d->threads = threads;
     [d->pipeline retain];
     for (int i = 0; i < MAX_BINDINGS; ++i) {
-        [d->buffers[i] retain];
+        if (d->buffers[i]) {
+            [d->buffers[i] retain];
+            sim_use((id<MTLCommandBuffer>)owner, d->buffers[i], i == ANE_METAL_BUFFER_C);
+        }
         if (state.bytes[i]) {
             d->bytes[i] = malloc(state.lengths[i]);
             memcpy(d->bytes[i], state.bytes[i], state.lengths[i]);
         }
     }
-    ++owner->dispatch_count;
+}
+- (void)copyFromBuffer:(id<MTLBuffer>)source
+          sourceOffset:(NSUInteger)sourceOffset
+              toBuffer:(id<MTLBuffer>)destination
+     destinationOffset:(NSUInteger)destinationOffset
+                  size:(NSUInteger)size
+{
+    SimBuffer *from = (SimBuffer *)source, *to = (SimBuffer *)destination;
+    Dispatch *d;
+    [self check];
+    raise_if(SIM_FAULT_EXCEPTION_BLIT, "a copy");
+    if (sourceOffset % 4 || destinationOffset % 4 || size % 4) {
+        sim_violation("a copy between buffers of what are not whole words, which macOS does not do");
+    }
+    if (!from || !to || from == to || sourceOffset > from->bytes || size > from->bytes - sourceOffset ||
+        destinationOffset > to->bytes || size > to->bytes - destinationOffset) {
+        [NSException raise:NSInvalidArgumentException format:@"a copy beyond a buffer"];
+    }
+    d = [self add];
+    d->buffers[0] = [from retain];
+    d->buffers[1] = [to retain];
+    d->offsets[0] = sourceOffset;
+    d->offsets[1] = destinationOffset;
+    d->lengths[0] = size;
+    sim_use((id<MTLCommandBuffer>)owner, from, NO);
+    sim_use((id<MTLCommandBuffer>)owner, to, YES);
 }
 - (void)endEncoding
 {
@@ -430,6 +659,11 @@ static BOOL run_dispatch(const Dispatch *d, char *text, size_t room)
     EmuReport report;
     const uint32_t grid[3] = {(uint32_t)d->grid.width, (uint32_t)d->grid.height, (uint32_t)d->grid.depth};
     const uint32_t threads[3] = {(uint32_t)d->threads.width, (uint32_t)d->threads.height, (uint32_t)d->threads.depth};
+    if (!d->pipeline) {
+        count(&sim.blits, 1);
+        memcpy((char *)d->buffers[1]->memory + d->offsets[1], (char *)d->buffers[0]->memory + d->offsets[0], d->lengths[0]);
+        return YES;
+    }
     memset(bindings, 0, sizeof bindings);
     for (int i = 0; i < MAX_BINDINGS; ++i) {
         if (d->buffers[i]) {
@@ -448,107 +682,217 @@ static BOOL run_dispatch(const Dispatch *d, char *text, size_t room)
     return NO;
 }
 
-/* Runs what was encoded, a while after commit, and after what the queue was given before. */
-static void *work(void *argument)
+static MTLCommandBufferStatus state_of(SimCommandBuffer *commands)
 {
-    SimCommandBuffer *commands = argument;
+    return __atomic_load_n(&commands->state, __ATOMIC_SEQ_CST);
+}
+
+/* Tells of the end of a command buffer. */
+static void end_commands(SimCommandBuffer *commands, NSError *failure, BOOL failed)
+{
+    for (NSUInteger i = 0; i < commands->use_count; ++i) {
+        count_use(commands->uses[i].buffer, commands->uses[i].writes, -1);
+    }
+    commands->failure = [failure retain];
+    count(&sim.in_flight, -1);
+    pthread_mutex_lock(&queue_lock);
+    __atomic_store_n(&commands->state, failed ? MTLCommandBufferStatusError : MTLCommandBufferStatusCompleted,
+                     __ATOMIC_SEQ_CST);
+    pthread_cond_broadcast(&queue_moved);
+    pthread_mutex_unlock(&queue_lock);
+}
+
+/* Does the work of a command buffer whose turn it is. */
+static void execute(SimCommandBuffer *commands)
+{
     @autoreleasepool {
         char text[512];
         NSError *failure = nil;
-        while (__atomic_load_n(&commands->queue->completed, __ATOMIC_SEQ_CST) != commands->turn) {
-            usleep(20);
-        }
-        sim_wait(sim.latency_us);
-        if (commands->late) {
-            commands->late(commands->late_argument);
-            commands->late = NULL;
-        }
-        for (NSUInteger i = 0; i < commands->dispatch_count && !failure; ++i) {
-            if (!run_dispatch(&commands->dispatches[i], text, sizeof text)) {
-                failure = sim_error(MTLCommandBufferErrorDomain, MTLCommandBufferErrorPageFault,
-                                     [NSString stringWithUTF8String:text]);
+        if (!commands->early) {
+            __atomic_store_n(&commands->state, MTLCommandBufferStatusScheduled, __ATOMIC_SEQ_CST);
+            sim_wait(sim.latency_us);
+            if (commands->late) {
+                commands->late(commands->late_argument, YES);
+                commands->late = NULL;
             }
+            for (NSUInteger i = 0; i < commands->dispatch_count && !failure; ++i) {
+                if (!run_dispatch(&commands->dispatches[i], text, sizeof text)) {
+                    failure = sim_error(MTLCommandBufferErrorDomain, MTLCommandBufferErrorPageFault,
+                                         [NSString stringWithUTF8String:text]);
+                }
+            }
+            if (commands->fails || sim_faulty(SIM_FAULT_COMMAND_ERROR)) {
+                failure = sim_error(MTLCommandBufferErrorDomain, (NSInteger)sim.error_code, @"planted GPU error");
+            }
+            end_commands(commands, failure, failure || sim_faulty(SIM_FAULT_STATUS_ONLY));
         }
-        if (commands->fails || sim_faulty(SIM_FAULT_COMMAND_ERROR)) {
-            failure = sim_error(MTLCommandBufferErrorDomain, (NSInteger)sim.error_code, @"planted GPU error");
-        }
-        commands->failure = [failure retain];
-        commands->state = failure || sim_faulty(SIM_FAULT_STATUS_ONLY) ? MTLCommandBufferStatusError
-                                                                  : MTLCommandBufferStatusCompleted;
-        count(&sim.in_flight, -1);
-        count(&commands->queue->completed, 1);
+        pthread_mutex_lock(&queue_lock);
+        ++commands->queue->completed;
+        --commands->queue->uncompleted;
+        pthread_cond_broadcast(&queue_moved);
+        pthread_mutex_unlock(&queue_lock);
+    }
+}
+
+/* Executes a command buffer a while after its commit, after what the queue was given before. */
+static void *work(void *argument)
+{
+    SimCommandBuffer *commands = argument;
+    pthread_mutex_lock(&queue_lock);
+    while (commands->queue->completed != commands->turn || sim.hold) {
+        pthread_cond_wait(&queue_moved, &queue_lock);
+    }
+    pthread_mutex_unlock(&queue_lock);
+    count(&sim.ending, commands->early ? 0 : 1);
+    execute(commands);
+    @autoreleasepool {
         [commands release];
     }
+    count(&sim.ending, -1);
     return NULL;
+}
+
+/* Executes what was committed to a queue of the lazy kind, up to a command buffer, or the first of them. */
+static void drain(SimQueue *queue, SimCommandBuffer *last)
+{
+    BOOL more = YES;
+    pthread_mutex_lock(&queue->pending_lock);
+    while ([queue->pending count] && more) {
+        SimCommandBuffer *commands = [[queue->pending objectAtIndex:0] retain];
+        more = commands->early || !last || state_of(last) < MTLCommandBufferStatusCompleted;
+        if (more) {
+            [queue->pending removeObjectAtIndex:0];
+            execute(commands);
+            more = last != nil;
+        }
+        [commands release];
+    }
+    pthread_mutex_unlock(&queue->pending_lock);
 }
 
 @implementation SimCommandBuffer
 - (void)dealloc
 {
-    if (committed && !waited) {
-        pthread_detach(worker);
+    if (!committed) {
+        pthread_mutex_lock(&queue_lock);
+        --queue->uncompleted;
+        pthread_cond_broadcast(&queue_moved);
+        pthread_mutex_unlock(&queue_lock);
     }
     for (NSUInteger i = 0; i < dispatch_count; ++i) {
         release_dispatch(&dispatches[i]);
     }
+    for (NSUInteger i = 0; i < use_count; ++i) {
+        [uses[i].buffer release];
+    }
     if (late) {
-        sim_violation("encoded work was never committed");
-        late(late_argument);
+        if (!committed && !refused) {
+            sim_violation("encoded work was never committed");
+        }
+        late(late_argument, NO);
     }
     [failure release];
     [(id)queue release];
     [super dealloc];
 }
-- (id<MTLComputeCommandEncoder>)computeCommandEncoder
+- (SimEncoder *)encoder
 {
-    SimEncoder *encoder;
-    if (sim_faulty(SIM_FAULT_NIL_ENCODER)) {
-        return nil;
+    SimEncoder *encoder = [[[SimEncoder alloc] init] autorelease];
+    if (encoding || committed) {
+        sim_violation("an encoder of a command buffer that has one, or was committed");
     }
-    encoder = [[[SimEncoder alloc] init] autorelease];
     encoder->owner = [self retain];
     encoding = YES;
     return encoder;
 }
+- (id<MTLComputeCommandEncoder>)computeCommandEncoder
+{
+    return sim_faulty(SIM_FAULT_NIL_ENCODER) ? nil : [self encoder];
+}
+- (id<MTLBlitCommandEncoder>)blitCommandEncoder
+{
+    return sim_faulty(SIM_FAULT_NIL_BLIT) ? nil : [self encoder];
+}
 - (void)commit
 {
+    refused = YES;
+    raise_if(SIM_FAULT_EXCEPTION_COMMIT, "a commit");
+    refused = NO;
     if (encoding || committed) {
         sim_violation("commit of a command buffer that is being encoded or was committed");
     }
     committed = YES;
-    state = MTLCommandBufferStatusCommitted;
+    lazy = sim.lazy != 0;
+    early = sim_faulty(SIM_FAULT_EARLY_ERROR);
     count(&sim.in_flight, 1);
-    /* Whoever lets go of it does not wait for it. */
-    [self retain];
-    turn = __atomic_fetch_add(&queue->committed, 1, __ATOMIC_SEQ_CST);
-    pthread_create(&worker, NULL, work, self);
+    for (NSUInteger i = 0; i < use_count; ++i) {
+        count_use(uses[i].buffer, uses[i].writes, 1);
+    }
+    __atomic_store_n(&state, MTLCommandBufferStatusCommitted, __ATOMIC_SEQ_CST);
+    if (early) {
+        count(&sim.ending, lazy ? 0 : 1);
+        if (late) {
+            late(late_argument, NO);
+            late = NULL;
+        }
+        end_commands(self, sim_error(MTLCommandBufferErrorDomain, (NSInteger)sim.error_code, @"planted GPU error"), YES);
+    }
+    if (lazy) {
+        pthread_mutex_lock(&queue->pending_lock);
+        turn = queue->committed++;
+        [queue->pending addObject:self];
+        pthread_mutex_unlock(&queue->pending_lock);
+    } else {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        /* Whoever lets go of it does not wait for it. */
+        [self retain];
+        turn = __atomic_fetch_add(&queue->committed, 1, __ATOMIC_SEQ_CST);
+        pthread_attr_init(&attributes);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        if (pthread_create(&thread, &attributes, work, self) != 0) {
+            sim_violation("the double has no thread for a command buffer");
+        }
+        pthread_attr_destroy(&attributes);
+    }
 }
 - (void)waitUntilCompleted
 {
+    raise_if(SIM_FAULT_EXCEPTION_WAIT, "a wait");
     if (!committed) {
         sim_violation("a wait for a command buffer that was not committed");
         return;
     }
-    if (!waited) {
-        pthread_join(worker, NULL);
-        waited = YES;
+    if (lazy) {
+        drain(queue, self);
     }
+    pthread_mutex_lock(&queue_lock);
+    while (state_of(self) < MTLCommandBufferStatusCompleted) {
+        pthread_cond_wait(&queue_moved, &queue_lock);
+    }
+    pthread_mutex_unlock(&queue_lock);
 }
 - (MTLCommandBufferStatus)status
 {
-    return state;
+    raise_if(SIM_FAULT_EXCEPTION_STATUS, "a look at the status");
+    if (lazy && state_of(self) < MTLCommandBufferStatusCompleted && ++looks == 3) {
+        drain(queue, self);
+    }
+    return state_of(self);
 }
 - (NSError *)error
 {
-    return failure;
+    raise_if(SIM_FAULT_EXCEPTION_ERROR, "an error");
+    return state_of(self) < MTLCommandBufferStatusCompleted ? nil : failure;
 }
 - (CFTimeInterval)GPUStartTime
 {
-    return 1.0;
+    raise_if(SIM_FAULT_EXCEPTION_TIMES, "the times");
+    return 1.0 + (double)turn;
 }
 - (CFTimeInterval)GPUEndTime
 {
-    return 1.5;
+    return 1.5 + (double)turn;
 }
 @end
 
@@ -568,19 +912,55 @@ void sim_fail(id<MTLCommandBuffer> commands)
 }
 
 @implementation SimQueue
+- (void)dealloc
+{
+    [pending release];
+    pthread_mutex_destroy(&pending_lock);
+    [super dealloc];
+}
+/* Waits for room, as Metal does, but not for ever. */
+- (void)reserve
+{
+    int64_t waits = 0;
+    pthread_mutex_lock(&queue_lock);
+    while (uncompleted >= limit) {
+        struct timespec end;
+        count(&sim.blocked, waits == 0);
+        pthread_mutex_unlock(&queue_lock);
+        drain(self, nil);
+        pthread_mutex_lock(&queue_lock);
+        clock_gettime(CLOCK_REALTIME, &end);
+        end.tv_nsec += 2000000;
+        end.tv_sec += end.tv_nsec / 1000000000;
+        end.tv_nsec %= 1000000000;
+        if (uncompleted >= limit && pthread_cond_timedwait(&queue_moved, &queue_lock, &end) != 0 && ++waits == 10000) {
+            sim_violation("a command buffer of a full queue, none of which can complete");
+            break;
+        }
+    }
+    ++uncompleted;
+    pthread_mutex_unlock(&queue_lock);
+}
 - (id<MTLCommandBuffer>)commandBuffer
 {
     SimCommandBuffer *commands;
+    raise_if(SIM_FAULT_EXCEPTION_COMMAND_BUFFER, "a command buffer");
     if (sim_faulty(SIM_FAULT_NIL_COMMAND_BUFFER)) {
         return nil;
     }
+    [self reserve];
     commands = [[[SimCommandBuffer alloc] init] autorelease];
     commands->queue = [self retain];
     return commands;
 }
 @end
 
-@interface SimDevice : SimObject <MTLDevice>
+/* ---- devices ------------------------------------------------------------------------------- */
+
+@interface SimDevice : SimObject <MTLDevice> {
+@public
+    int64_t number; /* 0: the default */
+}
 @end
 
 /* Runs the kernel compiler on `source`: a loaded library, or NULL with its output in `log`. */
@@ -653,7 +1033,11 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
 }
 - (NSString *)name
 {
-    return [NSString stringWithUTF8String:sim.name];
+    return number ? [NSString stringWithFormat:@"%s, number %d", sim.name, (int)number] : [NSString stringWithUTF8String:sim.name];
+}
+- (uint64_t)registryID
+{
+    return 0x100000 + (uint64_t)number;
 }
 - (BOOL)supportsFamily:(MTLGPUFamily)family
 {
@@ -664,20 +1048,29 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
 }
 - (BOOL)hasUnifiedMemory
 {
-    return YES;
+    raise_if(SIM_FAULT_EXCEPTION_UNIFIED, "the kind of memory");
+    return sim.unified != 0;
 }
 - (NSUInteger)maxBufferLength
 {
     return (NSUInteger)sim.max_buffer_bytes;
 }
-- (id<MTLCommandQueue>)newCommandQueue
+- (id<MTLCommandQueue>)newCommandQueueWithMaxCommandBufferCount:(NSUInteger)most
 {
-    return sim_faulty(SIM_FAULT_NIL_QUEUE) ? nil : [[SimQueue alloc] init];
+    SimQueue *queue;
+    raise_if(SIM_FAULT_EXCEPTION_QUEUE, "a queue");
+    if (sim_faulty(SIM_FAULT_NIL_QUEUE)) {
+        return nil;
+    }
+    queue = [[SimQueue alloc] init];
+    queue->limit = sim.queue_limit ? sim.queue_limit : (int64_t)most;
+    queue->pending = [[NSMutableArray alloc] init];
+    pthread_mutex_init(&queue->pending_lock, NULL);
+    return queue;
 }
 - (id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options
 {
     SimBuffer *buffer;
-    (void)options;
     if (sim_faulty(SIM_FAULT_EXCEPTION_BUFFER)) {
         [NSException raise:NSMallocException format:@"planted exception at a buffer"];
     }
@@ -686,13 +1079,10 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
     }
     count(&sim.buffers, 1);
     buffer = [[SimBuffer alloc] init];
-    if (posix_memalign(&buffer->memory, 4096, length) != 0) {
+    if (!map_buffer(buffer, length, options == MTLResourceStorageModePrivate)) {
         [buffer release];
         return nil;
     }
-    memset(buffer->memory, 0xff, length); /* NaN */
-    buffer->bytes = length;
-    buffer->owned = YES;
     return buffer;
 }
 - (id<MTLBuffer>)newBufferWithBytesNoCopy:(void *)pointer
@@ -711,8 +1101,9 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
         return nil;
     }
     buffer = [[SimBuffer alloc] init];
-    buffer->memory = pointer;
+    buffer->memory = buffer->host = pointer;
     buffer->bytes = length;
+    buffer->wraps = YES;
     return buffer;
 }
 - (id<MTLLibrary>)newLibraryWithSource:(NSString *)source options:(MTLCompileOptions *)options error:(NSError **)error
@@ -765,7 +1156,30 @@ static void *compile(const char *source, MTLLanguageVersion version, char *log, 
 }
 @end
 
+static SimDevice *new_device(int64_t number)
+{
+    SimDevice *device = [[SimDevice alloc] init];
+    device->number = number;
+    return device;
+}
+
 id<MTLDevice> MTLCreateSystemDefaultDevice(void)
 {
-    return sim_faulty(SIM_FAULT_NO_DEVICE) ? nil : [[SimDevice alloc] init];
+    return sim_faulty(SIM_FAULT_NO_DEVICE) ? nil : new_device(0);
+}
+
+/* In an order of their own: the default is the last. */
+NSArray *MTLCopyAllDevices(void)
+{
+    NSMutableArray *all = [[NSMutableArray alloc] init];
+    if (sim_faulty(SIM_FAULT_EXCEPTION_DEVICES)) {
+        [all release];
+        [NSException raise:NSInternalInconsistencyException format:@"planted exception at the devices"];
+    }
+    for (int64_t number = sim.devices; number-- > 0;) {
+        SimDevice *device = new_device(number);
+        [all addObject:device];
+        [device release];
+    }
+    return all;
 }

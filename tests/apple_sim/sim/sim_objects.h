@@ -25,15 +25,21 @@ void sim_wait(int64_t us);
 
 @interface SimBuffer : SimObject <MTLBuffer> {
 @public
-    void *memory;
+    void *memory; /* as the device sees it */
+    void *host;   /* as the host does; NULL where it does not */
+    size_t mapped; /* 0: memory of the caller's, or a sanitizer's */
+    BOOL wraps;
     NSUInteger bytes;
-    BOOL owned;
+    int readers, writers; /* command buffers in flight */
 }
 @end
 
-/* Work that is done late, on the command buffer's own thread; `late` frees its argument. */
-typedef void (*SimLate)(void *argument);
+/* Work that is done late, or dropped; either way `late` frees its argument. */
+typedef void (*SimLate)(void *argument, BOOL does);
 
+/* The command buffer reads or writes a buffer. Where buffers are guarded, from its commit until it completes the host
+ * may not write to what it reads, nor touch what it writes: that is a violation. */
+void sim_use(id<MTLCommandBuffer> commands, SimBuffer *buffer, BOOL writes);
 void sim_add_late_work(id<MTLCommandBuffer> commands, SimLate late, void *argument);
 /* This command buffer will complete with an error. */
 void sim_fail(id<MTLCommandBuffer> commands);

@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 
 use half::{bf16, f16};
 
-use crate::host::{AneError, Constants, Host, Operand, Options, RunArgs, RunInfo, create};
+use crate::host::{AneError, Constants, ExecutorOptions, Host, Operand, Options, RunArgs, RunInfo, create};
 use crate::library::{Binding, Counts, Kernels, Memory, Schedule};
 use crate::plan::{Desc, Overrides, Plan, element, flag, parts, plan};
 
@@ -271,12 +271,32 @@ pub enum Passing {
     OddOffsets,
     /// Wrapped pages, from their start.
     Wrapped,
+    /// Buffers that the host may not see, from their start.
+    Device,
+    /// Buffers that the host may not see, at offsets that are no multiple of 4 bytes where elements allow it.
+    DeviceOffsets,
 }
 
 impl Passing {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Data, Self::ConstantB, Self::Buffers, Self::Offsets, Self::OddOffsets, Self::Wrapped];
+    pub const ALL: [Self; 8] = [
+        Self::Data,
+        Self::ConstantB,
+        Self::Buffers,
+        Self::Offsets,
+        Self::OddOffsets,
+        Self::Wrapped,
+        Self::Device,
+        Self::DeviceOffsets,
+    ];
+
+    fn in_buffers(self) -> bool {
+        !matches!(self, Self::Data | Self::ConstantB)
+    }
+
+    fn is_device(self) -> bool {
+        matches!(self, Self::Device | Self::DeviceOffsets)
+    }
 }
 
 /// Operands of one run.
@@ -299,9 +319,10 @@ impl Lent<'_> {
         let length_bytes = bytes.len() as u64;
         let offset = match self.passing {
             Passing::Data | Passing::ConstantB => return Operand::data(bytes),
-            Passing::Buffers | Passing::Wrapped => 0,
+            Passing::Buffers | Passing::Wrapped | Passing::Device => 0,
             Passing::Offsets => 32,
             Passing::OddOffsets => 20,
+            Passing::DeviceOffsets => 22,
         };
         let (mut buffer, mut pages) = (null_mut(), None);
         let room = (bytes.len() + offset).max(1).next_multiple_of(4096);
@@ -316,13 +337,22 @@ impl Lent<'_> {
             // Exactly as long as needed: nothing lies behind the operand.
             let exact = (bytes.len() + offset) as u64;
             // SAFETY: out is live, and err may be NULL.
-            unsafe { (shim.buffer_create)(self.device, exact, &mut buffer, null_mut()) }
+            unsafe {
+                let kind = i32::from(self.passing.is_device());
+                (shim.buffer_create)(self.device, kind, exact, &mut buffer, null_mut())
+            }
         };
         assert_eq!(status, 0, "a buffer");
-        // SAFETY: the contents are at least `offset + bytes.len()` long.
+        // SAFETY: the buffer is at least `offset + bytes.len()` long.
         unsafe {
-            let contents = (shim.buffer_contents)(buffer).cast::<u8>();
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), contents.add(offset), bytes.len());
+            if self.passing.is_device() {
+                let data = bytes.as_ptr().cast();
+                let status = (shim.buffer_write)(buffer, offset as u64, data, length_bytes, null_mut());
+                assert_eq!(status, 0, "buffer_write");
+            } else {
+                let contents = (shim.buffer_contents)(buffer).cast::<u8>();
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), contents.add(offset), bytes.len());
+            }
         }
         self.buffers.push((buffer, pages));
         Operand { data: null_mut(), buffer, offset_bytes: offset as u64, length_bytes }
@@ -330,10 +360,18 @@ impl Lent<'_> {
 
     /// Copies what a run left in a lent operand.
     fn fetch(&self, operand: &Operand, bytes: &mut [u8]) {
-        if !operand.buffer.is_null() {
-            // SAFETY: as in `lend`.
-            unsafe {
-                let contents = (self.host.shim.buffer_contents)(operand.buffer).cast::<u8>();
+        let (shim, length) = (self.host.shim, bytes.len() as u64);
+        if operand.buffer.is_null() {
+            return;
+        }
+        // SAFETY: as in `lend`.
+        unsafe {
+            if self.passing.is_device() {
+                let (to, err) = (bytes.as_mut_ptr().cast(), null_mut());
+                let status = (shim.buffer_read)(operand.buffer, operand.offset_bytes, to, length, err);
+                assert_eq!(status, 0, "buffer_read");
+            } else {
+                let contents = (shim.buffer_contents)(operand.buffer).cast::<u8>();
                 let from = contents.add(operand.offset_bytes as usize);
                 std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len());
             }
@@ -350,6 +388,32 @@ impl Lent<'_> {
             }
         }
     }
+}
+
+/// Submits two runs, and waits for the second before the first.
+///
+/// # Safety
+/// The executor takes two; operands are live.
+unsafe fn submit_two(
+    host: &Host,
+    executor: *mut c_void,
+    first: &RunArgs,
+    second: &RunArgs,
+) -> Result<(), Box<AneError>> {
+    let (shim, mut tickets, mut outcome) = (host.shim, [0; 2], Ok(()));
+    for (ticket, args) in tickets.iter_mut().zip([first, second]) {
+        if outcome.is_ok() {
+            // SAFETY: the caller's promise.
+            outcome = create(|e| unsafe { (shim.executor_submit)(executor, args, ticket, e) });
+        }
+    }
+    for ticket in tickets.into_iter().rev().filter(|ticket| *ticket != 0) {
+        let mut info = RunInfo::default();
+        // SAFETY: the executor gave the ticket.
+        let ended = create(|e| unsafe { (shim.executor_wait)(executor, ticket, u64::MAX, &mut info, e) });
+        outcome = outcome.and(ended);
+    }
+    outcome
 }
 
 struct Operands {
@@ -500,11 +564,13 @@ impl Case {
         create(|e| unsafe { (shim.compile)(device, &desc, &constants, &options, &mut product, e) })
             .map_err(text)?;
         // SAFETY: as above.
-        let made = create(|e| unsafe { (shim.executor_create)(product, &mut executor, e) });
-        let mut info = RunInfo { struct_size: size_of::<RunInfo>() as u32, ..RunInfo::default() };
+        let made = create(|e| unsafe {
+            (shim.executor_create)(product, &ExecutorOptions::depth(2), &mut executor, e)
+        });
+        let mut info = RunInfo::default();
         let mut outcome = made.map_err(text);
-        // Twice: the second run must not see anything of the first.
-        for _ in 0..2 {
+        // Twice: the second run must not see anything of the first. On buffers the second are two submissions.
+        for round in 0..2 {
             if outcome.is_err() {
                 break;
             }
@@ -529,9 +595,22 @@ impl Case {
                 c: lent.lend(&mut c.memory.bytes),
                 info: &mut info,
             };
-            // SAFETY: operands point to live memory of the lengths given.
-            outcome = create(|e| unsafe { (shim.executor_run)(executor, &args, e) }).map_err(text);
-            lent.fetch(&args.c, &mut c.memory.bytes);
+            if round == 0 || !passing.in_buffers() {
+                // SAFETY: operands point to live memory of the lengths given.
+                outcome = create(|e| unsafe { (shim.executor_run)(executor, &args, e) }).map_err(text);
+                lent.fetch(&args.c, &mut c.memory.bytes);
+            } else {
+                let mut other = c.memory.bytes.clone();
+                let first = RunArgs { info: null_mut(), ..args };
+                let second = RunArgs { c: lent.lend(&mut other), info: null_mut(), ..args };
+                // SAFETY: as above; both are waited for before their memory goes.
+                outcome = unsafe { submit_two(host, executor, &first, &second) }.map_err(text);
+                lent.fetch(&first.c, &mut c.memory.bytes);
+                lent.fetch(&second.c, &mut other);
+                if outcome.is_ok() && other != c.memory.bytes {
+                    outcome = Err(format!("{self} by {passing:?}: two submissions give different results"));
+                }
+            }
             lent.give_back();
         }
         // SAFETY: made above, in this order; NULL is accepted.

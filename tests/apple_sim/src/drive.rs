@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::ptr::null_mut;
 
 use crate::case::{Case, Data, Passing, Random};
-use crate::host::{AneError, Constants, Host, Operand, Options, RunArgs, RunInfo, build, create};
+use crate::host::{
+    AneError, Constants, ExecutorOptions, Host, Operand, Options, RunArgs, RunInfo, build, create,
+};
 use crate::plan::{Desc, element, flag};
 
 /// `ANE_STATUS_REFUSED`.
@@ -34,6 +36,8 @@ pub const IO: i32 = 10;
 pub const PACKAGE_MISMATCH: i32 = 11;
 /// `ANE_STATUS_INTERNAL`.
 pub const INTERNAL: i32 = 13;
+/// `ANE_STATUS_PENDING`.
+pub const PENDING: i32 = 14;
 
 /// A shim by its getter, over the double; built from `ANE_SIM_OBJC` where that is set (the mutation
 /// program does).
@@ -137,13 +141,27 @@ impl<'h> Open<'h> {
         constants: &Constants,
         options: &Options,
     ) -> Result<Self, Box<AneError>> {
+        Self::deep(host, desc, constants, options, 0)
+    }
+
+    /// Compiles a product, with an executor that takes so many submissions.
+    ///
+    /// # Errors
+    /// The shim's error.
+    pub fn deep(
+        host: &'h Host,
+        desc: &Desc,
+        constants: &Constants,
+        options: &Options,
+        depth: u32,
+    ) -> Result<Self, Box<AneError>> {
         let mut open = Self { host, device: host.open_device()?, product: null_mut(), executor: null_mut() };
         let device = open.device;
         // SAFETY: pointers to live values of the header's types.
         create(|e| unsafe { (host.shim.compile)(device, desc, constants, options, &mut open.product, e) })?;
-        let product = open.product;
+        let (product, depth) = (open.product, ExecutorOptions::depth(depth));
         // SAFETY: as above.
-        create(|e| unsafe { (host.shim.executor_create)(product, &mut open.executor, e) })?;
+        create(|e| unsafe { (host.shim.executor_create)(product, &depth, &mut open.executor, e) })?;
         Ok(open)
     }
 
@@ -176,18 +194,9 @@ fn run(
     c: &mut [u8],
     m: u64,
 ) -> Result<RunInfo, Box<AneError>> {
-    let mut info = RunInfo { struct_size: size_of::<RunInfo>() as u32, ..RunInfo::default() };
-    let args = RunArgs {
-        struct_size: size_of::<RunArgs>() as u32,
-        flags: 0,
-        m,
-        a: Operand::data(a),
-        b: if b.is_empty() { Operand::NONE } else { Operand::data(b) },
-        bias: Operand::NONE,
-        residual: Operand::NONE,
-        c: Operand::data(c),
-        info: &mut info,
-    };
+    let mut info = RunInfo::default();
+    let b = if b.is_empty() { Operand::NONE } else { Operand::data(b) };
+    let args = RunArgs { info: &mut info, ..RunArgs::new(m, Operand::data(a), b, Operand::data(c)) };
     // SAFETY: operands are live and as long as they say.
     create(|e| unsafe { (host.shim.executor_run)(executor, &args, e) })?;
     Ok(info)
@@ -197,14 +206,17 @@ fn run(
 pub type Test = (&'static str, fn(&Host));
 
 /// Runs tests in one process, on the main thread: GNUstep becomes multi-threaded for good when a thread
-/// that called Objective-C ends and the main thread never did.
+/// that called Objective-C ends and the main thread never did. Arguments of the program name those to run.
 pub fn run_tests(getter: &str, tests: &[Test]) {
-    let host = host(getter);
-    for (name, test) in tests {
+    let (host, wanted) = (host(getter), std::env::args().skip(1).collect::<Vec<_>>());
+    let mut passed = 0;
+    host.set("set_guard", 1);
+    for (name, test) in tests.iter().filter(|test| wanted.is_empty() || wanted.iter().any(|w| w == test.0)) {
         println!("test {name} ...");
         test(&host);
+        passed += 1;
     }
-    println!("test result: ok. {} passed", tests.len());
+    println!("test result: ok. {passed} passed");
 }
 
 /// A number of the environment.
@@ -252,25 +264,15 @@ pub fn bad_runs(host: &Host) {
     let (other, mut foreign, mut short) = (device(host), null_mut(), null_mut());
     // SAFETY: out is live.
     unsafe {
-        assert_eq!((host.shim.buffer_create)(other, 4096, &mut foreign, null_mut()), 0);
-        assert_eq!((host.shim.buffer_create)(open.device, 100, &mut short, null_mut()), 0);
+        assert_eq!((host.shim.buffer_create)(other, 0, 4096, &mut foreign, null_mut()), 0);
+        assert_eq!((host.shim.buffer_create)(open.device, 0, 100, &mut short, null_mut()), 0);
     }
     let mut run_with = |operand: Operand| {
-        let args = RunArgs {
-            struct_size: size_of::<RunArgs>() as u32,
-            flags: 0,
-            m: 4,
-            a: operand,
-            b: Operand::data(&mut b),
-            bias: Operand::NONE,
-            residual: Operand::NONE,
-            c: Operand::data(&mut c),
-            info: null_mut(),
-        };
+        let args = RunArgs::new(4, operand, Operand::data(&mut b), Operand::data(&mut c));
         // SAFETY: operands are live and as long as they say, or the shim must notice.
         status(create(|e| unsafe { (host.shim.executor_run)(open.executor, &args, e) }))
     };
-    let buffer = |buffer, offset_bytes| Operand { data: null_mut(), buffer, offset_bytes, length_bytes: 96 };
+    let buffer = |buffer, offset_bytes| Operand::buffer(buffer, offset_bytes, 96);
     assert_eq!(run_with(buffer(short, 0)), Ok(()));
     assert_eq!(run_with(buffer(short, 4)), Ok(()));
     assert_eq!(run_with(buffer(short, 8)), invalid);
@@ -342,9 +344,12 @@ pub fn threads(host: &Host) {
         for t in 1..=4u8 {
             scope.spawn(move || {
                 let mut executor = null_mut();
+                let none = ExecutorOptions::depth(0);
                 // SAFETY: the product outlives the scope.
-                create(|e| unsafe { (host.shim.executor_create)(product as *mut c_void, &mut executor, e) })
-                    .unwrap_or_else(|e| panic!("{}", e.message()));
+                create(|e| unsafe {
+                    (host.shim.executor_create)(product as *mut c_void, &none, &mut executor, e)
+                })
+                .unwrap_or_else(|e| panic!("{}", e.message()));
                 let mut a: Vec<u8> = [f32::from(t); 6].iter().flat_map(|v| v.to_ne_bytes()).collect();
                 let mut b: Vec<u8> = [1f32; 8].iter().flat_map(|v| v.to_ne_bytes()).collect();
                 let expected: Vec<u8> =
@@ -365,7 +370,7 @@ pub fn threads(host: &Host) {
 }
 
 /// Resident memory of this process and what is allocated of its heap, in bytes.
-fn memory_bytes() -> (usize, usize) {
+pub(crate) fn memory_bytes() -> (usize, usize) {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0);
     // SAFETY: it has no preconditions.
@@ -395,7 +400,8 @@ pub fn endurance(host: &Host) {
         unsafe {
             let compile = host.shim.compile;
             assert_eq!(compile(open.device, &desc, &constants, &options, &mut product, null_mut()), 0);
-            assert_eq!((host.shim.executor_create)(product, &mut executor, null_mut()), 0);
+            let depth = ExecutorOptions::depth(2);
+            assert_eq!((host.shim.executor_create)(product, &depth, &mut executor, null_mut()), 0);
             (host.shim.executor_destroy)(executor);
             (host.shim.product_destroy)(product);
         }

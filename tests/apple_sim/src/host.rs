@@ -1,4 +1,4 @@
-//! `metal_matmul.m` on Linux: built against the double of Metal in `sim/`, driven through the C ABI.
+//! The shims on Linux: built against the doubles of `sim/`, driven through the C ABI.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::fs;
@@ -78,6 +78,8 @@ pub fn build(objc: &Path, dir: &Path, extra: &[&str]) -> Result<PathBuf, String>
             .arg(&library)
             .args([objc.join("metal_matmul.m"), objc.join("ane_mpsgraph.m")])
             .args([sim.join("sim.m"), sim.join("graph.m"), sim.join("personality.c")])
+            // So that the double can fail it.
+            .arg("-Wl,--wrap=calloc")
             .args(["-lgnustep-base", "-lobjc", "-lstdc++", "-ldl", "-lm"]),
     )?;
     Ok(library)
@@ -148,22 +150,104 @@ pub struct Constants {
     reserved0: u32,
     pub b: *const c_void,
     pub b_bytes: u64,
-    scales: [u64; 6],
+    pub b_constant: *mut c_void,
+    scales: [u64; 7],
     content_hash: [u8; 32],
 }
+
+const _: () = assert!(size_of::<Constants>() == 120);
 
 impl Constants {
     /// With a constant B, or none.
     #[must_use]
     pub fn new(b: Option<&[u8]>) -> Self {
         Self {
-            struct_size: 104,
+            struct_size: size_of::<Self>() as u32,
             reserved0: 0,
             b: b.map_or(std::ptr::null(), |b| b.as_ptr().cast()),
             b_bytes: b.map_or(0, |b| b.len() as u64),
-            scales: [0; 6],
+            b_constant: null_mut(),
+            scales: [0; 7],
             content_hash: [0; 32],
         }
+    }
+
+    /// With a constant of the device as B.
+    #[must_use]
+    pub fn shared(b: *mut c_void) -> Self {
+        Self { b_constant: b, ..Self::new(None) }
+    }
+}
+
+/// `ANEConstantDesc`.
+#[repr(C)]
+#[allow(missing_docs, reason = "see ane_matmul.h")]
+pub struct ConstantDesc {
+    pub struct_size: u32,
+    pub element: i32,
+    pub data: *const c_void,
+    pub bytes: u64,
+    content_hash: [u8; 32],
+}
+
+const _: () = assert!(size_of::<ConstantDesc>() == 56);
+
+impl ConstantDesc {
+    /// These bytes, of elements of a type.
+    #[must_use]
+    pub fn new(element: i32, data: &[u8]) -> Self {
+        Self {
+            struct_size: size_of::<Self>() as u32,
+            element,
+            data: data.as_ptr().cast(),
+            bytes: data.len() as u64,
+            content_hash: [0; 32],
+        }
+    }
+}
+
+/// `ANEDeviceInfo`.
+#[repr(C)]
+#[allow(missing_docs, reason = "see ane_matmul.h")]
+pub struct DeviceInfo {
+    pub struct_size: u32,
+    pub flags: u32,
+    pub kind: i32,
+    pub preferred_buffer: i32,
+    pub wrap_alignment: u64,
+    pub max_buffer_bytes: u64,
+    name: [c_char; 128],
+    chip: [c_char; 64],
+    os_build: [c_char; 64],
+    pub max_queue_depth: u32,
+    reserved0: u32,
+}
+
+const _: () = assert!(size_of::<DeviceInfo>() == 296);
+
+impl DeviceInfo {
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        // SAFETY: the shim ends it with a NUL, and so does `device_info` of [`Host`].
+        unsafe { CStr::from_ptr(self.name.as_ptr()) }.to_string_lossy().into_owned()
+    }
+}
+
+/// `ANEExecutorOptions`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+#[allow(missing_docs, reason = "see ane_matmul.h")]
+pub struct ExecutorOptions {
+    pub struct_size: u32,
+    pub queue_depth: u32,
+}
+
+impl ExecutorOptions {
+    /// So many submissions at once.
+    #[must_use]
+    pub const fn depth(queue_depth: u32) -> Self {
+        Self { struct_size: size_of::<Self>() as u32, queue_depth }
     }
 }
 
@@ -220,10 +304,16 @@ impl Operand {
             length_bytes: bytes.len() as u64,
         }
     }
+
+    /// A buffer, from an offset on.
+    #[must_use]
+    pub const fn buffer(buffer: *mut c_void, offset_bytes: u64, length_bytes: u64) -> Self {
+        Self { data: null_mut(), buffer, offset_bytes, length_bytes }
+    }
 }
 
 /// `ANERunInfo`.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C)]
 #[allow(missing_docs, reason = "see ane_matmul.h")]
 pub struct RunInfo {
@@ -231,6 +321,17 @@ pub struct RunInfo {
     pub observed: i32,
     pub device_start_ns: u64,
     pub device_end_ns: u64,
+    pub flags: u32,
+    reserved0: u32,
+}
+
+const _: () = assert!(size_of::<RunInfo>() == 32);
+
+impl Default for RunInfo {
+    fn default() -> Self {
+        let struct_size = size_of::<Self>() as u32;
+        Self { struct_size, observed: 0, device_start_ns: 0, device_end_ns: 0, flags: 0, reserved0: 0 }
+    }
 }
 
 /// `ANERunArgs`.
@@ -250,8 +351,26 @@ pub struct RunArgs {
 
 const _: () = assert!(size_of::<RunArgs>() == 184);
 
+impl RunArgs {
+    /// A run of `m` rows without bias, residual and info.
+    #[must_use]
+    pub const fn new(m: u64, a: Operand, b: Operand, c: Operand) -> Self {
+        Self {
+            struct_size: size_of::<Self>() as u32,
+            flags: 0,
+            m,
+            a,
+            b,
+            bias: Operand::NONE,
+            residual: Operand::NONE,
+            c,
+            info: null_mut(),
+        }
+    }
+}
+
 /// `ANEProductInfo`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(C)]
 #[allow(missing_docs, reason = "see ane_matmul.h")]
 pub struct ProductInfo {
@@ -262,6 +381,26 @@ pub struct ProductInfo {
     pub compile_ns: u64,
     pub bytes_held: u64,
     pub executor_bytes: u64,
+    pub arithmetic: u32,
+    reserved0: u32,
+}
+
+const _: () = assert!(size_of::<ProductInfo>() == 48);
+
+impl Default for ProductInfo {
+    fn default() -> Self {
+        Self {
+            struct_size: size_of::<Self>() as u32,
+            flags: 0,
+            requested: 0,
+            observed: 0,
+            compile_ns: 0,
+            bytes_held: 0,
+            executor_bytes: 0,
+            arithmetic: 0,
+            reserved0: 0,
+        }
+    }
 }
 
 type Object = *mut c_void;
@@ -276,14 +415,20 @@ pub struct Shim {
     pub abi_minor: u16,
     pub name: *const c_char,
     pub version: *const c_char,
-    pub device_open: unsafe extern "C" fn(*mut Object, Err) -> i32,
-    pub device_info: unsafe extern "C" fn(Object, *mut c_void, Err) -> i32,
+    pub device_count: unsafe extern "C" fn(*mut u32, Err) -> i32,
+    pub device_info: unsafe extern "C" fn(u32, *mut DeviceInfo, Err) -> i32,
+    pub device_open: unsafe extern "C" fn(u32, *mut Object, Err) -> i32,
+    pub device_prepare: unsafe extern "C" fn(Object, Err) -> i32,
     pub device_close: unsafe extern "C" fn(Object),
     pub supports: unsafe extern "C" fn(Object, *const Desc, *const Options, Err) -> i32,
-    pub buffer_create: unsafe extern "C" fn(Object, u64, *mut Object, Err) -> i32,
+    pub buffer_create: unsafe extern "C" fn(Object, i32, u64, *mut Object, Err) -> i32,
     pub buffer_wrap: unsafe extern "C" fn(Object, *mut c_void, u64, *mut Object, Err) -> i32,
     pub buffer_contents: unsafe extern "C" fn(Object) -> *mut c_void,
+    pub buffer_write: unsafe extern "C" fn(Object, u64, *const c_void, u64, Err) -> i32,
+    pub buffer_read: unsafe extern "C" fn(Object, u64, *mut c_void, u64, Err) -> i32,
     pub buffer_destroy: unsafe extern "C" fn(Object),
+    pub constant_create: unsafe extern "C" fn(Object, *const ConstantDesc, *mut Object, Err) -> i32,
+    pub constant_destroy: unsafe extern "C" fn(Object),
     pub compile:
         unsafe extern "C" fn(Object, *const Desc, *const Constants, *const Options, *mut Object, Err) -> i32,
     pub product_save: unsafe extern "C" fn(Object, *const c_char, Err) -> i32,
@@ -298,13 +443,15 @@ pub struct Shim {
     ) -> i32,
     pub product_info: unsafe extern "C" fn(Object, *mut ProductInfo, Err) -> i32,
     pub product_destroy: unsafe extern "C" fn(Object),
-    pub executor_create: unsafe extern "C" fn(Object, *mut Object, Err) -> i32,
+    pub executor_create: unsafe extern "C" fn(Object, *const ExecutorOptions, *mut Object, Err) -> i32,
     pub executor_run: unsafe extern "C" fn(Object, *const RunArgs, Err) -> i32,
+    pub executor_submit: unsafe extern "C" fn(Object, *const RunArgs, *mut u64, Err) -> i32,
+    pub executor_wait: unsafe extern "C" fn(Object, u64, u64, *mut RunInfo, Err) -> i32,
     pub executor_destroy: unsafe extern "C" fn(Object),
-    pub reserved: [*mut c_void; 3],
+    pub graphs: *const c_void,
 }
 
-const _: () = assert!(size_of::<Shim>() == 176);
+const _: () = assert!(size_of::<Shim>() == 224);
 
 // SAFETY: a constant table: its pointers are to functions and strings that live as long as the library.
 unsafe impl Sync for Shim {}
@@ -431,15 +578,38 @@ impl Host {
         }
     }
 
-    /// Opens the device.
+    /// Opens the default device.
     ///
     /// # Errors
     /// The shim's error.
     pub fn open_device(&self) -> Result<Object, Box<AneError>> {
         let mut device = null_mut();
         // SAFETY: out and err are live.
-        create(|err| unsafe { (self.shim.device_open)(&mut device, err) })?;
+        create(|err| unsafe { (self.shim.device_open)(0, &mut device, err) })?;
         Ok(device)
+    }
+
+    /// Facts of a device.
+    ///
+    /// # Errors
+    /// The shim's error.
+    pub fn device_info(&self, index: u32) -> Result<DeviceInfo, Box<AneError>> {
+        let mut info = DeviceInfo {
+            struct_size: size_of::<DeviceInfo>() as u32,
+            flags: 0,
+            kind: 0,
+            preferred_buffer: 0,
+            wrap_alignment: 0,
+            max_buffer_bytes: 0,
+            name: [0; 128],
+            chip: [0; 64],
+            os_build: [0; 64],
+            max_queue_depth: 0,
+            reserved0: 0,
+        };
+        // SAFETY: info and err are live.
+        create(|err| unsafe { (self.shim.device_info)(index, &mut info, err) })?;
+        Ok(info)
     }
 }
 

@@ -17,6 +17,7 @@ pub mod host;
 pub mod library;
 pub mod plan;
 pub mod static_pass;
+pub mod submissions;
 pub mod sweep;
 pub mod token;
 pub mod translate;

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let committed = root.join("src/sys/bindings.rs");
     let start = std::time::Instant::now();
-    let fresh = match bindings::bindings(&root.join("include/ane_matmul.h").to_string_lossy()) {
+    let fresh = match bindings::bindings(&root.join("include/ane_graph.h").to_string_lossy()) {
         Ok(fresh) => fresh,
         Err(error) => {
             eprintln!("error: bindgen: {error}");

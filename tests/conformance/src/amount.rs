@@ -11,9 +11,11 @@ pub fn thorough() -> bool {
 /// each other differ in one thing.
 #[must_use]
 pub fn some<T>(all: Vec<T>, part: usize, parts: usize) -> Vec<T> {
-    if thorough() {
-        return all;
-    }
+    if thorough() { all } else { scattered(all, part, parts) }
+}
+
+/// The `part`th of `parts` parts.
+pub(crate) fn scattered<T>(all: Vec<T>, part: usize, parts: usize) -> Vec<T> {
     // The golden ratio's fraction (Knuth, The Art of Computer Programming, volume 3, section 6.4): no period.
     let scattered = |i: u64| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize;
     (0..).zip(all).filter(|(i, _)| scattered(*i) % parts == part % parts).map(|(_, case)| case).collect()

@@ -13,7 +13,7 @@ const CHECK: SelfCheck = SelfCheck::every_run().wrong_share(1e-4).failure_probab
 
 /// The result `c`, which `reference` found right, passes; with one wrong element it does not, and the
 /// element found is what the reference says it is.
-pub fn check(
+pub(crate) fn check(
     case: &Case,
     whole: &dyn Product,
     options: &CompileOptions,

@@ -1,7 +1,8 @@
 //! Operands inside guarded memory.
 
 use ane_matmul::{
-    AnyView, AnyViewMut, ElementType, Int4View, Layout, NibbleOrder, TensorView, TensorViewMut,
+    AnyView, AnyViewMut, DeviceMemory, Element, ElementType, Error, Int4View, Layout, NibbleOrder,
+    SharedBuffer, TensorView, TensorViewMut,
 };
 use fastrand::Rng;
 use half::{bf16, f16};
@@ -9,7 +10,7 @@ use half::{bf16, f16};
 use crate::cases::Contents;
 
 /// Elements before and after an operand that has guards.
-pub const GUARD: usize = 37;
+pub(crate) const GUARD: usize = 37;
 
 /// The bits of the NaN that guards hold; no arithmetic makes it.
 const GUARD_F32: u32 = 0x7FD5_A5A5;
@@ -19,46 +20,60 @@ const GUARD_16: u16 = 0x7FE5;
 const GUARD_I32: i32 = 0x5A5A_5A5A;
 const GUARD_8: u8 = 0x5A;
 
-/// An operand, with its guards.
+/// An operand with its guards: as many before its elements as after them, and between its rows.
 #[derive(Debug, Clone)]
-pub enum Guarded {
-    F32(Vec<f32>, Layout),
-    F16(Vec<f16>, Layout),
-    Bf16(Vec<bf16>, Layout),
-    I32(Vec<i32>, Layout),
-    I8(Vec<i8>, Layout),
-    U8(Vec<u8>, Layout),
-    /// Read only: signed or not, and the guards' bytes before and after.
-    Int4(Vec<u8>, Layout, bool, NibbleOrder),
+pub struct Guarded {
+    elements: Elements,
+    layout: Layout,
+    guard: usize,
 }
 
-/// Calls `body` with the vector and the layout of any variant.
+#[derive(Debug, Clone)]
+enum Elements {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+    I32(Vec<i32>),
+    I8(Vec<i8>),
+    U8(Vec<u8>),
+    /// Two to a byte, read only: signed or not. Guards are bytes.
+    Int4(Vec<u8>, bool, NibbleOrder),
+}
+
+/// Calls `body` with the vector of any variant.
 macro_rules! with {
-    ($guarded:expr, |$data:ident, $layout:ident| $body:expr) => {
-        match $guarded {
-            Guarded::F32($data, $layout) => $body,
-            Guarded::F16($data, $layout) => $body,
-            Guarded::Bf16($data, $layout) => $body,
-            Guarded::I32($data, $layout) => $body,
-            Guarded::I8($data, $layout) => $body,
-            Guarded::U8($data, $layout) => $body,
-            Guarded::Int4(..) => unreachable!("4-bit integers are read only"),
+    ($elements:expr, |$data:ident| $body:expr) => {
+        match $elements {
+            Elements::F32($data) => $body,
+            Elements::F16($data) => $body,
+            Elements::Bf16($data) => $body,
+            Elements::I32($data) => $body,
+            Elements::I8($data) => $body,
+            Elements::U8($data) => $body,
+            Elements::Int4(..) => unreachable!("4-bit integers are read only"),
         }
     };
 }
 
+impl Elements {
+    fn guards(element: ElementType, count: usize) -> Self {
+        match element {
+            ElementType::F16 => Self::F16(vec![f16::from_bits(GUARD_16); count]),
+            ElementType::Bf16 => Self::Bf16(vec![bf16::from_bits(GUARD_16); count]),
+            ElementType::I32 => Self::I32(vec![GUARD_I32; count]),
+            ElementType::I8 => Self::I8(vec![GUARD_8.cast_signed(); count]),
+            ElementType::U8 => Self::U8(vec![GUARD_8; count]),
+            _ => Self::F32(vec![f32::from_bits(GUARD_F32); count]),
+        }
+    }
+}
+
 impl Guarded {
     /// Nothing but guards, for an output, `guard` of them before and after it.
+    #[must_use]
     pub fn output(element: ElementType, layout: Layout, guard: usize) -> Self {
-        let count = layout.span() + 2 * guard;
-        match element {
-            ElementType::F16 => Self::F16(vec![f16::from_bits(GUARD_16); count], layout),
-            ElementType::Bf16 => Self::Bf16(vec![bf16::from_bits(GUARD_16); count], layout),
-            ElementType::I32 => Self::I32(vec![GUARD_I32; count], layout),
-            ElementType::I8 => Self::I8(vec![GUARD_8.cast_signed(); count], layout),
-            ElementType::U8 => Self::U8(vec![GUARD_8; count], layout),
-            _ => Self::F32(vec![f32::from_bits(GUARD_F32); count], layout),
-        }
+        let elements = Elements::guards(element, layout.span() + 2 * guard);
+        Self { elements, layout, guard }
     }
 
     /// An input of `f(item, row, col)`, rounded to the element type.
@@ -72,7 +87,8 @@ impl Guarded {
         let mut guarded = match element {
             ElementType::I4 | ElementType::U4 => {
                 let bytes = vec![GUARD_8; layout.span().div_ceil(2) + 2 * guard];
-                Self::Int4(bytes, layout, element == ElementType::I4, order)
+                let elements = Elements::Int4(bytes, element == ElementType::I4, order);
+                Self { elements, layout, guard }
             }
             _ => Self::output(element, layout, guard),
         };
@@ -80,26 +96,18 @@ impl Guarded {
         guarded
     }
 
-    /// Elements before the operand, and after it.
-    fn guard(&self) -> usize {
-        if let Self::Int4(data, layout, ..) = self {
-            return (data.len() - layout.span().div_ceil(2)) / 2;
-        }
-        with!(self, |data, layout| (data.len() - layout.span()) / 2)
-    }
-
     /// Rounds `value` into the element at `index` of the layout.
-    #[allow(clippy::cast_possible_truncation)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub fn set(&mut self, index: usize, value: f64) {
-        let guard = self.guard();
-        match self {
-            Self::F32(data, _) => data[guard + index] = value as f32,
-            Self::F16(data, _) => data[guard + index] = f16::from_f64(value),
-            Self::Bf16(data, _) => data[guard + index] = bf16::from_f64(value),
-            Self::I32(data, _) => data[guard + index] = value as i32,
-            Self::I8(data, _) => data[guard + index] = value as i8,
-            Self::U8(data, _) => data[guard + index] = value as u8,
-            Self::Int4(data, _, _, order) => {
+        let guard = self.guard;
+        match &mut self.elements {
+            Elements::F32(data) => data[guard + index] = value as f32,
+            Elements::F16(data) => data[guard + index] = f16::from_f64(value),
+            Elements::Bf16(data) => data[guard + index] = bf16::from_f64(value),
+            Elements::I32(data) => data[guard + index] = value as i32,
+            Elements::I8(data) => data[guard + index] = value as i8,
+            Elements::U8(data) => data[guard + index] = value as u8,
+            Elements::Int4(data, _, order) => {
                 let byte = &mut data[guard + index / 2];
                 let nibble = (value as i8).cast_unsigned() & 0xF;
                 let low = index.is_multiple_of(2) == (*order == NibbleOrder::LowFirst);
@@ -108,35 +116,42 @@ impl Guarded {
         }
     }
 
+    /// The operand without its guards.
+    #[must_use]
     pub fn view(&self) -> AnyView<'_> {
-        let guard = self.guard();
-        if let Self::Int4(data, layout, signed, order) = self {
-            let bytes = &data[guard..data.len() - guard];
+        let (start, layout) = (self.guard, self.layout);
+        if let Elements::Int4(data, signed, order) = &self.elements {
+            let bytes = &data[start..start + layout.span().div_ceil(2)];
             let view = if *signed { Int4View::signed } else { Int4View::unsigned };
-            return view(bytes, *layout, *order).expect("the data fit").into();
+            return view(bytes, layout, *order).expect("the data fit").into();
         }
-        with!(self, |data, layout| {
-            TensorView::with_layout(&data[guard..data.len() - guard], *layout).expect("the data fit").into()
+        with!(&self.elements, |data| {
+            TensorView::with_layout(&data[start..start + layout.span()], layout).expect("the data fit").into()
         })
     }
 
+    /// The operand without its guards, to write to.
+    ///
+    /// # Panics
+    /// Of 4-bit integers.
     pub fn view_mut(&mut self) -> AnyViewMut<'_> {
-        let guard = self.guard();
-        with!(self, |data, layout| {
-            let end = data.len() - guard;
-            TensorViewMut::with_layout(&mut data[guard..end], *layout).expect("the data fit").into()
+        let (start, layout) = (self.guard, self.layout);
+        with!(&mut self.elements, |data| {
+            let data = &mut data[start..start + layout.span()];
+            TensorViewMut::with_layout(data, layout).expect("the data fit").into()
         })
     }
 
     /// The bits of everything, guards included.
+    #[must_use]
     pub fn bits(&self) -> Vec<u32> {
-        match self {
-            Self::F32(data, _) => data.iter().map(|x| x.to_bits()).collect(),
-            Self::F16(data, _) => data.iter().map(|x| u32::from(x.to_bits())).collect(),
-            Self::Bf16(data, _) => data.iter().map(|x| u32::from(x.to_bits())).collect(),
-            Self::I32(data, _) => data.iter().map(|x| x.cast_unsigned()).collect(),
-            Self::I8(data, _) => data.iter().map(|x| u32::from(x.cast_unsigned())).collect(),
-            Self::U8(data, _) | Self::Int4(data, ..) => data.iter().copied().map(u32::from).collect(),
+        match &self.elements {
+            Elements::F32(data) => data.iter().map(|x| x.to_bits()).collect(),
+            Elements::F16(data) => data.iter().map(|x| u32::from(x.to_bits())).collect(),
+            Elements::Bf16(data) => data.iter().map(|x| u32::from(x.to_bits())).collect(),
+            Elements::I32(data) => data.iter().map(|x| x.cast_unsigned()).collect(),
+            Elements::I8(data) => data.iter().map(|x| u32::from(x.cast_unsigned())).collect(),
+            Elements::U8(data) | Elements::Int4(data, ..) => data.iter().copied().map(u32::from).collect(),
         }
     }
 
@@ -145,34 +160,93 @@ impl Guarded {
     #[must_use]
     pub fn bits_but_of_nan(&self) -> Vec<u32> {
         let nan = |is_nan: bool, bits: u32| if is_nan { u32::from(GUARD_16) } else { bits };
-        match self {
-            Self::F32(data, _) => data.iter().map(|x| nan(x.is_nan(), x.to_bits())).collect(),
-            Self::F16(data, _) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
-            Self::Bf16(data, _) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
+        match &self.elements {
+            Elements::F32(data) => data.iter().map(|x| nan(x.is_nan(), x.to_bits())).collect(),
+            Elements::F16(data) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
+            Elements::Bf16(data) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
             _ => self.bits(),
         }
     }
 
     /// The index of the first guard, before, between or after the elements, that was written to.
+    #[must_use]
     pub fn damaged_guard(&self) -> Option<isize> {
-        let own = self.guard();
-        let guard = match self {
-            Self::F32(..) => GUARD_F32,
-            Self::F16(..) | Self::Bf16(..) => u32::from(GUARD_16),
-            Self::I32(..) => GUARD_I32.cast_unsigned(),
-            Self::I8(..) | Self::U8(..) | Self::Int4(..) => u32::from(GUARD_8),
+        let own = self.guard;
+        let guard = match self.elements {
+            Elements::F32(_) => GUARD_F32,
+            Elements::F16(_) | Elements::Bf16(_) => u32::from(GUARD_16),
+            Elements::I32(_) => GUARD_I32.cast_unsigned(),
+            Elements::I8(_) | Elements::U8(_) | Elements::Int4(..) => u32::from(GUARD_8),
         };
         let mut bits = self.bits();
-        with!(self, |_data, layout| for_each_element(layout, |index, _, _, _| bits[own + index] = guard));
+        for_each_element(&self.layout, |index, _, _, _| bits[own + index] = guard);
         bits.iter().position(|&bits| bits != guard).map(|index| index.cast_signed() - own.cast_signed())
     }
 
     /// Fills the elements with the guards' NaN again.
+    ///
+    /// # Panics
+    /// Of 4-bit integers.
     pub fn clear(&mut self) {
-        let layout = with!(self, |_data, layout| *layout);
-        let element = self.view().element_type();
-        *self = Self::output(element, layout, self.guard());
+        let count = with!(&self.elements, |data| data.len());
+        self.elements = Elements::guards(self.view().element_type(), count);
     }
+
+    /// The first `rows` rows of each item: the others are guards then.
+    pub(crate) fn first_rows(self, rows: usize) -> Self {
+        Self { layout: with_rows(&self.layout, rows), ..self }
+    }
+
+    /// A copy in memory that a device shares with the host, guards included.
+    pub(crate) fn in_buffer(&self, memory: &DeviceMemory) -> Result<SharedBuffer, Error> {
+        with!(&self.elements, |data| {
+            let mut buffer = memory.shared_buffer(size_of_val(&data[..]))?;
+            place(&mut buffer, data).copy_from_slice(data);
+            Ok(buffer)
+        })
+    }
+
+    /// [`Guarded::view`], where [`Guarded::in_buffer`] has put it.
+    pub(crate) fn view_in<'b>(&self, buffer: &'b SharedBuffer) -> AnyView<'b> {
+        let (start, layout) = (self.guard, self.layout);
+        with!(&self.elements, |data| {
+            let placed = &buffer.elements()[start..start + layout.span()];
+            like(data, TensorView::with_layout(placed, layout).expect("the data fit")).into()
+        })
+    }
+
+    /// [`Guarded::view_mut`], where [`Guarded::in_buffer`] has put it.
+    pub(crate) fn view_in_mut<'b>(&self, buffer: &'b mut SharedBuffer) -> AnyViewMut<'b> {
+        let (start, layout) = (self.guard, self.layout);
+        with!(&self.elements, |data| {
+            let placed = &mut place(buffer, data)[start..start + layout.span()];
+            TensorViewMut::with_layout(placed, layout).expect("the data fit").into()
+        })
+    }
+
+    /// Takes over what [`Guarded::in_buffer`] has put there, guards included.
+    pub(crate) fn read_from(&mut self, buffer: &SharedBuffer) {
+        with!(&mut self.elements, |data| {
+            let count = data.len();
+            data.copy_from_slice(&buffer.elements()[..count]);
+        });
+    }
+}
+
+/// The memory of a buffer for as many elements as a vector of them has.
+fn place<'b, T: Element>(buffer: &'b mut SharedBuffer, like: &[T]) -> &'b mut [T] {
+    &mut buffer.elements_mut()[..like.len()]
+}
+
+/// Elements of one type, as the compiler is told.
+fn like<'b, T: Element>(_: &[T], view: TensorView<'b, T>) -> TensorView<'b, T> {
+    view
+}
+
+/// The layout of fewer rows.
+pub(crate) fn with_rows(layout: &Layout, rows: usize) -> Layout {
+    Layout::strided(layout.batch(), rows, layout.cols(), layout.leading_dimension(), layout.batch_stride())
+        .expect("fewer rows than a valid layout")
 }
 
 fn for_each_element(layout: &Layout, mut f: impl FnMut(usize, usize, usize, usize)) {
@@ -223,7 +297,7 @@ fn integer(contents: Contents, random: &mut Rng, left: bool, (low, high): (i32, 
 
 /// A number for an operand of some type: `left` is true for A.
 #[allow(clippy::cast_precision_loss)]
-pub fn number(
+pub(crate) fn number(
     element: ElementType,
     contents: Contents,
     random: &mut Rng,

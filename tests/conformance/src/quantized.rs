@@ -88,6 +88,7 @@ pub fn narrow_types() -> impl Iterator<Item = (ElementTypes, Quantization)> {
 
 /// Every narrow type and scheme on products that are worth two threads, of many columns and of many rows,
 /// with constant B and a whole epilogue.
+#[must_use]
 pub fn shared_cases() -> Vec<Case> {
     let shapes = [(3, 611, 430), (150, 70, 129)];
     let base = shapes.map(|(m, n, k)| Case {
@@ -102,6 +103,7 @@ pub fn shared_cases() -> Vec<Case> {
 }
 
 /// Integer products: of i8, u8 and float A, with every kind of scale and output.
+#[must_use]
 pub fn integer_cases(scale: Scale) -> Vec<Case> {
     let mut quantized = with_schemes(scale, &INTEGER);
     if scale == Scale::Full {
@@ -111,6 +113,7 @@ pub fn integer_cases(scale: Scale) -> Vec<Case> {
 }
 
 /// Products of a float A with 8 and 4-bit weights.
+#[must_use]
 pub fn weight_only_cases(scale: Scale) -> Vec<Case> {
     with_schemes(scale, &WEIGHT_ONLY)
 }

@@ -19,16 +19,34 @@ pub const LIAR: &str = env!("SHIM_LIAR");
 pub const SIGNAL_AT_FSYNC: &str = env!("SHIM_SIGNAL_AT_FSYNC");
 
 /// A name, the library, and a part of the message that loading it must give.
-pub const BROKEN: [(&str, &str, &str); 8] = [
+pub const BROKEN: [(&str, &str, &str); 11] = [
     ("missing symbol", env!("SHIM_MISSING_SYMBOL"), "does not export `ane_matmul_shim`"),
     ("null table", env!("SHIM_NULL_TABLE"), "returned no table"),
     ("truncated", env!("SHIM_TRUNCATED"), "its table has 100 bytes"),
-    ("wrong major", env!("SHIM_WRONG_MAJOR"), "it speaks version 2.1 of the ABI, this crate 0.1"),
+    ("wrong major", env!("SHIM_WRONG_MAJOR"), "it speaks version 2.2 of the ABI, this crate 0.2"),
     ("null slot", env!("SHIM_NULL_SLOT"), "its slot `executor_run` is null"),
     ("bad name", env!("SHIM_BAD_NAME"), "its name \"Not A Name\" is no backend's"),
     ("null name", env!("SHIM_NULL_NAME"), "its name \"\" is no backend's"),
     ("garbage name", env!("SHIM_GARBAGE_NAME"), "is no backend's"),
+    (
+        "null graph slot",
+        env!("SHIM_GRAPH_NULL_SLOT"),
+        "its slot `graph_info` is null; every slot must be filled",
+    ),
+    (
+        "truncated graph table",
+        env!("SHIM_GRAPH_TRUNCATED"),
+        "its graph table has 40 bytes, this version has 112",
+    ),
+    (
+        "no way to a graph",
+        env!("SHIM_GRAPH_NOWHERE"),
+        "its graph table has neither `graph_compile` nor a package_format",
+    ),
 ];
+
+/// The reference shim as `packaged`, which loads graphs from packages and compiles none.
+pub const PACKAGED: &str = env!("SHIM_PACKAGED");
 
 /// A library of a later minor version, which while the major is 0 is another ABI.
 pub const LATER_MINOR: &str = env!("SHIM_LATER_MINOR");

@@ -12,7 +12,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::compare::Absent;
 use crate::compare::amortization::{Cheapest, cheapest};
 use crate::compare::check::Check;
-use crate::compare::measure::Timing;
+use crate::compare::measure::{Contender, Timing};
 use crate::compare::report::{Comparison, errors_text, share_of_best};
 use crate::output::time;
 
@@ -61,7 +61,7 @@ pub(crate) fn render(comparison: &Comparison, measured_at: SystemTime) -> String
 
 /// What stands out, in words.
 fn findings(comparison: &Comparison) -> Markup {
-    let winners: Vec<&BackendId> = comparison
+    let winners: Vec<&Contender> = comparison
         .shapes()
         .into_iter()
         .filter_map(|shape| Some(&comparison.winner(shape)?.backend))
@@ -95,7 +95,7 @@ fn findings(comparison: &Comparison) -> Markup {
 }
 
 /// Whom `auto` stands for, and at how many products; `None` for a contender.
-fn stand_ins(comparison: &Comparison, backend: &BackendId) -> Option<String> {
+fn stand_ins(comparison: &Comparison, backend: &Contender) -> Option<String> {
     let of_backend = comparison.measured.timings.iter().filter(|timing| timing.backend == *backend);
     let all: Vec<&BackendId> = of_backend.filter_map(|timing| timing.stands_for.as_ref()).collect();
     let mut each = all.clone();
@@ -228,7 +228,7 @@ fn evidence(comparison: &Comparison) -> Markup {
                 tbody {
                     @for (backend, info) in &comparison.timed {
                         @let timings: Vec<&Timing> =
-                            comparison.measured.timings.iter().filter(|timing| timing.backend == *backend).collect();
+                            comparison.measured.timings.iter().filter(|timing| timing.backend.id == *backend).collect();
                         tr {
                             th scope="row" { (backend) }
                             td { (if timings.is_empty() { LEVELS[2].0 } else { LEVELS[0].0 }) }

@@ -1,12 +1,10 @@
 //! The plots of the page, from the figures of a comparison.
 
-use ane_matmul::BackendId;
-
 use super::chart::{Axis, Chart, Marker, Series};
 use super::count;
 use crate::args::Shape;
 use crate::compare::amortization::{Cheapest, cheapest, total_ns};
-use crate::compare::measure::Timing;
+use crate::compare::measure::{Contender, Timing};
 use crate::compare::report::{Comparison, share_of_best};
 use crate::output::time;
 
@@ -14,8 +12,8 @@ use crate::output::time;
 const STEPS_PER_DECADE: u32 = 8;
 
 /// The backends timed, in the order measured: the place of each says how it is drawn.
-pub(super) fn backends(comparison: &Comparison) -> Vec<&BackendId> {
-    let mut backends: Vec<&BackendId> = Vec::new();
+pub(super) fn backends(comparison: &Comparison) -> Vec<&Contender> {
+    let mut backends: Vec<&Contender> = Vec::new();
     for timing in &comparison.measured.timings {
         if !backends.contains(&&timing.backend) {
             backends.push(&timing.backend);
@@ -185,7 +183,7 @@ fn by_size(
     (!series.is_empty()).then(|| chart(series))
 }
 
-pub(super) fn style(comparison: &Comparison, backend: &BackendId) -> usize {
+pub(super) fn style(comparison: &Comparison, backend: &Contender) -> usize {
     backends(comparison).iter().position(|other| *other == backend).unwrap_or(0)
 }
 

@@ -26,7 +26,7 @@ fn two_backends_and_sizes_have_every_part() {
     let mut figures =
         comparison(&[(256, "cpu", 1e5), (256, "gpu", 4e5), (512, "cpu", 8e5), (512, "gpu", 2e5)]);
     for timing in &mut figures.measured.timings {
-        if timing.backend.as_str() == "gpu" {
+        if timing.backend.id.as_str() == "gpu" {
             timing.compile_ns = 200_000_000;
         }
     }
@@ -50,6 +50,19 @@ fn two_backends_and_sizes_have_every_part() {
         assert!(page.contains(part), "{part} in {page}");
     }
     assert_eq!(page.matches("class=\"band\"").count(), 1);
+}
+
+#[test]
+fn what_stays_on_the_device_stands_beside_what_does_not() {
+    let times =
+        [(256, "gpu", 3e5), (256, "gpu, resident", 1e5), (512, "gpu", 6e5), (512, "gpu, resident", 2e5)];
+    let mut figures = comparison(&times);
+    figures.kind.resident = true;
+    let page = page(&figures);
+    assert!(page.contains("<b>gpu, resident</b> is the fastest at 2 of 2 products"), "{page}");
+    // In the plots of speed and ratio, and in that of amortization.
+    assert_eq!(page.matches("data-series=\"gpu, resident\"").count(), 3, "{page}");
+    assert!(page.contains("of resident ones on the device"), "{page}");
 }
 
 #[test]
@@ -90,7 +103,7 @@ fn auto_has_its_lines_and_competes_with_nobody() {
     let mut figures =
         comparison(&[(64, "cpu", 1e4), (64, "auto", 9e3), (128, "cpu", 5e4), (128, "auto", 4e4)]);
     for timing in &mut figures.measured.timings {
-        if timing.backend == BackendId::AUTO {
+        if timing.backend.id == BackendId::AUTO {
             timing.stands_for = Some(BackendId::CPU);
         }
     }
@@ -119,7 +132,7 @@ fn auto_has_its_lines_and_competes_with_nobody() {
 fn the_page_says_what_was_measured_and_how_it_was_checked() {
     let mut figures = comparison(&[(64, "cpu", 1e4), (2048, "cpu", 5e4)]);
     figures.timed = vec![(BackendId::CPU, ane_matmul::Backends::new().info(&BackendId::CPU).unwrap())];
-    figures.kind = Kind { precision: Precision::F16, constant_b: true };
+    figures.kind = Kind { precision: Precision::F16, constant_b: true, resident: false };
     figures.measured.timings[1].check = Check::Projections;
     let page = page(&figures);
     for part in [

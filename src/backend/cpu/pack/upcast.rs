@@ -184,7 +184,7 @@ pub(crate) fn rows(
             return;
         }
         // Refused by `supports`.
-        AnyView::F64(_) | AnyView::I32(_) => return out.fill(f32::NAN),
+        AnyView::F64(_) | AnyView::I32(_) | AnyView::Device(_) => return out.fill(f32::NAN),
     };
     let rows = Elements { from, from_stride, rows, cols, to: out.as_mut_ptr(), to_stride: stride };
     // SAFETY: X and `out` have all of the rows, elements are of the function's type, and are of

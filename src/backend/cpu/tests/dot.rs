@@ -41,7 +41,7 @@ fn signed(bytes: &[u8]) -> Vec<i8> {
 }
 
 fn run(compiled: &dyn CompiledProduct, m: usize, a: AnyView<'_>, c: AnyViewMut<'_>) {
-    compiled.open().unwrap().run(RunArgs { m, a, b: None, bias: None, residual: None, c }).unwrap();
+    compiled.open(0).unwrap().run(RunArgs { m, a, b: None, bias: None, residual: None, c }).unwrap();
 }
 
 /// Whether the machine lacks the instructions, which is said.
@@ -263,7 +263,7 @@ fn shares_add_the_part_of_bias_and_residual_that_is_theirs() {
                 residual: Some(residual.view().into()),
                 c: c.view_mut().into(),
             };
-            compiled.open().unwrap().run(args).unwrap();
+            compiled.open(0).unwrap().run(args).unwrap();
             c.into_vec()
         });
         assert!(by_dot == plain, "{product}: the part of another share");

@@ -98,7 +98,7 @@ impl Operands {
             residual: None,
             c: TensorViewMut::new(&mut c[1..=m * n], m, n).unwrap().into(),
         };
-        compiled.open().unwrap().run(args).unwrap();
+        compiled.open(0).unwrap().run(args).unwrap();
         assert_eq!((c[0], c[m * n + 1]), (7.0, 7.0), "{product}: written beyond C");
         c[1..=m * n].to_vec()
     }
@@ -555,7 +555,7 @@ fn every_part_of_c_has_its_own_epilogue() {
             residual: Some(TensorView::with_layout(&residual, residual_layout).unwrap().into()),
             c: TensorViewMut::with_layout(&mut c, *product.c()).unwrap().into(),
         };
-        compile(&cpu, &product, weights.as_ref(), threads).open().unwrap().run(args).unwrap();
+        compile(&cpu, &product, weights.as_ref(), threads).open(0).unwrap().run(args).unwrap();
         for (item, row, span) in product.c().row_spans() {
             for (col, got) in c[span].iter().enumerate() {
                 let sum: f32 =

@@ -80,7 +80,7 @@ fn check(cpu: &Cpu, (m, n, k): (usize, usize, usize), b: ElementType, scheme: Qu
         let mut c = vec![f32::NAN; m * n];
         let view = TensorViewMut::new(&mut c, m, n).unwrap();
         let args = RunArgs { m, a: (&a).into(), b: None, bias: None, residual: None, c: view.into() };
-        compiled.open().unwrap().run(args).unwrap();
+        compiled.open(0).unwrap().run(args).unwrap();
         c
     };
     let options = CompileOptions::default().threads(Threads::ONE);

@@ -31,7 +31,7 @@ fn operands_in_buffers_are_passed_as_such() {
     executor.run(inputs, c_view).unwrap();
     assert_eq!(c.elements::<f32>(), [7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 0.0, 0.0, 0.0, 0.0]);
     mock(|mock| {
-        let [a, b, c] = mock.operands[..] else { panic!("three operands") };
+        let [a, b, c, _] = mock.operands[..] else { panic!("four operands") };
         assert!(a.data.is_null() && !a.buffer.is_null() && a.offset_bytes == 0);
         assert!(!b.data.is_null() && b.buffer.is_null(), "plain memory is passed as a pointer");
         assert!(c.data.is_null() && !c.buffer.is_null() && c.offset_bytes == 24);

@@ -24,6 +24,8 @@ pub(super) struct Mock {
     pub(super) live: Vec<usize>,
     /// Buffers: number, memory, and how to free it where it is the mock's.
     pub(super) buffers: Vec<(usize, *mut u8, Option<Layout>)>,
+    /// Buffers that the host does not see where the device has memory of its own.
+    pub(super) unseen: Vec<usize>,
     /// Products that came from a package.
     pub(super) loaded: Vec<usize>,
     pub(super) no_contents: bool,
@@ -39,6 +41,22 @@ pub(super) struct Mock {
     pub(super) chip: &'static [u8],
     /// 0 for a device that wraps no memory.
     pub(super) wrap_alignment: u64,
+    /// Whether the device has memory of its own, takes constants, and how many submissions.
+    pub(super) own_memory: bool,
+    pub(super) constants: bool,
+    pub(super) queue_depth: u32,
+    pub(super) devices: u32,
+    /// How often a wait with a limit finds a submission in flight.
+    pub(super) polls: u32,
+    /// The submissions that fail, by ticket.
+    pub(super) failing: Vec<u64>,
+    /// Ticket, executor and arguments of what was submitted and did not end.
+    pub(super) in_flight: Vec<(u64, usize, sys::ANERunArgs)>,
+    pub(super) arithmetic: u32,
+    /// The constants of the last compilation: of B and of its scales.
+    pub(super) compiled_constants: [bool; 2],
+    /// Executors, and the depths that they were asked for.
+    pub(super) depths: Vec<(usize, u32)>,
     pub(super) next: usize,
 }
 
@@ -108,23 +126,46 @@ pub(super) fn alive<T>(object: *mut T) {
     mock(|mock| assert!(mock.live.contains(&(object.addr() / 16)), "used after it was destroyed"));
 }
 
-extern "C" fn device_open(out: *mut *mut sys::ANEDevice, err: *mut sys::ANEError) -> sys::ANEStatus {
+extern "C" fn device_count(count: *mut u32, err: *mut sys::ANEError) -> sys::ANEStatus {
+    // SAFETY: the caller passes a place for the count.
+    unsafe { count.write(mock(|mock| mock.devices)) };
+    enter("device_count", err)
+}
+
+extern "C" fn device_open(
+    index: u32,
+    out: *mut *mut sys::ANEDevice,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    assert!(index < mock(|mock| mock.devices), "there is no such device");
     create("device_open", out, err)
 }
 
+extern "C" fn device_prepare(device: *mut sys::ANEDevice, err: *mut sys::ANEError) -> sys::ANEStatus {
+    alive(device);
+    mock(|mock| mock.events.push("prepare".into()));
+    enter("device_prepare", err)
+}
+
 extern "C" fn device_info(
-    device: *mut sys::ANEDevice,
+    index: u32,
     info: *mut sys::ANEDeviceInfo,
     err: *mut sys::ANEError,
 ) -> sys::ANEStatus {
-    alive(device);
+    assert!(index < mock(|mock| mock.devices), "there is no such device");
     // SAFETY: the caller passes an info that is valid for the call.
     let info = unsafe { &mut *info };
     // A name without an end, cut inside a character.
     info.name.fill(c_char::from_ne_bytes([b'n']));
     info.name[127] = c_char::from_ne_bytes([0xC3]);
     info.flags = sys::ANE_DEVICE_FLAG_TEST_DOUBLE.cast_unsigned();
+    if mock(|mock| mock.constants) {
+        info.flags |= sys::ANE_DEVICE_FLAG_CONSTANTS.cast_unsigned();
+    }
     info.kind = 77;
+    info.preferred_buffer =
+        if mock(|mock| mock.own_memory) { sys::ANE_BUFFER_DEVICE } else { sys::ANE_BUFFER_HOST_VISIBLE };
+    info.max_queue_depth = mock(|mock| mock.queue_depth);
     info.wrap_alignment = mock(|mock| mock.wrap_alignment);
     for (target, &byte) in info.chip.iter_mut().zip(mock(|mock| mock.chip)) {
         *target = c_char::from_ne_bytes([byte]);
@@ -158,18 +199,30 @@ extern "C" fn compile(
     // SAFETY: both are valid for the call.
     let (desc, constants) = unsafe { (&*desc, &*constants) };
     let constant = desc.flags & sys::ANE_MATMUL_CONSTANT_B.cast_unsigned() != 0;
-    assert_eq!(constant, !constants.b.is_null());
+    assert_eq!(constant, constants.b.is_null() != constants.b_constant.is_null());
+    mock(|mock| {
+        mock.compiled_constants = [!constants.b_constant.is_null(), !constants.scales_b_constant.is_null()];
+    });
+    for constant in [constants.b_constant, constants.scales_b_constant] {
+        if !constant.is_null() {
+            alive(constant);
+        }
+    }
     let scales = [
         (constants.scale_a, constants.scale_a_bytes),
         (constants.scales_b, constants.scales_b_bytes),
         (constants.scale_c, constants.scale_c_bytes),
     ]
     .map(|(start, bytes)| {
-        assert_eq!(start.is_null(), bytes == 0);
         let bytes = usize::try_from(bytes).unwrap();
         // SAFETY: by the ABI there are so many bytes, for the call.
-        (bytes > 0).then(|| unsafe { std::slice::from_raw_parts(start.cast(), bytes) }.to_vec())
+        (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start.cast(), bytes) }.to_vec())
     });
+    assert!(scales.iter().flatten().all(|scale| !scale.is_empty()));
+    let bytes = [constants.b_bytes, constants.scales_b_bytes];
+    for (constant, bytes) in [constants.b_constant, constants.scales_b_constant].into_iter().zip(bytes) {
+        assert!(constant.is_null() || bytes > 0);
+    }
     mock(|mock| mock.scales = scales);
     create("compile", out, err)
 }
@@ -183,6 +236,7 @@ extern "C" fn product_info(
     // SAFETY: the caller passes an info that is valid for the call.
     let info = unsafe { &mut *info };
     info.bytes_held = 42;
+    info.arithmetic = mock(|mock| mock.arithmetic);
     let loaded = mock(|mock| mock.loaded.contains(&(product.addr() / 16)));
     info.flags = if loaded { sys::ANE_PRODUCT_FLAG_FROM_PACKAGE.cast_unsigned() } else { 0 };
     enter("product_info", err)
@@ -194,11 +248,56 @@ extern "C" fn product_destroy(product: *mut sys::ANEProduct) {
 
 extern "C" fn executor_create(
     product: *mut sys::ANEProduct,
+    options: *const sys::ANEExecutorOptions,
     out: *mut *mut sys::ANEMatMulExecutor,
     err: *mut sys::ANEError,
 ) -> sys::ANEStatus {
     alive(product);
-    create("executor_create", out, err)
+    // SAFETY: the caller passes options that are valid for the call.
+    let options = unsafe { &*options };
+    assert_eq!(options.struct_size as usize, size_of::<sys::ANEExecutorOptions>());
+    let status = create("executor_create", out, err);
+    mock(|mock| mock.depths.push((mock.next, options.queue_depth)));
+    status
+}
+
+/// Reads the factors and writes zeros, as a device would.
+pub(super) fn compute(args: &sys::ANERunArgs) {
+    let place = |operand: &sys::ANEOperand| {
+        if operand.buffer.is_null() {
+            return operand.data.cast::<u8>();
+        }
+        assert!(operand.data.is_null(), "both a pointer and a buffer");
+        alive(operand.buffer);
+        let contents = memory_of(operand.buffer).addr();
+        // As foreign code would: by the address.
+        std::ptr::with_exposed_provenance_mut(contents + usize::try_from(operand.offset_bytes).unwrap())
+    };
+    // SAFETY: the operands cover their lengths; C overlaps no other.
+    unsafe {
+        for operand in [&args.a, &args.b] {
+            let bytes = usize::try_from(operand.length_bytes).unwrap();
+            if bytes > 0 {
+                std::hint::black_box(
+                    std::slice::from_raw_parts(place(operand), bytes)
+                        .iter()
+                        .map(|&b| u64::from(b))
+                        .sum::<u64>(),
+                );
+            }
+        }
+        std::ptr::write_bytes(place(&args.c), 0, usize::try_from(args.c.length_bytes).unwrap());
+    }
+}
+
+fn observe(info: *mut sys::ANERunInfo) {
+    if !info.is_null() {
+        // SAFETY: the caller passes an info that is valid for the call.
+        let info = unsafe { &mut *info };
+        assert_eq!(info.struct_size as usize, size_of::<sys::ANERunInfo>());
+        (info.observed, info.device_start_ns, info.device_end_ns) = mock(|mock| mock.run_info);
+        info.flags = sys::ANE_RUN_FLAG_WITH_COPIES.cast_unsigned();
+    }
 }
 
 extern "C" fn executor_run(
@@ -209,42 +308,152 @@ extern "C" fn executor_run(
     alive(executor);
     // SAFETY: the caller passes arguments that are valid for the call.
     let args = unsafe { &*args };
-    mock(|mock| mock.operands = vec![args.a, args.b, args.c]);
-    let place = |operand: &sys::ANEOperand| {
-        if operand.buffer.is_null() {
-            return operand.data.cast::<u8>();
-        }
-        assert!(operand.data.is_null(), "both a pointer and a buffer");
-        alive(operand.buffer);
-        let contents = buffer_contents(operand.buffer).addr();
-        // As foreign code would: by the address.
-        std::ptr::with_exposed_provenance_mut(contents + usize::try_from(operand.offset_bytes).unwrap())
-    };
-    // SAFETY: the operands cover their lengths; C overlaps no other.
-    unsafe {
-        for operand in [&args.a, &args.b] {
-            let bytes = usize::try_from(operand.length_bytes).unwrap();
-            std::hint::black_box(
-                std::slice::from_raw_parts(place(operand), bytes).iter().map(|&b| u64::from(b)).sum::<u64>(),
-            );
-        }
-        std::ptr::write_bytes(place(&args.c), 0, usize::try_from(args.c.length_bytes).unwrap());
-    }
-    if !args.info.is_null() {
-        // SAFETY: the caller passes an info that is valid for the call.
-        let info = unsafe { &mut *args.info };
-        assert_eq!(info.struct_size as usize, size_of::<sys::ANERunInfo>());
-        (info.observed, info.device_start_ns, info.device_end_ns) = mock(|mock| mock.run_info);
-    }
+    mock(|mock| {
+        let id = executor.addr() / 16;
+        assert!(mock.in_flight.iter().all(|&(_, of, _)| of != id), "a run while submissions are in flight");
+        mock.operands = vec![args.a, args.b, args.c, args.bias];
+    });
+    compute(args);
+    observe(args.info);
     enter("executor_run", err)
 }
 
+extern "C" fn executor_submit(
+    executor: *mut sys::ANEMatMulExecutor,
+    args: *const sys::ANERunArgs,
+    ticket: *mut sys::ANETicket,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(executor);
+    // SAFETY: the caller passes arguments that are valid for the call.
+    let args = unsafe { *args };
+    assert!(args.info.is_null());
+    for operand in [&args.a, &args.b, &args.bias, &args.residual, &args.c] {
+        assert!(operand.data.is_null(), "plain memory in a submission");
+    }
+    let status = enter("executor_submit", err);
+    if status == sys::ANE_STATUS_OK {
+        mock(|mock| {
+            let id = executor.addr() / 16;
+            let there = mock.in_flight.iter().filter(|&&(_, of, _)| of == id).count();
+            let depth = mock.depths.iter().find(|(of, _)| *of == id).unwrap().1;
+            assert!(there < usize::try_from(depth).unwrap(), "more than the depth");
+            mock.operands = vec![args.a, args.b, args.c, args.bias];
+            mock.next += 1;
+            let number = u64::try_from(mock.next).unwrap();
+            mock.in_flight.push((number, id, args));
+            // SAFETY: the caller passes a place for the ticket.
+            unsafe { ticket.write(number) };
+        });
+    }
+    status
+}
+
+extern "C" fn executor_wait(
+    executor: *mut sys::ANEMatMulExecutor,
+    ticket: sys::ANETicket,
+    timeout_ns: u64,
+    info: *mut sys::ANERunInfo,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(executor);
+    let id = executor.addr() / 16;
+    let index = mock(|mock| mock.in_flight.iter().position(|&(number, of, _)| (number, of) == (ticket, id)));
+    let index = index.expect("a ticket that is unknown or ended");
+    let pending = mock(|mock| {
+        let pending = timeout_ns != u64::MAX && mock.polls > 0;
+        mock.polls -= u32::from(pending);
+        pending
+    });
+    if pending {
+        return sys::ANE_STATUS_PENDING;
+    }
+    let (_, _, args) = mock(|mock| mock.in_flight.remove(index));
+    compute(&args);
+    observe(info);
+    if mock(|mock| mock.failing.contains(&ticket)) {
+        // SAFETY: the caller passes an error that is valid for the call.
+        unsafe { (*err).message[0] = c_char::from_ne_bytes([b'!']) };
+        return sys::ANE_STATUS_RUN_FAILED;
+    }
+    enter("executor_wait", err)
+}
+
 extern "C" fn executor_destroy(executor: *mut sys::ANEMatMulExecutor) {
+    let id = executor.addr() / 16;
+    // The device ends what it was given, and only then.
+    loop {
+        let index = mock(|mock| mock.in_flight.iter().position(|&(_, of, _)| of == id));
+        let Some(index) = index else { break };
+        let (_, _, args) = mock(|mock| mock.in_flight.remove(index));
+        compute(&args);
+    }
     destroy("executor_create", executor);
+}
+
+extern "C" fn constant_create(
+    device: *mut sys::ANEDevice,
+    desc: *const sys::ANEConstantDesc,
+    out: *mut *mut sys::ANEConstant,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(device);
+    // SAFETY: the caller passes a description that is valid for the call, as is its memory.
+    let bytes = unsafe {
+        let desc = &*desc;
+        assert_eq!(desc.struct_size as usize, size_of::<sys::ANEConstantDesc>());
+        std::slice::from_raw_parts(desc.data.cast::<u8>(), usize::try_from(desc.bytes).unwrap())
+    };
+    std::hint::black_box(bytes.iter().map(|&b| u64::from(b)).sum::<u64>());
+    create("constant_create", out, err)
+}
+
+extern "C" fn constant_destroy(constant: *mut sys::ANEConstant) {
+    destroy("constant_create", constant);
+}
+
+extern "C" fn buffer_write(
+    buffer: *mut sys::ANEBuffer,
+    offset_bytes: u64,
+    data: *const c_void,
+    bytes: u64,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(buffer);
+    let status = enter("buffer_write", err);
+    if status == sys::ANE_STATUS_OK {
+        let memory = memory_of(buffer).wrapping_add(usize::try_from(offset_bytes).unwrap());
+        // SAFETY: the caller stays within the buffer and passes so many bytes.
+        unsafe { std::ptr::copy_nonoverlapping(data.cast(), memory, usize::try_from(bytes).unwrap()) };
+    }
+    status
+}
+
+extern "C" fn buffer_read(
+    buffer: *mut sys::ANEBuffer,
+    offset_bytes: u64,
+    data: *mut c_void,
+    bytes: u64,
+    err: *mut sys::ANEError,
+) -> sys::ANEStatus {
+    alive(buffer);
+    let status = enter("buffer_read", err);
+    if status == sys::ANE_STATUS_OK {
+        let memory = memory_of(buffer).wrapping_add(usize::try_from(offset_bytes).unwrap());
+        // SAFETY: the caller stays within the buffer and passes room for so many bytes.
+        unsafe { std::ptr::copy_nonoverlapping(memory, data.cast(), usize::try_from(bytes).unwrap()) };
+    }
+    status
+}
+
+fn memory_of(buffer: *mut sys::ANEBuffer) -> *mut u8 {
+    let id = buffer.addr() / 16;
+    mock(|mock| mock.buffers.iter().find(|(buffer, ..)| *buffer == id).unwrap().1)
 }
 
 extern "C" fn buffer_create(
     device: *mut sys::ANEDevice,
+    kind: sys::ANEBufferKind,
     bytes: u64,
     out: *mut *mut sys::ANEBuffer,
     err: *mut sys::ANEError,
@@ -255,7 +464,14 @@ extern "C" fn buffer_create(
         let layout = Layout::from_size_align(usize::try_from(bytes).unwrap().max(1), 64).unwrap();
         // SAFETY: the size is not zero.
         let memory = unsafe { std::alloc::alloc(layout) };
-        mock(|mock| mock.buffers.push((mock.next, memory, Some(layout))));
+        // The device gets at it by its address.
+        memory.expose_provenance();
+        mock(|mock| {
+            mock.buffers.push((mock.next, memory, Some(layout)));
+            if kind == sys::ANE_BUFFER_DEVICE {
+                mock.unseen.push(mock.next);
+            }
+        });
     }
     status
 }
@@ -277,10 +493,10 @@ extern "C" fn buffer_wrap(
 
 extern "C" fn buffer_contents(buffer: *mut sys::ANEBuffer) -> *mut c_void {
     alive(buffer);
+    let memory = memory_of(buffer);
     mock(|mock| {
-        let id = buffer.addr() / 16;
-        let memory = mock.buffers.iter().find(|(buffer, ..)| *buffer == id).unwrap().1;
-        if mock.no_contents { std::ptr::null_mut() } else { memory.wrapping_add(mock.shift).cast() }
+        let unseen = mock.own_memory && mock.unseen.contains(&(buffer.addr() / 16));
+        if mock.no_contents || unseen { std::ptr::null_mut() } else { memory.wrapping_add(mock.shift).cast() }
     })
 }
 
@@ -341,14 +557,20 @@ pub(super) fn good_table() -> sys::ANEShim {
         abi_minor: u16::try_from(sys::ANE_MATMUL_ABI_MINOR).unwrap(),
         name: c"mock".as_ptr(),
         version: c"1".as_ptr(),
-        device_open: Some(device_open),
+        device_count: Some(device_count),
         device_info: Some(device_info),
+        device_open: Some(device_open),
+        device_prepare: Some(device_prepare),
         device_close: Some(device_close),
         supports: Some(supports),
         buffer_create: Some(buffer_create),
         buffer_wrap: Some(buffer_wrap),
         buffer_contents: Some(buffer_contents),
+        buffer_write: Some(buffer_write),
+        buffer_read: Some(buffer_read),
         buffer_destroy: Some(buffer_destroy),
+        constant_create: Some(constant_create),
+        constant_destroy: Some(constant_destroy),
         compile: Some(compile),
         product_save: Some(product_save),
         product_load: Some(product_load),
@@ -356,10 +578,10 @@ pub(super) fn good_table() -> sys::ANEShim {
         product_destroy: Some(product_destroy),
         executor_create: Some(executor_create),
         executor_run: Some(executor_run),
+        executor_submit: Some(executor_submit),
+        executor_wait: Some(executor_wait),
         executor_destroy: Some(executor_destroy),
-        reserved_submit: std::ptr::null_mut(),
-        reserved_wait: std::ptr::null_mut(),
-        reserved_graph: std::ptr::null_mut(),
+        graphs: std::ptr::null(),
     }
 }
 
@@ -375,6 +597,8 @@ pub(super) fn with_mock(setup: impl FnOnce(&mut Mock)) -> (Backends, BackendId) 
             message: b"a message\0".to_vec(),
             chip: b"mock chip\0",
             wrap_alignment: 256,
+            queue_depth: 4,
+            devices: 1,
             ..Mock::default()
         };
         setup(mock);

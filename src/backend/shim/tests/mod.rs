@@ -4,6 +4,7 @@
 mod buffers;
 mod mock;
 mod packages;
+mod resident;
 mod scales;
 
 use std::ffi::CStr;
@@ -20,8 +21,17 @@ fn thinned(first: usize, second: usize) -> bool {
     !cfg!(miri) || (first + second).is_multiple_of(5)
 }
 
-const SLOTS: [&str; 7] =
-    ["device_open", "device_info", "supports", "compile", "product_info", "executor_create", "executor_run"];
+const SLOTS: [&str; 9] = [
+    "device_count",
+    "device_info",
+    "device_open",
+    "device_prepare",
+    "supports",
+    "compile",
+    "product_info",
+    "executor_create",
+    "executor_run",
+];
 
 /// Every status but success and refusal, and two without a name.
 const STATUSES: [(sys::ANEStatus, NativeStatus); 14] = [
@@ -50,7 +60,15 @@ fn objects_die_in_order_each_once() {
     mock(|mock| {
         assert_eq!(
             mock.events,
-            ["+device_open", "+compile", "+executor_create", "-executor_create", "-compile", "-device_open"]
+            [
+                "+device_open",
+                "prepare",
+                "+compile",
+                "+executor_create",
+                "-executor_create",
+                "-compile",
+                "-device_open",
+            ]
         );
     });
 }
@@ -78,7 +96,7 @@ fn every_status_at_every_slot_becomes_its_error() {
             let (backends, id) = with_mock(|mock| mock.fail = Some((slot, code, 0)));
             let result = run_on(&backends, &id);
             match (slot, result) {
-                ("device_open" | "device_info", Err(Error::Unavailable { reason, .. })) => {
+                ("device_count" | "device_open" | "device_info", Err(Error::Unavailable { reason, .. })) => {
                     assert!(reason.contains(&format!("{slot} failed: a message ({status}")), "{reason}");
                 }
                 ("supports", Err(Error::Refused { refusal, .. })) => {
@@ -114,7 +132,7 @@ fn every_refusal_at_every_slot_keeps_its_reason() {
             let (backends, id) = with_mock(|mock| mock.fail = Some((slot, sys::ANE_STATUS_REFUSED, code)));
             match run_on(&backends, &id) {
                 Err(Error::Unavailable { reason: text, .. })
-                    if ["device_open", "device_info"].contains(&slot) =>
+                    if ["device_count", "device_open", "device_info"].contains(&slot) =>
                 {
                     assert!(text.contains(&format!("a message ({reason})")), "{text}");
                 }
@@ -201,6 +219,7 @@ fn what_a_run_observed_is_read_and_nothing_made_of_clocks_that_stand_still() {
         let (one, mut c) = (Tensor::filled(2, 2, 1f32).unwrap(), Tensor::<f32>::zeros(2, 2).unwrap());
         let seen = executor.run_observed(Inputs::new(&one).b(&one), &mut c).unwrap();
         assert_eq!((seen.observed, seen.device_time), (observed, nanoseconds.map(Duration::from_nanos)));
+        assert!(seen.with_copies, "the mock says so");
     }
 }
 
@@ -232,11 +251,11 @@ fn damaged_tables_are_refused() {
     const LONG: &CStr = c"a-name-of-more-than-thirty-two-bytes";
     let damages: [Damage; 11] = [
         (|table| table.struct_size = 0, "its table has 0 bytes"),
-        (|table| table.struct_size = 151, "its table has 151 bytes"),
-        (|table| table.abi_major = 1, "version 1.1 of the ABI"),
-        (|table| table.abi_major = u16::MAX, "version 65535.1"),
+        (|table| table.struct_size = 223, "its table has 223 bytes"),
+        (|table| table.abi_major = 1, "version 1.2 of the ABI"),
+        (|table| table.abi_major = u16::MAX, "version 65535.2"),
         // Nothing is promised of the minor while the major is 0.
-        (|table| table.abi_minor += 1, "version 0.2 of the ABI, this crate 0.1"),
+        (|table| table.abi_minor += 1, "version 0.3 of the ABI, this crate 0.2"),
         (|table| table.name = std::ptr::null(), "its name \"\""),
         (|table| table.name = c"".as_ptr(), "its name \"\""),
         (|table| table.name = c"Cpu".as_ptr(), "its name \"Cpu\""),
@@ -262,7 +281,12 @@ fn every_slot_must_be_filled() {
             assert!(text.contains(concat!("its slot `", stringify!($slot), "` is null")), "{text}");
         )*};
     }
-    each!(device_open device_info device_close supports buffer_create buffer_wrap buffer_contents buffer_destroy compile product_save product_load product_info product_destroy executor_create executor_run executor_destroy);
+    each! {
+        device_count device_info device_open device_prepare device_close supports buffer_create buffer_wrap
+        buffer_contents buffer_write buffer_read buffer_destroy constant_create constant_destroy compile product_save
+        product_load product_info product_destroy executor_create executor_run executor_submit executor_wait
+        executor_destroy
+    }
 }
 
 #[test]

@@ -5,15 +5,17 @@
 
 use std::ptr::null_mut;
 
-use apple_sim::case::{Case, Passing};
+use apple_sim::case::{Case, Data, Passing};
 use apple_sim::drive::{
     BACKGROUND, COMPILE_FAILED, EXCEPTION, INVALID_ARGUMENT, NO_DEVICE, NOT_IMPLEMENTED, OUT_OF_MEMORY, Open,
     REFUSED, RUN_FAILED, TIMEOUT, bad_runs, close, device, endurance, no_violations, run_tests, setting,
     simple, threads,
 };
-use apple_sim::host::{AneError, Constants, Host, Options, ProductInfo, create};
+use apple_sim::host::{
+    AneError, ConstantDesc, Constants, ExecutorOptions, Host, Options, ProductInfo, create,
+};
 use apple_sim::plan::{Desc, Overrides, element, flag};
-use apple_sim::sweep;
+use apple_sim::{submissions, sweep};
 
 /// Cases of every kernel, by every way of passing operands.
 fn cases_through_the_abi(host: &Host) {
@@ -49,7 +51,7 @@ fn life(host: &Host) -> Result<(), Box<AneError>> {
     let mut c = vec![0xfdu8; 16 * 16 * 4];
     let open = Open::new(host, &desc, &Constants::new(None))?;
     let info = open.run(&mut a, &mut b, &mut c, 16)?;
-    assert_eq!((info.observed, info.device_start_ns, info.device_end_ns), (2, 1_000_000_000, 1_500_000_000));
+    assert_eq!((info.observed, info.device_start_ns, info.device_end_ns), (2, 1_000_000_000, 2_500_000_000));
     assert!(c.iter().all(|byte| *byte == 0), "0 x 0 is 0");
     Ok(())
 }
@@ -250,7 +252,7 @@ fn steady_state(host: &Host) {
             (host.shim.compile)(open.device, &desc, &constants, &options, &mut product, null_mut()),
             0
         );
-        let mut info = ProductInfo { struct_size: size_of::<ProductInfo>() as u32, ..ProductInfo::default() };
+        let mut info = ProductInfo::default();
         assert_eq!((host.shim.product_info)(product, &mut info, null_mut()), 0);
         assert_eq!((info.requested, info.observed, info.flags), (0, 0, 0));
         let operands = (33 * 700 + 20 * 700 + 33 * 20) * 4;
@@ -261,6 +263,143 @@ fn steady_state(host: &Host) {
     assert_eq!(host.counter("pipelines_made"), steady[2], "a second product made pipelines");
 }
 
+/// A library that is compiled ahead is not compiled again, and only once.
+fn prepared(host: &Host) {
+    let device = device(host);
+    let compiled = host.counter("libraries_compiled");
+    for _ in 0..2 {
+        // SAFETY: an open device.
+        create(|e| unsafe { (host.shim.device_prepare)(device, e) })
+            .unwrap_or_else(|e| panic!("{}", e.message()));
+        assert_eq!(host.counter("libraries_compiled"), compiled + 1);
+    }
+    let case = Case { m: 4, n: 5, k: 6, ..Case::default() };
+    // SAFETY: opened above.
+    unsafe { case.run_shim(host, device, Passing::Data) }.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(host.counter("libraries_compiled"), compiled + 1);
+    close(host, device);
+    for (fault, wanted) in [(5, COMPILE_FAILED), (15, EXCEPTION)] {
+        let device = self::device(host);
+        host.set_fault(fault, 0);
+        // SAFETY: an open device.
+        let failed = create(|e| unsafe { (host.shim.device_prepare)(device, e) });
+        assert_eq!(failed.map_err(|e| e.status), Err(wanted));
+        host.set_fault(0, 0);
+        close(host, device);
+    }
+}
+
+/// A constant is one buffer for all products that use it, and stays as long as it or one of them does.
+fn constants(host: &Host) {
+    let baseline = host.counter("live_objects");
+    let device = device(host);
+    let (shim, options) = (host.shim, Options::default());
+    let b: Vec<u8> = [2f32; 6 * 5].iter().flat_map(|v| v.to_ne_bytes()).collect();
+    let make = |device, desc: &ConstantDesc| {
+        let mut constant = null_mut();
+        // SAFETY: an open device, and data as long as it says.
+        let made = create(|e| unsafe { (shim.constant_create)(device, desc, &mut constant, e) });
+        assert_eq!(made.is_ok(), !constant.is_null(), "out was written on failure");
+        made.map(|()| constant).map_err(|e| e.status)
+    };
+    let desc = |m| Desc { flags: flag::CONSTANT_B, ..simple(m, 5, 6) };
+    let compile = |device, desc: &Desc, constants: &Constants| {
+        let (mut product, mut executor) = (null_mut(), null_mut());
+        // SAFETY: pointers to live values of the header's types.
+        unsafe {
+            create(|e| (shim.compile)(device, desc, constants, &options, &mut product, e))?;
+            create(|e| (shim.executor_create)(product, &ExecutorOptions::depth(1), &mut executor, e))?;
+        }
+        Ok::<_, Box<AneError>>(Open { host, device: null_mut(), product, executor })
+    };
+    let run = |open: &Open<'_>, m: usize| {
+        let mut a: Vec<u8> = [1f32; 6].repeat(m).iter().flat_map(|v| v.to_ne_bytes()).collect();
+        let mut c = vec![0xfdu8; m * 5 * 4];
+        open.run(&mut a, &mut [], &mut c, m as u64).unwrap_or_else(|e| panic!("{}", e.message()));
+        assert!(c.chunks(4).all(|element| element == 12f32.to_ne_bytes()), "C by a constant of the device");
+    };
+    assert_eq!(host.device_info(0).map(|info| info.flags & 2).map_err(|e| e.message()), Ok(2));
+    let constant = make(device, &ConstantDesc::new(element::F32, &b)).expect("a constant");
+    let made = host.counter("buffers_made");
+    let products = [1, 3, 4].map(|m| {
+        compile(device, &desc(m), &Constants::shared(constant)).unwrap_or_else(|e| panic!("{}", e.message()))
+    });
+    assert_eq!(host.counter("buffers_made"), made, "a product copied its constant");
+    let mut info = ProductInfo::default();
+    // SAFETY: a live product.
+    unsafe { assert_eq!((shim.product_info)(products[0].product, &mut info, null_mut()), 0) };
+    let shared = info.bytes_held;
+    let copy =
+        compile(device, &desc(1), &Constants::new(Some(&b))).unwrap_or_else(|e| panic!("{}", e.message()));
+    // SAFETY: a live product.
+    unsafe { assert_eq!((shim.product_info)(copy.product, &mut info, null_mut()), 0) };
+    assert_eq!((info.bytes_held, info.arithmetic), (shared + 6 * 5 * 4, 0), "constants are not counted");
+    let [one, three, four] = products;
+    run(&one, 1);
+    drop(one);
+    run(&three, 3);
+    run(&four, 4);
+    drop(three);
+    run(&four, 4);
+    run(&copy, 1);
+    drop((four, copy));
+    let after =
+        compile(device, &desc(3), &Constants::shared(constant)).unwrap_or_else(|e| panic!("{}", e.message()));
+    run(&after, 3);
+    drop(after);
+
+    let other = self::device(host);
+    let refused = |desc: &Desc, constants: &Constants, device| {
+        compile(device, desc, constants).map(drop).map_err(|e| e.status)
+    };
+    let half = Desc { type_a: element::F16, type_b: element::F16, ..desc(3) };
+    let longer = Desc { k: 7, lda: 7, ..desc(3) };
+    let mut twice = Constants::new(Some(&b));
+    twice.b_constant = constant;
+    assert_eq!(refused(&half, &Constants::shared(constant), device), Err(INVALID_ARGUMENT), "another type");
+    assert_eq!(refused(&longer, &Constants::shared(constant), device), Err(INVALID_ARGUMENT), "too short");
+    assert_eq!(refused(&desc(3), &twice, device), Err(INVALID_ARGUMENT), "both");
+    assert_eq!(
+        refused(&desc(3), &Constants::shared(constant), other),
+        Err(INVALID_ARGUMENT),
+        "another device's"
+    );
+    close(host, other);
+    for (fault, wanted) in [(4, OUT_OF_MEMORY), (13, EXCEPTION), (51, OUT_OF_MEMORY)] {
+        host.set_fault(fault, 0);
+        assert_eq!(make(device, &ConstantDesc::new(element::F32, &b)), Err(wanted), "fault {fault}");
+        host.set_fault(0, 0);
+    }
+    let [mut small, mut none] = [0; 2].map(|_| ConstantDesc::new(element::F32, &b));
+    (small.struct_size, none.data) = (8, std::ptr::null());
+    assert_eq!([make(device, &small), make(device, &none)], [Err(INVALID_ARGUMENT); 2]);
+    let empty = make(device, &ConstantDesc::new(element::F32, &[])).expect("an empty constant");
+    // SAFETY: made above; NULL is accepted.
+    unsafe {
+        (shim.constant_destroy)(empty);
+        (shim.constant_destroy)(constant);
+        (shim.constant_destroy)(null_mut());
+    }
+    close(host, device);
+    assert_eq!(host.counter("live_objects"), baseline, "objects left");
+}
+
+/// A run in more parts than its queue has room for: each is committed before the next is made.
+fn parts_in_a_full_queue(host: &Host) {
+    for (lazy, limit) in [(0, 1), (1, 1), (1, 2)] {
+        host.set("set_lazy", lazy);
+        host.set("set_queue_limit", limit);
+        let (device, blocked) = (device(host), host.counter("blocked"));
+        let case = Case { m: 200, n: 96, k: 130, data: Data::Integers, ..Case::default() };
+        // SAFETY: opened above.
+        unsafe { case.run_shim(host, device, Passing::Buffers) }.unwrap_or_else(|e| panic!("{e}"));
+        close(host, device);
+        assert!(host.counter("blocked") > blocked, "the run was no longer than the queue");
+    }
+    host.set("set_queue_limit", 0);
+    host.set("set_lazy", 0);
+}
+
 fn main() {
     run_tests(
         "ane_metal_shim",
@@ -269,11 +408,28 @@ fn main() {
             ("compile_log", compile_log),
             ("refusals", refusals),
             ("bad_runs", bad_runs),
+            ("prepared", prepared),
             ("packages", packages),
             ("steady_state", steady_state),
+            ("devices", submissions::devices),
+            ("buffers", submissions::buffers),
+            ("constants", constants),
+            ("submissions", submissions::submissions),
+            ("waits", submissions::waits),
+            ("room", submissions::room),
+            ("failures", |host| submissions::failures(host, &[11])),
+            ("submission_faults", |host| {
+                submissions::submission_faults(host, &[(10, 0, OUT_OF_MEMORY), (12, 0, EXCEPTION)]);
+            }),
+            ("destroyed_in_flight", submissions::destroyed_in_flight),
+            ("full_queue", submissions::full_queue),
+            ("parts_in_a_full_queue", parts_in_a_full_queue),
+            ("memory_in_flight", submissions::memory_in_flight),
+            ("private_memory", submissions::private_memory),
             ("threads", threads),
             ("cases_through_the_abi", cases_through_the_abi),
             ("endurance", endurance),
+            ("endurance_of_submissions", submissions::endurance_of_submissions),
             ("no_violations", no_violations),
         ],
     );

@@ -1,5 +1,5 @@
 /*
- * Metal.h - declarations of the part of Metal that metal_matmul.m uses, for a test double on Linux.
+ * Metal.h - declarations of the part of Metal that the shims use, for a test double on Linux.
  * Names, types and values are those of Apple's documentation; nothing else of Metal is here.
  */
 #ifndef ANE_SIM_METAL_H
@@ -14,7 +14,10 @@ typedef struct {
 } MTLSize;
 
 typedef NS_ENUM(NSInteger, MTLGPUFamily) { MTLGPUFamilyApple7 = 1007 };
-typedef NS_OPTIONS(NSUInteger, MTLResourceOptions) { MTLResourceStorageModeShared = 0 };
+typedef NS_OPTIONS(NSUInteger, MTLResourceOptions) {
+    MTLResourceStorageModeShared = 0,
+    MTLResourceStorageModePrivate = 2 << 4,
+};
 typedef NS_ENUM(NSUInteger, MTLDataType) { MTLDataTypeUInt = 33, MTLDataTypeBool = 53 };
 typedef NS_ENUM(NSUInteger, MTLLanguageVersion) { MTLLanguageVersion3_0 = (3 << 16), MTLLanguageVersion3_1 = (3 << 16) + 1 };
 typedef NS_ENUM(NSUInteger, MTLCommandBufferStatus) {
@@ -30,6 +33,7 @@ typedef NS_ENUM(NSUInteger, MTLCommandBufferError) {
     MTLCommandBufferErrorInternal = 1,
     MTLCommandBufferErrorTimeout = 2,
     MTLCommandBufferErrorPageFault = 3,
+    MTLCommandBufferErrorAccessRevoked = 4,
     MTLCommandBufferErrorNotPermitted = 7,
     MTLCommandBufferErrorOutOfMemory = 8,
 };
@@ -80,8 +84,18 @@ extern NSString *const MTLCommandBufferErrorDomain;
 - (void)endEncoding;
 @end
 
+@protocol MTLBlitCommandEncoder <NSObject>
+- (void)copyFromBuffer:(id<MTLBuffer>)source
+          sourceOffset:(NSUInteger)sourceOffset
+              toBuffer:(id<MTLBuffer>)destination
+     destinationOffset:(NSUInteger)destinationOffset
+                  size:(NSUInteger)size;
+- (void)endEncoding;
+@end
+
 @protocol MTLCommandBuffer <NSObject>
 - (id<MTLComputeCommandEncoder>)computeCommandEncoder;
+- (id<MTLBlitCommandEncoder>)blitCommandEncoder;
 - (void)commit;
 - (void)waitUntilCompleted;
 - (MTLCommandBufferStatus)status;
@@ -96,10 +110,11 @@ extern NSString *const MTLCommandBufferErrorDomain;
 
 @protocol MTLDevice <NSObject>
 - (NSString *)name;
+- (uint64_t)registryID;
 - (BOOL)supportsFamily:(MTLGPUFamily)family;
 - (BOOL)hasUnifiedMemory;
 - (NSUInteger)maxBufferLength;
-- (id<MTLCommandQueue>)newCommandQueue;
+- (id<MTLCommandQueue>)newCommandQueueWithMaxCommandBufferCount:(NSUInteger)count;
 - (id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options;
 - (id<MTLBuffer>)newBufferWithBytesNoCopy:(void *)pointer
                                    length:(NSUInteger)length
@@ -109,6 +124,7 @@ extern NSString *const MTLCommandBufferErrorDomain;
 - (id<MTLComputePipelineState>)newComputePipelineStateWithFunction:(id<MTLFunction>)function error:(NSError **)error;
 @end
 
-id<MTLDevice> MTLCreateSystemDefaultDevice(void);
+id<MTLDevice> MTLCreateSystemDefaultDevice(void) __attribute__((ns_returns_retained));
+NSArray *MTLCopyAllDevices(void) __attribute__((ns_returns_retained));
 
 #endif

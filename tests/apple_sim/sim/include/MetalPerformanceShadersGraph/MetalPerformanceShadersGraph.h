@@ -47,6 +47,8 @@ typedef NS_ENUM(NSUInteger, MPSGraphReducedPrecisionFastMath) {
     id<MTLBuffer> buffer;
     NSArray *extents;
     MPSDataType element;
+    int runs; /* encoded and not done, which do not retain it */
+    BOOL dead;
 }
 - (instancetype)initWithMTLBuffer:(id<MTLBuffer>)buffer shape:(NSArray *)shape dataType:(MPSDataType)dataType;
 @end

@@ -230,24 +230,24 @@ pub const MUTANTS: &[Mutant] = &[
         "rows = rows < height ? rows : height;",
     ),
     plan("the vector's increment forgotten", "p->ldb = x_increment;", "p->ldb = 1;"),
-    shim("missing wait", "    [commands waitUntilCompleted];\n", ""),
-    shim(
-        "ignored status",
-        "[commands status] != MTLCommandBufferStatusCompleted || [commands error]",
-        "[commands error]",
+    support(
+        "a wait that does not wait",
+        "        for (id<MTLCommandBuffer> commands in slot->commands) {\n            [commands waitUntilCompleted];\n        }\n    }\n    return YES;",
+        "    }\n    return YES;",
     ),
-    shim(
+    support("ignored status", "[commands status] == MTLCommandBufferStatusCompleted && !error ?", "!error ?"),
+    support(
         "ignored error",
-        "    if ([commands status] != MTLCommandBufferStatusCompleted || [commands error]) {\n",
-        "    if (0) {\n",
+        "return [commands status] == MTLCommandBufferStatusCompleted && !error ?",
+        "return YES ?",
     ),
     shim(
         "an encoder is not ended after an exception",
         "        [encoder endEncoding];\n        if (status != ANE_STATUS_OK) {\n            return status;\n        }\n",
         "        if (status != ANE_STATUS_OK) {\n            return status;\n        }\n        [encoder endEncoding];\n",
     ),
-    shim("leaked staging", "                [executor->staging[i] release];\n", "                (void)i;\n"),
-    shim("leaked scratch", "            [executor->scratch release];\n", ""),
+    support("leaked staging", "        [slot->staging[i] release];\n", ""),
+    support("leaked scratch", "    [slot->scratch release];\n", ""),
     shim("leaked constant B", "            [product->constant_b release];\n", ""),
     shim(
         "leaked pipelines of a product",
@@ -299,10 +299,10 @@ pub const MUTANTS: &[Mutant] = &[
         "    @autoreleasepool {                                          \\\n",
         "    {                                                           \\\n",
     ),
-    shim(
-        "uncontained exception",
-        "CONTAINED(err, status, status = run_executor(executor, args, err))",
-        "status = run_executor(executor, args, err);",
+    support(
+        "an exception leaves a start",
+        "CONTAINED(err, status, status = start_run(executor, slot, args, err))",
+        "status = start_run(executor, slot, args, err);",
     ),
     support("missing length check", "if (operand->length_bytes < layout->bytes) {", "if (0) {"),
     support(
@@ -325,15 +325,15 @@ pub const MUTANTS: &[Mutant] = &[
         "*a = &bound[plan->swap_operands ? B : A], *b = &bound[plan->swap_operands ? A : B];",
         "*a = &bound[A], *b = &bound[B];",
     ),
-    shim(
+    support(
         "staged C is not copied back",
-        "    if (bound[C].staged) {",
-        "    if (bound[C].staged && bound[C].host == NULL) {",
+        "    if (slot->copies_c) {\n",
+        "    if (slot->copies_c && slot->c.buffer) {\n",
     ),
-    shim(
+    support(
         "what lies between C's rows is written",
-        "repack(bound[C].host, &layouts[C], [bound[C].buffer contents], &layouts[C], &layouts[C]);",
-        "memcpy(bound[C].host, [bound[C].buffer contents], (size_t)layouts[C].bytes);",
+        "    repack(host, layout, [slot->staging[C] contents], &slot->c_staged, layout);\n",
+        "    memcpy(host, [slot->staging[C] contents], (size_t)layout->bytes);\n",
     ),
     shim(
         "swapped axes of the launch",
@@ -353,11 +353,15 @@ pub const MUTANTS: &[Mutant] = &[
         "        [key appendFormat:@\" %u\", (unsigned)launch->constants[i]];\n",
         "",
     ),
-    shim("no lock around the pipelines", "    @synchronized(device->pipelines) {\n", "    {\n"),
     shim(
+        "no lock around the pipelines",
+        "    @synchronized(device->pipelines) {\n        pipeline =",
+        "    {\n        pipeline =",
+    ),
+    support(
         "staging made in every run",
-        "    if (!executor->staging[which]) {\n        executor->staging[which] = new",
-        "    {\n        executor->staging[which] = new",
+        "    if (!slot->staging[which]) {\n        slot->staging[which] = new",
+        "    {\n        slot->staging[which] = new",
     ),
     shim(
         "out is written on failure",
@@ -374,7 +378,39 @@ pub const MUTANTS: &[Mutant] = &[
         "snprintf(e.log, (size_t)e.log_capacity, \"%s\", log);",
         "snprintf(e.log, (size_t)e.log_capacity + 1, \"%s\", log);",
     ),
-    shim("constant B of any length", "if (constants->b_bytes < layouts[B].bytes ||", "if ("),
+    shim("constant B of any length", "    if (bytes < layout->bytes) {\n", "    if (0) {\n"),
+    shim(
+        "a constant is released while a product uses it",
+        "product->constant_b = [shared->buffer retain];",
+        "product->constant_b = shared->buffer;",
+    ),
+    shim("a constant of another type", " || shared->type != product->desc.type_b", ""),
+    shim("a constant of another device's", " || shared->device != product->device", ""),
+    shim(
+        "leaked constant",
+        "CONTAINED(NULL, ignored, [constant->buffer release])",
+        "CONTAINED(NULL, ignored, (void)constant->buffer)",
+    ),
+    shim(
+        "a constant counts as the product's",
+        "        product->constant_b = [shared->buffer retain];\n",
+        "        product->constant_b = [shared->buffer retain];\n        product->own_b_bytes = layout->bytes;\n",
+    ),
+    shim(
+        "parts are committed when all are encoded",
+        "        [commands commit];\n    }\n    return ANE_STATUS_OK;",
+        "        if (index == plan->launch_count) {\n            for (id<MTLCommandBuffer> each in slot->commands) {\n                [each commit];\n            }\n        }\n    }\n    return ANE_STATUS_OK;",
+    ),
+    shim(
+        "the last part alone is asked",
+        "        [slot->commands addObject:commands];\n",
+        "        [slot->commands removeAllObjects];\n        [slot->commands addObject:commands];\n",
+    ),
+    shim(
+        "staging shared between slots",
+        "    status = stage(product->device, slot, which,",
+        "    slot = &executor->slots[0];\n    status = stage(product->device, slot, which,",
+    ),
     shim(
         "the other pipelines for one row",
         "return (desc->flags & ANE_MATMUL_VARIABLE_M) && m == 1 && desc->m != 1;",
@@ -391,11 +427,178 @@ pub const MUTANTS: &[Mutant] = &[
         "if (",
     ),
     support("background is any failure", "            status = ANE_STATUS_BACKGROUND;\n", ""),
+    support(
+        "a device that was taken away is any failure",
+        "        case MTLCommandBufferErrorAccessRevoked:\n            status = ANE_STATUS_NO_DEVICE;\n",
+        "        case MTLCommandBufferErrorAccessRevoked:\n",
+    ),
+    support(
+        "a device that was removed is any failure",
+        "up to 27 only */\n            status = ANE_STATUS_NO_DEVICE;\n",
+        "up to 27 only */\n",
+    ),
+    support(
+        "any index is the default device",
+        "return [all objectAtIndex:index];",
+        "return [all objectAtIndex:0];",
+    ),
+    support(
+        "the default device twice",
+        "if ([other registryID] != [first registryID]) {",
+        "if ([other registryID]) {",
+    ),
+    support(
+        "leaked default device",
+        "[MTLCreateSystemDefaultDevice() autorelease]",
+        "MTLCreateSystemDefaultDevice()",
+    ),
+    support("leaked devices", "[MTLCopyAllDevices() autorelease]", "MTLCopyAllDevices()"),
+    support(
+        "as many command buffers as Metal gives",
+        "#define QUEUE_COMMAND_BUFFERS 1024u",
+        "#define QUEUE_COMMAND_BUFFERS 64u",
+    ),
+    support(
+        "a copy is not waited for",
+        "    [commands commit];\n    [commands waitUntilCompleted];\n    return outcome_of(commands, err);",
+        "    [commands commit];\n    return ANE_STATUS_OK;",
+    ),
+    support(
+        "an encoder of a copy is not ended after an exception",
+        "    [encoder endEncoding];\n    if (status != ANE_STATUS_OK) {\n        return status;\n    }\n    [commands commit];",
+        "    if (status != ANE_STATUS_OK) {\n        return status;\n    }\n    [encoder endEncoding];\n    [commands commit];",
+    ),
+    support(
+        "private memory where it is unified",
+        "kind == ANE_BUFFER_DEVICE && ![device->device hasUnifiedMemory]",
+        "kind == ANE_BUFFER_DEVICE",
+    ),
+    support(
+        "no private memory",
+        "kind == ANE_BUFFER_DEVICE && ![device->device hasUnifiedMemory]",
+        "kind > ANE_BUFFER_DEVICE && ![device->device hasUnifiedMemory]",
+    ),
+    support(
+        "a private buffer of part of a word",
+        "length = (length + 3) / 4 * 4;",
+        "length = (length + 0) / 1 * 1;",
+    ),
+    support("other bytes of a word are lost", "if (to || skipped || words != part) {", "if (to) {"),
+    support(
+        "other threads' bytes of a word are lost",
+        "        @synchronized(buffer->buffer) {\n",
+        "        {\n",
+    ),
+    support(
+        "a range of a buffer that overflows",
+        "offset > buffer->bytes || bytes > buffer->bytes - offset",
+        "offset + bytes > buffer->bytes",
+    ),
+    support(
+        "C stays in a copy of private memory",
+        "return buffer && !buffer->contents ? transfer(",
+        "return buffer && !buffer->contents && !layout ? transfer(",
+    ),
+    support(
+        "C of a staged submission is not copied back",
+        "    if (slot->copies_c) {\n",
+        "    if (slot->copies_c && !slot->c.buffer) {\n",
+    ),
+    support("a copy of C outlives its run", "    slot->copies_c = NO;\n", ""),
+    support(
+        "the status of another ticket",
+        "        status = outcome_of(commands, err);\n        if",
+        "        status = outcome_of([executor->slots[0].commands lastObject], err);\n        (void)commands;\n        if",
+    ),
+    support("an error sticks to the next ticket", "        [slot->commands removeAllObjects];\n", ""),
+    support(
+        "destroyed without copying C back",
+        "                finish(executor, &executor->slots[i], UINT64_MAX, NULL, NULL);\n",
+        "                end_slot(executor, &executor->slots[i]);\n",
+    ),
+    support(
+        "destroyed without waiting",
+        "            if (executor->slots[i].ticket) {\n                finish(executor, &executor->slots[i], UINT64_MAX, NULL, NULL);\n            }\n",
+        "",
+    ),
+    support(
+        "what a start that fails committed is not waited for",
+        "                if ([commands status] >= MTLCommandBufferStatusCommitted) {\n",
+        "                if (0) {\n",
+    ),
+    support(
+        "what was not committed is waited for",
+        "                if ([commands status] >= MTLCommandBufferStatusCommitted) {\n",
+        "                {\n",
+    ),
+    support(
+        "one slot more than the depth",
+        "slots = options->queue_depth ? options->queue_depth : 1;",
+        "slots = options->queue_depth + 1;",
+    ),
+    support(
+        "an executor deeper than the device says",
+        "options->queue_depth > MAX_QUEUE_DEPTH",
+        "options->queue_depth > MAX_QUEUE_DEPTH + 1",
+    ),
+    support(
+        "a submission to an executor without depth",
+        "Slot *slot = executor->depth ? slot_of(executor, 0) : NULL;",
+        "Slot *slot = slot_of(executor, 0);",
+    ),
+    support(
+        "older submissions are not waited for",
+        "if (!slot->ticket || slot->ticket > ticket) {",
+        "if (slot->ticket != ticket) {",
+    ),
+    support(
+        "a command buffer that failed goes on for ever",
+        "[commands status] < MTLCommandBufferStatusCompleted",
+        "[commands status] != MTLCommandBufferStatusCompleted",
+    ),
+    support(
+        "a ticket ends while its submission goes on",
+        "    if (status != ANE_STATUS_PENDING) {\n        end_slot(executor, slot);\n    }\n",
+        "    end_slot(executor, slot);\n",
+    ),
+    support(
+        "a ticket is given twice",
+        "slot->ticket = ++executor->last_ticket;",
+        "slot->ticket = 1 + (ANETicket)(slot - executor->slots);",
+    ),
+    support(
+        "the times of the first command buffer alone",
+        "[(id<MTLCommandBuffer>)[slot->commands lastObject] GPUEndTime]",
+        "[(id<MTLCommandBuffer>)[slot->commands objectAtIndex:0] GPUEndTime]",
+    ),
+    support(
+        "a run while submissions are open",
+        "        if (executor->slots[i].ticket) {\n            return FAIL",
+        "        if (0) {\n            return FAIL",
+    ),
+    support("plain memory in a submission", "args->info || args->a.data ||", "args->info ||"),
+    support(
+        "an exception leaves a wait",
+        "CONTAINED(err, status, status = await_run(executor, slot, timeout_ns, info, err))",
+        "status = await_run(executor, slot, timeout_ns, info, err);",
+    ),
+    support("leaked list of command buffers", "    [slot->commands release];\n", ""),
+    support("leaked tensor data of staging", "        [slot->tensors[i] release];\n", ""),
+    support(
+        "an interval of a run is left open",
+        "    os_signpost_interval_end(executor->device->log, slot->interval, \"run\");\n",
+        "    (void)executor;\n",
+    ),
+    support(
+        "a run of any number of rows",
+        "if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {",
+        "if (args->m > d->m) {",
+    ),
     shim("bf16 whatever the OS", "return os_at_least(1400, 1700);", "return os_at_least(1300, 1600);"),
     graph(
         "feeds in an assumed order",
-        "const int which = product->feeds[i];\n        status",
-        "const int which = i < 2 ? (int)i : (int)i + 1;\n        status",
+        "const int which = product->feeds[i];\n        data =",
+        "const int which = i < 2 ? (int)i : (int)i + 1;\n        data =",
     ),
     graph("the feed of a package of any shape", "![[feed shape] isEqual:product->shapes[A]] || ", ""),
     graph("the feed of a package of any type", " || [feed dataType] != operand_type(&product->desc, A)", ""),
@@ -408,39 +611,43 @@ pub const MUTANTS: &[Mutant] = &[
     graph("a package must tell its feeds", "    if (feeds) {\n", "    {\n"),
     graph(
         "what was committed before an exception is not waited for",
-        "        wait_for_committed(buffers[0], product->device->queue);\n        return status;",
-        "        (void)wait_for_committed;\n        return status;",
-    ),
-    graph(
-        "what was not committed is waited for",
-        "    if ([first status] >= MTLCommandBufferStatusCommitted) {\n",
-        "    {\n",
+        "        wait_for_committed(slot, product->device->queue);\n",
+        "        (void)wait_for_committed;\n",
     ),
     graph(
         "a feed that nobody made is passed over",
         "if (which == OPERANDS || product->feed_count == OPERANDS) {\n            return NO;",
         "if (which == OPERANDS || product->feed_count == OPERANDS) {\n            continue;",
     ),
-    graph("missing wait for the last buffer", "    [buffers[1] waitUntilCompleted];\n", ""),
     graph(
-        "ignored status",
-        "[buffers[i] status] != MTLCommandBufferStatusCompleted || [buffers[i] error]",
-        "[buffers[i] error]",
+        "the last command buffer is not waited for",
+        "    if (last != first) {\n        [slot->commands addObject:last];\n    }\n",
+        "",
     ),
     graph(
         "the first command buffer is not asked",
-        "    for (int i = 0; i < 2; ++i) {\n        if ([buffers[i]",
-        "    for (int i = 1; i < 2; ++i) {\n        if ([buffers[i]",
-    ),
-    graph(
-        "the last command buffer is not asked",
-        "buffers[1] = [[commands rootCommandBuffer] retain];",
-        "buffers[1] = [buffers[0] retain];",
+        "    if (last != first) {\n        [slot->commands addObject:last];",
+        "    if (last != first) {\n        [slot->commands replaceObjectAtIndex:0 withObject:last];",
     ),
     graph(
         "no lock while encoding",
-        "@synchronized(product->executable) {\n            encoded",
-        "{\n            encoded",
+        "    @synchronized(product->executable) {\n        commands =",
+        "    {\n        commands =",
+    ),
+    graph(
+        "a command buffer is held while waiting for the lock",
+        "    @synchronized(product->executable) {\n        commands = [MPSCommandBuffer commandBufferFromCommandQueue:product->device->queue];\n",
+        "    commands = [MPSCommandBuffer commandBufferFromCommandQueue:product->device->queue];\n    @synchronized(product->executable) {\n",
+    ),
+    graph(
+        "tensor data is not kept until the ticket ends",
+        "        [slot->held addObject:data];\n",
+        "        (void)slot->held;\n",
+    ),
+    graph(
+        "staging shared between slots",
+        "        *status = stage(product->device, slot, which,",
+        "        slot = &executor->slots[0];\n        *status = stage(product->device, slot, which,",
     ),
     graph("long sums on any GPU", "d->n >= 16 && !apple9) {", "d->n >= 16 && 0) {"),
     graph("long dimensions before macOS 14.4", "!(apple9 && os_at_least(1404, 1704))", "!apple9"),
@@ -506,12 +713,10 @@ pub const MUTANTS: &[Mutant] = &[
     graph("alpha below one is forgotten", "if (d->alpha != 1.0f) {", "if (d->alpha > 1.0f) {"),
     graph("leak: the executable", "            [product->executable release];\n", ""),
     graph("leak: shapes", "                [product->shapes[i] release];\n", "                (void)i;\n"),
-    graph("leak: staging", "                [executor->staging[i] release];\n", ""),
-    graph("leak: tensor data of staging", "                [executor->staged[i] release];\n", ""),
     graph(
         "leak: tensor data of the caller's buffer",
-        "bound->data = [tensor_data(product, which, operand->buffer->buffer) autorelease];",
-        "bound->data = tensor_data(product, which, operand->buffer->buffer);",
+        "data = [tensor_data(product, which, operand->buffer->buffer) autorelease];",
+        "data = tensor_data(product, which, operand->buffer->buffer);",
     ),
     graph(
         "leak: the graph",
@@ -525,30 +730,15 @@ pub const MUTANTS: &[Mutant] = &[
         "            [product->executable release];\n            [product->executable release];\n",
     ),
     graph(
-        "no pool of the run's own",
-        "CONTAINED(err, status, status = run_executor(executor, args, err))",
-        "@try {\n        status = run_executor(executor, args, err);\n    } @catch (NSException * exception) {\n        status = report_exception(err, exception);\n    }",
-    ),
-    graph(
-        "an exception leaves a run",
-        "CONTAINED(err, status, status = run_executor(executor, args, err))",
-        "@autoreleasepool {\n        status = run_executor(executor, args, err);\n    }",
-    ),
-    graph(
         "a buffer is used from its start",
-        "bound->staged = !(operand->buffer && operand->offset_bytes == 0 && same_layout",
-        "bound->staged = !(operand->buffer && same_layout",
+        "if (operand->buffer && operand->offset_bytes == 0 && same_layout",
+        "if (operand->buffer && same_layout",
     ),
     graph("a buffer is used with any leading dimension", "(l->rows <= 1 || l->ld == packed->ld) && ", ""),
     graph(
         "constant B of any length",
         "(constants->b_bytes < layouts[B].bytes || (!constants->b && layouts[B].bytes))",
         "(!constants->b && layouts[B].bytes)",
-    ),
-    graph(
-        "a run of any number of rows",
-        "if (args->m > d->m || (args->m != d->m && !(d->flags & ANE_MATMUL_VARIABLE_M))) {",
-        "if (args->m > d->m) {",
     ),
     graph(
         "f32 sums for the Neural Engine",
@@ -577,9 +767,24 @@ pub const MUTANTS: &[Mutant] = &[
         "",
     ),
     graph(
-        "reduced precision unless asked for",
-        "reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
-        "!reduced ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
+        "fast math unless asked for",
+        "fast ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
+        "!fast ? MPSGraphReducedPrecisionFastMathAllowFP16Intermediates",
+    ),
+    graph(
+        "fast math for reduced precision",
+        "options->flags & ANE_OPTION_FAST_MATH",
+        "options->flags & ANE_OPTION_REDUCED_PRECISION",
+    ),
+    graph(
+        "fast math that is not told",
+        "product->arithmetic = fast ? ANE_ARITHMETIC_FAST_MATH : 0;",
+        "product->arithmetic = 0;",
+    ),
+    graph(
+        "any alpha with sums in f16",
+        "d->type_accumulator == ANE_TYPE_F16 && !is_normal_f16(d->alpha)",
+        "d->type_accumulator == ANE_TYPE_F16 && is_normal_f16(d->alpha) > 1",
     ),
     graph(
         "packages on any system",
@@ -591,7 +796,11 @@ pub const MUTANTS: &[Mutant] = &[
         "return exists(path) ? ANE_STATUS_OK : FAIL(err",
         "return YES ? ANE_STATUS_OK : FAIL(err",
     ),
-    graph("an encoding without results", "if (encoded != 1) {", "if (encoded > 1) {"),
+    graph(
+        "an encoding without results",
+        "return encoded == 1 ? ANE_STATUS_OK",
+        "return encoded < 2 ? ANE_STATUS_OK",
+    ),
     graph(
         "an interval is left open on failure",
         "    os_signpost_interval_end(device->log, interval, \"compile\");\n    if (status",
