@@ -85,7 +85,7 @@ typedef int32_t ANEOperator;
 #define ANE_OP_NOT 26          /* Not(X) -> Y: of BOOL */
 #define ANE_OP_IS_NAN 27       /* IsNaN(X) -> Y: BOOL */
 #define ANE_OP_IS_INF 28       /* IsInf(X) -> Y {detect_negative = 1, detect_positive = 1}: BOOL */
-#define ANE_OP_IDENTITY 29     /* Identity(input) -> output: where an output would be no node's */
+#define ANE_OP_IDENTITY 30     /* Identity(input) -> output: where an output would be no node's */
 /* Cast(input) -> output {to}: to integers cuts the fraction off, and what is out of range is not specified; from
  * integers to narrower ones keeps the low bits; to BOOL is x != 0. */
 #define ANE_OP_CAST 29

@@ -437,7 +437,7 @@ static ANEStatus make_buffer(ANEDevice *device, ANEBufferKind kind, void *data, 
                              ANEError *err)
 {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    const BOOL private = kind == ANE_BUFFER_DEVICE && ![device->device hasUnifiedMemory];
+    const BOOL is_private = kind == ANE_BUFFER_DEVICE && ![device->device hasUnifiedMemory];
     buffer->device = device;
     buffer->bytes = bytes;
     if (data) {
@@ -454,13 +454,13 @@ static ANEStatus make_buffer(ANEDevice *device, ANEBufferKind kind, void *data, 
             return FAIL(err, ANE_STATUS_OUT_OF_MEMORY, "Metal did not wrap the %llu bytes", (unsigned long long)bytes);
         }
     } else {
-        buffer->buffer = new_buffer_of(device, bytes, private ? MTLResourceStorageModePrivate : MTLResourceStorageModeShared,
-                                       err);
+        buffer->buffer = new_buffer_of(
+            device, bytes, is_private ? MTLResourceStorageModePrivate : MTLResourceStorageModeShared, err);
         if (!buffer->buffer) {
             return ANE_STATUS_OUT_OF_MEMORY;
         }
     }
-    buffer->contents = private ? NULL : [buffer->buffer contents];
+    buffer->contents = is_private ? NULL : [buffer->buffer contents];
     return ANE_STATUS_OK;
 }
 

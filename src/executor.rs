@@ -847,6 +847,7 @@ fn scratch_view(scratch: &mut Vec<f32>, layout: Layout) -> Result<TensorViewMut<
 
 #[allow(clippy::cast_possible_truncation, reason = "rounding to f32 is what run_f64 is asked for")]
 fn narrow<'s>(operand: Operand, view: AnyView<'_>, scratch: &'s mut Vec<f32>) -> Result<AnyView<'s>> {
+    view.check_on_host(operand)?;
     let AnyView::F64(view) = view else {
         return Err(Error::Type { operand, expected: ElementType::F64, got: view.element_type() });
     };

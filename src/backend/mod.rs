@@ -511,7 +511,8 @@ impl Backends {
     ///
     /// # Safety
     /// The `bytes` bytes at `start` are initialised, readable and writable, and stay so and in place
-    /// until the buffer is dropped (forever, where it is leaked). Nothing else writes to them while the
+    /// until the buffer is dropped (forever, where it is leaked). It is not dropped while a run or a submission works on
+    /// this memory, by whatever borrow of it. Nothing else writes to them while the
     /// buffer or a view of it is in use, and nothing else reads them while they are written through it.
     ///
     /// # Errors

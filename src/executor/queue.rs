@@ -158,6 +158,8 @@ pub(super) struct Flights {
     next: u64,
     /// In the order in which they were submitted.
     in_flight: VecDeque<Flight>,
+    /// Of a scope: the first failure that was seen while it went on.
+    failed: Option<Error>,
 }
 
 struct Flight {
@@ -171,7 +173,7 @@ impl Flights {
     fn new(depth: usize) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let executor = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { executor, depth, next: 1, in_flight: VecDeque::new() }
+        Self { executor, depth, next: 1, in_flight: VecDeque::new(), failed: None }
     }
 
     #[inline]
@@ -183,7 +185,7 @@ impl Flights {
     fn busy(&self) -> Error {
         let count = self.in_flight.len();
         Error::Queue {
-            problem: format!("{count} submissions are in flight; wait for them, or run on another executor"),
+            problem: format!("submissions in flight: {count}; wait for them, or run on another executor"),
         }
     }
 
@@ -199,9 +201,7 @@ impl Flights {
             problem: if *depth == 0 {
                 "this executor takes no submissions; open one with Compiled::executor_with_depth".into()
             } else {
-                format!(
-                    "{depth} submissions are in flight, as many as this executor takes; wait for one first"
-                )
+                format!("submissions in flight: {depth}, as many as this executor takes; wait for one first")
             },
         })
     }
@@ -261,6 +261,10 @@ impl Executor {
     /// executor takes ([`Compiled::executor_with_depth`]). The operands come back with the error.
     pub fn submit(&mut self, mut submission: Submission) -> Result<Ticket, SubmissionError> {
         let started = self.flights.check_room().and_then(|()| {
+            let product = self.compiled.product();
+            if let Some(rows) = submission.rows.filter(|&rows| rows > product.m()) {
+                return Err(Error::Rows { compiled: product.m(), got: rows, variable: product.variable_m() });
+            }
             let (inputs, c) = submission.views(self.compiled.product());
             // SAFETY: the submission moves into `flights`, where its tensors' memory stays, out of everybody's reach,
             // until it is waited for or `context` is gone, which is dropped first. What is shared in `Arc`s is read
@@ -344,21 +348,23 @@ impl Executor {
         Some((result, submission))
     }
 
-    /// Waits for all submissions; the first error of any.
-    pub(crate) fn drain(&mut self) -> Result<()> {
-        let mut first = Ok(());
+    /// Waits for all submissions of a scope; the first failure of any.
+    fn drain(&mut self) -> Result<()> {
         while !self.flights.in_flight.is_empty() {
-            first = first.and(self.land_first());
+            self.land_first();
         }
-        first
+        self.flights.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Waits for the oldest submission.
-    fn land_first(&mut self) -> Result<()> {
-        loop {
+    /// Waits for the oldest submission of a scope.
+    fn land_first(&mut self) {
+        let result = loop {
             if let Some((result, _)) = self.land(0, None) {
-                return result.map(drop);
+                break result;
             }
+        };
+        if let Err(error) = result {
+            self.flights.failed.get_or_insert(error);
         }
     }
 
@@ -383,7 +389,7 @@ impl Executor {
     /// ```
     ///
     /// # Errors
-    /// What `f` returns, else the first failure of a submission; [`Error::Queue`] while other submissions are in
+    /// What `f` returns, else the failure of the first submission that failed; [`Error::Queue`] while other submissions are in
     /// flight, and for an executor that takes none.
     ///
     /// # Panics
@@ -419,12 +425,12 @@ impl<'scope> Queue<'scope, '_> {
     ///
     /// # Errors
     /// As [`Executor::run`], where an operand does not fit; [`Error::Memory`] for one that lies elsewhere on the host,
-    /// where the device works on; the failure of the submission that was waited for.
+    /// where the device works on. What goes wrong later is the error of [`Executor::scope`].
     pub fn submit(&'scope self, inputs: impl IntoInputs<'scope>, c: impl IntoViewMut<'scope>) -> Result<()> {
         let mut executor = self.executor.borrow_mut();
         let executor = &mut **executor;
         if executor.flights.in_flight.len() == executor.flights.depth {
-            executor.land_first()?;
+            executor.land_first();
         }
         executor.flights.check_room()?;
         let c = c.into_view_mut()?;

@@ -104,9 +104,10 @@ impl DeviceMemory {
             return Ok(());
         }
         let (there, here) = (view.buffer.backend(), &self.id);
+        let there = if there == here { format!("another `{there}`") } else { format!("`{there}`") };
         Err(Error::Memory {
             problem: format!(
-                "{operand} lies on the device of `{there}`, and `{here}` has another; download it (DeviceTensor::download), or upload it there"
+                "{operand} lies on the device of {there}, and `{here}` has another; download it (DeviceTensor::download), or upload it there"
             ),
         })
     }
@@ -134,7 +135,8 @@ impl DeviceMemory {
     /// A matrix, or a batch of them, of zeros, with any strides: [`crate::MatMul::c`] describes the C of a product.
     ///
     /// # Errors
-    /// [`Error::Memory`] for 4-bit elements; [`Error::OutOfMemory`], [`Error::Native`].
+    /// [`Error::Memory`] for 4-bit elements, and those of 16 bits without the feature `half`; [`Error::OutOfMemory`],
+    /// [`Error::Native`].
     pub fn with_layout(&self, element: ElementType, layout: Layout) -> Result<DeviceTensor> {
         let tensor = self.uncleared(element, layout)?;
         if let Storage::Device(buffer) = &tensor.storage {
@@ -151,6 +153,11 @@ impl DeviceMemory {
         if element.bits() < 8 {
             return Err(Error::Memory {
                 problem: format!("elements of type {element} are weights: bind them (MatMul::with_weights)"),
+            });
+        }
+        if cfg!(not(feature = "half")) && matches!(element, ElementType::F16 | ElementType::Bf16) {
+            return Err(Error::Memory {
+                problem: format!("elements of type {element} have no views without the feature `half`"),
             });
         }
         let bytes = layout
@@ -241,6 +248,9 @@ impl DeviceTensor {
     /// [`Error::Native`].
     pub fn download_into<'a>(&self, to: impl IntoViewMut<'a>) -> Result<()> {
         let mut to = to.into_view_mut()?;
+        if let AnyViewMut::Device(_) = to {
+            return Err(on_device("download into"));
+        }
         self.check_fits("download into", to.element_type(), to.layout())?;
         let copy;
         let from = match AnyView::from(self) {
@@ -266,7 +276,8 @@ impl DeviceTensor {
         if let Some(mut view) = self.view_mut() {
             return view.copy_from(&from);
         }
-        if self.layout.is_packed() && self.layout.addresses_same(from.layout()) {
+        let packed = Layout::packed(self.layout.batch(), self.layout.rows(), self.layout.cols())?;
+        if self.layout.addresses_same(&packed) && self.layout.addresses_same(from.layout()) {
             return self.fill(&from);
         }
         // Gaps keep what they hold.

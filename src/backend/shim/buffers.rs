@@ -9,6 +9,7 @@ use super::convert::element_type;
 use super::table::{Table, size_u32};
 use super::{DeviceHandle, sys};
 use crate::backend::BackendId;
+use crate::description::element::ElementType;
 use crate::error::{Error, NativeStatus, Result};
 use crate::operands::device_tensor::{DeviceBuffer, Storage};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory};
@@ -285,17 +286,17 @@ impl Drop for Constant {
     }
 }
 
-/// The constants of a device, by the address and the bytes of what they were made of.
+/// The constants of a device, by the address, the bytes and the type of what they were made of.
 #[derive(Default)]
 pub(super) struct Constants(Mutex<Vec<Known>>);
 
-type Known = ((usize, usize), Weak<Constant>);
+type Known = ((usize, usize, ElementType), Weak<Constant>);
 
 impl Constants {
     /// The elements of some weights on the device, once for all that use them at the same time.
     pub(super) fn of(device: &Arc<DeviceHandle>, weights: &Weights, hashed: bool) -> Result<Arc<Constant>> {
         let (data, bytes) = weights.view().memory();
-        let key = (data.addr(), bytes);
+        let key = (data.addr(), bytes, weights.element_type());
         // Held while it is made, so that it is made once.
         let mut all = device.constants.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|(_, constant)| constant.strong_count() > 0);

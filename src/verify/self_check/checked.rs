@@ -139,7 +139,9 @@ impl Checked {
         mut args: RunArgs<'_>,
         run: impl FnOnce(&mut dyn Run, RunArgs<'_>) -> Result<RunObservation>,
     ) -> Result<RunObservation> {
-        let observation = run(self.run.as_mut(), RunArgs { c: args.c.reborrow(), ..args })?;
+        let observation = run(self.run.as_mut(), RunArgs { c: args.c.reborrow(), ..args });
+        // The check is due for the next run, then.
+        let observation = observation.inspect_err(|_| self.runs -= 1)?;
         on_host(args, |args| self.check(args, observation))
     }
 

@@ -921,9 +921,10 @@ void sim_fail(id<MTLCommandBuffer> commands)
 /* Waits for room, as Metal does, but not for ever. */
 - (void)reserve
 {
+    static BOOL waited_in_vain;
     int64_t waits = 0;
     pthread_mutex_lock(&queue_lock);
-    while (uncompleted >= limit) {
+    while (uncompleted >= limit && !waited_in_vain) {
         struct timespec end;
         count(&sim.blocked, waits == 0);
         pthread_mutex_unlock(&queue_lock);
@@ -935,7 +936,7 @@ void sim_fail(id<MTLCommandBuffer> commands)
         end.tv_nsec %= 1000000000;
         if (uncompleted >= limit && pthread_cond_timedwait(&queue_moved, &queue_lock, &end) != 0 && ++waits == 10000) {
             sim_violation("a command buffer of a full queue, none of which can complete");
-            break;
+            waited_in_vain = YES;
         }
     }
     ++uncompleted;

@@ -176,6 +176,8 @@ impl<'h> Open<'h> {
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
+        // A test that failed may have left it: nothing would ever complete.
+        self.host.set("set_hold", 0);
         // SAFETY: made by this shim; NULL is accepted.
         unsafe {
             (self.host.shim.executor_destroy)(self.executor);

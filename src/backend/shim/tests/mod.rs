@@ -352,6 +352,18 @@ fn constants_mirror_the_header() {
 }
 
 #[test]
+fn operators_and_attributes_of_graphs_have_numbers_of_their_own() {
+    for prefix in ["#define ANE_OP_", "#define ANE_ATTR_"] {
+        let lines = include_str!("../../../../include/ane_graph.h").lines();
+        let numbers: Vec<u32> = lines
+            .filter_map(|line| line.strip_prefix(prefix)?.split_whitespace().nth(1)?.parse().ok())
+            .collect();
+        let different: std::collections::HashSet<_> = numbers.iter().collect();
+        assert!(numbers.len() > 50 && different.len() == numbers.len(), "{prefix}: {numbers:?}");
+    }
+}
+
+#[test]
 fn descriptions_reach_the_shim_unchanged() {
     use crate::{ElementTypes, Operand, QuantA, QuantB, QuantOutput, Quantization};
     let product = MatMul::builder(3, 4, 5)

@@ -244,7 +244,7 @@ fn a_submission_gives_its_operands_back_when_it_is_waited_for() {
         let (one, two) = (submit(&mut executor).unwrap(), submit(&mut executor).unwrap());
         // As many as it takes, and no run meanwhile.
         let full = submit(&mut executor).unwrap_err();
-        assert!(full.to_string().contains("2 submissions are in flight, as many"), "{full}");
+        assert!(full.to_string().contains("submissions in flight: 2, as many"), "{full}");
         assert!(full.submission.is_some_and(|submission| submission.b.is_some()));
         let host = Tensor::<f32>::zeros(2, 2).unwrap();
         let error = executor.run_to_tensor(Inputs::new(&host).b(&host)).unwrap_err();
@@ -290,6 +290,8 @@ fn a_submission_fails_alone_and_its_operands_come_back() {
     let error: Error = failure.into();
     assert!(matches!(error, Error::Native(_)));
     assert_eq!(executor.in_flight(), 0);
+    let failure = executor.submit(submission(&memory).rows(3)).unwrap_err();
+    assert!(matches!(&failure.error, Error::Rows { compiled: 2, got: 3, .. }));
     // One that does not fit.
     let wrong = memory.zeros(ElementType::F32, 2, 3).unwrap();
     let failure =
@@ -375,6 +377,18 @@ fn what_is_borrowed_is_complete_when_its_scope_ends() {
             matches!(&error, Err(Error::Native(native)) if native.status == NativeStatus::RunFailed),
             "{error:?}"
         );
+        // One that is seen while the scope goes on stops nothing.
+        let next = mock(|mock| u64::try_from(mock.next).unwrap());
+        mock(|mock| mock.failing = vec![next + 1]);
+        let mut taken = 0;
+        let error = executor.scope(|queue| {
+            outputs.iter_mut().try_for_each(|c| {
+                taken += 1;
+                queue.submit(Inputs::new(&a).b(&b), c)
+            })
+        });
+        assert!(matches!(&error, Err(Error::Native(_))) && taken == outputs.len(), "{error:?} after {taken}");
+        executor.scope(|queue| queue.submit(Inputs::new(&a).b(&b), &mut outputs[0])).unwrap();
         // Memory of the host's, but for a shared buffer, is no operand of a submission.
         let host = Tensor::<f32>::zeros(2, 2).unwrap();
         let error = executor.scope(|queue| queue.submit(Inputs::new(&host).b(&b), &mut outputs[0]));
@@ -432,6 +446,32 @@ fn a_run_on_the_device_is_verified_on_copies() {
     let done = executor.wait(ticket).unwrap();
     assert_eq!(done.submission.c.download::<f32>().unwrap().data(), [4.0; 4]);
     assert_eq!((executor.checks().checked, executor.checks().reruns), (2, 2));
+    // A submission that is refused is not the first run that is verified, and the second is not waited for.
+    let options = CompileOptions::default()
+        .self_check(SelfCheck::first_run().on_mismatch(crate::OnMismatch::RerunOnCpu));
+    let compiled = backends.compile(&id, &MatMul::new(2, 2, 2).unwrap(), &options).unwrap();
+    let mut executor = compiled.executor_with_depth(1).unwrap();
+    mock(|mock| mock.fail = Some(("executor_submit", sys::ANE_STATUS_OUT_OF_MEMORY, 0)));
+    let refused = executor.submit(submission(memory)).unwrap_err();
+    assert!(matches!(refused.error, Error::Native(_)) && executor.in_flight() == 0);
+    mock(|mock| mock.fail = Some(("executor_wait", sys::ANE_STATUS_RUN_FAILED, 0)));
+    let ticket = executor.submit(submission(memory)).unwrap();
+    assert!(matches!(executor.wait(ticket).unwrap_err().error, Error::Native(_)));
+    mock(|mock| mock.fail = None);
+    let ticket = executor.submit(submission(memory)).unwrap();
+    executor.wait(ticket).unwrap();
+    assert_eq!(executor.checks().checked, 1);
+    // Without a mismatch so far, those that follow are as they were submitted.
+    let options = CompileOptions::default().self_check(SelfCheck::first_run());
+    let zeros = backends.compile(&id, &MatMul::new(2, 2, 2).unwrap(), &options).unwrap();
+    let mut executor = zeros.executor_with_depth(1).unwrap();
+    let of_zeros = || Submission::new(filled(memory, 0.0), filled(memory, 9.0)).b(filled(memory, 0.0));
+    for in_flight in [0, 1] {
+        let ticket = executor.submit(of_zeros()).unwrap();
+        mock(|mock| assert_eq!(mock.in_flight.len(), in_flight));
+        executor.wait(ticket).unwrap();
+        assert_eq!(executor.checks().checked, 1);
+    }
     let options = CompileOptions::default().self_check(SelfCheck::every_run());
     let compiled = backends.compile(&id, &MatMul::new(2, 2, 2).unwrap(), &options).unwrap();
     let mut executor = compiled.executor_with_depth(1).unwrap();

@@ -93,8 +93,7 @@ fn judge(by: Judge, objc: &Path, out: &Path) -> Result<Option<String>, String> {
     match status {
         // A process that ends early and quietly has not passed.
         Some(status) if status.success() && said.contains("test result: ok") => Ok(None),
-        Some(status) if said.trim().is_empty() => Ok(Some(status.to_string())),
-        Some(_) => Ok(Some(said)),
+        Some(status) => Ok(Some(format!("{said}\n{status}"))),
         None => Ok(Some("no end within the limit".into())),
     }
 }

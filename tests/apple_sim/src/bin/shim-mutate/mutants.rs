@@ -622,7 +622,7 @@ pub const MUTANTS: &[Mutant] = &[
     graph(
         "the last command buffer is not waited for",
         "    if (last != first) {\n        [slot->commands addObject:last];\n    }\n",
-        "",
+        "    (void)last;\n",
     ),
     graph(
         "the first command buffer is not asked",
