@@ -141,11 +141,39 @@ void ane_sim_metal_set_hold(int64_t hold)
     pthread_cond_broadcast(&queue_moved);
     pthread_mutex_unlock(&queue_lock);
 }
+@class SimCommandBuffer;
+
+/* A thread that executes a command buffer. */
+typedef struct Worker {
+    SimCommandBuffer *commands;
+    pthread_t thread;
+    struct Worker *next;
+} Worker;
+
+static Worker *finished; /* under sim_lock */
+
+/* Waits for the last steps of threads that have finished: what they hold counts as a leak otherwise. */
+static void reap(void)
+{
+    Worker *all;
+    pthread_mutex_lock(&sim_lock);
+    all = finished;
+    finished = NULL;
+    pthread_mutex_unlock(&sim_lock);
+    while (all) {
+        Worker *next = all->next;
+        pthread_join(all->thread, NULL);
+        free(all);
+        all = next;
+    }
+}
+
 int64_t ane_sim_metal_live_objects(void)
 {
     while (__atomic_load_n(&sim.ending, __ATOMIC_SEQ_CST)) {
         usleep(20);
     }
+    reap();
     return __atomic_load_n(&sim.live, __ATOMIC_SEQ_CST);
 }
 int64_t ane_sim_metal_libraries_compiled(void) { return sim.libraries; }
@@ -476,8 +504,6 @@ typedef struct Use {
     BOOL writes;
 } Use;
 
-@class SimCommandBuffer;
-
 @interface SimEncoder : SimObject <MTLComputeCommandEncoder, MTLBlitCommandEncoder> {
 @public
     SimCommandBuffer *owner; /* retained */
@@ -737,7 +763,8 @@ static void execute(SimCommandBuffer *commands)
 /* Executes a command buffer a while after its commit, after what the queue was given before. */
 static void *work(void *argument)
 {
-    SimCommandBuffer *commands = argument;
+    Worker *worker = argument;
+    SimCommandBuffer *commands = worker->commands;
     pthread_mutex_lock(&queue_lock);
     while (commands->queue->completed != commands->turn || sim.hold) {
         pthread_cond_wait(&queue_moved, &queue_lock);
@@ -748,6 +775,10 @@ static void *work(void *argument)
     @autoreleasepool {
         [commands release];
     }
+    pthread_mutex_lock(&sim_lock);
+    worker->next = finished;
+    finished = worker;
+    pthread_mutex_unlock(&sim_lock);
     count(&sim.ending, -1);
     return NULL;
 }
@@ -843,17 +874,14 @@ static void drain(SimQueue *queue, SimCommandBuffer *last)
         [queue->pending addObject:self];
         pthread_mutex_unlock(&queue->pending_lock);
     } else {
-        pthread_t thread;
-        pthread_attr_t attributes;
+        Worker *worker = malloc(sizeof *worker);
+        reap();
         /* Whoever lets go of it does not wait for it. */
-        [self retain];
+        worker->commands = [self retain];
         turn = __atomic_fetch_add(&queue->committed, 1, __ATOMIC_SEQ_CST);
-        pthread_attr_init(&attributes);
-        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-        if (pthread_create(&thread, &attributes, work, self) != 0) {
+        if (pthread_create(&worker->thread, NULL, work, worker) != 0) {
             sim_violation("the double has no thread for a command buffer");
         }
-        pthread_attr_destroy(&attributes);
     }
 }
 - (void)waitUntilCompleted

@@ -13,6 +13,12 @@ use crate::host::{AneError, Constants, ExecutorOptions, Host, Operand, Options, 
 use crate::plan::{Desc, flag};
 use crate::sweep;
 
+/// A call that may fail, and what it fails with.
+type Call<'a> = &'a dyn Fn() -> Result<(), i32>;
+
+/// What is wrong with the arguments of a run: an operand in plain memory.
+type Edit<'a> = &'a dyn Fn(&mut RunArgs, Operand);
+
 /// No limit to a wait.
 const FOREVER: u64 = u64::MAX;
 /// What a shim takes at most.
@@ -209,7 +215,7 @@ pub fn devices(host: &Host) {
     let facts = || host.device_info(0).map(drop).map_err(|e| e.status);
     let opened = || host.open_device().map(drop).map_err(|e| e.status);
     let counted = || count().map(drop).map_err(|e| e.0);
-    let calls: [(i32, i32, &dyn Fn() -> Result<(), i32>); 8] = [
+    let calls: [(i32, i32, Call<'_>); 8] = [
         (1, NO_DEVICE, &counted),
         (1, NO_DEVICE, &facts),
         (1, NO_DEVICE, &opened),
@@ -481,7 +487,7 @@ fn what_a_caller_may_not(host: &Host) {
     lanes[2].check(3.0);
 
     let mut plain = vec![0u8; M * N * 4];
-    let edits: [&dyn Fn(&mut RunArgs, Operand); 7] = [
+    let edits: [Edit<'_>; 7] = [
         &|args, plain| args.a = plain,
         &|args, plain| args.b = plain,
         &|args, plain| args.c = plain,
@@ -876,8 +882,8 @@ pub fn endurance_of_submissions(host: &Host) {
     submit_many(rounds / 20);
     let (live, (resident, heap)) = (host.counter("live_objects"), memory_bytes());
     submit_many(rounds);
-    let after = memory_bytes();
     assert_eq!(host.counter("live_objects"), live, "objects left by {rounds} submissions");
+    let after = memory_bytes();
     let (resident, heap) = (after.0.saturating_sub(resident), after.1.saturating_sub(heap));
     println!("  {rounds} submissions: {resident} more bytes resident, {heap} more on the heap");
     drop(lanes);

@@ -5,10 +5,11 @@
 //! `shim-conformance [metal|mpsgraph] [small]`; with `small`, the small cases on all of them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use ane_matmul::{
     BackendId, Backends, CompileOptions, Device, ElementType, ElementTypes, Inputs, MatMul, RefusalReason,
-    ShimLibrary, Tensor, TensorView, TensorViewMut, Weights,
+    ShimLibrary, Submission, Tensor, TensorView, TensorViewMut, Weights,
 };
 use ane_matmul_conformance::{Scale, cases_of_type, run_suite, some};
 use apple_sim::host::{Host, Shim, build};
@@ -70,6 +71,7 @@ fn main() {
             .unwrap_or_else(|e| panic!("{e}"));
         run(subject, &host, arguments.iter().any(|a| a == "small"));
         shared_buffers(subject, &host).unwrap_or_else(|e| panic!("{e}"));
+        submissions(subject, &host).unwrap_or_else(|e| panic!("{e}"));
         packages(subject, &host, &own).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(host.counter("violations"), 0, "{}", host.last_violation());
         assert_eq!(host.counter("live_objects"), 0, "objects left");
@@ -112,6 +114,33 @@ fn shared_buffers(subject: &Subject, host: &Host) -> ane_matmul::Result<()> {
     }
     assert_eq!(host.counter("buffers_made"), made, "operands in shared buffers were copied");
     println!("{}: shared buffers are used in place", subject.name);
+    Ok(())
+}
+
+/// Matrices that stay on the device and runs that are submitted reach the shim as such, also where the host does not
+/// see the device's memory.
+fn submissions(subject: &Subject, host: &Host) -> ane_matmul::Result<()> {
+    for unified in [1, 0] {
+        host.set("set_unified", unified);
+        let (backends, id) = backends(subject, host);
+        let compiled = backends.compile(&id, &MatMul::new(5, 7, 3)?, &CompileOptions::default())?;
+        let memory = compiled.memory();
+        let b = Arc::new(memory.upload(&Tensor::filled(3, 7, 2f32)?)?);
+        let mut executor = compiled.executor_with_depth(3)?;
+        let mut tickets = Vec::new();
+        for value in [1f32, 2.0, 3.0] {
+            let (a, c) = (memory.upload(&Tensor::filled(5, 3, value)?)?, memory.zeros(ElementType::F32, 5, 7)?);
+            assert_eq!(c.view().is_some(), unified == 1, "the host sees the memory of a private buffer");
+            let submission = Submission::new(a, c).b(Arc::clone(&b));
+            tickets.push(executor.submit(submission).map_err(|e| e.error)?);
+        }
+        for (ticket, value) in tickets.into_iter().zip([1f32, 2.0, 3.0]).rev() {
+            let done = executor.wait(ticket).map_err(|e| e.error)?;
+            assert_eq!(done.submission.c.download::<f32>()?.data(), [6.0 * value; 35]);
+        }
+    }
+    host.set("set_unified", 1);
+    println!("{}: submissions on memory of the device", subject.name);
     Ok(())
 }
 
