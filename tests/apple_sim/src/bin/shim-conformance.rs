@@ -129,7 +129,8 @@ fn submissions(subject: &Subject, host: &Host) -> ane_matmul::Result<()> {
         let mut executor = compiled.executor_with_depth(3)?;
         let mut tickets = Vec::new();
         for value in [1f32, 2.0, 3.0] {
-            let (a, c) = (memory.upload(&Tensor::filled(5, 3, value)?)?, memory.zeros(ElementType::F32, 5, 7)?);
+            let (a, c) =
+                (memory.upload(&Tensor::filled(5, 3, value)?)?, memory.zeros(ElementType::F32, 5, 7)?);
             assert_eq!(c.view().is_some(), unified == 1, "the host sees the memory of a private buffer");
             let submission = Submission::new(a, c).b(Arc::clone(&b));
             tickets.push(executor.submit(submission).map_err(|e| e.error)?);
