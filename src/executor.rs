@@ -6,7 +6,7 @@ pub(crate) mod queue;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::instant_start::InstantStart;
@@ -94,13 +94,25 @@ impl<'a> Inputs<'a> {
         self.residual
     }
 
+    /// The inputs of a run.
+    pub(crate) const fn of(args: &RunArgs<'a>) -> Self {
+        Self { a: args.a, b: args.b, bias: args.bias, residual: args.residual }
+    }
+
+    /// Those that were given; they are lent, since a copy of them takes a tenth of the time of the smallest products.
+    pub(crate) fn views(&self) -> impl Iterator<Item = (Operand, &AnyView<'a>)> {
+        let views = [
+            (Operand::A, Some(&self.a)),
+            (Operand::B, self.b.as_ref()),
+            (Operand::Bias, self.bias.as_ref()),
+            (Operand::Residual, self.residual.as_ref()),
+        ];
+        views.into_iter().filter_map(|(operand, view)| Some((operand, view?)))
+    }
+
     /// For those who read elements.
     pub(crate) fn check_on_host(&self) -> Result<()> {
-        let views = [(Operand::A, Some(self.a)), (Operand::B, self.b), (Operand::Bias, self.bias)];
-        for (operand, view) in views.into_iter().chain([(Operand::Residual, self.residual)]) {
-            view.map_or(Ok(()), |view| view.check_on_host(operand))?;
-        }
-        Ok(())
+        self.views().try_for_each(|(operand, view)| view.check_on_host(operand))
     }
 }
 
@@ -247,12 +259,6 @@ struct Shared {
     prepare_time: Option<Duration>,
 }
 
-/// A bias that is known, and once it was needed there its copy on the device.
-struct Bias {
-    weights: Weights,
-    resident: OnceLock<DeviceTensor>,
-}
-
 /// A product compiled for a backend: plan and weights, shared by its executors.
 ///
 /// ```
@@ -277,7 +283,7 @@ pub struct Compiled {
     idle: Arc<Idle>,
     shared: Arc<Shared>,
     /// The caller's, and not the engine's: products with several biases share what was compiled.
-    bias: Option<Arc<Bias>>,
+    bias: Option<Weights>,
 }
 
 impl Compiled {
@@ -329,8 +335,7 @@ impl Compiled {
     /// A handle for a caller: with the bias that is known, and with idle executors that go with it. A cache
     /// holds none, which it could not weigh.
     pub(crate) fn for_caller(self, bias: Option<&Weights>) -> Self {
-        let bias = bias.map(|weights| Arc::new(Bias { weights: weights.clone(), resident: OnceLock::new() }));
-        Self { idle: Arc::default(), bias, ..self }
+        Self { idle: Arc::default(), bias: bias.cloned(), ..self }
     }
 
     /// Notes that a backend was chosen in place of `requested`; only before this is shared.
@@ -347,7 +352,7 @@ impl Compiled {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Native`].
     pub fn executor(&self) -> Result<Executor> {
-        Executor::open(self)
+        Executor::open(self, 0)
     }
 
     /// As [`Compiled::executor`], for up to `depth` runs that were submitted and not waited for
@@ -432,22 +437,7 @@ impl Compiled {
 
     /// The bias, where it is known.
     pub(crate) fn bias(&self) -> Option<&Weights> {
-        self.bias.as_ref().map(|bias| &bias.weights)
-    }
-
-    /// The bias where it is known, on the device where it was needed there.
-    fn bias_view(&self) -> Option<AnyView<'_>> {
-        let bias = self.bias.as_ref()?;
-        Some(bias.resident.get().map_or_else(|| bias.weights.view(), AnyView::from))
-    }
-
-    /// Copies a bias that is known to the device.
-    fn upload_bias(&self) -> Result<()> {
-        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.resident.get().is_none()) {
-            // Another thread may have been first.
-            let _ = bias.resident.set(self.memory().upload(bias.weights.view())?);
-        }
-        Ok(())
+        self.bias.as_ref()
     }
 
     /// The rows of a run whose operands fit.
@@ -536,17 +526,20 @@ pub(crate) struct Context {
     scratch: Option<Box<F64Scratch>>,
     /// The self-checks that a pool has counted.
     pub counted: CheckCounts,
+    /// The bias that is known, on the device, once it was needed there.
+    bias: Option<Box<DeviceTensor>>,
 }
 
 impl Context {
     fn open(compiled: &Compiled, queue_depth: usize) -> Result<Self> {
         let run = compiled.shared.compiled.open(queue_depth)?;
-        Ok(Self { run, scratch: None, counted: CheckCounts::default() })
+        Ok(Self { run, scratch: None, counted: CheckCounts::default(), bias: None })
     }
 
     fn run(&mut self, compiled: &Compiled, inputs: &Inputs<'_>, c: AnyViewMut<'_>) -> Result<()> {
         let m = compiled.rows(inputs, &c)?;
-        self.run.run(args(m, inputs, compiled.bias_view(), c))
+        let Self { run, bias, .. } = self;
+        run.run(args(m, inputs, known_bias(bias.as_deref(), compiled), c))
     }
 
     fn run_to_tensor(&mut self, compiled: &Compiled, inputs: &Inputs<'_>) -> Result<Tensor<f32>> {
@@ -554,11 +547,7 @@ impl Context {
         let rows = if product.transpose_a() { a.cols() } else { a.rows() };
         check_rows(product, rows)?;
         let c = product.c_for(rows);
-        let mut output = if c.batch() == 1 {
-            Tensor::zeros(c.rows(), c.cols())?
-        } else {
-            Tensor::zeros_batched(c.batch(), c.rows(), c.cols())?
-        };
+        let mut output = Tensor::zeros_of(&c)?;
         check_layout(Operand::C, &c, output.view().layout())?;
         self.run(compiled, inputs, (&mut output).into())?;
         Ok(output)
@@ -619,7 +608,8 @@ impl Executor {
         let c = c.into_view_mut()?;
         inputs.with_inputs(|inputs| {
             let m = self.compiled.rows(inputs, &c)?;
-            self.context.run.run_observed(args(m, inputs, self.compiled.bias_view(), c))
+            let Context { run, bias, .. } = &mut self.context;
+            run.run_observed(args(m, inputs, known_bias(bias.as_deref(), &self.compiled), c))
         })
     }
 
@@ -643,18 +633,19 @@ impl Executor {
                 return Err(Error::Type { operand, expected: element, got: ElementType::F64 });
             }
         }
-        let scratch = self.context.scratch.get_or_insert_default();
+        let Context { run, scratch, bias: resident, .. } = &mut self.context;
+        let scratch = scratch.get_or_insert_default();
         let F64Scratch { a, b, bias, residual, c: c_scratch } = &mut **scratch;
         let bias = inputs.bias.map(|view| narrow(Operand::Bias, view, bias)).transpose()?;
         let args = RunArgs {
             m,
             a: narrow(Operand::A, inputs.a, a)?,
             b: inputs.b.map(|view| narrow(Operand::B, view, b)).transpose()?,
-            bias: bias.or_else(|| self.compiled.bias_view()),
+            bias: bias.or_else(|| known_bias(resident.as_deref(), &self.compiled)),
             residual: inputs.residual.map(|view| narrow(Operand::Residual, view, residual)).transpose()?,
             c: AnyViewMut::F32(scratch_view(c_scratch, *c.layout())?),
         };
-        self.context.run.run(args)?;
+        run.run(args)?;
         widen(&scratch.c, &mut c);
         Ok(())
     }
@@ -682,6 +673,12 @@ impl fmt::Debug for Executor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Executor").field("compiled", &self.compiled).finish_non_exhaustive()
     }
+}
+
+/// The bias that is known, on the device where it was needed there.
+#[inline]
+fn known_bias<'v>(resident: Option<&'v DeviceTensor>, compiled: &'v Compiled) -> Option<AnyView<'v>> {
+    resident.map(AnyView::from).or_else(|| compiled.bias().map(Weights::view))
 }
 
 // Inlined: a copy of the operands takes a tenth of the time of the smallest products.
@@ -769,8 +766,7 @@ fn check_rows(product: &MatMul, m: usize) -> Result<()> {
 
 #[cold]
 fn wrong_shape(operand: Operand, expected: &Layout, got: &Layout) -> Error {
-    let same = (got.batch(), got.rows(), got.cols()) == (expected.batch(), expected.rows(), expected.cols());
-    let help = if same {
+    let help = if got.shape() == expected.shape() {
         "copy the operand, or describe the product with its strides (leading_dimension, batch_stride)"
     } else if expected.cols() > 0
         && (got.batch(), got.rows()) == (1, 1)

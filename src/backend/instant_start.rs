@@ -13,7 +13,7 @@ use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::error::{Error, Result};
 use crate::executor::RunObservation;
-use crate::operands::device_tensor::on_host;
+use crate::operands::device_tensor::with_host_copies;
 use crate::operands::weights::Weights;
 
 /// Where an instant start stands ([`CompileOptions::instant_start`]).
@@ -272,7 +272,7 @@ impl InstantRun {
 
     /// A run of the CPU's, on copies of what lies on the device that it stands in for.
     fn run_on_cpu(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
-        on_host(args, |args| self.run.run(args))?;
+        with_host_copies(args, |args| self.run.run(args))?;
         self.shared.runs_on_cpu.fetch_add(1, Ordering::Relaxed);
         // The CPU's engine says nothing of single runs, and the product may have moved since.
         Ok(RunObservation { observed: Device::Cpu, ..RunObservation::default() })

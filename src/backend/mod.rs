@@ -145,7 +145,7 @@ pub(crate) trait Backend: Send + Sync {
     }
     /// Memory that runs compute on without a copy: of undefined contents where the host does not see it, else all
     /// zero.
-    fn resident(&self, bytes: usize) -> Result<Storage> {
+    fn allocate(&self, bytes: usize) -> Result<Storage> {
         self.buffer(bytes).map(Storage::Host)
     }
     /// # Safety

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::backend::Submitted;
 use crate::description::matmul::MatMul;
 use crate::error::{Error, Result};
-use crate::executor::{Compiled, Context, Executor, Inputs, IntoInputs, RunObservation, args};
+use crate::executor::{Compiled, Context, Executor, Inputs, IntoInputs, RunObservation, args, known_bias};
 use crate::operands::device_tensor::DeviceTensor;
 use crate::operands::view::{AnyView, AnyViewMut, IntoViewMut};
 
@@ -222,9 +222,10 @@ impl Flights {
 }
 
 impl Executor {
-    /// Without room for submissions.
-    pub(super) fn open(compiled: &Compiled) -> Result<Self> {
-        Self::open_context(compiled, 0)
+    /// `depth` is 0 without room for submissions.
+    pub(super) fn open(compiled: &Compiled, depth: usize) -> Result<Self> {
+        let context = Context::open(compiled, depth)?;
+        Ok(Self { context, flights: Flights::new(depth), compiled: compiled.clone(), not_sync: PhantomData })
     }
 
     pub(super) fn open_queue(compiled: &Compiled, depth: usize) -> Result<Self> {
@@ -240,12 +241,7 @@ impl Executor {
                 ),
             });
         }
-        Self::open_context(compiled, depth)
-    }
-
-    fn open_context(compiled: &Compiled, depth: usize) -> Result<Self> {
-        let context = Context::open(compiled, depth)?;
-        Ok(Self { context, flights: Flights::new(depth), compiled: compiled.clone(), not_sync: PhantomData })
+        Self::open(compiled, depth)
     }
 
     /// Starts a run, and returns while the device works on it.
@@ -265,7 +261,7 @@ impl Executor {
             if let Some(rows) = submission.rows.filter(|&rows| rows > product.m()) {
                 return Err(Error::Rows { compiled: product.m(), got: rows, variable: product.variable_m() });
             }
-            let (inputs, c) = submission.views(self.compiled.product());
+            let (inputs, c) = submission.views(product);
             // SAFETY: the submission moves into `flights`, where its tensors' memory stays, out of everybody's reach,
             // until it is waited for or `context` is gone, which is dropped first. What is shared in `Arc`s is read
             // alone.
@@ -333,11 +329,7 @@ impl Executor {
         timeout: Option<Duration>,
     ) -> Option<(Result<RunObservation>, Option<Submission>)> {
         let waited = match self.flights.in_flight[index].state {
-            Submitted::Ticket(ticket) => match self.context.run.wait(ticket, timeout) {
-                Ok(None) => return None,
-                Ok(Some(observation)) => Some(Ok(observation)),
-                Err(error) => Some(Err(error)),
-            },
+            Submitted::Ticket(ticket) => Some(self.context.run.wait(ticket, timeout).transpose()?),
             Submitted::Done(_) => None,
         };
         let Flight { state, submission, .. } = self.flights.in_flight.remove(index)?;
@@ -458,9 +450,12 @@ unsafe fn start(
     c: AnyViewMut<'_>,
 ) -> Result<Submitted> {
     let m = compiled.rows(inputs, &c)?;
-    if compiled.memory().max_queue_depth() > 0 {
-        compiled.upload_bias()?;
+    let Context { run, bias, .. } = context;
+    if let Some(known) = compiled.bias().filter(|_| bias.is_none() && compiled.memory().max_queue_depth() > 0)
+    {
+        *bias = Some(Box::new(compiled.memory().upload(known.view())?));
     }
-    // SAFETY: by the function's own contract; a bias that is known lives in `compiled`, which outlives `context`.
-    unsafe { context.run.submit(args(m, inputs, compiled.bias_view(), c)) }
+    // SAFETY: by the function's own contract; a bias that is known lives in `context`, which drops it after `run`, or in
+    // `compiled`, which outlives `context`.
+    unsafe { run.submit(args(m, inputs, known_bias(bias.as_deref(), compiled), c)) }
 }

@@ -15,8 +15,6 @@ use crate::operands::shared_buffer::{BufferMemory, HostMemory, SharedBuffer};
 use crate::operands::tensor::Tensor;
 use crate::operands::view::{AnyView, AnyViewMut, IntoView, IntoViewMut, TensorView, TensorViewMut};
 
-const INPUTS: [Operand; 4] = [Operand::A, Operand::B, Operand::Bias, Operand::Residual];
-
 /// The bytes that are cleared at once.
 const CLEARED_BYTES: usize = 1 << 20;
 
@@ -90,9 +88,8 @@ impl DeviceMemory {
     /// Checks that what lies on a device lies on this one.
     #[inline]
     pub(crate) fn check_operands(&self, inputs: &Inputs<'_>, c: &AnyViewMut<'_>) -> Result<()> {
-        let views = [Some(inputs.a_view()), inputs.b_view(), inputs.bias_view(), inputs.residual_view()];
-        for (operand, view) in INPUTS.into_iter().zip(&views) {
-            if let Some(AnyView::Device(view)) = view {
+        for (operand, view) in inputs.views() {
+            if let AnyView::Device(view) = view {
                 self.check_device(operand, *view)?;
             }
         }
@@ -119,6 +116,9 @@ impl DeviceMemory {
     /// [`Error::OutOfMemory`], [`Error::Native`].
     pub fn upload<'a>(&self, matrix: impl IntoView<'a>) -> Result<DeviceTensor> {
         let view = matrix.into_view()?;
+        if let AnyView::Device(_) = view {
+            return Err(on_device("upload"));
+        }
         let mut tensor = self.uncleared(view.element_type(), *view.layout())?;
         tensor.fill(&view)?;
         Ok(tensor)
@@ -160,11 +160,7 @@ impl DeviceMemory {
                 problem: format!("elements of type {element} have no views without the feature `half`"),
             });
         }
-        let bytes = layout
-            .span()
-            .checked_mul(element.bits() / 8)
-            .ok_or(Error::SizeOverflow { what: "a matrix on a device" })?;
-        let storage = self.backend.resident(bytes)?;
+        let storage = self.backend.allocate(bytes_of(element, &layout))?;
         Ok(DeviceTensor { storage, element, layout })
     }
 
@@ -231,12 +227,7 @@ impl DeviceTensor {
     /// # Errors
     /// [`Error::Memory`] where `T` is not its type; [`Error::OutOfMemory`], [`Error::Native`].
     pub fn download<T: Element>(&self) -> Result<Tensor<T>> {
-        let (batch, rows, cols) = (self.layout.batch(), self.layout.rows(), self.layout.cols());
-        let mut tensor = if batch == 1 {
-            Tensor::<T>::zeros(rows, cols)?
-        } else {
-            Tensor::<T>::zeros_batched(batch, rows, cols)?
-        };
+        let mut tensor = Tensor::<T>::zeros_of(&self.layout)?;
         self.download_into(&mut tensor)?;
         Ok(tensor)
     }
@@ -273,22 +264,22 @@ impl DeviceTensor {
         if let AnyView::Device(_) = from {
             return Err(on_device("upload"));
         }
-        if let Some(mut view) = self.view_mut() {
-            return view.copy_from(&from);
-        }
-        let packed = Layout::packed(self.layout.batch(), self.layout.rows(), self.layout.cols())?;
+        let Storage::Device(buffer) = &self.storage else {
+            return AnyViewMut::from(self).copy_from(&from);
+        };
+        let [batch, rows, cols] = self.layout.shape();
+        let packed = Layout::packed(batch, rows, cols)?;
         if self.layout.addresses_same(&packed) && self.layout.addresses_same(from.layout()) {
             return self.fill(&from);
         }
         // Gaps keep what they hold.
-        let mut copy = DeviceView::new(self).map_or_else(|| Err(on_device("upload")), DeviceView::to_host)?;
+        let mut copy = self.device_view(buffer.as_ref()).to_host()?;
         AnyViewMut::from(&mut copy).copy_from(&from)?;
         self.fill(&AnyView::from(&copy))
     }
 
     fn check_fits(&self, step: &str, element: ElementType, layout: &Layout) -> Result<()> {
-        let shape = |layout: &Layout| (layout.batch(), layout.rows(), layout.cols());
-        if element == self.element && shape(layout) == shape(&self.layout) {
+        if element == self.element && layout.shape() == self.layout.shape() {
             return Ok(());
         }
         Err(Error::Memory {
@@ -329,12 +320,9 @@ impl DeviceTensor {
         AnyViewMut::from(self).part(rows, usize::MAX)
     }
 
-    /// Copies elements of the same type and strides, gaps included.
+    /// Copies elements of the same type and strides from the host, gaps included.
     fn fill(&mut self, from: &AnyView<'_>) -> Result<()> {
         let (start, bytes) = from.memory();
-        if let AnyView::Device(_) = from {
-            return Err(on_device("upload"));
-        }
         match &mut self.storage {
             Storage::Host(memory) => {
                 debug_assert!(bytes <= memory.bytes());
@@ -350,9 +338,13 @@ impl DeviceTensor {
 
     /// Memory of the host's for elements that lie on a device.
     fn on_host(element: ElementType, layout: Layout) -> Result<Self> {
-        let bytes = layout.span() * (element.bits() / 8);
-        let memory = HostMemory::zeroed(bytes, "a copy of an operand on a device")?;
+        let memory = HostMemory::zeroed(bytes_of(element, &layout), "a copy of an operand on a device")?;
         Ok(Self { storage: Storage::Host(Box::new(memory)), element, layout })
+    }
+
+    /// `buffer` is its storage.
+    fn device_view<'a>(&self, buffer: &'a dyn DeviceBuffer) -> DeviceView<'a> {
+        DeviceView { buffer, element: self.element, layout: self.layout }
     }
 }
 
@@ -363,6 +355,11 @@ impl fmt::Debug for DeviceTensor {
             .field("layout", &self.layout)
             .finish_non_exhaustive()
     }
+}
+
+/// The bytes from the first element to the last, of which a layout has few enough to count.
+const fn bytes_of(element: ElementType, layout: &Layout) -> usize {
+    layout.span() * (element.bits() / 8)
 }
 
 /// What only a device sees, where elements are read.
@@ -387,15 +384,6 @@ pub struct DeviceView<'a> {
 }
 
 impl<'a> DeviceView<'a> {
-    fn new(tensor: &'a DeviceTensor) -> Option<Self> {
-        match &tensor.storage {
-            Storage::Host(_) => None,
-            Storage::Device(buffer) => {
-                Some(Self { buffer: buffer.as_ref(), element: tensor.element, layout: tensor.layout })
-            }
-        }
-    }
-
     /// Shape and strides.
     #[must_use]
     pub const fn layout(&self) -> &Layout {
@@ -418,7 +406,7 @@ impl<'a> DeviceView<'a> {
 
     /// The bytes from the first element to the last.
     pub(crate) fn bytes(&self) -> usize {
-        self.layout.span() * (self.element.bits() / 8)
+        bytes_of(self.element, &self.layout)
     }
 
     /// A copy on the host, gaps included.
@@ -497,10 +485,7 @@ impl<'a> From<&'a DeviceTensor> for AnyView<'a> {
     fn from(tensor: &'a DeviceTensor) -> Self {
         let memory = match &tensor.storage {
             Storage::Host(memory) => memory,
-            Storage::Device(buffer) => {
-                let (buffer, element, layout) = (buffer.as_ref(), tensor.element, tensor.layout);
-                return AnyView::Device(DeviceView { buffer, element, layout });
-            }
+            Storage::Device(buffer) => return AnyView::Device(tensor.device_view(buffer.as_ref())),
         };
         macro_rules! view {
             ($rust:ty) => {{
@@ -521,11 +506,8 @@ impl<'a> From<&'a mut DeviceTensor> for AnyViewMut<'a> {
         let memory = match &tensor.storage {
             Storage::Host(memory) => memory,
             Storage::Device(buffer) => {
-                let (buffer, element, layout) = (buffer.as_ref(), tensor.element, tensor.layout);
-                return AnyViewMut::Device(DeviceViewMut(
-                    DeviceView { buffer, element, layout },
-                    PhantomData,
-                ));
+                let view = tensor.device_view(buffer.as_ref());
+                return AnyViewMut::Device(DeviceViewMut(view, PhantomData));
             }
         };
         macro_rules! view {
@@ -543,7 +525,10 @@ impl<'a> From<&'a mut DeviceTensor> for AnyViewMut<'a> {
 
 /// Runs on copies on the host of what lies on a device, and copies C back; on the operands themselves where nothing
 /// does.
-pub(crate) fn on_host<R>(args: RunArgs<'_>, run: impl FnOnce(RunArgs<'_>) -> Result<R>) -> Result<R> {
+pub(crate) fn with_host_copies<R>(
+    args: RunArgs<'_>,
+    run: impl FnOnce(RunArgs<'_>) -> Result<R>,
+) -> Result<R> {
     fn copied(view: Option<AnyView<'_>>) -> Result<Option<DeviceTensor>> {
         match view {
             Some(AnyView::Device(view)) => view.to_host().map(Some),

@@ -51,6 +51,14 @@ impl<T: Element> Tensor<T> {
         Ok(Self { data, batch: 1, rows, cols, batched: false })
     }
 
+    /// Zeros of a layout's shape, packed.
+    pub(crate) fn zeros_of(layout: &Layout) -> Result<Self> {
+        match layout.batch() {
+            1 => Self::zeros(layout.rows(), layout.cols()),
+            batch => Self::zeros_batched(batch, layout.rows(), layout.cols()),
+        }
+    }
+
     /// A batch of `batch` matrices of zeros.
     ///
     /// # Errors

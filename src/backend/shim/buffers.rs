@@ -250,7 +250,7 @@ impl DeviceOnly {
 }
 
 /// Memory that the device computes on without a copy.
-pub(super) fn resident(
+pub(super) fn allocate(
     device: &Arc<DeviceHandle>,
     kind: sys::ANEBufferKind,
     bytes: usize,

@@ -241,14 +241,14 @@ pub(super) fn constants(weights: Option<&Weights>, scales: &NativeScales, hashed
 pub(super) fn run_args(args: &mut RunArgs<'_>, buffers: &Registry) -> sys::ANERunArgs {
     let operand = |view: Option<&AnyView<'_>>| match view {
         None => NO_OPERAND,
-        Some(AnyView::Device(view)) => resident(*view),
+        Some(AnyView::Device(view)) => device_operand(*view),
         Some(view) => {
             let (data, bytes) = view.memory();
             buffers.operand(data.cast_mut(), bytes)
         }
     };
     let c = match &mut args.c {
-        AnyViewMut::Device(view) => resident(view.as_view()),
+        AnyViewMut::Device(view) => device_operand(view.as_view()),
         view => {
             let (data, bytes) = view.memory();
             buffers.operand(data, bytes)
@@ -268,7 +268,7 @@ pub(super) fn run_args(args: &mut RunArgs<'_>, buffers: &Registry) -> sys::ANERu
 }
 
 /// An operand in memory that only the device sees.
-fn resident(view: DeviceView<'_>) -> sys::ANEOperand {
+fn device_operand(view: DeviceView<'_>) -> sys::ANEOperand {
     if view.bytes() == 0 {
         return NO_OPERAND;
     }

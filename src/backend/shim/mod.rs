@@ -150,8 +150,8 @@ impl ShimLibrary {
         }
         let facts = self.facts(index)?;
         let id = self.device_id(index);
-        let device = DeviceHandle::open(Arc::clone(&self.table), index, id)?;
-        Ok(ShimBackend { facts, prepared: Mutex::new(None), device: Arc::new(device) })
+        let device = DeviceHandle::open(Arc::clone(&self.table), index, id, facts)?;
+        Ok(ShimBackend { prepared: Mutex::new(None), device: Arc::new(device) })
     }
 }
 
@@ -191,6 +191,10 @@ struct Facts(sys::ANEDeviceInfo);
 impl Facts {
     fn has(&self, flag: i32) -> bool {
         self.0.flags & flag.cast_unsigned() != 0
+    }
+
+    fn max_queue_depth(&self) -> usize {
+        self.0.max_queue_depth as usize
     }
 
     fn device(&self, shim: &ShimLibrary, index: u32) -> ShimDevice {
@@ -239,6 +243,7 @@ impl std::fmt::Debug for ShimLibrary {
 struct DeviceHandle {
     raw: NonNull<sys::ANEDevice>,
     id: BackendId,
+    facts: Facts,
     buffers: Registry,
     constants: Constants,
     table: Arc<Table>,
@@ -279,7 +284,7 @@ macro_rules! handle {
     };
 }
 
-handle!(ProductHandle(ANEProduct) from device: Arc<DeviceHandle>, by product_destroy, |device| device.table(), max_queue_depth: usize, constants: Vec<Arc<Constant>>);
+handle!(ProductHandle(ANEProduct) from device: Arc<DeviceHandle>, by product_destroy, |device| device.table(), constants: Vec<Arc<Constant>>);
 handle!(ExecutorHandle(ANEMatMulExecutor) from product: Arc<ProductHandle>, by executor_destroy, |product| product.table());
 
 // SAFETY: the contract lets any thread use a device, several at once.
@@ -303,19 +308,18 @@ impl DeviceHandle {
         std::ptr::from_ref(self).addr()
     }
 
-    fn open(table: Arc<Table>, index: u32, id: BackendId) -> Result<Self> {
+    fn open(table: Arc<Table>, index: u32, id: BackendId, facts: Facts) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
         table.call("device_open", |error| {
             // SAFETY: out and error are valid for the call.
             unsafe { (table.slots.device_open)(index, &raw mut raw, error) }
         })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object("device_open"))?;
-        Ok(Self { raw, id, buffers: Registry::default(), constants: Constants::default(), table })
+        Ok(Self { raw, id, facts, buffers: Registry::default(), constants: Constants::default(), table })
     }
 }
 
 pub(super) struct ShimBackend {
-    facts: Facts,
     /// How long the device was prepared, once it was.
     prepared: Mutex<Option<Duration>>,
     device: Arc<DeviceHandle>,
@@ -328,11 +332,11 @@ impl Backend for ShimBackend {
     }
 
     fn device(&self) -> (Device, String) {
-        (convert::device(self.facts.0.kind), characters(&self.facts.0.name))
+        (convert::device(self.device.facts.0.kind), characters(&self.device.facts.0.name))
     }
 
     fn is_test_double(&self) -> bool {
-        self.facts.has(sys::ANE_DEVICE_FLAG_TEST_DOUBLE)
+        self.device.facts.has(sys::ANE_DEVICE_FLAG_TEST_DOUBLE)
     }
 
     fn prepare(&self) -> Result<Option<Duration>> {
@@ -350,7 +354,7 @@ impl Backend for ShimBackend {
     }
 
     fn max_queue_depth(&self) -> usize {
-        self.facts.0.max_queue_depth as usize
+        self.device.facts.max_queue_depth()
     }
 
     fn device_key(&self) -> usize {
@@ -358,15 +362,15 @@ impl Backend for ShimBackend {
     }
 
     fn copies_host_operands(&self) -> bool {
-        self.facts.0.preferred_buffer != sys::ANE_BUFFER_HOST_VISIBLE
+        self.device.facts.0.preferred_buffer != sys::ANE_BUFFER_HOST_VISIBLE
     }
 
-    fn resident(&self, bytes: usize) -> Result<Storage> {
-        let kind = match self.facts.0.preferred_buffer {
+    fn allocate(&self, bytes: usize) -> Result<Storage> {
+        let kind = match self.device.facts.0.preferred_buffer {
             sys::ANE_BUFFER_HOST_VISIBLE => sys::ANE_BUFFER_HOST_VISIBLE,
             _ => sys::ANE_BUFFER_DEVICE,
         };
-        buffers::resident(&self.device, kind, bytes)
+        buffers::allocate(&self.device, kind, bytes)
     }
 
     fn is_foreign(&self) -> bool {
@@ -401,7 +405,7 @@ impl Backend for ShimBackend {
     }
 
     fn wrap_alignment_bytes(&self) -> Option<usize> {
-        usize::try_from(self.facts.0.wrap_alignment).ok().filter(|&bytes| bytes > 0)
+        usize::try_from(self.device.facts.0.wrap_alignment).ok().filter(|&bytes| bytes > 0)
     }
 
     fn buffer(&self, bytes: usize) -> Result<Box<dyn BufferMemory>> {
@@ -478,12 +482,7 @@ impl ShimBackend {
             },
         })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object(step))?;
-        let handle = Arc::new(ProductHandle {
-            raw,
-            max_queue_depth: self.max_queue_depth(),
-            constants,
-            device: Arc::clone(&self.device),
-        });
+        let handle = Arc::new(ProductHandle { raw, constants, device: Arc::clone(&self.device) });
         self.check_arithmetic(&handle, &native_options)?;
         Ok(handle)
     }
@@ -495,7 +494,7 @@ impl ShimBackend {
         constants: &mut sys::ANEConstants,
         hashed: bool,
     ) -> Result<Vec<Arc<Constant>>> {
-        let Some(weights) = weights.filter(|_| self.facts.has(sys::ANE_DEVICE_FLAG_CONSTANTS)) else {
+        let Some(weights) = weights.filter(|_| self.device.facts.has(sys::ANE_DEVICE_FLAG_CONSTANTS)) else {
             return Ok(Vec::new());
         };
         let b = Constants::of(&self.device, weights, hashed)?;
@@ -552,8 +551,8 @@ impl ShimBackend {
             "ane-matmul package 1\nshim {} {}\nchip {}\nos {}\nproduct {:?}\noptions {:?}\nscales {:?}\nweights {hash}",
             table.name,
             table.version,
-            characters(&self.facts.0.chip),
-            characters(&self.facts.0.os_build),
+            characters(&self.device.facts.0.chip),
+            characters(&self.device.facts.0.os_build),
             convert::description(product),
             convert::options(&options),
             [quantization.a.scale(), quantization.b.scale(), quantization.output.scale()],
@@ -596,7 +595,8 @@ impl CompiledProduct for ShimProduct {
         let options = sys::ANEExecutorOptions {
             struct_size: size_u32::<sys::ANEExecutorOptions>(),
             // A shim that takes none computes while it is submitted to. Its own depth is of this type.
-            queue_depth: u32::try_from(queue_depth.min(self.handle.max_queue_depth)).unwrap_or(u32::MAX),
+            queue_depth: u32::try_from(queue_depth.min(self.handle.device.facts.max_queue_depth()))
+                .unwrap_or(u32::MAX),
         };
         let (product, mut raw) = (self.handle.raw.as_ptr(), std::ptr::null_mut());
         table.call("executor_create", |error| {
@@ -647,7 +647,7 @@ impl Run for ShimRun {
     }
 
     unsafe fn submit(&mut self, mut args: RunArgs<'_>) -> Result<Submitted> {
-        if self.0.product.max_queue_depth == 0 {
+        if self.0.product.device.facts.max_queue_depth() == 0 {
             return Ok(Submitted::Done(self.run_observed(args)));
         }
         let table = self.0.table();

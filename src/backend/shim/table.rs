@@ -118,9 +118,9 @@ impl Table {
         }
         // SAFETY: the caller promises struct_size readable bytes, of which these are the first 4.
         let size = unsafe { raw.cast::<u32>().read() } as usize;
-        let truncated = || {
+        let truncated = |what: &str, size: usize, here: usize| {
             problem(format!(
-                "its table has {size} bytes, this version has {MINIMUM_SIZE}: it is truncated; build it against the header of this version"
+                "its {what} has {size} bytes, this version has {here}: it is truncated; build it against the header of this version"
             ))
         };
         // SAFETY: all-zero bytes are a valid ANEShim: integers, null pointers and empty options.
@@ -134,7 +134,7 @@ impl Table {
             );
         }
         if size < offset_of!(sys::ANEShim, name) {
-            return Err(truncated());
+            return Err(truncated("table", size, MINIMUM_SIZE));
         }
         // First: a table of another version may have another size.
         let (major, minor) = (table.abi_major, table.abi_minor);
@@ -145,7 +145,7 @@ impl Table {
             )));
         }
         if size < MINIMUM_SIZE {
-            return Err(truncated());
+            return Err(truncated("table", size, MINIMUM_SIZE));
         }
         let slots = Slots::new(&table).map_err(|slot| problem(missing_slot(slot)))?;
         if !table.graphs.is_null() {
@@ -155,10 +155,7 @@ impl Table {
             // SAFETY: the caller promises a table of graphs as it does this one, of which these are the first 4 bytes.
             let size = unsafe { table.graphs.cast::<u32>().read() } as usize;
             if size < size_of::<sys::ANEGraphTable>() {
-                return Err(problem(format!(
-                    "its graph table has {size} bytes, this version has {}: it is truncated; build it against the header of this version",
-                    size_of::<sys::ANEGraphTable>()
-                )));
+                return Err(truncated("graph table", size, size_of::<sys::ANEGraphTable>()));
             }
             // SAFETY: of this size, and never changed.
             if let Some(text) = graph_problem(unsafe { &*table.graphs }) {

@@ -397,9 +397,7 @@ impl Reference {
         let c = c.into_view()?;
         c.check_on_host("C")?;
         let got = c.layout();
-        if (got.batch(), got.rows(), got.cols())
-            != (self.layout.batch(), self.layout.rows(), self.layout.cols())
-        {
+        if got.shape() != self.layout.shape() {
             return Err(Error::Shape {
                 operand: Operand::C,
                 expected: self.layout.to_string(),

@@ -8,7 +8,7 @@ use crate::backend::{BUILT_IN, BackendId, CompiledInfo, CompiledProduct, Run, Ru
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, Result};
 use crate::executor::{Executor, Inputs, RunObservation};
-use crate::operands::device_tensor::on_host;
+use crate::operands::device_tensor::with_host_copies;
 use crate::verify::self_check::{
     CheckCounts, CheckSchedule, Mismatch, OnMismatch, Prepared, ResultChecker, SelfCheck,
 };
@@ -142,21 +142,12 @@ impl Checked {
         let observation = run(self.run.as_mut(), RunArgs { c: args.c.reborrow(), ..args });
         // The check is due for the next run, then.
         let observation = observation.inspect_err(|_| self.runs -= 1)?;
-        on_host(args, |args| self.check(args, observation))
+        with_host_copies(args, |args| self.check(args, observation))
     }
 
     /// Verifies a result; all operands lie on the host.
     fn check(&mut self, args: RunArgs<'_>, observation: RunObservation) -> Result<RunObservation> {
-        let mut inputs = Inputs::new(args.a);
-        if let Some(b) = args.b {
-            inputs = inputs.b(b);
-        }
-        if let Some(bias) = args.bias {
-            inputs = inputs.bias(bias);
-        }
-        if let Some(residual) = args.residual {
-            inputs = inputs.residual(residual);
-        }
+        let inputs = Inputs::of(&args);
         self.counts.checked += 1;
         let Some(element) = self.checker.check_fitting(&inputs, args.c.as_view())? else {
             return Ok(observation);
