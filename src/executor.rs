@@ -186,7 +186,7 @@ pub struct Report {
     /// Which arithmetic it makes use of beyond that of its description.
     pub arithmetic: Arithmetic,
     /// How long the backend was initialised before its first product was compiled ([`crate::Backends::prepare`]): no part of
-    /// [`Report::compile_time`].
+    /// [`Report::compile_time`]. With an instant start it is not known until the backend has compiled.
     pub prepare_time: Option<Duration>,
 }
 
@@ -472,7 +472,7 @@ impl Compiled {
             instant_start,
             note,
             arithmetic: info.arithmetic,
-            prepare_time: self.shared.prepare_time,
+            prepare_time: info.prepare_time.or(self.shared.prepare_time),
         }
     }
 
@@ -480,12 +480,9 @@ impl Compiled {
     /// have them in common.
     pub(crate) fn holding(&self) -> Weight {
         let CompiledInfo { bytes_held, shared, instant_start, .. } = self.shared.compiled.info();
-        let shared_bytes = shared.map_or(0, |(_, bytes)| bytes);
-        Weight {
-            own: size_of::<Shared>() + bytes_held.saturating_sub(shared_bytes),
-            shared,
-            may_change: matches!(instant_start, Some(InstantStart::Compiling { .. })),
-        }
+        let may_change = matches!(instant_start, Some(InstantStart::Compiling { .. }));
+        let weight = Weight { own: size_of::<Shared>() + bytes_held, shared, may_change };
+        Weight { own: weight.own.saturating_sub(weight.shared_bytes()), ..weight }
     }
 }
 
@@ -879,10 +876,10 @@ mod tests {
             } else {
                 product.compile(&BackendId::CPU).unwrap()
             };
-            let Weight { own, shared, may_change } = compiled.holding();
-            let shared_bytes = shared.map_or(0, |(_, bytes)| bytes);
-            assert_eq!(own + shared_bytes, size_of::<Shared>() + compiled.report().bytes_held);
-            assert_eq!((shared_bytes >= 3 * 40 * size_of::<f32>(), may_change), (constant, false));
+            let weight = compiled.holding();
+            let shared_bytes = weight.shared_bytes();
+            assert_eq!(weight.own + shared_bytes, size_of::<Shared>() + compiled.report().bytes_held);
+            assert_eq!((shared_bytes >= 3 * 40 * size_of::<f32>(), weight.may_change), (constant, false));
         }
     }
 }

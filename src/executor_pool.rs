@@ -80,7 +80,7 @@ pub struct ExecutorPool {
 struct State {
     idle: Vec<Executor>,
     checks: CheckCounts,
-    /// Executors that a panic took, to be opened anew.
+    /// Executors that did not come back, to be opened anew.
     lost: usize,
     /// Threads that wait: to wake nobody takes a call into the system too.
     waiting: usize,
@@ -261,8 +261,8 @@ impl DerefMut for PooledExecutor<'_> {
 impl Drop for PooledExecutor<'_> {
     fn drop(&mut self) {
         let Some(mut executor) = self.executor.take() else { return };
-        if std::thread::panicking() {
-            // What the panic left of it is not to be trusted.
+        if std::thread::panicking() || executor.in_flight() > 0 {
+            // What a panic left of it is not to be trusted; nor is one of somebody else's that has work to do.
             drop(executor);
             self.pool.give_back(|state| state.lost += 1);
         } else {
@@ -287,8 +287,23 @@ mod tests {
     use crate::backend::tests::Scripted;
     use crate::description::matmul::MatMul;
     use crate::description::options::CompileOptions;
+    use crate::executor::queue::Submission;
 
     const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn an_executor_of_somebody_elses_that_has_work_to_do_does_not_stay() {
+        let (backends, id) =
+            Scripted { info: Some(CompiledInfo::default()), ..Scripted::default() }.registered();
+        let product = MatMul::new(1, 1, 1).unwrap();
+        let compiled = backends.compile(&id, &product, &CompileOptions::default()).unwrap();
+        let pool = compiled.pool(1).unwrap();
+        let mut busy = compiled.executor_with_depth(1).unwrap();
+        let one = || compiled.memory().upload(&[1f32]).unwrap();
+        busy.submit(Submission::new(one(), one()).b(one())).unwrap();
+        std::mem::swap(&mut busy, &mut *pool.get().unwrap());
+        assert_eq!((pool.idle(), pool.get().unwrap().in_flight()), (1, 0));
+    }
 
     #[test]
     fn who_waits_is_woken_though_a_lost_executor_cannot_be_opened() {

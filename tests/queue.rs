@@ -113,6 +113,12 @@ fn a_submission_on_which_the_device_falls_silent_ends_as_a_failure() {
     let ticket = executor.submit(submission(&compiled, 3.0)).unwrap();
     assert!(executor.wait_timeout(ticket, Duration::from_millis(1)).unwrap().is_none());
     assert_eq!(status(&executor.wait(ticket).unwrap_err().error), NativeStatus::NoDevice);
+    // The oldest first, without a ticket, until there is none.
+    executor.submit(submission(&compiled, 1.0)).unwrap();
+    executor.submit(submission(&compiled, 2.0)).unwrap();
+    assert_eq!(status(&executor.wait_next().unwrap_err().error), NativeStatus::NoDevice);
+    assert_eq!(executor.in_flight(), 1);
+    assert!(executor.wait_next().is_err() && executor.wait_next().unwrap().is_none());
     // Nobody waits for this one: destroying the executor ends.
     executor.submit(submission(&compiled, 3.0)).unwrap();
     drop(executor);
@@ -207,6 +213,12 @@ fn a_result_is_the_next_products_operand_where_it_lies() {
     let ticket = executor.submit(Submission::new(y, x).rows(3)).unwrap();
     let c = executor.wait(ticket).unwrap().submission.c.download::<f32>().unwrap();
     assert_eq!((c.data()[0], c.data()[12], c.data()[18]), (34.0, 7.0, 7.0));
+    // No operand has so many.
+    let short = |rows| memory.zeros(ElementType::F32, rows, 6).unwrap();
+    let refused = executor.submit(Submission::new(short(4), short(2)).rows(3)).unwrap_err();
+    assert!(matches!(refused.error, Error::Shape { .. }), "{refused}");
+    let refused = executor.submit(Submission::new(short(2), short(4)).rows(3)).unwrap_err();
+    assert!(matches!(refused.error, Error::Shape { .. }), "{refused}");
 }
 
 #[test]
@@ -231,10 +243,15 @@ fn cache_checks_and_instant_start_know_of_devices() {
     let compiled = backends.compile(&id, &product, &options).unwrap();
     let mut executor = compiled.executor_with_depth(2).unwrap();
     let start = Instant::now();
+    // What the device could not work on later is refused now.
+    let (a, b, mut c) = (filled(&compiled, 3, 5, 1.0), Tensor::filled(5, 4, 2f32).unwrap(), [0f32; 12]);
+    let plain = ane_matmul::TensorViewMut::new(&mut c, 3, 4).unwrap();
+    let refused = executor.scope(|queue| queue.submit(Inputs::new(&a).b(&b), plain)).unwrap_err();
+    assert!(refused.to_string().contains("B of a submission lies in the host's memory"), "{refused}");
     loop {
         let ticket = executor.submit(submission(&compiled, 2.0)).unwrap();
-        let done = executor.wait(ticket).unwrap();
-        assert!(is_right(&done.submission.c, 2.0));
+        let done = executor.wait_next().unwrap().expect("one is in flight");
+        assert!(is_right(&done.submission.c, 2.0) && executor.wait(ticket).is_err());
         if matches!(compiled.report().instant_start, Some(ane_matmul::InstantStart::Switched { .. })) {
             break;
         }
@@ -242,6 +259,8 @@ fn cache_checks_and_instant_start_know_of_devices() {
     }
     let ticket = executor.submit(submission(&compiled, 2.0)).unwrap();
     assert!(is_right(&executor.wait(ticket).unwrap().submission.c, 2.0));
+    // The device was prepared in the background too.
+    assert_eq!(compiled.report().prepare_time, backends.prepare(&id).unwrap());
     assert!(matches!(
         compiled.report().instant_start,
         Some(ane_matmul::InstantStart::Switched { runs_on_cpu: 1.., .. })

@@ -102,6 +102,11 @@ impl Backend for WithInstantStart<'_> {
         self.asked_for.supports(product, options)
     }
 
+    /// Left to the background, where compiling is.
+    fn prepare(&self) -> Result<Option<Duration>> {
+        if self.cpu.is_ok() { Ok(None) } else { self.asked_for.prepare() }
+    }
+
     fn compile(
         &self,
         product: &MatMul,
@@ -151,23 +156,23 @@ impl Background {
         if shared.strong_count() == 0 {
             return;
         }
-        let start = Instant::now();
-        // An executor that cannot be opened is a reason not to move either.
         let compile = || {
+            let prepare_time = backend.prepare()?;
+            let start = Instant::now();
             let compiled = backend.compile(&product, weights.as_ref(), &options)?;
+            // An executor that cannot be opened is a reason not to move either.
             drop(compiled.open(0)?);
-            Ok::<_, Error>(compiled)
+            Ok::<_, Error>(Ready { compiled, compile_time: start.elapsed(), prepare_time })
         };
         let result = catch_unwind(AssertUnwindSafe(compile));
-        let compile_time = start.elapsed();
         let Some(shared) = shared.upgrade() else {
             log::debug!("{product} was dropped before it was compiled");
             return;
         };
         match result {
-            Ok(Ok(compiled)) => {
-                log::debug!("compiled {product} in the background in {compile_time:?}");
-                shared.switch(Ready { compiled, compile_time });
+            Ok(Ok(ready)) => {
+                log::debug!("compiled {product} in the background in {:?}", ready.compile_time);
+                shared.switch(ready);
             }
             Ok(Err(error)) => shared.fail(&product, error.to_string()),
             Err(_) => shared.fail(&product, "the compilation panicked".into()),
@@ -178,6 +183,7 @@ impl Background {
 struct Ready {
     compiled: Box<dyn CompiledProduct>,
     compile_time: Duration,
+    prepare_time: Option<Duration>,
 }
 
 /// What product, executors and background thread have in common.
@@ -234,7 +240,7 @@ impl CompiledProduct for InstantProduct {
         let cpu = self.0.cpu();
         let (info, state) = match (self.0.outcome.get(), cpu) {
             (Some(Ok(ready)), _) => (
-                ready.compiled.info(),
+                CompiledInfo { prepare_time: ready.prepare_time, ..ready.compiled.info() },
                 InstantStart::Switched { runs_on_cpu, compile_time: ready.compile_time },
             ),
             (outcome, cpu) => {
@@ -272,7 +278,7 @@ impl InstantRun {
 
     /// A run of the CPU's, on copies of what lies on the device that it stands in for.
     fn run_on_cpu(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
-        with_host_copies(args, |args| self.run.run(args))?;
+        with_host_copies(args, |args| self.run.run(args), |()| true)?;
         self.shared.runs_on_cpu.fetch_add(1, Ordering::Relaxed);
         // The CPU's engine says nothing of single runs, and the product may have moved since.
         Ok(RunObservation { observed: Device::Cpu, ..RunObservation::default() })

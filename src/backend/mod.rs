@@ -117,7 +117,7 @@ pub(crate) trait Backend: Send + Sync {
     fn threads(&self, options: &CompileOptions) -> usize {
         options.threads.number()
     }
-    /// Initialises once what all products have in common; how long that took.
+    /// Initialises once what all products have in common, before the first is compiled; how long that took.
     fn prepare(&self) -> Result<Option<Duration>> {
         Ok(None)
     }
@@ -134,6 +134,10 @@ pub(crate) trait Backend: Send + Sync {
     /// The device, as an address that no other has; 0 where all its memory is the host's.
     fn device_key(&self) -> usize {
         0
+    }
+    /// Whether memory of the host's lies where runs compute on it without a copy, as submissions require.
+    fn holds(&self, _start: *const u8, _bytes: usize) -> bool {
+        true
     }
     /// Whether the device has memory of its own.
     fn copies_host_operands(&self) -> bool {
@@ -175,14 +179,16 @@ pub(crate) trait CompiledProduct: Send + Sync {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CompiledInfo {
     pub bytes_held: usize,
-    /// The part of `bytes_held` that products have in common: its address, and its bytes.
-    pub shared: Option<(usize, usize)>,
+    /// The parts of `bytes_held` that products have in common, by their addresses: B's elements and its scales.
+    pub shared: [Option<(usize, usize)>; 2],
     pub observed: Device,
     pub threads: Option<usize>,
     pub note: Option<String>,
     pub from_package: bool,
     pub instant_start: Option<InstantStart>,
     pub arithmetic: Arithmetic,
+    /// How long the backend was initialised, where that was not done before it was asked to compile.
+    pub prepare_time: Option<Duration>,
 }
 
 /// Operands that fit the description, for one run.
@@ -342,7 +348,7 @@ impl Backends {
     }
 
     /// Adds a shim with its first device under its own name, which is returned. When the device cannot be opened, it
-    /// is listed with the reason, like any backend that is not here.
+    /// is listed with the reason, like any backend that is not here, and may be added again.
     ///
     /// # Errors
     /// [`Error::DuplicateBackend`] when a backend of that name is known already.
@@ -351,14 +357,21 @@ impl Backends {
     }
 
     /// Adds one device of a shim, of those that [`ShimLibrary::devices`] lists: the first under the shim's name, `cuda`
-    /// say, others as `cuda:1`, `cuda:2`.
+    /// say, others as `cuda:1`, `cuda:2`. One that is not there is listed with that as its reason.
     ///
     /// # Errors
     /// As [`Backends::add`].
     pub fn add_device(&mut self, shim: ShimLibrary, index: u32) -> Result<BackendId> {
         let id = shim.device_id(index);
-        if id == BackendId::AUTO || self.entries.iter().any(|entry| entry.id == id) {
-            return Err(Error::DuplicateBackend { backend: id });
+        let built_in = || built_in().iter().any(|entry| entry.id == id);
+        match self.entries.iter().position(|entry| entry.id == id) {
+            _ if id == BackendId::AUTO => return Err(Error::DuplicateBackend { backend: id }),
+            // The device could not be opened before.
+            Some(index) if self.entries[index].state.is_err() && !built_in() => {
+                self.entries.remove(index);
+            }
+            Some(_) => return Err(Error::DuplicateBackend { backend: id }),
+            None => {}
         }
         self.entries.push(shim_entry(id.clone(), Ok(shim), index));
         Ok(id)
@@ -408,15 +421,14 @@ impl Backends {
     /// when any does.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason, [`Error::UnknownBackend`], [`Error::Unavailable`];
-    /// [`Error::Threads`] for more threads than [`crate::Threads::MAXIMUM`].
+    /// [`Error::Refused`] with the reason, [`Error::UnknownBackend`], [`Error::Unavailable`]; [`Error::Native`] where
+    /// the engine failed when it was asked; [`Error::Threads`] for more threads than [`crate::Threads::MAXIMUM`].
     pub fn supports(&self, id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<()> {
         options.threads.check()?;
         if *id == BackendId::AUTO {
             return self.rank(product, options).map(drop);
         }
-        supports(id, self.get(id)?.as_ref(), product, options)
-            .map_err(|refusal| Error::Refused { backend: id.clone(), refusal })
+        supports(id, self.get(id)?.as_ref(), product, options).map_err(|refusal| refusal.into_error(id))
     }
 
     /// Compiles `product` for the backend `id`: a [`MatMul`], or one with its weights.

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::backend::BackendId;
+use crate::error::{Error, NativeError};
+
 /// A backend's answer that it does not run a product.
 ///
 /// ```
@@ -21,13 +24,34 @@ pub struct Refusal {
     pub reason: RefusalReason,
     /// Why, in words, and what to do where something can be done.
     pub message: String,
+    /// The failure of an engine that could not say whether it runs the product.
+    fault: Option<Box<NativeError>>,
 }
 
 impl Refusal {
     /// A refusal with its explanation.
     #[must_use]
     pub fn new(reason: RefusalReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: message.into(), fault: None }
+    }
+
+    /// Of an engine that failed where it was asked.
+    pub(crate) fn of_failure(error: Error) -> Self {
+        match error {
+            Error::Refused { refusal, .. } => refusal,
+            Error::Native(fault) => {
+                Self { fault: Some(fault.clone()), ..Self::new(RefusalReason::Other, fault.to_string()) }
+            }
+            error => Self::new(RefusalReason::Other, error.to_string()),
+        }
+    }
+
+    /// The error for a product that was to run on `backend`.
+    pub(crate) fn into_error(mut self, backend: &BackendId) -> Error {
+        match self.fault.take() {
+            Some(fault) => Error::Native(fault),
+            None => Error::Refused { backend: backend.clone(), refusal: self },
+        }
     }
 }
 

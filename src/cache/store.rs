@@ -16,11 +16,18 @@ use super::sync::{Arc, Condvar, Mutex, MutexGuard};
 pub(crate) struct Weight {
     /// Bytes of its own.
     pub own: usize,
-    /// Bytes that it has in common with other values: whose (an address, good while the value lives),
-    /// and how many.
-    pub shared: Option<(usize, usize)>,
+    /// Parts that it has in common with other values: whose each is (an address, good while the value lives),
+    /// and how many bytes.
+    pub shared: [Option<(usize, usize)>; 2],
     /// Whether it may weigh something else later.
     pub may_change: bool,
+}
+
+impl Weight {
+    /// The bytes of all parts that it has in common with others.
+    pub(crate) fn shared_bytes(&self) -> usize {
+        self.shared.iter().flatten().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
 }
 
 /// What a store may hold.
@@ -247,7 +254,7 @@ impl<K: Eq + Hash, V: Clone, E> State<K, V, E> {
 
     /// Holds a value and returns what had to go for it. One that fits no empty store is not held.
     fn insert(&mut self, key: KeyRef<K>, value: V, weight: Weight, limits: Limits) -> Vec<V> {
-        let alone = weight.own.saturating_add(weight.shared.map_or(0, |(_, bytes)| bytes));
+        let alone = weight.own.saturating_add(weight.shared_bytes());
         if alone > limits.bytes || limits.count == 0 {
             self.counts.oversized += 1;
             return Vec::new();
@@ -294,7 +301,7 @@ impl<K: Eq + Hash, V: Clone, E> State<K, V, E> {
 
     fn add(&mut self, weight: &Weight) {
         self.counts.bytes = self.counts.bytes.saturating_add(weight.own);
-        if let Some((part, bytes)) = weight.shared {
+        for (part, bytes) in weight.shared.into_iter().flatten() {
             let (users, counted) = self.shared.entry(part).or_default();
             *users += 1;
             if *users == 1 {
@@ -306,8 +313,8 @@ impl<K: Eq + Hash, V: Clone, E> State<K, V, E> {
 
     fn subtract(&mut self, weight: &Weight) {
         self.counts.bytes = self.counts.bytes.saturating_sub(weight.own);
-        let Some((part, _)) = weight.shared else { return };
-        if let Some((users, bytes)) = self.shared.get_mut(&part) {
+        for (part, _) in weight.shared.into_iter().flatten() {
+            let Some((users, bytes)) = self.shared.get_mut(&part) else { continue };
             *users -= 1;
             if *users == 0 {
                 self.counts.bytes = self.counts.bytes.saturating_sub(*bytes);

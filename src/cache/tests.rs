@@ -19,7 +19,7 @@ type Value = Arc<AtomicUsize>;
 fn store(bytes: usize, count: usize) -> Store<&'static str, Value, ()> {
     Store::new(Limits { bytes, count }, |value| Weight {
         own: value.load(Ordering::Relaxed),
-        shared: None,
+        shared: [None; 2],
         may_change: true,
     })
 }

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use crate::backend::Submitted;
 use crate::description::matmul::MatMul;
-use crate::error::{Error, Result};
-use crate::executor::{Compiled, Context, Executor, Inputs, IntoInputs, RunObservation, args, known_bias};
+use crate::error::{Error, Operand, Result};
+use crate::executor::{
+    Compiled, Context, Executor, Inputs, IntoInputs, RunObservation, args, known_bias, wrong_shape,
+};
 use crate::operands::device_tensor::DeviceTensor;
 use crate::operands::view::{AnyView, AnyViewMut, IntoViewMut};
 
@@ -261,6 +263,9 @@ impl Executor {
             if let Some(rows) = submission.rows.filter(|&rows| rows > product.m()) {
                 return Err(Error::Rows { compiled: product.m(), got: rows, variable: product.variable_m() });
             }
+            if let Some(rows) = submission.rows.filter(|&rows| rows > submission.c.layout().rows()) {
+                return Err(wrong_shape(Operand::C, &product.c_for(rows), submission.c.layout()));
+            }
             let (inputs, c) = submission.views(product);
             // SAFETY: the submission moves into `flights`, where its tensors' memory stays, out of everybody's reach,
             // until it is waited for or `context` is gone, which is dropped first. What is shared in `Arc`s is read
@@ -296,6 +301,23 @@ impl Executor {
         timeout: Duration,
     ) -> Result<Option<Completed>, SubmissionError> {
         self.end(ticket, Some(timeout))
+    }
+
+    /// Waits for the submission that was made first of those in flight; `None` when there are none.
+    ///
+    /// `while let Some(done) = executor.wait_next()? {}` waits for all of them, also where a ticket was lost.
+    ///
+    /// # Errors
+    /// What went wrong with this submission, as [`Executor::run`] has it.
+    pub fn wait_next(&mut self) -> Result<Option<Completed>, SubmissionError> {
+        let executor = self.flights.executor;
+        match self.flights.in_flight.front() {
+            Some(flight) => {
+                let number = flight.number;
+                self.wait(Ticket { executor, number }).map(Some)
+            }
+            None => Ok(None),
+        }
     }
 
     /// The submissions that were not waited for.
@@ -381,8 +403,8 @@ impl Executor {
     /// ```
     ///
     /// # Errors
-    /// What `f` returns, else the failure of the first submission that failed; [`Error::Queue`] while other submissions are in
-    /// flight, and for an executor that takes none.
+    /// What `f` returns, else the failure of the first submission that failed; then it is not known which of the results
+    /// are right. [`Error::Queue`] while other submissions are in flight, and for an executor that takes none.
     ///
     /// # Panics
     /// When `f` does, after it has waited.
@@ -417,7 +439,8 @@ impl<'scope> Queue<'scope, '_> {
     ///
     /// # Errors
     /// As [`Executor::run`], where an operand does not fit; [`Error::Memory`] for one that lies elsewhere on the host,
-    /// where the device works on. What goes wrong later is the error of [`Executor::scope`].
+    /// with a backend that queues ([`crate::BackendInfo::max_queue_depth`] is not 0). What goes wrong later is the
+    /// error of [`Executor::scope`].
     pub fn submit(&'scope self, inputs: impl IntoInputs<'scope>, c: impl IntoViewMut<'scope>) -> Result<()> {
         let mut executor = self.executor.borrow_mut();
         let executor = &mut **executor;
@@ -449,11 +472,13 @@ unsafe fn start(
     inputs: &Inputs<'_>,
     c: AnyViewMut<'_>,
 ) -> Result<Submitted> {
-    let m = compiled.rows(inputs, &c)?;
+    let (m, memory) = (compiled.rows(inputs, &c)?, compiled.memory());
     let Context { run, bias, .. } = context;
-    if let Some(known) = compiled.bias().filter(|_| bias.is_none() && compiled.memory().max_queue_depth() > 0)
-    {
-        *bias = Some(Box::new(compiled.memory().upload(known.view())?));
+    if memory.max_queue_depth() > 0 {
+        memory.check_held(inputs, &c)?;
+        if let Some(known) = compiled.bias().filter(|_| bias.is_none()) {
+            *bias = Some(Box::new(memory.upload(known.view())?));
+        }
     }
     // SAFETY: by the function's own contract; a bias that is known lives in `context`, which drops it after `run`, or in
     // `compiled`, which outlives `context`.

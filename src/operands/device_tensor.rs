@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::alloc;
 use crate::backend::{Backend, BackendId, RunArgs};
 use crate::description::element::{Element, ElementType};
 use crate::description::layout::Layout;
@@ -96,16 +97,41 @@ impl DeviceMemory {
         if let AnyViewMut::Device(view) = c { self.check_device(Operand::C, view.as_view()) } else { Ok(()) }
     }
 
+    /// Checks that what lies on the host lies where the device works on it while the host goes on.
+    pub(crate) fn check_held(&self, inputs: &Inputs<'_>, c: &AnyViewMut<'_>) -> Result<()> {
+        let held = |operand: Operand, view: &AnyView<'_>| {
+            if let AnyView::Device(_) = view {
+                return Ok(());
+            }
+            let (start, bytes) = view.memory();
+            if self.backend.holds(start, bytes) {
+                return Ok(());
+            }
+            Err(Error::Memory {
+                problem: format!(
+                    "{operand} of a submission lies in the host's memory; upload it (DeviceMemory::upload), or use a shared buffer"
+                ),
+            })
+        };
+        inputs.views().try_for_each(|(operand, view)| held(operand, view))?;
+        held(Operand::C, &c.as_view())
+    }
+
     fn check_device(&self, operand: Operand, view: DeviceView<'_>) -> Result<()> {
         if view.buffer.native().0 == self.backend.device_key() {
             return Ok(());
         }
         let (there, here) = (view.buffer.backend(), &self.id);
-        let there = if there == here { format!("another `{there}`") } else { format!("`{there}`") };
         Err(Error::Memory {
-            problem: format!(
-                "{operand} lies on the device of {there}, and `{here}` has another; download it (DeviceTensor::download), or upload it there"
-            ),
+            problem: if there == here {
+                format!(
+                    "{operand} lies in memory of another `Backends` with a backend `{here}`; use a clone of the one that compiled the product"
+                )
+            } else {
+                format!(
+                    "{operand} lies on the device of `{there}`, and `{here}` has another; download it (DeviceTensor::download), or upload it there"
+                )
+            },
         })
     }
 
@@ -140,7 +166,7 @@ impl DeviceMemory {
     pub fn with_layout(&self, element: ElementType, layout: Layout) -> Result<DeviceTensor> {
         let tensor = self.uncleared(element, layout)?;
         if let Storage::Device(buffer) = &tensor.storage {
-            let zeros = vec![0; buffer.bytes().min(CLEARED_BYTES)];
+            let zeros = alloc::filled(buffer.bytes().min(CLEARED_BYTES), 0, "zeros for a device")?;
             for start in (0..buffer.bytes()).step_by(CLEARED_BYTES) {
                 buffer.write(start, &zeros[..zeros.len().min(buffer.bytes() - start)])?;
             }
@@ -523,11 +549,12 @@ impl<'a> From<&'a mut DeviceTensor> for AnyViewMut<'a> {
     }
 }
 
-/// Runs on copies on the host of what lies on a device, and copies C back; on the operands themselves where nothing
-/// does.
+/// Runs on copies on the host of what lies on a device, and copies C back where `changed` says that what was returned
+/// changed it; on the operands themselves where nothing does.
 pub(crate) fn with_host_copies<R>(
     args: RunArgs<'_>,
     run: impl FnOnce(RunArgs<'_>) -> Result<R>,
+    changed: impl FnOnce(&R) -> bool,
 ) -> Result<R> {
     fn copied(view: Option<AnyView<'_>>) -> Result<Option<DeviceTensor>> {
         match view {
@@ -553,9 +580,11 @@ pub(crate) fn with_host_copies<R>(
         AnyViewMut::Device(view) => {
             let mut copy = view.0.to_host()?;
             let output = run(inputs(AnyViewMut::from(&mut copy)))?;
-            let (start, bytes) = AnyView::from(&copy).memory();
-            // SAFETY: the copy's elements are initialised, and borrowed for the call.
-            view.0.buffer.write(0, unsafe { std::slice::from_raw_parts(start, bytes) })?;
+            if changed(&output) {
+                let (start, bytes) = AnyView::from(&copy).memory();
+                // SAFETY: the copy's elements are initialised, and borrowed for the call.
+                view.0.buffer.write(0, unsafe { std::slice::from_raw_parts(start, bytes) })?;
+            }
             Ok(output)
         }
         c => run(inputs(c)),

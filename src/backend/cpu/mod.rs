@@ -193,7 +193,7 @@ impl CompiledProduct for CpuProduct {
     fn info(&self) -> CompiledInfo {
         CompiledInfo {
             bytes_held: self.0.bytes(),
-            shared: self.0.b.shared(),
+            shared: [self.0.b.shared(), None],
             observed: Device::Cpu,
             threads: Some(self.0.threads),
             ..CompiledInfo::default()

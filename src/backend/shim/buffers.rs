@@ -58,7 +58,7 @@ impl Registry {
     }
 
     /// The buffer in which `bytes` bytes at `data` lie, and where in it.
-    fn find(&self, data: *const u8, bytes: usize) -> Option<(NonNull<sys::ANEBuffer>, usize)> {
+    pub(super) fn find(&self, data: *const u8, bytes: usize) -> Option<(NonNull<sys::ANEBuffer>, usize)> {
         if bytes == 0 || self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
@@ -177,9 +177,10 @@ impl ShimBuffer {
     }
 
     fn make(handle: Handle, start: Option<NonNull<u8>>) -> Result<Self> {
-        let Some(start) = start.filter(|start| start.addr().get().is_multiple_of(ALIGNMENT_BYTES)) else {
+        let address = start.map_or(0, |start| start.addr().get());
+        let Some(start) = start.filter(|_| address.is_multiple_of(ALIGNMENT_BYTES)) else {
             let message = format!(
-                "the shim's memory starts at {start:?}, not at a multiple of {ALIGNMENT_BYTES} bytes; report this to its author"
+                "the shim's memory starts at {address:#x}, not at a multiple of {ALIGNMENT_BYTES} bytes; report this to its author"
             );
             return Err(handle.device.table().native("buffer_contents", NativeStatus::Internal, message));
         };
@@ -234,7 +235,7 @@ impl DeviceBuffer for DeviceOnly {
     }
 
     fn backend(&self) -> &BackendId {
-        &self.0.device.id
+        &self.0.device.table().name
     }
 }
 

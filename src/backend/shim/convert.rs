@@ -8,7 +8,6 @@ use crate::description::element::ElementType;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::description::quantization::{NibbleOrder, QuantA, QuantB, QuantOutput, Quantization};
-use crate::error::{Error, Operand, Result};
 use crate::executor::{Arithmetic, RunObservation};
 use crate::operands::device_tensor::DeviceView;
 use crate::operands::view::{AnyView, AnyViewMut};
@@ -278,20 +277,6 @@ fn device_operand(view: DeviceView<'_>) -> sys::ANEOperand {
         buffer: buffer.as_ptr().cast(),
         offset_bytes: 0,
         length_bytes: view.bytes() as u64,
-    }
-}
-
-/// Refuses operands that lie in no buffer.
-pub(super) fn check_submission(args: &sys::ANERunArgs) -> Result<()> {
-    use Operand::{A, B, Bias, C, Residual};
-    let operands = [(A, &args.a), (B, &args.b), (Bias, &args.bias), (Residual, &args.residual), (C, &args.c)];
-    match operands.iter().find(|(_, operand)| !operand.data.is_null()) {
-        None => Ok(()),
-        Some((operand, _)) => Err(Error::Memory {
-            problem: format!(
-                "{operand} of a submission lies in the host's memory; upload it (DeviceMemory::upload), or use a shared buffer"
-            ),
-        }),
     }
 }
 

@@ -104,7 +104,7 @@ impl ShimLibrary {
     /// The devices that the shim finds here, in the order of their indices: [`crate::Backends::add_device`] takes one.
     ///
     /// # Errors
-    /// [`Error::Native`], where there is none or they cannot be counted.
+    /// [`Error::Native`], where they cannot be counted; none at all is no error.
     pub fn devices(&self) -> Result<Vec<ShimDevice>> {
         (0..self.device_count()?).map(|index| Ok(self.facts(index)?.device(self, index))).collect()
     }
@@ -140,17 +140,18 @@ impl ShimLibrary {
 
     /// Opens a device; the error says why it cannot be had.
     pub(super) fn into_backend(self, index: u32) -> Result<ShimBackend> {
-        let count = self.device_count()?;
+        let name = self.device_id(index);
+        let shim = Self { table: Arc::new(self.table.named(name)) };
+        let count = shim.device_count()?;
         if index >= count {
-            return Err(self.table.native(
+            return Err(shim.table.native(
                 "device_open",
                 NativeStatus::NoDevice,
                 format!("there is no device {index}: the shim finds {count}"),
             ));
         }
-        let facts = self.facts(index)?;
-        let id = self.device_id(index);
-        let device = DeviceHandle::open(Arc::clone(&self.table), index, id, facts)?;
+        let facts = shim.facts(index)?;
+        let device = DeviceHandle::open(shim.table, index, facts)?;
         Ok(ShimBackend { prepared: Mutex::new(None), device: Arc::new(device) })
     }
 }
@@ -242,10 +243,10 @@ impl std::fmt::Debug for ShimLibrary {
 /// An open device, closed when dropped.
 struct DeviceHandle {
     raw: NonNull<sys::ANEDevice>,
-    id: BackendId,
     facts: Facts,
     buffers: Registry,
     constants: Constants,
+    /// With the name of this device's backend.
     table: Arc<Table>,
 }
 
@@ -308,14 +309,14 @@ impl DeviceHandle {
         std::ptr::from_ref(self).addr()
     }
 
-    fn open(table: Arc<Table>, index: u32, id: BackendId, facts: Facts) -> Result<Self> {
+    fn open(table: Arc<Table>, index: u32, facts: Facts) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
         table.call("device_open", |error| {
             // SAFETY: out and error are valid for the call.
             unsafe { (table.slots.device_open)(index, &raw mut raw, error) }
         })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object("device_open"))?;
-        Ok(Self { raw, id, facts, buffers: Registry::default(), constants: Constants::default(), table })
+        Ok(Self { raw, facts, buffers: Registry::default(), constants: Constants::default(), table })
     }
 }
 
@@ -361,6 +362,10 @@ impl Backend for ShimBackend {
         self.device.key()
     }
 
+    fn holds(&self, start: *const u8, bytes: usize) -> bool {
+        bytes == 0 || self.device.buffers.find(start, bytes).is_some()
+    }
+
     fn copies_host_operands(&self) -> bool {
         self.device.facts.0.preferred_buffer != sys::ANE_BUFFER_HOST_VISIBLE
     }
@@ -397,11 +402,7 @@ impl Backend for ShimBackend {
                 )
             }
         });
-        match result {
-            Ok(()) => Ok(()),
-            Err(Error::Refused { refusal, .. }) => Err(refusal),
-            Err(error) => Err(Refusal::new(RefusalReason::Other, error.to_string())),
-        }
+        result.map_err(Refusal::of_failure)
     }
 
     fn wrap_alignment_bytes(&self) -> Option<usize> {
@@ -423,7 +424,6 @@ impl Backend for ShimBackend {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
-        self.prepare()?;
         let Some(directory) = &options.packages else {
             let handle = self.make(product, weights, options, None)?;
             return Ok(Box::new(ShimProduct { handle, note: None }));
@@ -524,7 +524,7 @@ impl ShimBackend {
                     "the shim computes it with {used}, which was not allowed (CompileOptions::fast_math, reduced_precision)"
                 ),
             );
-            return Err(Error::Refused { backend: self.device.id.clone(), refusal });
+            return Err(Error::Refused { backend: self.device.table().name.clone(), refusal });
         }
         Ok(())
     }
@@ -610,7 +610,8 @@ impl CompiledProduct for ShimProduct {
     fn info(&self) -> CompiledInfo {
         let constants = &self.handle.constants;
         let shared_bytes = constants.iter().map(|constant| constant.bytes).sum();
-        let shared = constants.first().map(|constant| (Arc::as_ptr(constant).addr(), shared_bytes));
+        let part = |constant: &Arc<Constant>| (Arc::as_ptr(constant).addr(), constant.bytes);
+        let shared = [constants.first().map(part), constants.get(1).map(part)];
         match self.handle.info() {
             Ok(info) => CompiledInfo {
                 bytes_held: usize::try_from(info.bytes_held)
@@ -652,7 +653,6 @@ impl Run for ShimRun {
         }
         let table = self.0.table();
         let raw_args = convert::run_args(&mut args, &self.0.product.device.buffers);
-        convert::check_submission(&raw_args)?;
         let mut ticket = 0;
         table.call("executor_submit", |error| {
             // SAFETY: the executor lives, and `&mut self` makes this its only use; the operands lie in buffers of

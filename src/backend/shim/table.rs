@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char};
 use std::mem::offset_of;
 use std::path::Path;
+use std::sync::Arc;
 
 #[cfg(any(unix, windows))]
 use libloading::Library;
@@ -24,6 +25,7 @@ const LOG_BYTES: usize = 16 * 1024;
 macro_rules! slots {
     ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
         /// The functions of a table, none of them missing.
+        #[derive(Clone)]
         pub(super) struct Slots {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
         }
@@ -87,14 +89,16 @@ fn missing_slot(slot: &str) -> String {
 }
 
 /// A checked table, and the library that it lives in.
+#[derive(Clone)]
 pub(super) struct Table {
     pub(super) slots: Slots,
+    /// The backend, as errors name it.
     pub(super) name: BackendId,
     pub(super) version: String,
     /// Who else may change the file that it was loaded from.
     pub(super) writable_by_others: Option<String>,
     /// Keeps the functions in memory: a library goes after everything that came from it.
-    _library: Option<Library>,
+    _library: Option<Arc<Library>>,
 }
 
 impl Table {
@@ -171,7 +175,18 @@ impl Table {
                 "its name {name:?} is no backend's: expected 1 to {NAME_LIMIT} lower-case letters, digits, '-' or '_'"
             )));
         }
-        Ok(Self { slots, name: BackendId::new(name), version, writable_by_others: None, _library: library })
+        Ok(Self {
+            slots,
+            name: BackendId::new(name),
+            version,
+            writable_by_others: None,
+            _library: library.map(Arc::new),
+        })
+    }
+
+    /// The same, for a backend of this name.
+    pub(super) fn named(&self, name: BackendId) -> Self {
+        Self { name, ..self.clone() }
     }
 
     /// Calls a slot that may fail, and turns its failure into an error.
@@ -288,16 +303,22 @@ pub(super) unsafe fn load(path: &Path) -> Result<Table> {
     }
     // SAFETY: the caller vouches for the library's initialisers.
     let library = unsafe { Library::new(&file) }
-        .map_err(|error| problem(format!("it cannot be loaded as a dynamic library: {error}")))?;
+        .map_err(|error| problem(format!("it cannot be loaded as a dynamic library: {}", cause(&error))))?;
     // SAFETY: the header declares the getter with this signature, and the caller vouches for it.
     let getter = unsafe { library.get::<unsafe extern "C" fn() -> *const sys::ANEShim>(c"ane_matmul_shim") }
         .map(|getter| *getter)
-        .map_err(|error| problem(format!("it does not export `ane_matmul_shim`: {error}")))?;
+        .map_err(|error| problem(format!("it does not export `ane_matmul_shim`: {}", cause(&error))))?;
     // SAFETY: the caller vouches for the getter.
     let raw = unsafe { getter() };
     // SAFETY: the caller vouches for the table, which lives as long as the library.
     let table = unsafe { Table::new(raw, path, Some(library)) }?;
     Ok(Table { writable_by_others, ..table })
+}
+
+/// The loader's own words, which the library's error keeps as its source.
+#[cfg(any(unix, windows))]
+fn cause(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 pub(super) fn size_u32<T>() -> u32 {

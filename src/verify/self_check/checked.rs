@@ -142,7 +142,13 @@ impl Checked {
         let observation = run(self.run.as_mut(), RunArgs { c: args.c.reborrow(), ..args });
         // The check is due for the next run, then.
         let observation = observation.inspect_err(|_| self.runs -= 1)?;
-        with_host_copies(args, |args| self.check(args, observation))
+        let reruns = self.counts.reruns;
+        let (observation, _) = with_host_copies(
+            args,
+            |args| Ok((self.check(args, observation)?, self.counts.reruns)),
+            |(_, now)| *now > reruns,
+        )?;
+        Ok(observation)
     }
 
     /// Verifies a result; all operands lie on the host.

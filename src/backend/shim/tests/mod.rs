@@ -99,10 +99,6 @@ fn every_status_at_every_slot_becomes_its_error() {
                 ("device_count" | "device_open" | "device_info", Err(Error::Unavailable { reason, .. })) => {
                     assert!(reason.contains(&format!("{slot} failed: a message ({status}")), "{reason}");
                 }
-                ("supports", Err(Error::Refused { refusal, .. })) => {
-                    assert_eq!(refusal.reason, RefusalReason::Other);
-                    assert!(refusal.message.contains("a message"));
-                }
                 ("product_info", Ok(())) => {
                     let note = compile_on(&backends, &id).unwrap().report().note;
                     assert!(note.is_some_and(|note| note.contains("product_info failed: a message")));

@@ -135,6 +135,17 @@ fn an_operand_on_another_device_is_refused() {
     let error = executor.run(Inputs::new(&here).b(&there), &mut c).unwrap_err().to_string();
     assert!(error.contains("B lies on the device of `mock:1`, and `mock` has another"), "{error}");
     executor.run(Inputs::new(&here).b(&here), &mut c).unwrap();
+    // What goes wrong on the second names the second.
+    mock(|mock| mock.fail = Some(("compile", sys::ANE_STATUS_COMPILE_FAILED, 0)));
+    let Err(Error::Native(native)) = compile_on(&both, &other) else { panic!("it fails") };
+    assert_eq!(native.backend, other);
+    mock(|mock| mock.fail = None);
+    // Memory of the same device, opened once more, is another's.
+    let mut again = Backends::new();
+    again.add(shim.clone()).unwrap();
+    let elsewhere = filled(&again.memory(&id).unwrap(), 1.0);
+    let error = executor.run(Inputs::new(&here).b(&elsewhere), &mut c).unwrap_err().to_string();
+    assert!(error.contains("use a clone of the one that compiled the product"), "{error}");
     mock(|mock| mock.devices = u32::MAX);
     let error = shim.devices().unwrap_err().to_string();
     assert!(error.contains("finds 4294967295 devices"), "{error}");
@@ -143,6 +154,12 @@ fn an_operand_on_another_device_is_refused() {
     let third = both.add_device(shim, 2).unwrap();
     let error = both.info(&third).unwrap_err().to_string();
     assert!(error.contains("there is no device 2: the shim finds 2"), "{error}");
+    // It may be added again when it is there, and only then is it known for good.
+    mock(|mock| mock.devices = 3);
+    let shim = super::check(&super::good_table()).unwrap();
+    assert_eq!(both.add_device(shim.clone(), 2).unwrap(), third);
+    both.info(&third).unwrap();
+    assert!(matches!(both.add_device(shim, 2), Err(Error::DuplicateBackend { .. })));
 }
 
 #[test]
@@ -175,6 +192,19 @@ fn weights_are_uploaded_once_for_all_products_and_destroyed_after_the_last() {
     });
     drop(compile(1));
     drop(backends);
+    assert_nothing_leaked();
+    // The same elements under other scales have the elements in common alone.
+    let elements = Weights::new(&Tensor::filled(2, 3, 3i8).unwrap()).unwrap();
+    let (backends, id) = with_mock(|mock| mock.constants = true);
+    let [one, other] = [0.5f32, 2.0].map(|scale| {
+        let scales = Tensor::filled(1, 3, scale).unwrap();
+        let weights = elements.clone().with_scales(QuantB::PerColumn { zero_point: 0 }, &scales).unwrap();
+        backends.compile(&id, &Linear::new(&weights).build().unwrap(), &CompileOptions::default()).unwrap()
+    });
+    let (one_parts, other_parts) = (one.holding().shared, other.holding().shared);
+    assert!(one_parts.iter().all(Option::is_some) && one_parts[0] == other_parts[0]);
+    assert_ne!(one_parts[1], other_parts[1]);
+    drop((one, other, backends));
     assert_nothing_leaked();
     // A shim that embeds them gets plain memory, and one that fails to make them says so.
     let (backends, id) = with_mock(|_| {});
@@ -473,6 +503,14 @@ fn a_run_on_the_device_is_verified_on_copies() {
         executor.wait(ticket).unwrap();
         assert_eq!(executor.checks().checked, 1);
     }
+    // A result that is right stays where it is: nothing is written to the device.
+    let mut operands = of_zeros();
+    let mut executor = zeros.executor().unwrap();
+    mock(|mock| mock.fail = Some(("buffer_write", sys::ANE_STATUS_IO, 0)));
+    let b = operands.b.clone().unwrap();
+    executor.run(Inputs::new(&*operands.a).b(&*b), &mut operands.c).unwrap();
+    assert_eq!(executor.checks().checked, 1);
+    mock(|mock| mock.fail = None);
     let options = CompileOptions::default().self_check(SelfCheck::every_run());
     let compiled = backends.compile(&id, &MatMul::new(2, 2, 2).unwrap(), &options).unwrap();
     let mut executor = compiled.executor_with_depth(1).unwrap();
