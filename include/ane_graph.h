@@ -443,7 +443,7 @@ typedef struct ANENode {
 typedef struct ANEGraphDesc {
     uint32_t struct_size;
     uint32_t flags; /* ANE_GRAPH_*; a shim refuses a flag that it does not know */
-    /* sizeof of the elements, by which a reader steps: later versions append members. */
+    /* sizeof of the elements, which have no struct_size: a reader steps by it, and later versions append members. */
     uint32_t tensor_size;
     uint32_t node_size;
     uint32_t attribute_size;
@@ -546,11 +546,6 @@ typedef struct ANEGraphTable {
 /* ---- layout, on 64-bit targets ------------------------------------------------------------- */
 
 #if UINTPTR_MAX == 0xffffffffffffffffu
-#if defined(__cplusplus)
-#define ANE_STATIC_ASSERT(cond) static_assert(cond, #cond)
-#else
-#define ANE_STATIC_ASSERT(cond) _Static_assert(cond, #cond)
-#endif
 ANE_STATIC_ASSERT(sizeof(ANEAttribute) == 32);
 ANE_STATIC_ASSERT(sizeof(ANETensor) == 128);
 ANE_STATIC_ASSERT(sizeof(ANENode) == 32);
@@ -560,7 +555,6 @@ ANE_STATIC_ASSERT(sizeof(ANEGraphInfo) == 48);
 ANE_STATIC_ASSERT(sizeof(ANENodeInfo) == 24);
 ANE_STATIC_ASSERT(sizeof(ANEGraphRunArgs) == 40);
 ANE_STATIC_ASSERT(sizeof(ANEGraphTable) == 112);
-#undef ANE_STATIC_ASSERT
 #endif
 
 #ifdef __cplusplus

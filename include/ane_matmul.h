@@ -46,15 +46,20 @@
  *    contents of its C undefined.
  *  - A shim may hold submissions back to send several to its device at once, but not beyond
  *    executor_wait, nor once queue_depth of them are there.
+ *  - executor_submit may block while a queue that executors of the device share is full. It goes on as
+ *    the device completes submissions, which takes no call of anybody's.
  *  - Every submission ends: one whose device is gone or silent fails (ANE_STATUS_NO_DEVICE).
- *    executor_destroy waits for all, so that buffers may be destroyed after it.
+ *    executor_destroy waits for all and ends their tickets: after it the C of each that did not fail is
+ *    complete, and buffers may be destroyed.
  *
  * NUMERICS
  *  - Sums are at least as wide as type_accumulator: with ANE_TYPE_F32 every product of two elements
  *    and every partial sum is f32 or wider, in any order; with ANE_TYPE_F16 they may be of any width
  *    from f16 up. Sums of integers are exact modulo 2^32, and nothing saturates on the way.
- *    ANE_OPTION_REDUCED_PRECISION lets operands be rounded before they are multiplied (to tf32, say),
- *    not sums. What was made use of is said in ANEProductInfo.arithmetic.
+ *  - Two options allow more; neither implies the other. ANE_OPTION_REDUCED_PRECISION lets operands be
+ *    rounded before they are multiplied (to tf32, say), not sums. ANE_OPTION_FAST_MATH lets floating-point
+ *    sums and the epilogue be reassociated, approximated and narrower than type_accumulator (f16, with its
+ *    range, say), without a bound on the error. What was made use of is said in ANEProductInfo.arithmetic.
  *  - x = activation(alpha * sum + bias + residual) is computed in the accumulator's floating-point
  *    type or wider (f32 after integer sums), and rounded to type_c once, to nearest, ties to even.
  *  - NaN and infinity propagate. alpha is finite; an alpha of 0 is a factor like others, so that
@@ -70,9 +75,10 @@
  *  - The same inputs give the same bits, run after run.
  *
  * VERSIONING
- *  - Every struct begins with its own struct_size, but for ANEOperand, which lies inside ANERunArgs and
- *    never grows. New members are appended, never inserted; a reader treats a member that lies beyond
- *    struct_size as zero. Reserved members are zero.
+ *  - Every struct begins with its own struct_size, but for ANEOperand, which lies in run arguments and never
+ *    grows, and for the elements of a graph's arrays (ANETensor, ANENode and ANEAttribute of ane_graph.h):
+ *    ANEGraphDesc has one size for all elements of an array. New members are appended, never inserted; a
+ *    reader treats a member that lies beyond the size as zero. Reserved members are zero.
  *  - ANE_MATMUL_ABI_MAJOR changes when an old shim could not work any more: the caller refuses another
  *    major. The minor grows with each addition: the caller accepts any minor. While the major is 0,
  *    nothing is promised yet: the caller refuses another minor too.
@@ -285,7 +291,7 @@ typedef int32_t ANEDeviceKind;
 #define ANE_DEVICE_NEURAL_ENGINE 3 /* as a request: make it a candidate */
 #define ANE_DEVICE_MIXED 4         /* more than one of them; never requested */
 
-#define ANE_OPTION_FAST_MATH 0x1u          /* reassociation and approximations are allowed */
+#define ANE_OPTION_FAST_MATH 0x1u          /* reassociation, approximations and narrower partial sums are allowed */
 #define ANE_OPTION_REDUCED_PRECISION 0x2u  /* operands may be truncated (tf32 and the like) */
 #define ANE_OPTION_ALLOW_KNOWN_FAULTS 0x4u /* do not refuse with ANE_REFUSAL_VENDOR_FAULT */
 
@@ -335,7 +341,7 @@ typedef struct ANEConstantDesc {
 /* ---- products and runs --------------------------------------------------------------------- */
 
 /* Which arithmetic a product makes use of, beyond that of its description. */
-#define ANE_ARITHMETIC_FAST_MATH 0x1u /* reassociation and approximations: with ANE_OPTION_FAST_MATH alone */
+#define ANE_ARITHMETIC_FAST_MATH 0x1u /* what ANE_OPTION_FAST_MATH allows, and with it alone */
 #define ANE_ARITHMETIC_TF32 0x2u /* operands rounded to 10 bits of fraction: with ANE_OPTION_REDUCED_PRECISION alone */
 #define ANE_ARITHMETIC_BF16 0x4u /* operands rounded to bf16: likewise */
 #define ANE_ARITHMETIC_F16 0x8u  /* operands rounded to f16: likewise */
@@ -518,7 +524,6 @@ ANE_STATIC_ASSERT(offsetof(ANERunArgs, a) == 16);
 ANE_STATIC_ASSERT(sizeof(ANEShim) == 224);
 ANE_STATIC_ASSERT(offsetof(ANEShim, device_open) == 40);
 ANE_STATIC_ASSERT(offsetof(ANEShim, executor_destroy) == 208);
-#undef ANE_STATIC_ASSERT
 #endif
 
 #ifdef __cplusplus
