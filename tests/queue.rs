@@ -222,6 +222,28 @@ fn a_result_is_the_next_products_operand_where_it_lies() {
 }
 
 #[test]
+fn a_submission_of_fewer_rows_takes_them_of_every_operand() {
+    for memory in MEMORIES {
+        let (backends, id) = with(memory, "");
+        // A's rows are columns of what is stored.
+        let product = MatMul::builder(3, 2, 2).transpose_a(true).residual(true).variable_m(true);
+        let product = product.build().unwrap();
+        let compiled = backends.compile(&id, &product, &CompileOptions::default()).unwrap();
+        let upload = |data: [f32; 6], rows, cols| {
+            compiled.memory().upload(&Tensor::from_vec(data.to_vec(), rows, cols).unwrap()).unwrap()
+        };
+        let submission = Submission::new(upload([1., 2., 3., 10., 20., 30.], 2, 3), upload([7.; 6], 3, 2))
+            .b(filled(&compiled, 2, 2, 1.0))
+            .residual(upload([100., 200., 300., 400., 500., 600.], 3, 2))
+            .rows(2);
+        let mut executor = compiled.executor_with_depth(1).unwrap();
+        let ticket = executor.submit(submission).unwrap();
+        let c = executor.wait(ticket).unwrap().submission.c.download::<f32>().unwrap();
+        assert_eq!(c.data(), [111., 211., 322., 422., 7., 7.]);
+    }
+}
+
+#[test]
 fn cache_checks_and_instant_start_know_of_devices() {
     let (backends, id) = with("device", "wrong@work");
     let product = MatMul::new(3, 4, 5).unwrap();
@@ -326,4 +348,34 @@ fn the_cpu_takes_submissions_too() {
     let mut c = Tensor::<f32>::zeros(3, 4).unwrap();
     executor.scope(|queue| queue.submit(Inputs::new(&a).b(&b), &mut c)).unwrap();
     assert_eq!(c.data(), [10.0; 12]);
+    // What is submitted takes memory until it is waited for.
+    compiled.executor_with_depth(65_536).unwrap();
+    let error = compiled.executor_with_depth(65_537).unwrap_err().to_string();
+    assert!(error.contains("takes 1 to 65536 submissions"), "{error}");
+}
+
+#[test]
+fn an_executor_runs_nothing_while_submissions_are_in_flight() {
+    // Without the check the CPU would compute all of these.
+    let compiled = MatMul::new(3, 4, 5).unwrap().compile(&BackendId::CPU).unwrap();
+    let mut executor = compiled.executor_with_depth(1).unwrap();
+    let (a, b) = (Tensor::filled(3, 5, 1f32).unwrap(), Tensor::filled(5, 4, 2f32).unwrap());
+    let (wide_a, wide_b) = (Tensor::filled(3, 5, 1f64).unwrap(), Tensor::filled(5, 4, 2f64).unwrap());
+    let mut c = Tensor::<f32>::zeros(3, 4).unwrap();
+    let mut wide_c = Tensor::<f64>::zeros(3, 4).unwrap();
+    let (inputs, wide_inputs) = (Inputs::new(&a).b(&b), Inputs::new(&wide_a).b(&wide_b));
+    let mut every_run = |executor: &mut Executor| {
+        [
+            executor.run(inputs, &mut c),
+            executor.run_to_tensor(inputs).map(drop),
+            executor.run_observed(inputs, &mut c).map(drop),
+            executor.run_f64(wide_inputs, wide_c.view_mut()),
+        ]
+    };
+    let ticket = executor.submit(submission(&compiled, 1.0)).unwrap();
+    let results = every_run(&mut executor);
+    assert!(results.iter().all(|result| matches!(result, Err(Error::Queue { .. }))), "{results:?}");
+    executor.wait(ticket).unwrap();
+    let results = every_run(&mut executor);
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
 }

@@ -464,6 +464,11 @@ extern "C" fn buffer_create(
         let layout = Layout::from_size_align(usize::try_from(bytes).unwrap().max(1), 64).unwrap();
         // SAFETY: the size is not zero.
         let memory = unsafe { std::alloc::alloc(layout) };
+        // Contents are undefined, and no zeros by chance: Miri sees by itself whether they are read.
+        if !cfg!(miri) {
+            // SAFETY: so many bytes were allocated.
+            unsafe { memory.write_bytes(0xA5, layout.size()) };
+        }
         // The device gets at it by its address.
         memory.expose_provenance();
         mock(|mock| {

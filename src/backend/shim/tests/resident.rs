@@ -79,6 +79,7 @@ fn where_memory_is_unified_a_tensor_is_a_view() {
 #[test]
 fn copies_keep_shapes_strides_and_what_lies_between_rows() {
     let (backends, id) = with_mock(own_memory);
+    assert!(backends.info(&id).unwrap().copies_host_operands);
     let memory = backends.memory(&id).unwrap();
     let data: Vec<f32> = (0u8..24).map(f32::from).collect();
     let strided = Layout::strided(2, 2, 3, 4, 12).unwrap();
@@ -100,6 +101,10 @@ fn copies_keep_shapes_strides_and_what_lies_between_rows() {
     assert_eq!(f32::from_ne_bytes(gap), 3.0, "the gap after the first row");
     assert_eq!(memory.zeros(ElementType::I8, 3, 5).unwrap().download::<i8>().unwrap().data(), [0; 15]);
     assert_eq!(memory.zeros(ElementType::F64, 0, 5).unwrap().download::<f64>().unwrap().data(), [0.0; 0]);
+    // Cleared in steps of 1 MiB.
+    let bytes = (2 << 20) + 5;
+    let cleared = memory.zeros(ElementType::I8, 1, bytes).unwrap().download::<i8>().unwrap();
+    assert!(cleared.data() == vec![0; bytes]);
     let text = |result: Result<_, Error>| match result {
         Err(Error::Memory { problem }) => problem,
         other => panic!("{other:?}"),
@@ -300,6 +305,19 @@ fn a_submission_gives_its_operands_back_when_it_is_waited_for() {
         other.wait(own).unwrap();
         drop((b, executor, other, compiled, memory));
         assert_nothing_leaked();
+    }
+}
+
+#[test]
+fn a_timeout_beyond_the_nanoseconds_of_the_abi_is_without_end() {
+    let (compiled, memory) = compiled(own_memory);
+    let mut executor = compiled.executor_with_depth(1).unwrap();
+    // The lowest 64 bits of the nanoseconds are all ones, and all zeros.
+    for timeout in [Duration::MAX, Duration::from_nanos(u64::MAX) + Duration::from_nanos(1)] {
+        let ticket = executor.submit(submission(&memory)).unwrap();
+        // A wait with a limit would find it in flight.
+        mock(|mock| mock.polls = 1);
+        assert!(executor.wait_timeout(ticket, timeout).unwrap().is_some(), "{timeout:?}");
     }
 }
 
