@@ -203,7 +203,7 @@ pub struct Report {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Arithmetic {
-    /// Reassociation and approximations.
+    /// Reassociation, approximations, and sums of fewer bits, without an error bound.
     pub fast_math: bool,
     /// Operands are rounded to 10 bits of fraction before they are multiplied.
     pub tf32: bool,

@@ -225,7 +225,7 @@ pub struct CompileOptions {
     pub expected_runs: Option<u64>,
     /// How long compiling may take; an engine that cannot be interrupted ignores it.
     pub time_limit: Option<Duration>,
-    /// Reassociation and approximations beyond the stated error bound are allowed.
+    /// Reassociation, approximations and sums of fewer bits, beyond the stated error bound, are allowed.
     pub fast_math: bool,
     /// Operands may be truncated to 11 significant bits, as tf32 does; [`accuracy`](crate::verify::accuracy) has the bound.
     pub reduced_precision: bool,

@@ -246,7 +246,7 @@ impl Executor {
         Self::open(compiled, depth)
     }
 
-    /// Starts a run, and returns while the device works on it.
+    /// Starts a run, and returns while the device works on it; waits first where a queue that executors share is full.
     ///
     /// The executor owns the operands until [`Executor::wait`] gives them back. Submissions complete in the order in
     /// which they were submitted, and each fails alone. Dropping the executor waits for them all. A backend without
