@@ -61,8 +61,8 @@ fn the_reference_passes_and_what_it_refuses_is_counted() {
     let row = |list: &str| -> Vec<String> {
         text.lines().find(|line| line.starts_with(&format!("| {list} "))).map(words).expect("a row")
     };
-    assert_eq!(row("f32")[..6], ["f32", "885", "885", "0", "0", "0"]);
-    assert_eq!(row("bf16")[..7], ["bf16", "885", "0", "885", "0", "0", "-"]);
+    assert_eq!(row("f32")[..6], ["f32", "1006", "1006", "0", "0", "0"]);
+    assert_eq!(row("bf16")[..7], ["bf16", "1006", "0", "1006", "0", "0", "-"]);
     assert!(text.starts_with("reference: shim `reference`"), "{text}");
     assert!(text.contains("bf16: refused: every case: the reference shim runs f32 only"), "{text}");
     assert!(text.ends_with("(element type)\n"), "{text}");
@@ -70,8 +70,8 @@ fn the_reference_passes_and_what_it_refuses_is_counted() {
     let output = run("--list f32,bf16 --json", "");
     let report = json(&output);
     assert_eq!((output.status.code(), &report["backend"]), (Some(0), &"reference".into()));
-    assert_eq!(figures(&report["lists"][0]), [885, 885, 0, 0, 0]);
-    assert_eq!(figures(&report["lists"][1]), [885, 0, 885, 0, 0]);
+    assert_eq!(figures(&report["lists"][0]), [1006, 1006, 0, 0, 0]);
+    assert_eq!(figures(&report["lists"][1]), [1006, 0, 1006, 0, 0]);
     let refusals = &report["lists"][1]["refusals"];
     assert_eq!(refusals.as_array().map(Vec::len), Some(1));
     assert_eq!((&refusals[0]["reason"], &refusals[0]["first_case"]), (&"element type".into(), &1.into()));
@@ -79,7 +79,10 @@ fn the_reference_passes_and_what_it_refuses_is_counted() {
 
 #[test]
 fn a_refusal_fails_where_it_is_required_not_to_or_where_there_is_nothing_else() {
-    failed(&run("--list f32,bf16 --require bf16", ""), "refuses 885 of 885 cases of bf16, which is required");
+    failed(
+        &run("--list f32,bf16 --require bf16", ""),
+        "refuses 1006 of 1006 cases of bf16, which is required",
+    );
     assert!(run("--list f32,bf16 --require f32", "").status.success());
     failed(&run("--list bf16,integers", ""), "reference refuses every case, so that nothing was shown");
     failed(&run("--list bf16 --case 3", ""), "refuses every case");
@@ -136,8 +139,8 @@ fn a_case_that_ends_the_process_is_named_and_the_others_run() {
         }
     }
     let report = json(&run("--list f32,bf16 --json", "abort"));
-    assert_eq!(figures(&report["lists"][0]), [885, 0, 0, 10, 875]);
-    assert_eq!(figures(&report["lists"][1]), [885, 0, 885, 0, 0]);
+    assert_eq!(figures(&report["lists"][0]), [1006, 0, 0, 10, 996]);
+    assert_eq!(figures(&report["lists"][1]), [1006, 0, 1006, 0, 0]);
 }
 
 #[test]
@@ -171,7 +174,7 @@ fn names_and_numbers_that_there_are_not_are_errors() {
     let unknown = command("conformance --backend cuda", "").output().expect("the command line runs");
     failed(&unknown, "unknown backend `cuda`; known backends: cpu");
     for (arguments, status, error) in [
-        ("--list f32 --case 886", 1, "f32 has the cases 1 to 885, got 886"),
+        ("--list f32 --case 1007", 1, "f32 has the cases 1 to 1006, got 1007"),
         ("--list f32,bf16 --case 1", 1, "name one list with --list, got 2"),
         ("--list f32 --case 0", 2, "--case"),
         ("--list f32 --case -1", 2, "-1"),
@@ -190,7 +193,7 @@ fn names_and_numbers_that_there_are_not_are_errors() {
 /// The hidden side ends when nobody asks, or asks for nothing that there is.
 #[test]
 fn the_process_of_the_cases_ends_with_its_requests() {
-    for requests in ["", "f32 1\n", "f32 0\n", "f32 886\n", "f8 1\n", "nonsense\n", "f32 1"] {
+    for requests in ["", "f32 1\n", "f32 0\n", "f32 1007\n", "f8 1\n", "nonsense\n", "f32 1"] {
         let mut child = command("conformance-helper --backend reference", "")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -51,6 +51,9 @@ pub enum Stride {
     Shared,
 }
 
+/// Whose strides [`Case::strides`] has.
+const STRIDED: [Operand; 4] = [Operand::A, Operand::B, Operand::C, Operand::Residual];
+
 /// One product with its data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Case {
@@ -156,8 +159,7 @@ impl Case {
             (m, n),
             (m, n),
         ];
-        let operands = [Operand::A, Operand::B, Operand::C, Operand::Residual];
-        for ((operand, (rows, cols)), stride) in operands.into_iter().zip(shapes).zip(self.strides) {
+        for ((operand, (rows, cols)), stride) in STRIDED.into_iter().zip(shapes).zip(self.strides) {
             if operand == Operand::B && !of_b {
                 continue;
             }
@@ -196,7 +198,12 @@ impl fmt::Display for Case {
             Ok(product) => write!(f, "{product}")?,
             Err(error) => write!(f, "{error}")?,
         }
-        write!(f, ", {:?}, strides {:?}", self.contents, self.strides)?;
+        write!(f, ", {:?}", self.contents)?;
+        for (operand, stride) in STRIDED.into_iter().zip(self.strides) {
+            if stride != Stride::Packed {
+                write!(f, ", {operand} {stride:?}")?;
+            }
+        }
         if self.quantization != Quantization::default() {
             write!(f, ", {:?}, scales {}", self.quantization, self.types.scales)?;
         }
@@ -223,6 +230,7 @@ pub fn cases_of_type(types: ElementTypes, scale: Scale) -> Vec<Case> {
     epilogues(&mut cases);
     values(&mut cases);
     batches(&mut cases);
+    fewer_rows(&mut cases);
     for case in &mut cases {
         case.types = types;
     }
@@ -275,7 +283,7 @@ fn shapes(cases: &mut Vec<Case>) {
     }
 }
 
-/// Transposes, leading dimensions, constant B, fewer rows than compiled for.
+/// Transposes, leading dimensions, constant B; fewer rows than compiled for with a constant B and a bias.
 fn layouts(cases: &mut Vec<Case>) {
     let shapes =
         [(17, 33, 9), (64, 48, 96), (1, 7, 5), (7, 1, 5), (1, 1, 9), (33, 65, 129), (2, 100, 3), (5, 3, 0)];
@@ -383,4 +391,31 @@ fn batches(cases: &mut Vec<Case>) {
             }
         }
     }
+}
+
+/// Fewer rows than compiled for: of plain products, with a constant B or a bias alone, with strides and in a batch.
+fn fewer_rows(cases: &mut Vec<Case>) {
+    use Stride::{Packed, Padded};
+    for (m, n, k) in [(17, 33, 9), (33, 65, 129), (7, 1, 5)] {
+        for bits in 0..4 {
+            for rows in [1, m - 1] {
+                let case = Case::new(m, n, k).with(|case| {
+                    case.transposes = [bits & 1 != 0, bits & 2 != 0];
+                    case.rows = Some(rows);
+                });
+                cases.push(case.clone());
+                cases.push(case.clone().with(|case| case.constant_b = true));
+                cases.push(case.clone().with(|case| case.bias = true));
+                cases.push(
+                    case.clone().with(|case| case.strides = [Padded(16), Padded(1), Padded(7), Packed]),
+                );
+                cases.push(case.with(|case| {
+                    case.dims[0] = 3;
+                    case.strides = [Padded(1), Packed, Padded(3), Padded(5)];
+                    case.residual = true;
+                }));
+            }
+        }
+    }
+    cases.push(Case::new(5, 7, 9).with(|case| case.rows = Some(0)));
 }

@@ -1,8 +1,8 @@
 //! Operands inside guarded memory.
 
 use ane_matmul::{
-    AnyView, AnyViewMut, DeviceMemory, Element, ElementType, Error, Int4View, Layout, NibbleOrder,
-    SharedBuffer, TensorView, TensorViewMut,
+    AnyView, AnyViewMut, BackendId, Backends, DeviceMemory, Element, ElementType, Error, Int4View, Layout,
+    NibbleOrder, SharedBuffer, TensorView, TensorViewMut,
 };
 use fastrand::Rng;
 use half::{bf16, f16};
@@ -206,6 +206,27 @@ impl Guarded {
         })
     }
 
+    /// [`Guarded::in_buffer`], in memory of the host's that the backend wraps.
+    #[allow(unsafe_code, reason = "whoever wraps memory vouches for it")]
+    pub(crate) fn in_wrapped(
+        &self,
+        backends: &Backends,
+        id: &BackendId,
+        alignment: usize,
+    ) -> Result<Wrapped, Error> {
+        with!(&self.elements, |data| {
+            let bytes = size_of_val(&data[..]).max(1).next_multiple_of(alignment);
+            let mut memory = vec![0u8; bytes + alignment];
+            let start = memory.as_mut_ptr();
+            let start = start.wrapping_add(start.addr().next_multiple_of(alignment) - start.addr());
+            // SAFETY: these bytes lie in `memory`, which stays until the buffer is dropped, and nobody touches them
+            // but through the buffer.
+            let mut buffer = unsafe { backends.wrap_memory(id, start, bytes) }?;
+            place(&mut buffer, data).copy_from_slice(data);
+            Ok(Wrapped { buffer, _memory: memory })
+        })
+    }
+
     /// [`Guarded::view`], where [`Guarded::in_buffer`] has put it.
     pub(crate) fn view_in<'b>(&self, buffer: &'b SharedBuffer) -> AnyView<'b> {
         let (start, layout) = (self.guard, self.layout);
@@ -231,6 +252,12 @@ impl Guarded {
             data.copy_from_slice(&buffer.elements()[..count]);
         });
     }
+}
+
+/// A buffer in memory of the host's, in the order in which they are dropped.
+pub(crate) struct Wrapped {
+    pub(crate) buffer: SharedBuffer,
+    _memory: Vec<u8>,
 }
 
 /// The memory of a buffer for as many elements as a vector of them has.

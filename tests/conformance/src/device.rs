@@ -94,30 +94,43 @@ fn downloaded(tensor: &DeviceTensor, like: &Guarded) -> Result<Guarded, Failure>
     Ok(copy)
 }
 
-/// Holds each set's first result to the reference, and its later ones to the first.
-#[derive(Default)]
-struct Results([Option<Passed>; 2]);
+/// Holds each set's first result to the reference, and its later ones to the first. Sets take turns.
+struct Results {
+    /// What is counted.
+    runs: &'static str,
+    /// With the number of the run, from 0.
+    first: [Option<(usize, Passed)>; 2],
+}
 
 impl Results {
+    const fn of(runs: &'static str) -> Self {
+        Self { runs, first: [None, None] }
+    }
+
     fn add(
         &mut self,
         trial: &Trial<'_>,
         sets: &[Operands; 2],
-        set: usize,
+        run: usize,
         c: &Guarded,
     ) -> Result<(), Failure> {
-        match &self.0[set] {
-            Some(first) if first.bits == c.bits_but_of_nan() => Ok(()),
-            Some(_) => wrong("the same numbers gave other bits than before"),
+        let (runs, set) = (self.runs, run % 2);
+        match &self.first[set] {
+            Some((_, first)) if first.bits == c.bits_but_of_nan() => Ok(()),
+            Some((first, _)) => wrong(format!(
+                "{runs} {} gave other bits than {runs} {} of the same numbers",
+                run + 1,
+                first + 1
+            )),
             None => {
-                self.0[set] = Some(trial.judge(&sets[set], c)?);
+                self.first[set] = Some((run, trial.judge(&sets[set], c)?));
                 Ok(())
             }
         }
     }
 
     fn passed(self) -> Result<Passed, Failure> {
-        let [Some(first), Some(_)] = self.0 else { return wrong("a set of numbers was not run") };
+        let [Some((_, first)), Some(_)] = self.first else { return wrong("a set of numbers was not run") };
         Ok(first)
     }
 }
@@ -137,34 +150,34 @@ pub(crate) fn submitted(
     let uploaded = [Uploaded::new(trial, &sets[0])?, Uploaded::new(trial, &sets[1])?];
 
     // Submissions that own their operands.
-    let mut results = Results::default();
+    let mut results = Results::of("submission");
     let whole = trial.whole_output();
     let mut in_flight: VecDeque<(usize, Ticket)> = VecDeque::new();
-    for set in (0..SUBMISSIONS).map(|index| index % 2) {
+    for index in 0..SUBMISSIONS {
         if in_flight.len() == depth
-            && let Some((set, ticket)) = in_flight.pop_front()
+            && let Some((index, ticket)) = in_flight.pop_front()
         {
-            results.add(trial, sets, set, &wait(&mut executor, ticket, trial)?)?;
+            results.add(trial, sets, index, &wait(&mut executor, ticket, trial)?)?;
         }
         let c = memory.upload(whole.view())?;
-        let submission = uploaded[set].submission(c, trial.case.rows);
-        in_flight.push_back((set, executor.submit(submission).map_err(Error::from)?));
+        let submission = uploaded[index % 2].submission(c, trial.case.rows);
+        in_flight.push_back((index, executor.submit(submission).map_err(Error::from)?));
     }
     // When the last is complete, so are those before it.
-    if let Some((set, ticket)) = in_flight.pop_back() {
-        results.add(trial, sets, set, &wait(&mut executor, ticket, trial)?)?;
+    if let Some((index, ticket)) = in_flight.pop_back() {
+        results.add(trial, sets, index, &wait(&mut executor, ticket, trial)?)?;
     }
-    for (set, ticket) in in_flight {
+    for (index, ticket) in in_flight {
         let looked = executor.wait_timeout(ticket, Duration::ZERO).map_err(Error::from)?;
         let Some(done) = looked else {
             return wrong("a submission is in flight after a later one was complete");
         };
-        results.add(trial, sets, set, &c_of(&done.submission.c, trial)?)?;
+        results.add(trial, sets, index, &c_of(&done.submission.c, trial)?)?;
     }
     let passed = results.passed()?;
 
     // Submissions of borrowed operands, that lie within buffers or fill them.
-    let mut results = Results::default();
+    let mut results = Results::of("submission of the scope");
     let output = trial.output();
     let mut outputs = (0..SUBMISSIONS).map(|_| output.in_buffer(memory)).collect::<Result<Vec<_>, _>>()?;
     let buffers = [sets[0].a.in_buffer(memory)?, sets[1].a.in_buffer(memory)?];
@@ -178,7 +191,7 @@ pub(crate) fn submitted(
     for (index, buffer) in outputs.iter().enumerate() {
         let mut c = output.clone();
         c.read_from(buffer);
-        results.add(trial, sets, index % 2, &c)?;
+        results.add(trial, sets, index, &c)?;
     }
     results.passed()?;
 
@@ -214,11 +227,11 @@ pub(crate) fn resident(
     let uploaded = [Uploaded::new(trial, &sets[0])?, Uploaded::new(trial, &sets[1])?];
     let whole = trial.whole_output();
     let mut c = memory.upload(whole.view())?;
-    let mut results = Results::default();
-    for set in [0, 1, 0] {
+    let mut results = Results::of("run");
+    for index in 0..3 {
         c.upload(whole.view())?;
-        executor.run(uploaded[set].inputs(), c.first_rows_mut(trial.rows()))?;
-        results.add(trial, sets, set, &c_of(&c, trial)?)?;
+        executor.run(uploaded[index % 2].inputs(), c.first_rows_mut(trial.rows()))?;
+        results.add(trial, sets, index, &c_of(&c, trial)?)?;
     }
     let passed = results.passed()?;
     uploaded[0].check(trial, &sets[0])?;
@@ -242,7 +255,33 @@ pub(crate) fn resident(
     for (operands, c) in sets.iter().zip([c_of(&c, trial)?, on_host]) {
         trial.judge(operands, &c)?;
     }
+    in_wrapped_memory(suite, trial, &uploaded[0], &sets[0], &mut executor)?;
     Ok(passed)
+}
+
+/// A run on an A and a C in memory that the device wraps, where it wraps any.
+fn in_wrapped_memory(
+    suite: &Suite<'_>,
+    trial: &Trial<'_>,
+    uploaded: &Uploaded,
+    operands: &Operands,
+    executor: &mut Executor,
+) -> Result<(), Failure> {
+    let Some(alignment) = suite.backends.info(suite.id)?.wrap_alignment_bytes else { return Ok(()) };
+    let output = trial.output();
+    let wrap = |operand: &Guarded| operand.in_wrapped(suite.backends, suite.id, alignment);
+    let (a, mut c) = (wrap(&operands.a)?, wrap(&output)?);
+    let inputs = uploaded.with_a(operands.a.view_in(&a.buffer));
+    executor.run(inputs, output.view_in_mut(&mut c.buffer))?;
+    let mut result = output.clone();
+    result.read_from(&c.buffer);
+    trial.judge(operands, &result)?;
+    let mut copy = operands.a.clone();
+    copy.read_from(&a.buffer);
+    if copy.bits() != operands.a.bits() {
+        return wrong("an input in wrapped memory was written to");
+    }
+    Ok(())
 }
 
 /// A product of the same types whose A is the result of `case`, as of one layer after another; `None` where a result is

@@ -2,8 +2,8 @@
 
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
-    Activation, AnyView, BackendId, Backends, CompileOptions, Compiled, ElementType, Error, Executor, Inputs,
-    Layout, MatMul, Product, Quantization, RefusalReason, TensorView, TensorViewMut, Weights,
+    Activation, AnyView, BackendId, Backends, CompileOptions, Compiled, Device, ElementType, Error, Executor,
+    Inputs, Layout, MatMul, Product, Quantization, RefusalReason, TensorView, TensorViewMut, Weights,
 };
 
 use crate::cases::{Case, Contents};
@@ -227,6 +227,12 @@ impl<'a> Trial<'a> {
         let operands = Operands::new(&case, &product, rows, seed)?;
         let whole = whole(&case, operands.b.view(), seed)?;
         let compiled = suite.backends.compile(suite.id, &*whole, suite.options)?;
+        let (asked, ran) = (suite.options.device, compiled.report().observed);
+        if matches!(asked, Device::Cpu | Device::Gpu) && ![asked, Device::Unknown].contains(&ran) {
+            return wrong(format!(
+                "the device {asked} was asked for, and the product says that {ran} runs it"
+            ));
+        }
         let mut others = Operands::new(&case, &product, rows, seed.wrapping_add(1 << 32))?;
         if case.constant_b {
             others.b = operands.b.clone();
@@ -271,8 +277,9 @@ impl<'a> Trial<'a> {
             let (item, row, col) = deviation.worst;
             let index = (item * reference.layout().rows() + row) * reference.layout().cols() + col;
             return wrong(format!(
-                "{} elements beyond their bound, worst at item {item}, row {row}, column {col}: expected {} +- {:e}, got {}",
+                "{} of {} elements beyond their bound, the worst at item {item}, row {row}, column {col}: expected {} +- {:e}, got {}",
                 deviation.violations,
+                reference.values().len(),
                 reference.values()[index],
                 deviation.bound,
                 c.view().get(item, row, col).unwrap_or(f64::NAN)
