@@ -345,8 +345,9 @@ pub(crate) const PROBE_HELPER: &str = "probe-helper";
 /// Run the conformance cases on a backend, such as a shim of yours, and say which of them fail.
 ///
 /// The cases are products of every type, shape, stride and epilogue, each held to a float64 reference with its error
-/// bound. They run in a process of their own, so that one that crashes or hangs is a failure like others. A case that the
-/// backend refuses neither passes nor fails. The numbers of a case are the same in every run, and each failure comes with
+/// bound. They run in a process of their own, so that one that crashes or hangs is a failure too. After a case that takes
+/// longer than --time-limit, or ten that crash, the rest of the list is not run, and the command that goes on is printed. A
+/// case that the backend refuses neither passes nor fails. The numbers of a case are the same in every run, and each failure comes with
 /// the command that runs its case alone. The status is 0 where no case failed, and at least one passed.
 #[derive(Debug, Args)]
 pub(crate) struct ConformanceArgs {
@@ -355,18 +356,51 @@ pub(crate) struct ConformanceArgs {
     /// The lists to run [default: all].
     #[arg(long = "list", value_name = "LIST,...", value_delimiter = ',', value_parser = list_parser())]
     pub(crate) lists: Vec<List>,
-    /// The cases of one list to run, by their numbers [default: all].
+    /// The cases of one list to run, by their numbers; `N..` is all from N on [default: all].
     #[arg(long = "case", value_name = "N,...", value_delimiter = ',', requires = "lists")]
-    pub(crate) cases: Vec<NonZeroUsize>,
+    pub(crate) cases: Vec<CaseNumbers>,
     /// Fail where the backend refuses a case of these lists.
     #[arg(long, value_name = "LIST,...", value_delimiter = ',', value_parser = list_parser())]
     pub(crate) require: Vec<List>,
     /// How long one case may take before its process is killed.
-    #[arg(long, value_name = "SECONDS", default_value = "180", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = CASE_SECONDS, value_parser = seconds)]
     pub(crate) time_limit: Duration,
     /// Print JSON instead of text.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How long a case may take.
+const CASE_SECONDS: &str = "180";
+
+impl ConformanceArgs {
+    /// The arguments that run `cases` of a list as these do, without defaults.
+    pub(crate) fn of_cases(&self, list: List, cases: &str) -> String {
+        let mut arguments = self.run.to_arguments();
+        let seconds = self.time_limit.as_secs_f64().to_string();
+        if seconds != CASE_SECONDS {
+            arguments.extend(["--time-limit".to_owned(), seconds]);
+        }
+        format!("{} --list {list} --case {cases}", arguments.join(" "))
+    }
+}
+
+/// A case of a list, or all from one on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CaseNumbers {
+    pub(crate) first: NonZeroUsize,
+    pub(crate) to_the_last: bool,
+}
+
+impl FromStr for CaseNumbers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, to_the_last) = text.strip_suffix("..").map_or((text, false), |first| (first, true));
+        let first =
+            first.parse().map_err(|_| format!("expected a number from 1 up, or N.., got `{text}`"))?;
+        Ok(Self { first, to_the_last })
+    }
 }
 
 /// Where and with what a conformance case runs.
@@ -584,6 +618,15 @@ mod tests {
             let words = ["ane-matmul", CONFORMANCE_HELPER].into_iter().chain(line.split(' '));
             let Command::ConformanceHelper(args) = Cli::parse_from(words).command else { panic!("{line}") };
             assert_eq!(args.to_arguments().join(" "), line);
+        }
+        for line in
+            ["--backend cpu --list f32 --case 3", "--backend cpu --time-limit 0.5 --list f16 --case 7.."]
+        {
+            let words = ["ane-matmul", "conformance"].into_iter().chain(line.split(' '));
+            let Command::Conformance(args) = Cli::parse_from(words).command else { panic!("{line}") };
+            let case = args.cases[0];
+            let cases = format!("{}{}", case.first, if case.to_the_last { ".." } else { "" });
+            assert_eq!(args.of_cases(args.lists[0], &cases), line);
         }
     }
 

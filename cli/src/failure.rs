@@ -17,6 +17,11 @@ impl Failure {
 
 impl From<ane_matmul::Error> for Failure {
     fn from(error: ane_matmul::Error) -> Self {
-        Self::new(error)
+        match error {
+            ane_matmul::Error::UnknownBackend { .. } if crate::variable(crate::SHIM).is_none() => {
+                Self::new(format_args!("{error}; a shim's: set {}", crate::SHIM))
+            }
+            error => Self::new(error),
+        }
     }
 }

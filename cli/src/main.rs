@@ -88,6 +88,17 @@ fn describe(builder: ane_matmul::MatMulBuilder, constant_b: bool) -> Output<ane_
     Ok(if constant_b { builder.build_constant_b()?.product().clone() } else { builder.build()? })
 }
 
+/// Names the library of a shim.
+const SHIM: &str = "ANE_MATMUL_SHIM";
+
+/// Chooses one of its devices.
+const SHIM_DEVICE: &str = "ANE_MATMUL_SHIM_DEVICE";
+
+/// An environment variable that is set, and not empty.
+fn variable(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
 /// The backends of this process: the built-in ones, and the shim that `ANE_MATMUL_SHIM` names.
 fn backends() -> Output<ane_matmul::Backends> {
     backends_with(shim()?)
@@ -104,28 +115,23 @@ fn backends_with(shim: Option<ane_matmul::ShimLibrary>) -> Output<ane_matmul::Ba
 /// The shim that `ANE_MATMUL_SHIM` names.
 #[allow(unsafe_code, reason = "the user asks for foreign code to be loaded")]
 fn shim() -> Output<Option<ane_matmul::ShimLibrary>> {
-    let Some(path) = std::env::var_os("ANE_MATMUL_SHIM").filter(|path| !path.is_empty()) else {
-        return Ok(None);
-    };
+    let Some(path) = variable(SHIM) else { return Ok(None) };
     let path = std::path::PathBuf::from(path);
     // SAFETY: whoever sets the variable vouches for the library, as with any plug-in.
     let shim = unsafe { ane_matmul::ShimLibrary::open(&path) }?;
     if let Some(who) = shim.writable_by_others() {
-        note(format_args!(
-            "{} is code that this program runs, named by ANE_MATMUL_SHIM, and {who}",
-            path.display()
-        ));
+        note(format_args!("{} is code that this program runs, named by {SHIM}, and {who}", path.display()));
     }
     Ok(Some(shim))
 }
 
 /// Which of the shim's devices to use: the first, if `ANE_MATMUL_SHIM_DEVICE` names no other by its number.
 fn shim_device() -> Output<u32> {
-    match std::env::var_os("ANE_MATMUL_SHIM_DEVICE").filter(|number| !number.is_empty()) {
+    match variable(SHIM_DEVICE) {
         None => Ok(0),
         Some(number) => number.to_str().and_then(|number| number.parse().ok()).ok_or_else(|| {
             let number = number.display();
-            Failure::new(format_args!("ANE_MATMUL_SHIM_DEVICE is {number}, which is no number of a device"))
+            Failure::new(format_args!("{SHIM_DEVICE} is {number}, which is no number of a device"))
         }),
     }
 }

@@ -52,3 +52,33 @@ fn every_command_gives_what_the_page_says() {
     }
     assert!(commands >= 7, "{commands} commands ran");
 }
+
+/// What the conformance command says of the page's shim with `right` replaced.
+fn conformance_of(right: &str, fault: &str, arguments: &str) -> String {
+    let directory = checkout(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    let page = std::fs::read_to_string(directory.path().join("naive.c")).expect("the page's shim");
+    assert!(page.contains(right), "the page has no {right}");
+    std::fs::write(directory.path().join("naive.c"), page.replace(right, fault)).expect("a file");
+    let program = env!("CARGO_BIN_EXE_ane-matmul");
+    let line = format!(
+        "cc -std=c11 -O2 -fPIC -shared -Iinclude naive.c -o libnaive.so; \
+         ANE_MATMUL_SHIM=./libnaive.so '{program}' conformance --backend naive {arguments} 2>/dev/null || true"
+    );
+    shell(directory.path(), &line)
+}
+
+#[test]
+fn a_shim_that_runs_all_rows_of_a_description_fails_each_list() {
+    let text = conformance_of("i < args->m", "i < d->m", "--list f32,asynchronous,resident");
+    for list in ["f32", "asynchronous", "resident"] {
+        let failed = format!("{list}: case 886 failed: 17x33x9 f32 variable m");
+        assert!(text.contains(&failed), "{list}: {text}");
+    }
+}
+
+#[test]
+fn a_shim_that_wraps_no_memory_though_it_says_so_fails() {
+    let (right, fault) = ("return make_buffer(data, 0, out, err);", "return not_offered(err);");
+    let text = conformance_of(right, fault, "--list resident --case 61");
+    assert!(text.contains("resident: case 61 failed: ") && text.contains("buffer_wrap failed"), "{text}");
+}

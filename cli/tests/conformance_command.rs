@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use ane_matmul_shims::REFERENCE;
+use ane_matmul_shims::{LIAR, REFERENCE};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ane-matmul");
@@ -11,6 +11,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_ane-matmul");
 fn command(arguments: &str, fault: &str) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(arguments.split_whitespace()).env("ANE_MATMUL_SHIM", REFERENCE);
+    command.env_remove("ANE_MATMUL_SHIM_DEVICE");
     if fault.is_empty() {
         command.env_remove("ANE_REFERENCE_FAULT");
     } else {
@@ -89,6 +90,13 @@ fn a_refusal_fails_where_it_is_required_not_to_or_where_there_is_nothing_else() 
     failed(&run("--list f32 --require bf16", ""), "--require: bf16 is not among the lists");
 }
 
+/// Those of a command that is printed, which names the shim.
+#[track_caller]
+fn arguments_of(command: &str) -> &str {
+    let shim = command.strip_prefix(&format!("ANE_MATMUL_SHIM={REFERENCE} "));
+    shim.and_then(|rest| rest.strip_prefix("ane-matmul ")).unwrap_or_else(|| panic!("{command}"))
+}
+
 #[test]
 fn a_failure_comes_with_the_command_that_fails_again() {
     let output = run("--list f32 --json --seed 5 --threads 2", "wrong%6");
@@ -101,9 +109,10 @@ fn a_failure_comes_with_the_command_that_fails_again() {
     assert_eq!(failures.len() as u64, wrong);
     for failure in failures.iter().step_by(failures.len() / 4) {
         let again = failure["command"].as_str().expect("a command");
-        let arguments = again.strip_prefix("ane-matmul ").expect("this program's");
+        let arguments = arguments_of(again);
         assert!(arguments.contains("--seed 5 --threads 2"), "{arguments}");
-        let output = command(&format!("{arguments} --json"), "wrong%6").output().expect("it runs");
+        // Which calls of a process are wrong differs.
+        let output = command(&format!("{arguments} --json"), "wrong").output().expect("it runs");
         failed(&output, "1 of 1 cases failed on reference");
         let same = &json(&output)["lists"][0]["failures"][0];
         assert_eq!((&same["case"], &same["product"]), (&failure["case"], &failure["product"]));
@@ -111,10 +120,9 @@ fn a_failure_comes_with_the_command_that_fails_again() {
         assert!(command(arguments, "").output().expect("it runs").status.success(), "{arguments}");
     }
     let text = failed(&run("--list f32", "wrong%6"), "cases failed on reference");
-    let again = text
-        .lines()
-        .filter(|line| line.starts_with("    ane-matmul conformance --backend reference --list f32 --case "));
-    assert_eq!(again.count(), 20);
+    let again = text.lines().filter_map(|line| line.strip_prefix("    ")).map(arguments_of);
+    let same = |arguments: &&str| arguments.starts_with("conformance --backend reference --list f32 --case ");
+    assert_eq!(again.filter(same).count(), 20);
     assert!(text.contains(" more failed; --json has them"), "{text}");
 }
 
@@ -149,7 +157,90 @@ fn a_case_that_hangs_is_ended_and_its_list_with_it() {
     failed(&output, "1 of 2 cases failed");
     let list = &json(&output)["lists"][0];
     assert_eq!(figures(list), [2, 0, 0, 1, 1]);
-    assert!(list["failures"][0]["problem"].as_str().expect("a text").contains("--time-limit"), "{list}");
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    assert!(text(&list["failures"][0]["problem"]).contains("--time-limit"), "{list}");
+    assert!(text(&list["not_run_because"]).contains("--time-limit"), "{list}");
+    let command = text(&list["failures"][0]["command"]);
+    assert!(arguments_of(&command).ends_with(" --time-limit 1 --list f32 --case 12"), "{command}");
+    assert!(arguments_of(&text(&list["go_on_with"])).ends_with(" --list f32 --case 40.."), "{list}");
+
+    let text = failed(&run("--list f32 --case 1000.. --time-limit 1", "hang"), "1 of 7 cases failed");
+    let rest = "f32: not run: the last 6 cases: a case took longer than --time-limit; go on with\n    ANE_MATMUL_SHIM=";
+    assert!(text.contains(rest) && text.contains(" --case 1001..\n"), "{text}");
+    let text = failed(&run("--list f32", "abort"), "10 of 1006 cases failed");
+    assert!(text.contains("f32: not run: the last 996 cases: ten cases ended their process"), "{text}");
+}
+
+#[test]
+fn the_rest_of_a_list_runs_from_a_case_on() {
+    let output = run("--list f32 --case 3,1000.. --json", "");
+    assert_eq!(figures(&json(&output)["lists"][0]), [8, 8, 0, 0, 0]);
+}
+
+/// A list that a backend passes by doing less than the list is about says so.
+#[test]
+fn what_a_list_does_not_show_is_said() {
+    let notes = |shim: &str, memory: &str| {
+        let name = if shim == LIAR { "liar" } else { "reference" };
+        let line = format!("conformance --backend {name} --list asynchronous,resident,f32 --case 61");
+        ["asynchronous", "resident", "f32"].map(|list| {
+            let line = line.replace("asynchronous,resident,f32", list);
+            let text = |json: &str| {
+                let mut command = command(&format!("{line}{json}"), "");
+                command.env("ANE_MATMUL_SHIM", shim).env("ANE_REFERENCE_MEMORY", memory);
+                parts(&command.output().expect("the command line runs")).1
+            };
+            let report: Value = serde_json::from_str(&text(" --json")).expect("JSON");
+            let note = report["lists"][0]["note"].as_str().map(ToOwned::to_owned);
+            let printed = text("").lines().any(|line| line.starts_with(&format!("{list}: note: ")));
+            assert_eq!(note.is_some(), printed, "{list}");
+            note.unwrap_or_default()
+        })
+    };
+    let [asynchronous, resident, f32] = notes(LIAR, "");
+    assert!(asynchronous.contains("takes no submissions") && resident.contains("the host's"));
+    assert_eq!(f32, "");
+    assert_eq!(notes(REFERENCE, "device"), [""; 3]);
+}
+
+/// The liar says that the GPU ran, whatever was asked for.
+#[test]
+fn another_device_than_was_asked_for_is_a_failure() {
+    let run = |device: &str| {
+        let mut command =
+            command(&format!("conformance --backend liar --list f32 --case 61 --device {device}"), "");
+        command.env("ANE_MATMUL_SHIM", LIAR).env("ANE_LIAR", "gpu").output().expect("the command line runs")
+    };
+    let text = failed(&run("cpu"), "1 of 1 cases failed");
+    assert!(
+        text.contains("the device cpu was asked for, and by the backend's own report it was gpu"),
+        "{text}"
+    );
+    assert!(run("unknown").status.success());
+}
+
+/// An error of `supports` that is no refusal.
+#[test]
+fn a_question_that_fails_is_no_refusal() {
+    let text = failed(&run("--list f32 --case 61", "fail@supports"), "1 of 1 cases failed");
+    assert!(text.contains("supports failed: planted fault"), "{text}");
+}
+
+#[test]
+fn a_planted_fault_that_there_is_not_is_an_error() {
+    for fault in ["wrogn", "wrong@rum", "slow:soon", "wrong%often@work"] {
+        failed(&run("--list f32 --case 1", fault), "ANE_REFERENCE_FAULT: unknown word `");
+    }
+    let mut command = command("conformance --backend reference --list f32 --case 1", "");
+    let output = command.env("ANE_REFERENCE_MEMORY", "device,embeds").output();
+    failed(&output.expect("it runs"), "ANE_REFERENCE_MEMORY: unknown word `embeds`; one of device embed");
+}
+
+#[test]
+fn a_fault_in_one_of_some_calls_is_not_in_the_first() {
+    assert!(run("--list f32 --case 61", "fail%6").status.success());
+    let [_, passed, _, wrong, _] = figures(&json(&run("--list f32 --json", "fail%6"))["lists"][0]);
+    assert!(passed > 100 && wrong > 100, "{passed} passed, {wrong} failed");
 }
 
 #[test]
@@ -173,6 +264,8 @@ fn a_backend_that_prints_does_not_disturb() {
 fn names_and_numbers_that_there_are_not_are_errors() {
     let unknown = command("conformance --backend cuda", "").output().expect("the command line runs");
     failed(&unknown, "unknown backend `cuda`; known backends: cpu");
+    let none = command("conformance --backend cuda", "").env_remove("ANE_MATMUL_SHIM").output();
+    failed(&none.expect("the command line runs"), "; a shim's: set ANE_MATMUL_SHIM");
     for (arguments, status, error) in [
         ("--list f32 --case 1007", 1, "f32 has the cases 1 to 1006, got 1007"),
         ("--list f32,bf16 --case 1", 1, "name one list with --list, got 2"),

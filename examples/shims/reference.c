@@ -5,15 +5,18 @@
  *     cc -std=c11 -O2 -fPIC -shared -Iinclude examples/shims/reference.c -o libreference.so -lm -pthread
  *     ANE_MATMUL_SHIM=./libreference.so ane-matmul compare
  *
- * What follows is for tests. ANE_REFERENCE_MEMORY has words, in any order: with `device` ANE_BUFFER_DEVICE is memory
- * apart from the host's, which faults when anybody else touches it, and with `embed` the device takes no constants.
+ * What follows is for tests. ANE_REFERENCE_MEMORY has words, in any order, with spaces or commas between: with `device`
+ * ANE_BUFFER_DEVICE is memory apart from the host's, which faults when anybody else touches it, and with `embed` the
+ * device takes no constants.
  *
  * It misbehaves on demand: ANE_REFERENCE_FAULT=KIND[%N][@SLOT], read when the device is opened (by the slots that
- * need none at each call). With %N it does so in one of N calls, in an order that looks random. KIND is one of
+ * need none at each call). With %N it does so in one of N calls, in an order that looks random. A device is not opened
+ * with a word that there is not. KIND is one of
  *     abort, exit, fail, flood, hang, print, slow:NS    at any slot; NS are nanoseconds
  *     wrong          at run and work: a wrong result
  *     lose:NS        at work: falls silent, until a watchdog ends the submission, NS after it was submitted
- *     reorder:NS     at work: computes what was submitted last first, and takes NS for each
+ *     reorder:NS     at work: computes what was submitted last first, and takes NS for each; they complete in their
+ *                    order all the same, so that it is no fault
  *     known          a vendor's known fault, refused by supports unless it is allowed
  *     tf32           products claim to round their operands to tf32
  * and SLOT one of
@@ -130,11 +133,52 @@ static void read_fault(Fault *fault) {
     if (at != NULL) snprintf(fault->slot, sizeof fault->slot, "%s", at + 1);
 }
 
+/* ANE_STATUS_OK if the first `length` bytes of `word` are one of some words, which a NULL ends. */
+static ANEStatus one_of(const char *const *words, const char *variable, const char *word, size_t length,
+                        ANEError *err) {
+    char message[512];
+    int end = snprintf(message, sizeof message, "%s: unknown word `%.*s`; one of", variable,
+                       (int)(length < 40 ? length : 40), word);
+    for (; *words != NULL; words++) {
+        if (strlen(*words) == length && memcmp(*words, word, length) == 0) return ANE_STATUS_OK;
+        end += snprintf(message + end, sizeof message - (size_t)end, " %s", *words);
+    }
+    return invalid(err, message);
+}
+
+/* ANE_STATUS_OK if both variables have no other words than those that the comment at the top lists. */
+static ANEStatus check_words(ANEError *err) {
+    static const char *const kinds[] = {"abort", "exit", "fail", "flood", "hang", "print", "slow",
+                                        "wrong", "lose", "reorder", "known", "tf32", NULL};
+    static const char *const slots[] = {"count", "info", "open", "prepare", "close", "supports", "compile", "executor",
+                                        "buffer", "read", "write", "constant", "run", "submit", "wait", "work", "first",
+                                        NULL};
+    static const char *const form[] = {"KIND[:NS][%N][@SLOT]", NULL};
+    static const char *const memory[] = {"device", "embed", NULL};
+    ANEStatus status = ANE_STATUS_OK;
+    const char *words = getenv("ANE_REFERENCE_MEMORY"), *fault = getenv("ANE_REFERENCE_FAULT");
+    while (words != NULL && *(words += strspn(words, " ,")) != '\0' && status == ANE_STATUS_OK) {
+        size_t length = strcspn(words, " ,");
+        status = one_of(memory, "ANE_REFERENCE_MEMORY", words, length, err);
+        words += length;
+    }
+    if (fault == NULL || *fault == '\0' || status != ANE_STATUS_OK) return status;
+    size_t length = strcspn(fault, ":%@");
+    status = one_of(kinds, "ANE_REFERENCE_FAULT", fault, length, err);
+    fault += length;
+    if (*fault == ':') fault += 1 + strspn(fault + 1, "0123456789");
+    if (*fault == '%') fault += 1 + strspn(fault + 1, "0123456789");
+    if (status != ANE_STATUS_OK || *fault == '\0') return status;
+    return *fault == '@' ? one_of(slots, "ANE_REFERENCE_FAULT", fault + 1, strlen(fault + 1), err)
+                         : one_of(form, "ANE_REFERENCE_FAULT", fault, strlen(fault), err);
+}
+
 /* Whether this call at a slot is one that misbehaves. */
 static bool due(Fault *fault, const char *slot) {
     if (strcmp(fault->slot, slot) != 0) return false;
     if (fault->one_in <= 1) return true;
-    uint32_t mixed = atomic_fetch_add(&fault->calls, 1) * 2654435761u; /* Knuth's multiplicative hash */
+    uint32_t mixed = (atomic_fetch_add(&fault->calls, 1) + 1) * 2654435761u; /* Knuth's multiplicative hash */
+    mixed = (mixed ^ mixed >> 15) * 2246822519u;                             /* and a step of xxHash's */
     return (mixed >> 16) % fault->one_in == 0;
 }
 
@@ -142,7 +186,8 @@ static bool is_kind(const Fault *fault, const char *kind) { return strcmp(fault-
 
 /* ANE_STATUS_OK unless a fault is planted at this slot that fails it. */
 static ANEStatus misbehave(Fault *fault, const char *slot, ANEError *err) {
-    if (!due(fault, slot)) return ANE_STATUS_OK;
+    /* These two ask for themselves: a call is counted once. */
+    if (is_kind(fault, "wrong") || is_kind(fault, "lose") || !due(fault, slot)) return ANE_STATUS_OK;
     if (is_kind(fault, "fail")) {
         ANEStatus status = strcmp(slot, "work") == 0 ? ANE_STATUS_RUN_FAILED : ANE_STATUS_INTERNAL;
         return report(err, status, ANE_REFUSAL_NONE, "planted fault");
@@ -195,13 +240,15 @@ static ANEStatus device_info(uint32_t index, ANEDeviceInfo *info, ANEError *err)
 
 static ANEStatus device_open(uint32_t index, ANEDevice **out, ANEError *err) {
     if (index >= DEVICES) return no_device(err, "there is no such device");
+    ANEStatus status = check_words(err);
+    if (status != ANE_STATUS_OK) return status;
     ANEDevice *device = calloc(1, sizeof *device);
     if (device == NULL) return no_memory(err, "no memory for a device");
     read_fault(&device->fault);
     device->apart = memory_is("device");
     device->embeds = memory_is("embed");
     device->opened_ns = clock_ns();
-    ANEStatus status = misbehave(&device->fault, "open", err);
+    status = misbehave(&device->fault, "open", err);
     if (status != ANE_STATUS_OK) {
         free(device);
         return status;

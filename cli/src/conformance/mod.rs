@@ -8,9 +8,10 @@ use std::time::Instant;
 use ane_matmul_conformance::List;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::{ConformanceArgs, RunArgs};
+use crate::args::ConformanceArgs;
 use crate::failure::{Failure, Output};
 use crate::output::{keep_ticking, print, print_json};
+use crate::{SHIM, SHIM_DEVICE};
 
 pub(crate) use helper::serve;
 use helper::{Answer, Ended, Helper};
@@ -19,11 +20,13 @@ use report::{Report, Tally};
 /// Of so many crashes in a list the rest of it would say no more.
 const CRASHES: usize = 10;
 
+const NOT_OPENED: &str = "the backend could not be opened again";
+
 pub(crate) fn run(args: &ConformanceArgs) -> Output {
     let lists = select(args)?;
     let start = || Helper::start(&args.run, args.time_limit);
     let first = start()?;
-    let mut report = Report::new(first.backend(), &args.run);
+    let mut report = Report::new(first.backend(), args);
     let mut helper = Some(first);
 
     let total: usize = lists.iter().map(|(_, numbers)| numbers.len()).sum();
@@ -37,10 +40,11 @@ pub(crate) fn run(args: &ConformanceArgs) -> Output {
         let cases = list.cases();
         let mut tally = Tally::new(list, numbers.len());
         let (began, mut crashes) = (Instant::now(), 0);
+        let mut stopped = report.problem.as_ref().map(|_| NOT_OPENED);
         for number in numbers {
             progress.inc(1);
-            if crashes == CRASHES || report.problem.is_some() {
-                tally.not_run += 1;
+            if let Some(why) = stopped {
+                tally.leave_out(number, why);
                 continue;
             }
             progress.set_message(format!("{list}, case {number}"));
@@ -49,7 +53,8 @@ pub(crate) fn run(args: &ConformanceArgs) -> Output {
                 // What was found until then is worth something.
                 Err(Failure(problem)) => {
                     report.problem = Some(format!("after a case that ended it: {problem}"));
-                    tally.not_run += 1;
+                    stopped = Some(NOT_OPENED);
+                    tally.leave_out(number, NOT_OPENED);
                     continue;
                 }
             };
@@ -57,8 +62,13 @@ pub(crate) fn run(args: &ConformanceArgs) -> Output {
             helper = kept;
             match answer {
                 // What hangs once would take its time each time.
-                Answer::Ended(Ended::Late) => crashes = CRASHES,
-                Answer::Ended(Ended::Crashed(_)) => crashes += 1,
+                Answer::Ended(Ended::Late) => stopped = Some("a case took longer than --time-limit"),
+                Answer::Ended(Ended::Crashed(_)) => {
+                    crashes += 1;
+                    if crashes == CRASHES {
+                        stopped = Some("ten cases ended their process");
+                    }
+                }
                 _ => {}
             }
             tally.add(number, &cases[number - 1], answer);
@@ -98,14 +108,41 @@ fn select(args: &ConformanceArgs) -> Output<Vec<(List, Vec<usize>)>> {
         return Err(Failure::new(format!("--case: name one list with --list, got {}", lists.len())));
     };
     let count = list.cases().len();
-    let numbers: Vec<usize> = args.cases.iter().map(|&number| number.get()).collect();
-    match numbers.iter().find(|&&number| number > count) {
-        Some(number) => Err(Failure::new(format!("--case: {list} has the cases 1 to {count}, got {number}"))),
-        None => Ok(vec![(list, numbers)]),
+    let mut numbers = Vec::new();
+    for cases in &args.cases {
+        let first = cases.first.get();
+        if first > count {
+            return Err(Failure::new(format!("--case: {list} has the cases 1 to {count}, got {first}")));
+        }
+        numbers.extend(first..=if cases.to_the_last { count } else { first });
     }
+    Ok(vec![(list, numbers)])
 }
 
-/// The command that runs a case again.
-fn command(list: List, number: usize, run: &RunArgs) -> String {
-    format!("ane-matmul conformance {} --list {list} --case {number}", run.to_arguments().join(" "))
+/// The command that runs cases again.
+fn command(list: List, cases: &str, args: &ConformanceArgs) -> String {
+    let mut line = String::new();
+    for name in [SHIM, SHIM_DEVICE] {
+        if let Some(value) = crate::variable(name) {
+            line += &format!("{name}={} ", quoted(&value.to_string_lossy()));
+        }
+    }
+    line + "ane-matmul conformance " + &args.of_cases(list, cases)
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_one_for_a_shell() {
+        assert_eq!(quoted("./lib-x.so"), "./lib-x.so");
+        assert_eq!(quoted("it's $HOME"), "'it'\\''s $HOME'");
+    }
 }

@@ -7,7 +7,7 @@ use ane_matmul_conformance::{Case, List};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
-use crate::args::RunArgs;
+use crate::args::ConformanceArgs;
 use crate::conformance::command;
 use crate::conformance::helper::Answer;
 use crate::machine::Machine;
@@ -22,7 +22,7 @@ pub(super) struct Tally {
     list: List,
     cases: usize,
     passed: usize,
-    pub(super) not_run: usize,
+    not_run: Option<NotRun>,
     refused: Vec<Refused>,
     failures: Vec<Failed>,
     worst_ratio: f64,
@@ -39,6 +39,15 @@ struct Refused {
     message: String,
 }
 
+/// Cases at the end of a list.
+#[derive(Debug)]
+struct NotRun {
+    count: usize,
+    /// The first of them.
+    number: usize,
+    why: &'static str,
+}
+
 /// A case that failed.
 #[derive(Debug)]
 struct Failed {
@@ -53,7 +62,7 @@ impl Tally {
             list,
             cases,
             passed: 0,
-            not_run: 0,
+            not_run: None,
             refused: Vec::new(),
             failures: Vec::new(),
             worst_ratio: 0.0,
@@ -81,6 +90,15 @@ impl Tally {
         self.failures.push(Failed { number, case: case.to_string(), problem });
     }
 
+    /// Counts a case that is not run.
+    pub(super) fn leave_out(&mut self, number: usize, why: &'static str) {
+        self.not_run.get_or_insert(NotRun { count: 0, number, why }).count += 1;
+    }
+
+    fn not_run(&self) -> usize {
+        self.not_run.as_ref().map_or(0, |left| left.count)
+    }
+
     fn refused(&self) -> usize {
         self.refused.iter().map(|refused| refused.count).sum()
     }
@@ -93,7 +111,7 @@ impl Tally {
             self.passed.to_string(),
             self.refused().to_string(),
             self.failures.len().to_string(),
-            self.not_run.to_string(),
+            self.not_run().to_string(),
             if ran { format!("{:.2}", self.worst_ratio) } else { "-".into() },
             #[allow(clippy::cast_precision_loss, reason = "a time to be read")]
             time(self.time.as_nanos() as f64),
@@ -114,22 +132,23 @@ impl Tally {
         text
     }
 
-    fn failures_text(&self, run: &RunArgs) -> String {
+    fn failures_text(&self, args: &ConformanceArgs) -> String {
         let mut text = String::new();
         for Failed { number, case, problem } in self.failures.iter().take(SHOWN) {
             let _ = writeln!(text, "{}: case {number} failed: {case}: {problem}", self.list);
-            let _ = writeln!(text, "    {}", command(self.list, *number, run));
+            let _ = writeln!(text, "    {}", command(self.list, &number.to_string(), args));
         }
         if let Some(more @ 1..) = self.failures.len().checked_sub(SHOWN) {
             let _ = writeln!(text, "{}: {more} more failed; --json has them", self.list);
         }
-        if self.not_run > 0 {
-            let _ = writeln!(text, "{}: the last {} cases were not run", self.list, self.not_run);
+        if let Some(NotRun { count, number, why }) = &self.not_run {
+            let _ = writeln!(text, "{}: not run: the last {count} cases: {why}; go on with", self.list);
+            let _ = writeln!(text, "    {}", command(self.list, &format!("{number}.."), args));
         }
         text
     }
 
-    fn to_json(&self, run: &RunArgs) -> Value {
+    fn to_json(&self, args: &ConformanceArgs) -> Value {
         let refusals: Vec<Value> = self
             .refused
             .iter()
@@ -150,17 +169,21 @@ impl Tally {
                     "case": failed.number,
                     "product": failed.case,
                     "problem": failed.problem,
-                    "command": command(self.list, failed.number, run),
+                    "command": command(self.list, &failed.number.to_string(), args),
                 })
             })
             .collect();
+        let go_on_with =
+            self.not_run.as_ref().map(|left| command(self.list, &format!("{}..", left.number), args));
         json!({
             "list": self.list.name(),
             "cases": self.cases,
             "passed": self.passed,
             "refused": self.refused(),
             "failed": self.failures.len(),
-            "not_run": self.not_run,
+            "not_run": self.not_run(),
+            "not_run_because": self.not_run.as_ref().map(|left| left.why),
+            "go_on_with": go_on_with,
             "worst_error_to_bound": (self.passed > 0).then_some(self.worst_ratio),
             "time_ns": u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX),
             "refusals": refusals,
@@ -171,7 +194,7 @@ impl Tally {
 
 /// Everything that was found.
 pub(super) struct Report<'a> {
-    run: &'a RunArgs,
+    args: &'a ConformanceArgs,
     /// As `devices --json` has it.
     backend: Value,
     pub(super) tallies: Vec<Tally>,
@@ -180,8 +203,8 @@ pub(super) struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub(super) const fn new(backend: Value, run: &'a RunArgs) -> Self {
-        Self { run, backend, tallies: Vec::new(), problem: None }
+    pub(super) const fn new(backend: Value, args: &'a ConformanceArgs) -> Self {
+        Self { args, backend, tallies: Vec::new(), problem: None }
     }
 
     fn id(&self) -> &str {
@@ -190,6 +213,20 @@ impl<'a> Report<'a> {
 
     fn count(&self, of: impl Fn(&Tally) -> usize) -> usize {
         self.tallies.iter().map(of).sum()
+    }
+
+    /// What a list shows less of than its name says.
+    fn note(&self, tally: &Tally) -> Option<&'static str> {
+        let fact = |key: &str, value: Value| tally.passed > 0 && self.backend[key] == value;
+        match tally.list {
+            List::Asynchronous if fact("max_queue_depth", json!(0)) => {
+                Some("it takes no submissions (max_queue_depth is 0): each was computed by a run, at once")
+            }
+            List::Resident if fact("copies_host_operands", json!(false)) => {
+                Some("its memory is the host's: operands on the device are no other than those on the host")
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn to_text(&self) -> String {
@@ -220,7 +257,12 @@ impl<'a> Report<'a> {
         table.add_rows(self.tallies.iter().map(Tally::row));
         let _ = writeln!(text, "{table}\n");
         text.extend(self.tallies.iter().map(Tally::refusals_text));
-        text.extend(self.tallies.iter().map(|tally| tally.failures_text(self.run)));
+        for tally in &self.tallies {
+            if let Some(note) = self.note(tally) {
+                let _ = writeln!(text, "{}: note: {note}", tally.list);
+            }
+        }
+        text.extend(self.tallies.iter().map(|tally| tally.failures_text(self.args)));
         if let Some(problem) = &self.problem {
             let _ = writeln!(text, "{problem}");
         }
@@ -228,10 +270,15 @@ impl<'a> Report<'a> {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let lists: Vec<Value> = self.tallies.iter().map(|tally| tally.to_json(self.run)).collect();
+        let list = |tally: &Tally| {
+            let mut value = tally.to_json(self.args);
+            value["note"] = json!(self.note(tally));
+            value
+        };
+        let lists: Vec<Value> = self.tallies.iter().map(list).collect();
         let mut value = json!({
             "machine": Machine::new().to_json(),
-            "seed": self.run.seed,
+            "seed": self.args.run.seed,
             "lists": lists,
             "problem": self.problem,
         });
