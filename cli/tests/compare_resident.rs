@@ -43,13 +43,14 @@ fn a_device_with_memory_of_its_own_is_timed_on_both() {
         let both = [["cpu", "host"], ["reference", "host"], ["reference", "device"]];
         assert_eq!(results(&figures), both, "{text}");
         assert_eq!(figures["memory"], "host and device");
-        assert!(text.contains("| reference, resident |"), "{text}");
+        assert!(text.contains("| reference, resident |") && text.contains("\nmemory: A"), "{text}");
         assert!(text.contains("note: cpu: its memory is the host's"), "{text}");
     }
     // What lies in the host's memory lies there in any case.
     let (text, figures) = json(&["--shapes", "5x7x3"], "");
     assert_eq!(results(&figures), [["cpu", "host"], ["reference", "host"]], "{text}");
     assert!(text.contains("note: reference: its memory is the host's"), "{text}");
+    assert!(!text.contains("memory: A") && figures["memory"] == "host", "{text}");
 }
 
 /// The result that is checked comes from the device: without reads of its memory there is none.
@@ -66,4 +67,14 @@ fn what_stays_on_the_device_is_downloaded_to_be_checked() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("buffer_read failed: planted fault"), "{text}");
+}
+
+#[test]
+fn whose_shim_is_wrong_is_told_to_test_it() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ane-matmul"));
+    command.args(["compare", "--samples", "1", "--backend", "reference", "--sizes", "9"]);
+    command.env("ANE_MATMUL_SHIM", REFERENCE).env("ANE_REFERENCE_FAULT", "wrong");
+    let output = command.output().expect("the command line runs");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.ends_with("not timed; run ane-matmul conformance --backend reference\n"), "{text}");
 }

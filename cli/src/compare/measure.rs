@@ -221,8 +221,13 @@ fn measure_with(
             let first_run_ns = start.elapsed().as_nanos();
             let backend = Contender { id: id.clone(), resident };
             let check = checker.check(&inputs, &*place.result()?)?.map_err(|problem| {
+                let what_to_do = match Backends::new().info(id) {
+                    // A shim's.
+                    Err(Error::UnknownBackend { .. }) => format!("run ane-matmul conformance --backend {id}"),
+                    _ => "please report this".to_owned(),
+                };
                 Failure::new(format!(
-                    "{backend} is wrong at {shape}: {problem}; it is not timed; please report this"
+                    "{backend} is wrong at {shape}: {problem}; it is not timed; {what_to_do}"
                 ))
             })?;
             candidates.push(Candidate {

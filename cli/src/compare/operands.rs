@@ -27,18 +27,6 @@ impl Kind {
     pub(crate) fn product(self, shape: Shape) -> MatMulBuilder {
         MatMul::builder(shape.m, shape.n, shape.k).types(self.precision.types())
     }
-
-    /// Where operands and result are in every run.
-    pub(crate) fn memory_text(self) -> String {
-        let (operands, b) = if self.constant_b {
-            ("A and C", "; B given when the product is compiled")
-        } else {
-            ("A, B and C", "")
-        };
-        let resident =
-            if self.resident { "; of resident ones on the device, before and after it" } else { "" };
-        format!("{operands} in host memory, in and out of every run{resident}{b}")
-    }
 }
 
 impl fmt::Display for Kind {

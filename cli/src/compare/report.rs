@@ -60,6 +60,18 @@ impl Comparison {
         self.contenders_of(shape).min_by(|a, b| a.median_ns.total_cmp(&b.median_ns))
     }
 
+    /// Whether something ran on operands that stay on the device.
+    fn has_resident(&self) -> bool {
+        self.measured.timings.iter().any(|timing| timing.backend.resident)
+    }
+
+    /// Where operands and result are in every run.
+    pub(crate) fn memory_text(&self) -> String {
+        let operands = if self.kind.constant_b { "A and C" } else { "A, B and C" };
+        let resident = if self.has_resident() { " Those of resident rows stay on the device." } else { "" };
+        format!("{operands} are in host memory before and after every run.{resident}")
+    }
+
     /// The sizes of the square products, ascending, and who wins each. One without work says nothing.
     fn square_winners(&self) -> Vec<(usize, &Contender)> {
         let mut squares: Vec<Shape> =
@@ -158,7 +170,7 @@ impl Comparison {
             "machine": self.machine.to_json(),
             "precision": self.kind.precision.name(),
             "constant_b": self.kind.constant_b,
-            "memory": if self.kind.resident { "host and device" } else { "host" },
+            "memory": if self.has_resident() { "host and device" } else { "host" },
             "results": results,
             "unavailable": unavailable,
             "refused": refused,
@@ -223,7 +235,9 @@ impl Comparison {
             format!("{}, {} threads allowed; {}\n{table}\n", machine.cpu, machine.allowed_threads, self.kind);
         // Writing to a string cannot fail.
         let _ = writeln!(text, "crossover: {}", self.crossover_text());
-        let _ = writeln!(text, "memory: {}; winners and crossover hold for that", self.kind.memory_text());
+        if self.has_resident() {
+            let _ = writeln!(text, "memory: {}", self.memory_text());
+        }
         if let Some(checks) = self.checks_text() {
             let _ = writeln!(text, "checked: {checks}");
         }
@@ -418,14 +432,10 @@ mod tests {
         let mut comparison = comparison(&[(256, "cpu", 1.0)]);
         let text = comparison.to_text();
         assert!(text.lines().next().unwrap().ends_with("threads allowed; f32"), "{text}");
-        assert!(text.contains("memory: A, B and C in host memory, in and out of every run;"), "{text}");
+        assert!(!text.contains("memory: "), "all are in host memory: {text}");
         comparison.kind = Kind { precision: Precision::Bf16, constant_b: true, resident: false };
         let text = comparison.to_text();
         assert!(text.lines().next().unwrap().ends_with("threads allowed; bf16, B constant"), "{text}");
-        assert!(
-            text.contains("memory: A and C in host memory, in and out of every run; B given when"),
-            "{text}"
-        );
         let json = comparison.to_json();
         for of in [&json, &json["results"][0]] {
             assert_eq!((&of["precision"], &of["constant_b"]), (&json!("bf16"), &json!(true)));
@@ -448,7 +458,9 @@ mod tests {
         comparison.kind.resident = true;
         let text = comparison.to_text();
         assert!(text.contains("crossover: cpu wins at 256, gpu, resident from 512 on"), "{text}");
-        assert!(text.contains("in host memory, in and out of every run; of resident ones on the device"));
+        let memory =
+            "memory: A, B and C are in host memory before and after every run. Those of resident rows stay";
+        assert!(text.contains(memory), "{text}");
         let row =
             text.lines().find(|line| line.contains("gpu, resident") && line.contains("winner")).unwrap();
         assert!(row.contains("100 %"), "{text}");

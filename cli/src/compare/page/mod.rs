@@ -84,7 +84,7 @@ fn findings(comparison: &Comparison) -> Markup {
                         }
                     }
                     li #crossover { "Crossover over the square products: " (comparison.crossover_text()) "." }
-                    li #memory { (comparison.kind.memory_text()) ". Winners, crossover and what compiling pays hold for that." }
+                    li #memory { (comparison.memory_text()) " Winners, crossover and what compiling pays hold for that." }
                 }
             }
             @for note in &comparison.measured.notes {
@@ -175,7 +175,7 @@ fn compilation(comparison: &Comparison) -> Markup {
         @if !comparison.measured.timings.is_empty() {
             section {
                 h2 { "Compilation, spread over the runs" }
-                p { "The time of r runs is compiling, opening with the first run, and r - 1 times the median. A backend pays where no other takes less. " (comparison.kind.memory_text()) "." }
+                p { "The time of r runs is compiling, opening with the first run, and r - 1 times the median. A backend pays where no other takes less. " (comparison.memory_text()) }
                 (table("compilation", "Compile time, and the numbers of runs for which each backend is the cheapest", &html! {
                     thead { tr {
                         th scope="col" { "m x n x k" } th scope="col" { "backend" }

@@ -114,9 +114,9 @@ pub(super) fn amortization(comparison: &Comparison) -> Option<Chart> {
         id: "amortization",
         title: format!("Time of a run with its share of the compilation, {shape}"),
         description: format!(
-            "The largest product measured, {shape}: compiling, opening, the first run and every other at the median, divided by the number of runs; lower is cheaper. {} {}. The table of compilation has every product.",
+            "The largest product measured, {shape}: compiling, opening, the first run and every other at the median, divided by the number of runs; lower is cheaper. {} {} The table of compilation has every product.",
             sentence(&cheapest(&timings)),
-            comparison.kind.memory_text()
+            comparison.memory_text()
         ),
         x: Axis { label: "runs", format: short_count, ticks: Vec::new() },
         y: Axis { label: "time of a run", format: tick_time, ticks: Vec::new() },

@@ -62,7 +62,7 @@ fn what_stays_on_the_device_stands_beside_what_does_not() {
     assert!(page.contains("<b>gpu, resident</b> is the fastest at 2 of 2 products"), "{page}");
     // In the plots of speed and ratio, and in that of amortization.
     assert_eq!(page.matches("data-series=\"gpu, resident\"").count(), 3, "{page}");
-    assert!(page.contains("of resident ones on the device"), "{page}");
+    assert!(page.contains("Those of resident rows stay on the device."), "{page}");
 }
 
 #[test]
