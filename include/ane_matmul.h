@@ -321,7 +321,7 @@ typedef struct ANEDeviceInfo {
     /* What runs without a copy: ANE_BUFFER_HOST_VISIBLE where memory is unified. */
     ANEBufferKind preferred_buffer;
     uint64_t wrap_alignment; /* buffer_wrap wants address and length in multiples of it; 0: no wrapping */
-    uint64_t max_buffer_bytes;
+    uint64_t max_buffer_bytes; /* the largest buffer that buffer_create makes; 0: not known */
     char name[128];    /* UTF-8, "Apple M4 Max" */
     char chip[64];     /* what enters the key of a saved package */
     char os_build[64]; /* "15.2 (24C101)" */

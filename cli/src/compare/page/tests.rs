@@ -138,7 +138,7 @@ fn the_page_says_what_was_measured_and_how_it_was_checked() {
     for part in [
         "<p>f16, B constant, measured",
         "every element against a float64 reference, or, where large, by random projections",
-        "B given when the product is compiled. Winners, crossover",
+        "A and C are in host memory before and after every run. Winners, crossover",
         "<td>projections</td><td class=\"number\">-</td><td class=\"number\">-</td>",
         "<td>reference</td><td class=\"number\">0.0e0</td><td class=\"number\">1.0e0</td>",
         "1 product within the error bound",
