@@ -108,15 +108,15 @@ fn worthwhile_threads(product: &MatMul, threads: usize, elements: usize) -> usiz
 
 impl Backend for Cpu {
     fn describe(&self) -> String {
-        let dot = |dot, of: &str| {
-            let kernels = instances::dot(self.isa, dot).filter(|_| self.isa.has(dot));
+        let dot = |dot: Option<Dot>, of: &str| {
+            let kernels = dot.filter(|dot| self.isa.has(*dot)).and_then(|dot| instances::dot(self.isa, dot));
             kernels.map_or_else(String::new, |kernels| format!(", {} kernels for {of}", kernels.name))
         };
         format!(
             "built-in engine: {} kernels{}{}",
             self.isa.name(),
-            dot(Dot::Bf16, "bf16"),
-            dot(Dot::Int8, "8-bit integers")
+            dot(Some(Dot::Bf16), "bf16"),
+            dot(self.isa.int8(), "8-bit integers")
         )
     }
 

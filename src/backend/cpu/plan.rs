@@ -54,7 +54,7 @@ impl Algorithm {
         if is_weight_only(product) {
             return Self::WeightOnly;
         }
-        match dot_of(product).filter(|dot| isa.has(*dot)) {
+        match dot_of(product, isa) {
             Some(dot) if product.constant_b() || product.m() >= MIN_INTERLEAVED_ROWS => Self::Dot(dot),
             _ => Self::Upcast,
         }
@@ -82,14 +82,16 @@ fn is_weight_only(product: &MatMul) -> bool {
         && (group >= SHORTEST_GROUP || group == k)
 }
 
-/// The dot products that compute a product, where a machine has them.
-fn dot_of(product: &MatMul) -> Option<Dot> {
+/// The dot products that compute a product on this machine.
+fn dot_of(product: &MatMul, isa: Isa) -> Option<Dot> {
     let types = product.types();
     let quantization = product.quantization();
     match (types.a, types.b, types.accumulator) {
-        (Bf16, Bf16, F32) if *quantization == Quantization::default() => Some(Dot::Bf16),
-        (I8 | U8, I8, I32) => Some(Dot::Int8),
-        (F32 | F16 | Bf16, I8, I32) if quantization.a == QuantA::DynamicPerRow => Some(Dot::Int8),
+        (Bf16, Bf16, F32) if *quantization == Quantization::default() => {
+            Some(Dot::Bf16).filter(|dot| isa.has(*dot))
+        }
+        (I8 | U8, I8, I32) => isa.int8(),
+        (F32 | F16 | Bf16, I8, I32) if quantization.a == QuantA::DynamicPerRow => isa.int8(),
         _ => None,
     }
     .filter(|_| product.k() > 0 && !matches!(quantization.b, QuantB::PerGroup { .. }))
@@ -265,11 +267,11 @@ impl Plan {
         let mut plan = Self::of(algorithm, kernels, blocking, b, scales, (pool, threads), product);
         plan.column_scales = column_scales;
         match algorithm {
-            Algorithm::Dot(Dot::Int8) => {
+            Algorithm::Dot(Dot::Int8 | Dot::Int8Pairs) => {
                 plan.column_scales = scales_of_all_columns(product, weights, scales, plan.column_scales)?;
                 if let ConstantB::Packed(b) = &plan.b {
                     plan.compensation = alloc::copied(&b.column_sums, COLUMNS)?;
-                    interleave_a::compensate(product, &mut plan.compensation);
+                    interleave_a::compensate(kernels.format, product, &mut plan.compensation);
                 }
             }
             Algorithm::Dot(Dot::Bf16) => plan.for_subnormals = Some(Arc::new(plan.upcast(isa, weights))),

@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicBool;
 use super::buffer::Buffer;
 use super::epilogue::requantize::RowTerms;
 use super::epilogue::store::Output;
-use super::isa::Dot;
 use super::macrokernel::{scratch_a_len, scratch_b_len};
 use super::pack::interleave_a::{SLACK_WORDS, has_subnormals};
 use super::pack::interleave_b::Packer;
@@ -82,7 +81,7 @@ impl Scratch {
                 if dynamic_b {
                     scratch.interleave = Some(Packer::new(kernels, product)?);
                     scratch.b = words(packed_b_len(kernels, kernels.format.words(k), blocks.cols))?;
-                    let sums = if dot == Dot::Int8 { blocks.cols } else { 0 };
+                    let sums = if dot.of_integers() { blocks.cols } else { 0 };
                     scratch.compensation = alloc::filled(sums, 0, WHAT)?;
                 }
                 let apart = if plan.in_place() { 0 } else { blocks.rows.saturating_mul(blocks.cols) };

@@ -24,7 +24,7 @@ impl Call<'_> {
         if unsafe { packer.pack(view, item, cols, scratch.b.start_mut(), sums) } {
             self.subnormal_b.store(true, Ordering::Relaxed);
         }
-        compensate(&self.plan.product, sums);
+        compensate(self.plan.kernels.format, &self.plan.product, sums);
     }
 
     pub(crate) fn dot_block(&self, block: &Block, dot: Dot, scratch: &mut Scratch) {
@@ -73,7 +73,7 @@ impl Call<'_> {
             c,
             c_stride,
             accumulate: false,
-            requantize: if dot == Dot::Int8 { &raw const requantize } else { std::ptr::null() },
+            requantize: if dot.of_integers() { &raw const requantize } else { std::ptr::null() },
             scratch_a: std::ptr::null_mut(),
             scratch_b: std::ptr::null_mut(),
         };

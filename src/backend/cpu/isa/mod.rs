@@ -11,6 +11,8 @@ pub(crate) mod avx512;
 pub(crate) mod avx512_dot;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512_interleave;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod madd;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -35,7 +37,7 @@ pub(crate) enum Isa {
     Portable,
 }
 
-/// Elements whose products an extension of an instruction set sums in lanes of 32 bits.
+/// Narrow elements whose products are summed in lanes of 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Dot {
     /// Two bf16, summed in f32.
@@ -43,10 +45,16 @@ pub(crate) enum Dot {
     /// Four 8-bit integers, signed in B, and in A unsigned on x86-64 and signed on AArch64, summed in i32 modulo
     /// 2^32.
     Int8,
+    /// Two 8-bit integers, widened to 16 bits and summed in i32 modulo 2^32: no extension is needed.
+    Int8Pairs,
 }
 
 impl Dot {
-    const ALL: [Self; 2] = [Self::Bf16, Self::Int8];
+    pub(crate) const ALL: [Self; 3] = [Self::Bf16, Self::Int8, Self::Int8Pairs];
+
+    pub(crate) const fn of_integers(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int8Pairs)
+    }
 }
 
 /// The environment variable that forces an instruction set or an extension by name, for tests.
@@ -123,7 +131,7 @@ impl Isa {
         })
     }
 
-    /// The name of the extension with dot products, where there is one.
+    /// The name of the kernels with dot products, where there are any.
     const fn extension(self, dot: Dot) -> Option<&'static str> {
         match (self, dot) {
             #[cfg(target_arch = "x86_64")]
@@ -137,9 +145,13 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             (Self::Avx512, Dot::Int8) => Some("avx512-vnni"),
             #[cfg(target_arch = "x86_64")]
+            (Self::Avx512, Dot::Int8Pairs) => Some("avx512-vpmaddwd"),
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, Dot::Int8Pairs) => Some("avx2-vpmaddwd"),
+            #[cfg(target_arch = "x86_64")]
             (Self::Avx2, Dot::Bf16 | Dot::Int8) => None,
             #[cfg(target_arch = "aarch64")]
-            (Self::Neon, Dot::Bf16) => None,
+            (Self::Neon, Dot::Bf16 | Dot::Int8Pairs) => None,
             // The first element of a word is its lowest byte, and lies first in memory.
             #[cfg(target_arch = "aarch64")]
             (Self::Neon, Dot::Int8) => {
@@ -149,19 +161,25 @@ impl Isa {
                     None
                 }
             }
-            (Self::Portable, Dot::Bf16 | Dot::Int8) => None,
+            (Self::Portable, Dot::Bf16 | Dot::Int8 | Dot::Int8Pairs) => None,
         }
     }
 
     /// [`Isa::extension`], where this machine has it.
     fn available_extension(self, dot: Dot) -> Option<&'static str> {
         #[cfg(target_arch = "x86_64")]
-        let available = is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && match dot {
-                Dot::Bf16 => is_x86_feature_detected!("avx512bf16"),
-                Dot::Int8 => is_x86_feature_detected!("avx512vnni"),
-            };
+        let available = match dot {
+            Dot::Int8Pairs => self == Self::Avx2 || is_x86_feature_detected!("avx512bw"),
+            Dot::Bf16 | Dot::Int8 => {
+                is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && if dot == Dot::Bf16 {
+                        is_x86_feature_detected!("avx512bf16")
+                    } else {
+                        is_x86_feature_detected!("avx512vnni")
+                    }
+            }
+        };
         #[cfg(target_arch = "aarch64")]
         let available = std::arch::is_aarch64_feature_detected!("dotprod");
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -171,7 +189,15 @@ impl Isa {
 
     /// Whether dot products of such elements are here, and no other kernels are forced.
     pub(crate) fn has(self, dot: Dot) -> bool {
-        self.available_extension(dot).is_some_and(|name| FORCED.as_ref().is_none_or(|wanted| wanted == name))
+        let fits =
+            |name: &str, wanted: &str| wanted == name || dot == Dot::Int8Pairs && wanted == self.name();
+        self.available_extension(dot)
+            .is_some_and(|name| FORCED.as_ref().is_none_or(|wanted| fits(name, wanted)))
+    }
+
+    /// The fastest that [`Isa::has`] for products of 8-bit integers.
+    pub(crate) fn int8(self) -> Option<Dot> {
+        [Dot::Int8, Dot::Int8Pairs].into_iter().find(|dot| self.has(*dot))
     }
 }
 

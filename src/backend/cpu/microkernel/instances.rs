@@ -275,7 +275,7 @@ impl<V: Simd, E: Element> MultiplyAdd<V> for Upcast<E> {
     }
 }
 
-/// A module with the micro-kernels of an extension, over the vectors of `$base`.
+/// A module with the micro-kernels of dot products, over the vectors of `$base`.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! extension {
     ($module:ident, $base:ident, $vector:ty, $operation:ty, $name:literal, $format:expr, $feature:literal,
@@ -325,6 +325,19 @@ extension! {
     panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
 }
 
+#[cfg(target_arch = "x86_64")]
+extension! {
+    avx512_madd, avx512, isa::avx512::Avx512, isa::madd::Int8Pairs, "avx512-vpmaddwd", Format::Int8Pairs,
+    "avx512f,avx512dq,avx512bw,avx2,fma",
+    panel_vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
+}
+
+#[cfg(target_arch = "x86_64")]
+extension! {
+    avx2_madd, avx2, isa::avx2::Avx2, isa::madd::Int8Pairs, "avx2-vpmaddwd", Format::Int8Pairs, "avx2,f16c,fma",
+    panel_vectors: 2, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
+}
+
 #[cfg(target_arch = "aarch64")]
 extension! {
     neon_dotprod, neon, isa::neon::Neon, isa::neon_dot::Int8Quads, "neon-dotprod", Format::Int8Quads,
@@ -344,7 +357,7 @@ pub(crate) fn of(isa: Isa) -> &'static InstructionSet {
     }
 }
 
-/// The micro-kernels of an extension with dot products, where there is one.
+/// The micro-kernels of dot products, where there are any.
 pub(crate) fn dot(isa: Isa, dot: Dot) -> Option<&'static MicroKernels> {
     match (isa, dot) {
         #[cfg(all(target_arch = "x86_64", feature = "half"))]
@@ -354,11 +367,15 @@ pub(crate) fn dot(isa: Isa, dot: Dot) -> Option<&'static MicroKernels> {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512, Dot::Int8) => Some(&avx512_vnni::KERNELS),
         #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Dot::Int8Pairs) => Some(&avx512_madd::KERNELS),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Dot::Int8Pairs) => Some(&avx2_madd::KERNELS),
+        #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, Dot::Bf16 | Dot::Int8) => None,
         #[cfg(target_arch = "aarch64")]
-        (Isa::Neon, Dot::Bf16) => None,
+        (Isa::Neon, Dot::Bf16 | Dot::Int8Pairs) => None,
         #[cfg(target_arch = "aarch64")]
         (Isa::Neon, Dot::Int8) => Some(&neon_dotprod::KERNELS),
-        (Isa::Portable, Dot::Bf16 | Dot::Int8) => None,
+        (Isa::Portable, Dot::Bf16 | Dot::Int8 | Dot::Int8Pairs) => None,
     }
 }

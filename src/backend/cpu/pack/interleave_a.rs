@@ -27,14 +27,14 @@ const UNSIGNED: bool = cfg!(target_arch = "x86_64");
 const HIGHEST: u8 = 0x80;
 
 /// Whether the highest bits of A's bytes are flipped on their way to words.
-fn is_flipped(product: &MatMul) -> bool {
-    (product.types().a == ElementType::U8) != UNSIGNED
+fn is_flipped(format: Format, product: &MatMul) -> bool {
+    format == Format::Int8Quads && (product.types().a == ElementType::U8) != UNSIGNED
 }
 
-/// The zero point of the bytes of A as they lie in the words.
-fn zero_point(product: &MatMul) -> i32 {
+/// The zero point of the integers of A as they lie in the words.
+fn zero_point(format: Format, product: &MatMul) -> i32 {
     let zero_point = product.quantization().a.zero_point();
-    match (is_flipped(product), UNSIGNED) {
+    match (is_flipped(format, product), UNSIGNED) {
         (false, _) => zero_point,
         (true, true) => zero_point + 128,
         (true, false) => zero_point - 128,
@@ -42,8 +42,8 @@ fn zero_point(product: &MatMul) -> i32 {
 }
 
 /// Makes zero-point compensations of the sums of B's columns.
-pub(crate) fn compensate(product: &MatMul, sums: &mut [i32]) {
-    let zero_point = zero_point(product);
+pub(crate) fn compensate(format: Format, product: &MatMul, sums: &mut [i32]) {
+    let zero_point = zero_point(format, product);
     for sum in sums {
         *sum = sum.wrapping_mul(zero_point);
     }
@@ -100,10 +100,10 @@ pub(crate) fn as_it_lies(plan: &Plan, a: &AnyView<'_>, item: usize, row: usize) 
     let start: *const Word = match (format, a) {
         #[cfg(feature = "half")]
         (Format::Bf16Pairs, AnyView::Bf16(view)) => view.data()[index..].as_ptr().cast(),
-        (Format::Int8Quads, AnyView::U8(view)) if !is_flipped(product) && !has_row_terms(product) => {
+        (Format::Int8Quads, AnyView::U8(view)) if !is_flipped(format, product) && !has_row_terms(product) => {
             view.data()[index..].as_ptr().cast()
         }
-        (Format::Int8Quads, AnyView::I8(view)) if !is_flipped(product) && !has_row_terms(product) => {
+        (Format::Int8Quads, AnyView::I8(view)) if !is_flipped(format, product) && !has_row_terms(product) => {
             view.data()[index..].as_ptr().cast()
         }
         _ => return None,
@@ -134,8 +134,42 @@ pub(crate) struct Rows<'a> {
 ///
 /// # Safety
 /// There is room for the rows and [`SLACK_WORDS`] after them; the instructions of the kernels are here.
-#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
 pub(crate) unsafe fn interleave(
+    plan: &Plan,
+    a: &AnyView<'_>,
+    item: usize,
+    rows: Range<usize>,
+    out: &mut Rows<'_>,
+) {
+    // SAFETY: by the function's own contract.
+    unsafe {
+        match plan.kernels.format {
+            #[cfg(target_arch = "x86_64")]
+            Format::Int8Pairs => interleave_int8_pairs(plan, a, item, rows, out),
+            _ => interleave_for_extension(plan, a, item, rows, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`interleave`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn interleave_int8_pairs(
+    plan: &Plan,
+    a: &AnyView<'_>,
+    item: usize,
+    rows: Range<usize>,
+    out: &mut Rows<'_>,
+) {
+    // SAFETY: by the function's own contract.
+    unsafe { write_rows(plan, a, item, rows, out) };
+}
+
+/// # Safety
+/// As [`interleave`].
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
+unsafe fn interleave_for_extension(
     plan: &Plan,
     a: &AnyView<'_>,
     item: usize,
@@ -154,6 +188,14 @@ pub(crate) unsafe fn interleave(
         unsafe { copy_rows_unsigned(from, stride, rows.len(), plan.product.k(), to, out.stride * 4) };
         return;
     }
+    // SAFETY: by the function's own contract.
+    unsafe { write_rows(plan, a, item, rows, out) };
+}
+
+/// # Safety
+/// As [`interleave`].
+#[inline(always)]
+unsafe fn write_rows(plan: &Plan, a: &AnyView<'_>, item: usize, rows: Range<usize>, out: &mut Rows<'_>) {
     for (i, row) in rows.enumerate() {
         // SAFETY: by the function's own contract.
         unsafe {
@@ -185,7 +227,6 @@ unsafe fn write_row(
     };
     let last = words.len() - 1;
     words[last] = 0;
-    let mut scale = plan.scales.a;
     if plan.kernels.format == Format::Bf16Pairs {
         #[cfg(feature = "half")]
         if let AnyView::Bf16(view) = a {
@@ -200,36 +241,122 @@ unsafe fn write_row(
                 }
             }
         }
-        return RowTerms { add: 0, scale };
+        return RowTerms { add: 0, scale: plan.scales.a };
     }
-    let out = &mut bytes(words)[..k];
-    let flip = if is_flipped(product) { HIGHEST } else { 0 };
-    match a {
-        #[cfg(target_arch = "x86_64")]
-        AnyView::I8(view) if step == 1 => {
-            let from = &view.data()[first..first + k];
-            // SAFETY: as many bytes are there as are written; the instructions are here.
-            unsafe { copy_unsigned(from.as_ptr(), k, out.as_mut_ptr()) };
+    let (add, scale) = match plan.kernels.format {
+        Format::Int8Pairs => {
+            let out = &mut halves(words)[..k];
+            // SAFETY: by the function's own contract.
+            unsafe { write_integers(plan, a, item, row, (first, step), out, floats_scratch) }
         }
-        AnyView::I8(view) => copy(view.data(), first, step, out, |x| x.cast_unsigned() ^ flip),
-        AnyView::U8(view) => copy(view.data(), first, step, out, |x| x ^ flip),
+        _ => {
+            let out = &mut bytes(words)[..k];
+            // SAFETY: by the function's own contract.
+            unsafe { write_integers(plan, a, item, row, (first, step), out, floats_scratch) }
+        }
+    };
+    RowTerms { add, scale }
+}
+
+/// Writes a row of integers; what is added to its sums, and its scale.
+///
+/// # Safety
+/// As [`interleave`].
+#[inline(always)]
+unsafe fn write_integers<T: Integer>(
+    plan: &Plan,
+    a: &AnyView<'_>,
+    item: usize,
+    row: usize,
+    (first, step): (usize, usize),
+    out: &mut [T],
+    floats_scratch: &mut [f32],
+) -> (i32, f32) {
+    let (product, k) = (&plan.product, out.len());
+    let mut scale = plan.scales.a;
+    match a {
+        AnyView::I8(view) if step == 1 => {
+            // SAFETY: the instructions are here.
+            unsafe { T::copy_signed(&view.data()[first..first + k], out) };
+        }
+        AnyView::I8(view) => copy(view.data(), first, step, out, T::of_signed),
+        AnyView::U8(view) => copy(view.data(), first, step, out, T::of_unsigned),
         _ => scale = quantize(plan, a, item, row, out, &mut floats_scratch[..k]),
     }
     let zero_b = product.quantization().b.zero_point();
     let mut add = 0i32;
     if zero_b != 0 {
-        let element = |x: u8| if UNSIGNED { i32::from(x) } else { i32::from(x.cast_signed()) };
-        let sum = out.iter().fold(0i32, |sum, &x| sum.wrapping_add(element(x)));
+        let sum = out.iter().fold(0i32, |sum, &x| sum.wrapping_add(x.into_i32()));
         // A description's k is far below 2^31.
         #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "modulo 2^32")]
         let k = k as i32;
-        add = k.wrapping_mul(zero_point(product)).wrapping_sub(sum).wrapping_mul(zero_b);
+        add = k.wrapping_mul(zero_point(plan.kernels.format, product)).wrapping_sub(sum).wrapping_mul(zero_b);
     }
-    RowTerms { add, scale }
+    (add, scale)
+}
+
+/// The bits of an integer of A in a word.
+trait Integer: Copy {
+    fn of_signed(x: i8) -> Self;
+    fn of_unsigned(x: u8) -> Self;
+    fn into_i32(self) -> i32;
+
+    /// [`Integer::of_signed`] for a row.
+    ///
+    /// # Safety
+    /// As [`interleave`].
+    #[inline(always)]
+    unsafe fn copy_signed(from: &[i8], to: &mut [Self]) {
+        copy(from, 0, 1, to, Self::of_signed);
+    }
+}
+
+/// Of an i16, in pairs.
+impl Integer for u16 {
+    #[inline(always)]
+    fn of_signed(x: i8) -> Self {
+        i16::from(x).cast_unsigned()
+    }
+
+    #[inline(always)]
+    fn of_unsigned(x: u8) -> Self {
+        x.into()
+    }
+
+    #[inline(always)]
+    fn into_i32(self) -> i32 {
+        self.cast_signed().into()
+    }
+}
+
+/// Of what the instruction takes, in quads.
+impl Integer for u8 {
+    #[inline(always)]
+    fn of_signed(x: i8) -> Self {
+        x.cast_unsigned() ^ if UNSIGNED { HIGHEST } else { 0 }
+    }
+
+    #[inline(always)]
+    fn of_unsigned(x: u8) -> Self {
+        x ^ if UNSIGNED { 0 } else { HIGHEST }
+    }
+
+    #[inline(always)]
+    fn into_i32(self) -> i32 {
+        if UNSIGNED { self.into() } else { self.cast_signed().into() }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn copy_signed(from: &[i8], to: &mut [Self]) {
+        let count = from.len().min(to.len());
+        // SAFETY: as many bytes are there as are written; the instructions by the function's own contract.
+        unsafe { copy_unsigned(from.as_ptr(), count, to.as_mut_ptr()) };
+    }
 }
 
 #[inline(always)]
-fn copy<T: Copy>(data: &[T], first: usize, step: usize, out: &mut [u8], f: impl Fn(T) -> u8) {
+fn copy<T: Copy, U>(data: &[T], first: usize, step: usize, out: &mut [U], f: impl Fn(T) -> U) {
     if step == 1 {
         for (out, &x) in out.iter_mut().zip(&data[first..]) {
             *out = f(x);
@@ -243,12 +370,12 @@ fn copy<T: Copy>(data: &[T], first: usize, step: usize, out: &mut [u8], f: impl 
 
 /// Quantises a row; returns its scale, NaN where an element is not finite.
 #[inline(always)]
-fn quantize(
+fn quantize<T: Integer>(
     plan: &Plan,
     a: &AnyView<'_>,
     item: usize,
     row: usize,
-    out: &mut [u8],
+    out: &mut [T],
     floats_scratch: &mut [f32],
 ) -> f32 {
     load_row(plan.kernels.vector, a, item, plan.product.transpose_a(), row, floats_scratch);
@@ -256,8 +383,7 @@ fn quantize(
     let largest = floats_scratch.iter().fold(0, |largest: u32, x| largest.max(x.abs().to_bits()));
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
-        // Zeros.
-        out.fill(if UNSIGNED { HIGHEST } else { 0 });
+        out.fill(T::of_signed(0));
         return f32::NAN;
     }
     let scale = scale_for(largest);
@@ -265,7 +391,7 @@ fn quantize(
         // By way of i32, which vectors are converted to at once.
         #[allow(clippy::cast_possible_truncation, reason = "-127 to 127")]
         let integer = quantized(x, scale) as i32 as i8;
-        *out = integer.cast_unsigned() ^ if UNSIGNED { HIGHEST } else { 0 };
+        *out = T::of_signed(integer);
     }
     scale
 }
@@ -276,7 +402,6 @@ fn bytes(words: &mut [u32]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), len) }
 }
 
-#[cfg(feature = "half")]
 fn halves(words: &mut [u32]) -> &mut [u16] {
     let len = words.len() * 2;
     // SAFETY: any two bytes are a u16, words are aligned for it, and the slice is as long.

@@ -9,6 +9,7 @@ use crate::backend::cpu::isa::avx512_interleave::interleave_pairs;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::isa::avx512_interleave::interleave_quads;
 use crate::backend::cpu::microkernel::MicroKernels;
+use crate::backend::cpu::run::blocks;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
 use crate::error::Result;
@@ -27,7 +28,7 @@ impl Packer {
     pub(crate) fn new(kernels: &'static MicroKernels, product: &MatMul) -> Result<Self> {
         let transpose = product.transpose_b();
         let words = kernels.format.words(product.k());
-        let staged = transpose && kernels.format.k_per_word() > 1;
+        let staged = transpose && matches!(kernels.format, Format::Bf16Pairs | Format::Int8Quads);
         let stage = if staged { kernels.nr().saturating_mul(words) } else { 0 };
         let stage = alloc::filled(stage, 0u32, "packed operands")?;
         Ok(Self { kernels, transpose, k: product.k(), stage })
@@ -62,8 +63,68 @@ impl Packer {
                 // SAFETY: by the function's own contract.
                 unsafe { self.pack_elements::<i8, 4>(view.data(), layout, item, cols, out, sums) }
             }
+            (Format::Int8Pairs, AnyView::I8(view)) => {
+                // SAFETY: by the function's own contract.
+                unsafe { self.pack_int8_pairs(view.data(), layout, item, cols, out, sums) };
+                false
+            }
             // A plan has no other.
             _ => false,
+        }
+    }
+
+    /// # Safety
+    /// As [`Packer::pack`].
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2"))]
+    unsafe fn pack_int8_pairs(
+        &self,
+        data: &[i8],
+        layout: &Layout,
+        item: usize,
+        cols: &Range<usize>,
+        out: *mut Word,
+        sums: &mut [i32],
+    ) {
+        let (kernels, k) = (self.kernels, self.k);
+        let pairs = k.div_ceil(2);
+        let (start, stride) = (layout.item_offset(item), layout.leading_dimension());
+        let len = packed_cols(kernels, cols.len()) * pairs;
+        // SAFETY: by the function's own contract: half a word for each pair.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<u16>(), len) };
+        let pair = |low: i8, high: i8| u16::from_le_bytes([low.cast_unsigned(), high.cast_unsigned()]);
+        // Few rows at a time, so that their pages stay at hand.
+        for rows in blocks(&(0..pairs), if self.transpose { pairs } else { K_STEP }) {
+            for some in blocks(cols, kernels.nr()) {
+                let (first, width) = (some.start - cols.start, packed_cols(kernels, some.len()));
+                let panel = &mut out[first * pairs..][..width * pairs];
+                let sums = &mut sums[first..][..some.len()];
+                if self.transpose {
+                    for (i, (col, sum)) in some.zip(sums).enumerate() {
+                        let column = &data[start + col * stride..][..k];
+                        *sum = column.iter().fold(0, |sum, &x| sum.wrapping_add(x.into()));
+                        for (to, x) in panel[i..].iter_mut().step_by(width).zip(column.chunks(2)) {
+                            *to = pair(x[0], x.get(1).copied().unwrap_or(0));
+                        }
+                    }
+                    continue;
+                }
+                for row in rows.clone() {
+                    let row_of = |row: usize| &data[start + row * stride + some.start..][..some.len()];
+                    let (low, to) = (row_of(2 * row), &mut panel[row * width..][..some.len()]);
+                    if 2 * row + 1 == k {
+                        for ((to, sum), &low) in to.iter_mut().zip(&mut *sums).zip(low) {
+                            *to = pair(low, 0);
+                            *sum = sum.wrapping_add(low.into());
+                        }
+                        continue;
+                    }
+                    let both = low.iter().zip(row_of(2 * row + 1));
+                    for ((to, sum), (&low, &high)) in to.iter_mut().zip(&mut *sums).zip(both) {
+                        *to = pair(low, high);
+                        *sum = sum.wrapping_add(i32::from(low) + i32::from(high));
+                    }
+                }
+            }
         }
     }
 

@@ -43,6 +43,8 @@ pub(crate) enum Format {
     Bf16Pairs,
     /// Four 8-bit integers, adjacent along k.
     Int8Quads,
+    /// Two 8-bit integers, adjacent along k, for each of two adjacent columns. A has two integers of 16 bits.
+    Int8Pairs,
 }
 
 impl Format {
@@ -50,7 +52,7 @@ impl Format {
     pub(crate) const fn k_per_word(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Bf16Pairs => 2,
+            Self::Bf16Pairs | Self::Int8Pairs => 2,
             Self::Int8Quads => 4,
         }
     }
@@ -66,6 +68,7 @@ impl From<Dot> for Format {
         match dot {
             Dot::Bf16 => Self::Bf16Pairs,
             Dot::Int8 => Self::Int8Quads,
+            Dot::Int8Pairs => Self::Int8Pairs,
         }
     }
 }
@@ -97,7 +100,7 @@ impl PackedB {
         let shared = layout.batch() > 1 && layout.batch_stride() == 0;
         let items = if shared { 1 } else { layout.batch() };
         let item_len = packed_b_len(kernels, kernels.format.words(k), n);
-        let sums = if kernels.format == Format::Int8Quads { n } else { 0 };
+        let sums = if matches!(kernels.format, Format::Int8Quads | Format::Int8Pairs) { n } else { 0 };
         let mut packed = Self {
             buffer: Buffer::zeroed(items.saturating_mul(item_len), "packed weights")?,
             // Products with a batch and without one share what is packed here.

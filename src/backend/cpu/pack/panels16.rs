@@ -50,7 +50,9 @@ pub(crate) fn upcast(packed: &PackedB, product: &MatMul, part: &Part, to: &mut [
     let upcast: UpcastFn = match kernels.format {
         Format::F16 => kernels.vector.upcast.f16,
         Format::Bf16 => kernels.vector.upcast.bf16,
-        Format::F32 | Format::Bf16Pairs | Format::Int8Quads => unreachable!("of 16 bits, not interleaved"),
+        Format::F32 | Format::Bf16Pairs | Format::Int8Quads | Format::Int8Pairs => {
+            unreachable!("of 16 bits, not interleaved")
+        }
     };
     let (n, nr, k) = (product.n(), kernels.nr(), part.rows.len());
     for (col, to) in part.cols.clone().step_by(nr).zip(to.chunks_mut(nr * k)) {
