@@ -334,6 +334,12 @@ impl Plan {
         self.product.b().leading_dimension() <= self.kernels.nr()
     }
 
+    /// Whether a run with `m` rows that is upcast reads a dynamic B of 16-bit elements as it lies.
+    pub(crate) fn reads_b_by_gemv(&self, m: usize) -> bool {
+        let product = &self.product;
+        m == 1 && product.k() > 0 && !product.constant_b() && matches!(product.types().b, F16 | Bf16)
+    }
+
     /// Whether a share of `rows` and `cols` is faster with A packed: where its columns are read often,
     /// and its rows are spread over memory, push each other out of the cache, or are more than the second
     /// level holds (on a Zen 5 core packing costs 3 % of 512x512x512, 2026-11-24).
@@ -409,7 +415,7 @@ fn constant_b(
         (Algorithm::F32 | Algorithm::Dot(_), _) => ConstantB::Packed(PackedB::of(kernels, product, weights)?),
         (Algorithm::WeightOnly, _) => {
             let key = (kernels.name, product.transpose_b(), product.quantization().b);
-            let pack = || PackedIntegers::new(kernels.lanes(), product, weights);
+            let pack = || PackedIntegers::new(kernels, product, weights);
             ConstantB::Integers(weights.derived(key, pack)?)
         }
         #[cfg(feature = "half")]

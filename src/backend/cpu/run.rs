@@ -110,7 +110,9 @@ impl Scratch {
                 scratch.b = words(packed_b_len(kernels, blocks.k, blocks.cols))?;
                 scratch.c = words(c)?;
                 scratch.sums = alloc::filled(if integers { c } else { 0 }, 0, WHAT)?;
-                scratch.row = alloc::filled(blocks.cols, 0.0, WHAT)?;
+                let row_of_a =
+                    if plan.reads_b_by_gemv(1) && (m == 1 || product.variable_m()) { k } else { 0 };
+                scratch.row = alloc::filled(blocks.cols.max(row_of_a), 0.0, WHAT)?;
                 let dynamic = product.quantization().a == QuantA::DynamicPerRow;
                 scratch.row_scales = alloc::filled(if dynamic { m } else { 0 }, 0.0, WHAT)?;
             }

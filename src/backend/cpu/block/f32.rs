@@ -132,9 +132,9 @@ impl Call<'_> {
                 y: contiguous_y,
             };
             if matrix.transposed {
-                (vector.gemv_columns)(&gemv);
+                (vector.gemv.columns)(&gemv);
             } else {
-                (vector.gemv_rows)(&gemv);
+                (vector.gemv.rows)(&gemv);
             }
             if y.stride != 1 {
                 for i in 0..outputs {

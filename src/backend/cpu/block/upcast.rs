@@ -6,10 +6,14 @@
 use std::ops::Range;
 
 use crate::backend::cpu::buffer::Buffer;
+#[cfg(feature = "half")]
+use crate::backend::cpu::gemv::Gemv;
 use crate::backend::cpu::macrokernel::{B, MacroTile, multiply};
 use crate::backend::cpu::microkernel::MicroKernels;
 #[cfg(feature = "half")]
 use crate::backend::cpu::pack::panels16;
+#[cfg(feature = "half")]
+use crate::backend::cpu::pack::upcast::load_row;
 use crate::backend::cpu::pack::upcast::{Part, load, map, quantized, rows, scale, scale_for};
 use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, packed_b_len, packed_cols};
 use crate::backend::cpu::plan::ConstantB;
@@ -117,7 +121,8 @@ impl Call<'_> {
     fn float_block(&self, block: &Block, scratch: &mut Scratch) {
         let Block { item, rows, cols } = block;
         let k = self.plan.product.k();
-        for depth in blocks(&(0..k), self.plan.blocks.k) {
+        let multiplied = self.multiply_row(block, scratch);
+        for depth in blocks(&(0..if multiplied { 0 } else { k }), self.plan.blocks.k) {
             let a = self.loaded(&self.a, &self.part_a(*item, rows, &depth), &mut scratch.a, |_| {});
             let part = self.part_b(*item, &depth, cols);
             let b = self.loaded_b(&part, rows.len(), &mut scratch.upcast_b, &mut scratch.b);
@@ -129,6 +134,38 @@ impl Call<'_> {
         }
         // SAFETY: this block of C is this call's alone.
         unsafe { self.output.block(block, sums, cols.len(), &mut scratch.row) };
+    }
+
+    /// The sums of a run's single row by a dynamic B of 16-bit elements, read as it lies; `false` where that is not
+    /// what runs.
+    #[cfg(feature = "half")]
+    fn multiply_row(&self, block: &Block, scratch: &mut Scratch) -> bool {
+        let Block { item, rows, cols } = block;
+        let (plan, product) = (self.plan, &self.plan.product);
+        let (vector, k, layout) = (plan.kernels.vector, product.k(), product.b());
+        let stride = layout.leading_dimension();
+        let first = layout.item_offset(*item) + cols.start * if product.transpose_b() { stride } else { 1 };
+        let (functions, matrix): (_, *const u8) = match &self.b {
+            RunB::View(AnyView::F16(view)) => (vector.gemv_f16, view.data()[first..].as_ptr().cast()),
+            RunB::View(AnyView::Bf16(view)) => (vector.gemv_bf16, view.data()[first..].as_ptr().cast()),
+            RunB::View(_) | RunB::Packed(_) | RunB::Integers(_) => return false,
+        };
+        if !plan.reads_b_by_gemv(self.m) {
+            return false;
+        }
+        let x = &mut scratch.row[..k];
+        load_row(vector, &self.a, *item, product.transpose_a(), rows.start, x);
+        let (x, y) = (x.as_ptr(), scratch.c.numbers(cols.len()).as_mut_ptr());
+        let gemv = Gemv { outputs: cols.len(), k, matrix, stride, x, y };
+        // SAFETY: the executor has checked that the operands cover their layouts; the scratch memory has room for
+        // the row and the block's sums; elements are of the function's type, and the instructions are here.
+        unsafe { if product.transpose_b() { (functions.rows)(&gemv) } else { (functions.columns)(&gemv) } };
+        true
+    }
+
+    #[cfg(not(feature = "half"))]
+    fn multiply_row(&self, _: &Block, _: &mut Scratch) -> bool {
+        false
     }
 
     /// `sums = A B`, or added to them, in the scratch memory for C.

@@ -15,6 +15,12 @@ pub(crate) struct Avx2(pub(crate) __m256);
 /// A window of 8 from here on selects as many lanes as it has ones.
 static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
+/// The upper and lower bytes of the bf16 of 0 to 7 and of -8 to -1, the 4-bit integers in the order of their bits.
+const HIGH_BYTES: [u8; 16] =
+    [0x00, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0xc1, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xbf];
+const LOW_BYTES: [u8; 16] =
+    [0x00, 0x80, 0x00, 0x40, 0x80, 0xa0, 0xc0, 0xe0, 0x00, 0xe0, 0xc0, 0xa0, 0x80, 0x40, 0x00, 0x80];
+
 // SAFETY: each function is one or a few instructions of AVX2 and FMA, which the caller vouches for;
 // memory is accessed as the trait says, since masked-out lanes of a masked access are not touched.
 #[rustfmt::skip]
@@ -108,6 +114,36 @@ unsafe impl Simd for Avx2 {
         unsafe {
             let left = _mm256_sllv_epi32(words, _mm256_set1_epi32((32 - BITS * (index + 1)).cast_signed()));
             Self(_mm256_cvtepi32_ps(_mm256_srav_epi32(left, _mm256_set1_epi32((32 - BITS).cast_signed()))))
+        }
+    }
+
+    const HALVES_APART: bool = true;
+
+    #[inline(always)]
+    unsafe fn for_each_integer<const BITS: u32>(words: __m256i, mut f: impl FnMut(usize, Self)) {
+        unsafe {
+            if BITS != 4 {
+                for index in 0..32 / BITS {
+                    f(index as usize, Self::unpack::<BITS>(words, index));
+                }
+                return;
+            }
+            // Shifts and conversions share two ports, shuffles have others.
+            let table = |bytes: &[u8; 16]| _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let (high_bytes, low_bytes) = (table(&HIGH_BYTES), table(&LOW_BYTES));
+            for odd in 0..2 {
+                let nibbles = if odd == 0 { words } else { _mm256_srli_epi16::<4>(words) };
+                let nibbles = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+                let low = _mm256_shuffle_epi8(low_bytes, nibbles);
+                let high = _mm256_shuffle_epi8(high_bytes, nibbles);
+                // bf16, of two bytes of each word in turn.
+                for (half, pairs) in [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)].into_iter().enumerate() {
+                    let first = _mm256_slli_epi32::<16>(pairs);
+                    let second = _mm256_and_si256(pairs, _mm256_set1_epi32(-1 << 16));
+                    f(4 * half + odd, Self(_mm256_castsi256_ps(first)));
+                    f(4 * half + odd + 2, Self(_mm256_castsi256_ps(second)));
+                }
+            }
         }
     }
 

@@ -277,6 +277,17 @@ pub(crate) unsafe trait Simd: Copy {
     unsafe fn load_words(from: *const u32) -> Self::Words;
     /// Upcasts the signed integer of `BITS` bits, 4 or 8, that begins at bit `BITS * index` of each word.
     unsafe fn unpack<const BITS: u32>(words: Self::Words, index: u32) -> Self;
+    /// Whether words of 4-bit integers lie as [`Simd::for_each_integer`] reads them by shuffles: of each four adjacent
+    /// words the low halves first, then the high ones.
+    const HALVES_APART: bool = false;
+    /// Calls `f` with each index of an integer in a word, in any order, and the upcast integers.
+    #[inline(always)]
+    unsafe fn for_each_integer<const BITS: u32>(words: Self::Words, mut f: impl FnMut(usize, Self)) {
+        for index in 0..32 / BITS {
+            // SAFETY: by the trait's contract.
+            f(index as usize, unsafe { Self::unpack::<BITS>(words, index) });
+        }
+    }
     /// `LANES` rows of `LANES` numbers, `from_stride` apart, written as columns: row `i` of the result
     /// at `to + i * to_stride`. Only the first `rows` rows are read, the others count as 0; only the
     /// first `cols` numbers of a row are read and only so many rows written.

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::weight_only::{self, PanelArgs};
 use super::{Fma, MicroKernel, MicroKernels, MicroTile, MultiplyAdd, microkernel};
 use crate::backend::cpu::epilogue::{Epilogue, apply};
-use crate::backend::cpu::gemv::{Gemv, gemv_columns, gemv_rows};
+use crate::backend::cpu::gemv::{Gemv, GemvFunctions, gemv_columns, gemv_rows};
 use crate::backend::cpu::isa::{self, Dot, Isa, Simd};
 use crate::backend::cpu::pack::upcast::{self, Elements, UpcastFunctions, upcast_rows};
 #[cfg(feature = "half")]
@@ -22,8 +22,12 @@ pub(crate) struct VectorFunctions {
     /// [`copy_rows`].
     pub copy: unsafe fn(*const Word, usize, usize, usize, *mut Word, usize),
     pub upcast: UpcastFunctions,
-    pub gemv_rows: unsafe fn(&Gemv),
-    pub gemv_columns: unsafe fn(&Gemv),
+    pub gemv: GemvFunctions,
+    /// For a matrix of f16, and of bf16.
+    #[cfg(feature = "half")]
+    pub gemv_f16: GemvFunctions,
+    #[cfg(feature = "half")]
+    pub gemv_bf16: GemvFunctions,
     pub epilogue: unsafe fn(&Epilogue),
     pub weight_only: weight_only::Kernels,
 }
@@ -144,15 +148,15 @@ macro_rules! instruction_set {
             }
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn rows(g: &Gemv) {
+            unsafe fn rows<E: upcast::Element>(g: &Gemv) {
                 // SAFETY: as for `tile`.
-                unsafe { gemv_rows::<V>(g) }
+                unsafe { gemv_rows::<V, E>(g) }
             }
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn columns(g: &Gemv) {
+            unsafe fn columns<E: upcast::Element>(g: &Gemv) {
                 // SAFETY: as for `tile`.
-                unsafe { gemv_columns::<V>(g) }
+                unsafe { gemv_columns::<V, E>(g) }
             }
 
             $(#[target_feature(enable = $feature)])?
@@ -182,14 +186,18 @@ macro_rules! instruction_set {
                     i8: upcast::<upcast::I8>,
                     u8: upcast::<upcast::U8>,
                 },
-                gemv_rows: rows,
-                gemv_columns: columns,
+                gemv: GemvFunctions { rows: rows::<upcast::F32>, columns: columns::<upcast::F32> },
+                #[cfg(feature = "half")]
+                gemv_f16: GemvFunctions { rows: rows::<F16>, columns: columns::<F16> },
+                #[cfg(feature = "half")]
+                gemv_bf16: GemvFunctions { rows: rows::<Bf16>, columns: columns::<Bf16> },
                 epilogue,
                 weight_only: weight_only::Kernels {
                     panels: [
                         [&[$(weight_only::<4, $wo_rows, $wo_chains, false>),*], &[$(weight_only::<4, $wo_rows, $wo_chains, true>),*]],
                         [&[$(weight_only::<8, $wo_rows, $wo_chains, false>),*], &[$(weight_only::<8, $wo_rows, $wo_chains, true>),*]],
                     ],
+                    halves_apart: V::HALVES_APART,
                 },
             };
 
@@ -335,7 +343,7 @@ extension! {
 #[cfg(target_arch = "x86_64")]
 extension! {
     avx2_madd, avx2, isa::avx2::Avx2, isa::madd::Int8Pairs, "avx2-vpmaddwd", Format::Int8Pairs, "avx2,f16c,fma",
-    panel_vectors: 2, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
+    panel_vectors: 2, rows: [1 2 3 4 5 6], two: [], four: []
 }
 
 #[cfg(target_arch = "aarch64")]

@@ -48,17 +48,13 @@ pub(crate) unsafe fn panel<
                 V::prefetch(b.wrapping_add(AHEAD_WORDS));
                 let word = V::load_words(b.cast());
                 b = b.add(V::LANES);
-                for i in 0..integers {
-                    #[allow(clippy::cast_possible_truncation, reason = "below 8")]
-                    let mut x = V::unpack::<BITS>(word, i as u32);
-                    if OFFSET {
-                        x = x.sub(offset);
-                    }
+                V::for_each_integer::<BITS>(word, |i, x| {
+                    let x = if OFFSET { x.sub(offset) } else { x };
                     for (row, sums) in sums.iter_mut().enumerate() {
                         let sum = &mut sums[i % CHAINS];
                         *sum = V::splat(*a.add(row * integers + i)).mul_add(x, *sum);
                     }
-                }
+                });
                 a = a.add(ROWS * integers);
             }
             let scale = V::load(b.cast());
@@ -87,6 +83,8 @@ pub(crate) type PanelFn = unsafe fn(&PanelArgs);
 pub(crate) struct Kernels {
     /// By 4 or 8 bits, without or with an offset, for 1, 2, 4 and perhaps 8 rows.
     pub panels: [[&'static [PanelFn]; 2]; 2],
+    /// [`Simd::HALVES_APART`].
+    pub halves_apart: bool,
 }
 
 impl Kernels {

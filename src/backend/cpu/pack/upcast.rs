@@ -13,6 +13,23 @@ pub(crate) trait Element {
     /// # Safety
     /// As [`Simd`].
     unsafe fn upcast<V: Simd>(from: *const Self::Bits) -> V;
+
+    /// The first `part` elements of a vector, or all; the lanes of others are 0.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    unsafe fn upcast_part<V: Simd>(from: *const Self::Bits, part: Option<usize>) -> V {
+        // SAFETY: by the function's own contract; a copy has whole vectors.
+        unsafe {
+            let Some(part) = part else {
+                return Self::upcast(from);
+            };
+            let mut last = [Self::Bits::default(); MAX_LANES];
+            std::ptr::copy_nonoverlapping(from, last.as_mut_ptr(), part);
+            Self::upcast(last.as_ptr())
+        }
+    }
 }
 
 macro_rules! elements {
@@ -33,8 +50,26 @@ macro_rules! elements {
     )*};
 }
 
+/// An f32.
+pub(crate) struct F32;
+
+impl Element for F32 {
+    type Bits = f32;
+
+    #[inline(always)]
+    unsafe fn upcast<V: Simd>(from: *const f32) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { V::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn upcast_part<V: Simd>(from: *const f32, part: Option<usize>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { V::load_part(from, part.map(|count| V::mask(count))) }
+    }
+}
+
 elements! {
-    F32, f32, load;
     #[cfg(feature = "half")] F16, u16, from_f16;
     #[cfg(feature = "half")] Bf16, u16, from_bf16;
     I8, i8, from_i8;
@@ -86,9 +121,7 @@ pub(crate) unsafe fn upcast_rows<V: Simd, E: Element>(r: &Elements) {
                 E::upcast::<V>(from.add(col)).store(to.add(col));
             }
             if whole < r.cols {
-                let mut last = [E::Bits::default(); MAX_LANES];
-                std::ptr::copy_nonoverlapping(from.add(whole), last.as_mut_ptr(), r.cols - whole);
-                E::upcast::<V>(last.as_ptr()).store_masked(to.add(whole), mask);
+                E::upcast_part::<V>(from.add(whole), Some(r.cols - whole)).store_masked(to.add(whole), mask);
             }
         }
     }

@@ -7,6 +7,7 @@
 use super::Word;
 use super::upcast::scale;
 use crate::backend::cpu::buffer::Buffer;
+use crate::backend::cpu::microkernel::MicroKernels;
 use crate::description::element::ElementType;
 use crate::description::matmul::MatMul;
 use crate::description::quantization::QuantB;
@@ -39,8 +40,8 @@ pub(crate) struct PackedIntegers {
 }
 
 impl PackedIntegers {
-    pub(crate) fn new(lanes: usize, product: &MatMul, weights: &Weights) -> Result<Self> {
-        let (n, k) = (product.n(), product.k());
+    pub(crate) fn new(kernels: &MicroKernels, product: &MatMul, weights: &Weights) -> Result<Self> {
+        let (n, k, lanes) = (product.n(), product.k(), kernels.lanes());
         let scheme = product.quantization().b;
         let element = product.types().b;
         let group = group_len(scheme, k);
@@ -65,7 +66,8 @@ impl PackedIntegers {
         let mut buffer = Buffer::zeroed(len, "packed weights")?;
         // SAFETY: the buffer holds so many numbers of 4 bytes, all initialised, and is borrowed alone.
         let out = unsafe { std::slice::from_raw_parts_mut(buffer.start_mut().cast::<u32>(), len) };
-        let packing = Packing { product, weights, lanes, group, per_word, bias };
+        let halves_apart = element.bits() == 4 && kernels.vector.weight_only.halves_apart;
+        let packing = Packing { product, weights, lanes, halves_apart, group, per_word, bias };
         for (index, panel) in out.chunks_mut(panel_len.max(1)).enumerate() {
             packing.panel(index / panels, index % panels * lanes, panel);
         }
@@ -99,6 +101,13 @@ impl PackedIntegers {
     }
 }
 
+/// Four words, the low halves first.
+fn part_halves(words: &mut [u32]) {
+    let half = |i: usize| words[i % 4] >> (i / 4 * 16) & 0xffff;
+    let parted = [0, 2, 4, 6].map(|i| half(i) | half(i + 1) << 16);
+    words.copy_from_slice(&parted);
+}
+
 fn scales_shared(weights: &Weights) -> bool {
     weights.scales().is_none_or(|scales| scales.layout().batch() == 1)
 }
@@ -107,6 +116,8 @@ struct Packing<'a> {
     product: &'a MatMul,
     weights: &'a Weights,
     lanes: usize,
+    /// [`Simd::HALVES_APART`](crate::backend::cpu::isa::Simd::HALVES_APART).
+    halves_apart: bool,
     group: usize,
     per_word: usize,
     bias: i32,
@@ -123,6 +134,9 @@ impl Packing<'_> {
                 let (to, rest) = out.split_at_mut(self.lanes);
                 out = rest;
                 self.words(item, word..end.min(word + self.per_word), first, &mut to[..cols]);
+                if self.halves_apart {
+                    to.chunks_exact_mut(4).for_each(part_halves);
+                }
             }
             let (to, rest) = out.split_at_mut(self.lanes);
             out = rest;
