@@ -151,6 +151,13 @@ impl ShimLibrary {
             ));
         }
         let facts = shim.facts(index)?;
+        let preferred = facts.0.preferred_buffer;
+        if !matches!(preferred, sys::ANE_BUFFER_HOST_VISIBLE | sys::ANE_BUFFER_DEVICE) {
+            let message = format!(
+                "preferred_buffer is {preferred}, which is no kind of buffer; report this to its author"
+            );
+            return Err(shim.table.native("device_info", NativeStatus::Internal, message));
+        }
         let device = DeviceHandle::open(shim.table, index, facts)?;
         Ok(ShimBackend { prepared: Mutex::new(None), device: Arc::new(device) })
     }
@@ -371,11 +378,7 @@ impl Backend for ShimBackend {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Storage> {
-        let kind = match self.device.facts.0.preferred_buffer {
-            sys::ANE_BUFFER_HOST_VISIBLE => sys::ANE_BUFFER_HOST_VISIBLE,
-            _ => sys::ANE_BUFFER_DEVICE,
-        };
-        buffers::allocate(&self.device, kind, bytes)
+        buffers::allocate(&self.device, self.device.facts.0.preferred_buffer, bytes)
     }
 
     fn is_foreign(&self) -> bool {

@@ -43,6 +43,8 @@ pub(super) struct Mock {
     pub(super) wrap_alignment: u64,
     /// Whether the device has memory of its own, takes constants, and how many submissions.
     pub(super) own_memory: bool,
+    /// What the device says of its buffers instead of `own_memory`.
+    pub(super) preferred_buffer: Option<sys::ANEBufferKind>,
     pub(super) constants: bool,
     pub(super) queue_depth: u32,
     pub(super) devices: u32,
@@ -163,8 +165,9 @@ extern "C" fn device_info(
         info.flags |= sys::ANE_DEVICE_FLAG_CONSTANTS.cast_unsigned();
     }
     info.kind = 77;
-    info.preferred_buffer =
+    let own =
         if mock(|mock| mock.own_memory) { sys::ANE_BUFFER_DEVICE } else { sys::ANE_BUFFER_HOST_VISIBLE };
+    info.preferred_buffer = mock(|mock| mock.preferred_buffer).unwrap_or(own);
     info.max_queue_depth = mock(|mock| mock.queue_depth);
     info.wrap_alignment = mock(|mock| mock.wrap_alignment);
     for (target, &byte) in info.chip.iter_mut().zip(mock(|mock| mock.chip)) {

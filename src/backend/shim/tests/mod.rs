@@ -198,6 +198,10 @@ fn device_info_is_read_within_its_bounds() {
     assert_eq!(info.device_name, "n".repeat(127) + "\u{FFFD}");
     assert_eq!((info.device, info.is_test_double), (Device::Unknown, true));
     assert_eq!(compile_on(&backends, &id).unwrap().report().bytes_held, 42);
+    drop(backends);
+    let (backends, id) = with_mock(|mock| mock.preferred_buffer = Some(9));
+    let error = backends.info(&id).unwrap_err().to_string();
+    assert!(error.contains("preferred_buffer is 9, which is no kind of buffer"), "{error}");
 }
 
 #[test]
