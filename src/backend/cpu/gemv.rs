@@ -130,7 +130,17 @@ unsafe fn axpy<V: Simd, E: Element, const KS: usize>(g: &Gemv, first: usize, blo
             *x = V::splat(*g.x.add(k + i));
         }
         let whole = block / V::LANES * V::LANES;
+        // Rows of narrow elements are short streams. Those of the next pass are asked for line by line: as many
+        // for each vector as a pass has lines for it.
+        let line = 64 / size_of::<E::Bits>();
+        let ahead =
+            if KS == PASS && size_of::<E::Bits>() < size_of::<f32>() { KS * V::LANES / line } else { 0 };
         for col in (0..whole).step_by(V::LANES) {
+            let row = k + KS + col % line / V::LANES * ahead;
+            let next = g.matrix.cast::<E::Bits>().wrapping_add(row * g.stride + first + col);
+            for i in 0..ahead {
+                V::prefetch_l2(next.wrapping_add(i * g.stride));
+            }
             add_rows::<V, E, KS>(g, first + col, k, x, None);
         }
         if whole < block {

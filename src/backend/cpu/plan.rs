@@ -155,6 +155,7 @@ impl Blocks {
             // The macro-kernel blocks by itself.
             Algorithm::F32 => Self { rows: m, cols: n, k },
             Algorithm::WeightOnly => Self { rows: m.min(Self::WEIGHT_ONLY_ROWS), cols: n, k },
+            Algorithm::Upcast if is_row_by_16_bits(product, m) => Self { rows: m, cols: n, k: 1 },
             Algorithm::Upcast => {
                 let as_it_lies = !matches!(b, ConstantB::Packed(_));
                 let flat = as_it_lies && !product.transpose_b() && m <= Self::UPCAST_FEW_ROWS;
@@ -236,6 +237,11 @@ pub(crate) enum Method {
 /// dimensions of an empty product.
 fn bytes(numbers: usize) -> usize {
     numbers.saturating_mul(size_of::<f32>())
+}
+
+/// Whether a run with `m` rows that is upcast reads a dynamic B of 16-bit elements as it lies.
+pub(crate) fn is_row_by_16_bits(product: &MatMul, m: usize) -> bool {
+    m == 1 && product.k() > 0 && !product.constant_b() && matches!(product.types().b, F16 | Bf16)
 }
 
 /// What errors call the memory of scales and compensations.
@@ -332,12 +338,6 @@ impl Plan {
     /// Whether a B that is not transposed lies as if packed: its rows are no longer than those of a micro-panel.
     fn is_b_one_panel(&self) -> bool {
         self.product.b().leading_dimension() <= self.kernels.nr()
-    }
-
-    /// Whether a run with `m` rows that is upcast reads a dynamic B of 16-bit elements as it lies.
-    pub(crate) fn reads_b_by_gemv(&self, m: usize) -> bool {
-        let product = &self.product;
-        m == 1 && product.k() > 0 && !product.constant_b() && matches!(product.types().b, F16 | Bf16)
     }
 
     /// Whether a share of `rows` and `cols` is faster with A packed: where its columns are read often,

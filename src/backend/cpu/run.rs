@@ -13,7 +13,7 @@ use super::pack::interleave_b::Packer;
 use super::pack::upcast::run_stride;
 use super::pack::weight_only::PackedIntegers;
 use super::pack::{PackedB, packed_b_len};
-use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride};
+use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride, is_row_by_16_bits};
 use super::small::SmallProduct;
 use super::threads::split::{Share, Split};
 use super::threads::workers::Workers;
@@ -110,8 +110,7 @@ impl Scratch {
                 scratch.b = words(packed_b_len(kernels, blocks.k, blocks.cols))?;
                 scratch.c = words(c)?;
                 scratch.sums = alloc::filled(if integers { c } else { 0 }, 0, WHAT)?;
-                let row_of_a =
-                    if plan.reads_b_by_gemv(1) && (m == 1 || product.variable_m()) { k } else { 0 };
+                let row_of_a = if is_row_by_16_bits(product, 1) { k } else { 0 };
                 scratch.row = alloc::filled(blocks.cols.max(row_of_a), 0.0, WHAT)?;
                 let dynamic = product.quantization().a == QuantA::DynamicPerRow;
                 scratch.row_scales = alloc::filled(if dynamic { m } else { 0 }, 0.0, WHAT)?;

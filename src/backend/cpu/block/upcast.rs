@@ -17,6 +17,8 @@ use crate::backend::cpu::pack::upcast::load_row;
 use crate::backend::cpu::pack::upcast::{Part, load, map, quantized, rows, scale, scale_for};
 use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, packed_b_len, packed_cols};
 use crate::backend::cpu::plan::ConstantB;
+#[cfg(feature = "half")]
+use crate::backend::cpu::plan::is_row_by_16_bits;
 use crate::backend::cpu::run::{Block, Call, RunB, Scratch, blocks};
 use crate::description::element::ElementType;
 use crate::description::quantization::{QuantA, QuantB};
@@ -150,7 +152,7 @@ impl Call<'_> {
             RunB::View(AnyView::Bf16(view)) => (vector.gemv_bf16, view.data()[first..].as_ptr().cast()),
             RunB::View(_) | RunB::Packed(_) | RunB::Integers(_) => return false,
         };
-        if !plan.reads_b_by_gemv(self.m) {
+        if !is_row_by_16_bits(product, self.m) {
             return false;
         }
         let x = &mut scratch.row[..k];

@@ -87,6 +87,8 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn prefetch<T>(from: *const T) { unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) } }
+    #[inline(always)]
+    unsafe fn prefetch_l2<T>(from: *const T) { unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) } }
 
     #[cfg(feature = "half")]
     #[inline(always)]

@@ -264,6 +264,12 @@ pub(crate) unsafe trait Simd: Copy {
     unsafe fn sum(self) -> f32;
     /// Prefetches a cache line; any address will do.
     unsafe fn prefetch<T>(from: *const T);
+    /// The same into the second-level cache alone, where there is an instruction for it.
+    #[inline(always)]
+    unsafe fn prefetch_l2<T>(from: *const T) {
+        // SAFETY: by the trait's contract.
+        unsafe { Self::prefetch(from) }
+    }
     /// Upcasts `LANES` IEEE 754 binary16 numbers.
     #[cfg(feature = "half")]
     unsafe fn from_f16(from: *const u16) -> Self;
