@@ -88,29 +88,42 @@ impl Activation {
         }
     }
 
-    /// The error that a backend may add when it evaluates the function in f32 at `x`, whose exact
-    /// value is `fx`: the "epilogue's stated term" of the accuracy bound.
+    /// How far [`Activation::apply`] and the `cpu` backend may be from the function at `x`, whose exact value
+    /// is `fx`.
     ///
-    /// 16 units in the last place of f32 of the result and, for the functions built on an
-    /// exponential, 4 of the argument's share (the size of `x` for GELU and SiLU, 1 for sigmoid
-    /// and tanh), since `1 + erf` and `1 + tanh` cancel for negative arguments. None and ReLU are
-    /// exact.
+    /// For GELU, its tanh form, SiLU, sigmoid and tanh it is relative: 2^-17 of the result, whatever its size and
+    /// sign, and nothing where it is infinite. None and ReLU are exact. A result below the smallest normal number
+    /// may be any number of its sign up to that, or 0.
     #[must_use]
     pub fn error_f32(self, x: f64, fx: f64) -> f64 {
-        let ulp = f64::from(f32::EPSILON);
         match self {
             Self::None | Self::Relu => 0.0,
-            // Beyond 16 the functions are 0 or x to far below f32's precision.
-            Self::Gelu | Self::GeluTanh | Self::Silu if x.is_finite() => {
-                16.0 * ulp * fx.abs() + 4.0 * ulp * x.abs().min(16.0)
+            Self::Gelu | Self::GeluTanh | Self::Silu | Self::Sigmoid | Self::Tanh => {
+                if x.is_finite() {
+                    2f64.powi(-17) * fx.abs()
+                } else {
+                    0.0
+                }
             }
-            Self::Sigmoid | Self::Tanh => 16.0 * ulp * fx.abs() + 4.0 * ulp * x.abs().min(1.0),
-            Self::Gelu | Self::GeluTanh | Self::Silu => 0.0,
         }
     }
 
-    /// The function in `f32`, within [`Activation::error_f32`].
+    /// [`Activation::error_f32`] for any backend: 4 units in the last place of the argument more (whose size
+    /// counts as at most 16 for GELU and SiLU, and 1 for sigmoid and tanh), since the `1 + erf` and `1 + tanh`
+    /// of a vendor's library cancel for negative arguments.
+    pub(crate) fn error_of_any_backend(self, x: f64, fx: f64) -> f64 {
+        let argument = match self {
+            Self::None | Self::Relu => 0.0,
+            Self::Gelu | Self::GeluTanh | Self::Silu if x.is_infinite() => 0.0,
+            Self::Gelu | Self::GeluTanh | Self::Silu => x.abs().min(16.0),
+            Self::Sigmoid | Self::Tanh => x.abs().min(1.0),
+        };
+        self.error_f32(x, fx) + 4.0 * f64::from(f32::EPSILON) * argument
+    }
+
+    /// The function in `f32`, within [`Activation::error_f32`]: that of `f64`, rounded.
     #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "the rounding")]
     pub fn apply(self, x: f32) -> f32 {
         match self {
             Self::None => x,
@@ -121,15 +134,7 @@ impl Activation {
                     x
                 }
             }
-            Self::Gelu | Self::GeluTanh | Self::Silu if x == f32::NEG_INFINITY => -0.0,
-            Self::Gelu => 0.5 * x * libm::erfcf(-x * std::f32::consts::FRAC_1_SQRT_2),
-            Self::GeluTanh => {
-                let t = 0.797_884_6 * (x + 0.044_715 * x * x * x);
-                x * logistic_f32(2.0 * t)
-            }
-            Self::Silu => x * logistic_f32(x),
-            Self::Sigmoid => logistic_f32(x),
-            Self::Tanh => libm::tanhf(x),
+            _ => self.apply_f64(f64::from(x)) as f32,
         }
     }
 
@@ -150,10 +155,6 @@ impl Activation {
 
 fn logistic(x: f64) -> f64 {
     1.0 / (1.0 + libm::exp(-x))
-}
-
-fn logistic_f32(x: f32) -> f32 {
-    1.0 / (1.0 + libm::expf(-x))
 }
 
 impl fmt::Display for Activation {
@@ -197,6 +198,10 @@ mod tests {
             -88.0,
             104.0,
             -104.0,
+            -5.3,
+            -13.1,
+            -9.9,
+            -92.5,
             3e38,
             -3e38,
             f32::INFINITY,
@@ -264,18 +269,19 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_f32_are_counted_in_units_of_its_last_place() {
-        let ulp = f64::from(f32::EPSILON);
-        let units = |activation: Activation, x, fx| activation.error_f32(x, fx) / ulp;
+    fn errors_are_parts_of_the_result_and_of_a_limited_argument() {
+        let (part, ulp) = (2f64.powi(-17), f64::from(f32::EPSILON));
         for activation in [Activation::Sigmoid, Activation::Tanh] {
-            assert_eq!(units(activation, -0.5, 0.25), 6.0);
-            assert_eq!(units(activation, 8.0, -1.0), 20.0);
+            assert_eq!(activation.error_f32(-0.5, 0.25), 0.25 * part);
+            assert_eq!(activation.error_of_any_backend(-0.5, 0.25), 0.25 * part + 2.0 * ulp);
+            assert_eq!(activation.error_of_any_backend(8.0, -1.0), part + 4.0 * ulp);
         }
         for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
-            assert_eq!(units(activation, -2.0, 0.5), 16.0);
-            assert_eq!(units(activation, 32.0, 32.0), 576.0);
-            assert_eq!(units(activation, f64::INFINITY, f64::INFINITY), 0.0);
+            assert_eq!(activation.error_f32(-2.0, -0.5), 0.5 * part);
+            assert_eq!(activation.error_of_any_backend(-2.0, -0.5), 0.5 * part + 8.0 * ulp);
+            assert_eq!(activation.error_of_any_backend(32.0, 32.0), 32.0 * part + 64.0 * ulp);
+            assert_eq!(activation.error_of_any_backend(f64::INFINITY, f64::INFINITY), 0.0);
         }
-        assert_eq!(units(Activation::Relu, 3.0, 3.0), 0.0);
+        assert_eq!(Activation::Relu.error_of_any_backend(3.0, 3.0), 0.0);
     }
 }

@@ -196,7 +196,7 @@ impl Bounds {
         let linear = self.gamma_k * size + self.gamma_e * (size + addends);
         let value = self.activation.apply_f64(x);
         let bound = self.activation.lipschitz() * linear
-            + self.activation.error_f32(x, value)
+            + self.activation.error_of_any_backend(x, value)
             + self.u_out * magnitude(value)
             + self.underflow;
         // Magnitudes near the end of the range may overflow on the way to a finite sum, or to one

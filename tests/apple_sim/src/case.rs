@@ -220,7 +220,7 @@ impl Matrix {
 
 /// `ANEActivation` in f64 with its largest slope, and the error that f32 may add at `x`: 16 units in
 /// the last place of the result, and 4 of the argument's share where an exponential is involved (the
-/// bound of the crate's `Activation::error_f32`).
+/// crate's accuracy bound allows more of the result, 64 units).
 fn activate(activation: i32, x: f64) -> (f64, f64, f64) {
     let logistic = |x: f64| 1.0 / (1.0 + (-x).exp());
     let zero_at_minus_infinity = x == f64::NEG_INFINITY && (2..=4).contains(&activation);

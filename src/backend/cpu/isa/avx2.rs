@@ -53,6 +53,11 @@ unsafe impl Simd for Avx2 {
     unsafe fn div(self, other: Self) -> Self { unsafe { Self(_mm256_div_ps(self.0, other.0)) } }
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, addend.0)) } }
+    // The instructions give the second operand if either is NaN.
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self { unsafe { Self(_mm256_min_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self { unsafe { Self(_mm256_max_ps(self.0, other.0)) } }
     #[inline(always)]
     unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self {
         unsafe { Self(_mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0))) }
@@ -67,14 +72,14 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        unsafe { Self(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn exp2_integer(self) -> Self {
+    unsafe fn exp2_split(self, factor: Self, offset: f32) -> (Self, Self) {
+        const SHIFT: f32 = 1.5 * 8_388_608.0 + 127.0;
         unsafe {
-            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+            // The sum's last bits are n, and what makes an exponent of it.
+            let sum = _mm256_fmadd_ps(self.0, factor.0, _mm256_set1_ps(SHIFT));
+            let power = _mm256_slli_epi32::<23>(_mm256_castps_si256(sum));
+            let power = _mm256_max_epi32(power, _mm256_setzero_si256());
+            (Self(_mm256_sub_ps(_mm256_set1_ps(SHIFT + offset), sum)), Self(_mm256_castsi256_ps(power)))
         }
     }
     #[inline(always)]

@@ -16,11 +16,33 @@ pub(crate) struct Avx512(pub(crate) __m512);
 static NIBBLES: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0];
 
+/// The bits of 2^(i / 16) less i in those of n that [`Simd::exp2_split`] adds to it.
+static SIXTEENTHS: [u32; 16] = [
+    0x3f80_0000,
+    0x3f7d_aac3,
+    0x3f7b_95c2,
+    0x3f79_c3d3,
+    0x3f78_37f0,
+    0x3f76_f532,
+    0x3f75_fed7,
+    0x3f75_583f,
+    0x3f75_04f3,
+    0x3f75_08a4,
+    0x3f75_672a,
+    0x3f76_248c,
+    0x3f77_44fd,
+    0x3f78_ccdf,
+    0x3f7a_c0c7,
+    0x3f7d_257d,
+];
+
 // SAFETY: each function is one or a few instructions of AVX-512, which the caller vouches for; memory
 // is accessed as the trait says, since masked-out lanes of a masked access are not touched.
 #[rustfmt::skip]
 unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
+    const LOOKS_UP: bool = true;
+    const EXP2_STEPS: u32 = 16;
     type Mask = __mmask16;
     type Words = __m512i;
 
@@ -46,6 +68,11 @@ unsafe impl Simd for Avx512 {
     unsafe fn div(self, other: Self) -> Self { unsafe { Self(_mm512_div_ps(self.0, other.0)) } }
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, addend.0)) } }
+    // The instructions give the second operand if either is NaN.
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self { unsafe { Self(_mm512_min_ps(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self { unsafe { Self(_mm512_max_ps(self.0, other.0)) } }
     #[inline(always)]
     unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self {
         unsafe {
@@ -63,14 +90,29 @@ unsafe impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        unsafe { Self(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+    unsafe fn exp2_split(self, factor: Self, offset: f32) -> (Self, Self) {
+        const SHIFT: f32 = 1.5 * 524_288.0;
+        unsafe {
+            // The sum's last bits are n in sixteenths.
+            let sum = _mm512_fmadd_ps(self.0, factor.0, _mm512_set1_ps(SHIFT));
+            let bits = _mm512_castps_si512(sum);
+            let fraction = _mm512_permutexvar_epi32(bits, _mm512_loadu_si512(SIXTEENTHS.as_ptr().cast()));
+            let power = _mm512_add_epi32(_mm512_slli_epi32::<19>(bits), fraction);
+            let power = _mm512_max_epi32(power, _mm512_setzero_si512());
+            (Self(_mm512_sub_ps(_mm512_set1_ps(SHIFT + offset), sum)), Self(_mm512_castsi512_ps(power)))
+        }
     }
     #[inline(always)]
-    unsafe fn exp2_integer(self) -> Self {
+    unsafe fn look_up<const N: usize>(self, tables: &[[f32; 32]; N]) -> [Self; N] {
         unsafe {
-            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
+            // The permutation looks at the low 5 bits: two of the exponent and three of the mantissa.
+            let index = _mm512_srli_epi32::<20>(_mm512_castps_si512(self.0));
+            let mut entries = [self; N];
+            for (entry, table) in entries.iter_mut().zip(tables) {
+                let (low, high) = (_mm512_loadu_ps(table.as_ptr()), _mm512_loadu_ps(table.as_ptr().add(16)));
+                *entry = Self(_mm512_permutex2var_ps(low, index, high));
+            }
+            entries
         }
     }
     #[inline(always)]

@@ -210,6 +210,10 @@ impl Isa {
 pub(crate) unsafe trait Simd: Copy {
     /// The numbers in a vector.
     const LANES: usize;
+    /// Whether [`Simd::look_up`] costs about as much as arithmetic.
+    const LOOKS_UP: bool = false;
+    /// The powers of 2 between 1 and 2 that [`Simd::exp2_split`] gives.
+    const EXP2_STEPS: u32 = 1;
     /// Which lanes a masked access touches.
     type Mask: Copy;
     /// [`Simd::LANES`] words of packed integers.
@@ -251,15 +255,36 @@ pub(crate) unsafe trait Simd: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + addend`, rounded once where the instruction set can.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// [`Simd::mul_add`], rounded once on every instruction set.
+    #[inline(always)]
+    unsafe fn fused_mul_add(self, factor: Self, addend: Self) -> Self {
+        // SAFETY: by the trait's contract.
+        unsafe { self.mul_add(factor, addend) }
+    }
+    /// The lesser, where neither is NaN; NaN where `other` is.
+    unsafe fn min(self, other: Self) -> Self;
+    /// The greater, where neither is NaN; NaN where `other` is.
+    unsafe fn max(self, other: Self) -> Self;
     /// Where `self < other` the lane of `yes`, elsewhere (NaN included) of `no`.
     unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self;
     unsafe fn abs(self) -> Self;
     /// The magnitude of `self` with the sign of `sign`.
     unsafe fn copysign(self, sign: Self) -> Self;
-    /// The nearest integer, ties to even, for magnitudes below 2^22.
-    unsafe fn round(self) -> Self;
-    /// 2^self for integers from -126 to 127.
-    unsafe fn exp2_integer(self) -> Self;
+    /// With n the multiple of 1 / [`Simd::EXP2_STEPS`] next to `self * factor`, which is from -256 to 0: `offset`, a
+    /// small multiple as well, minus n; and 2^n, where below the smallest normal number any from 0 to that.
+    unsafe fn exp2_split(self, factor: Self, offset: f32) -> (Self, Self);
+    /// For numbers from 1 to 16 what tables have for the eighth of an octave that each lies in: the first entry
+    /// is for 2 to 2.25, the last for 1.875 to 2.
+    #[inline(always)]
+    unsafe fn look_up<const N: usize>(self, tables: &[[f32; 32]; N]) -> [Self; N] {
+        let mut lanes = [0.0; 16];
+        // SAFETY: by the trait's contract; no vector has more lanes.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            let index = lanes.map(|y| (y.to_bits() >> 20) as usize % 32);
+            tables.each_ref().map(|table| Self::load(index.map(|i| table[i]).as_ptr()))
+        }
+    }
     /// The sum of the lanes, in an order that is always the same.
     unsafe fn sum(self) -> f32;
     /// Prefetches a cache line; any address will do.

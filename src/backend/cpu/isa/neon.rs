@@ -55,6 +55,10 @@ unsafe impl Simd for Neon {
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self(vfmaq_f32(addend.0, self.0, factor.0)) } }
     #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self { unsafe { Self(vminq_f32(self.0, other.0)) } }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self { unsafe { Self(vmaxq_f32(self.0, other.0)) } }
+    #[inline(always)]
     unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self {
         unsafe { Self(vbslq_f32(vcltq_f32(self.0, other.0), yes.0, no.0)) }
     }
@@ -65,12 +69,13 @@ unsafe impl Simd for Neon {
         unsafe { Self(vbslq_f32(vdupq_n_u32(0x8000_0000), sign.0, self.0)) }
     }
     #[inline(always)]
-    unsafe fn round(self) -> Self { unsafe { Self(vrndnq_f32(self.0)) } }
-    #[inline(always)]
-    unsafe fn exp2_integer(self) -> Self {
+    unsafe fn exp2_split(self, factor: Self, offset: f32) -> (Self, Self) {
+        const SHIFT: f32 = 1.5 * 8_388_608.0 + 127.0;
         unsafe {
-            let exponent = vaddq_s32(vcvtnq_s32_f32(self.0), vdupq_n_s32(127));
-            Self(vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent)))
+            // The sum's last bits are n, and what makes an exponent of it.
+            let sum = vfmaq_f32(vdupq_n_f32(SHIFT), self.0, factor.0);
+            let power = vmaxq_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(sum)), vdupq_n_s32(0));
+            (Self(vsubq_f32(vdupq_n_f32(SHIFT + offset), sum)), Self(vreinterpretq_f32_s32(power)))
         }
     }
     #[inline(always)]

@@ -59,6 +59,17 @@ unsafe impl Simd for Portable {
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] * factor.0[i] + addend.0[i]))
     }
+    // In float64 the product is exact.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the rounding")]
+    unsafe fn fused_mul_add(self, factor: Self, addend: Self) -> Self {
+        let fused = |i: usize| f64::from(self.0[i]) * f64::from(factor.0[i]) + f64::from(addend.0[i]);
+        Self(std::array::from_fn(|i| fused(i) as f32))
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self { self.zip(other, |x, y| if x < y { x } else { y }) }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self { self.zip(other, |x, y| if x > y { x } else { y }) }
     #[inline(always)]
     unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self {
         Self(std::array::from_fn(|i| if self.0[i] < other.0[i] { yes.0[i] } else { no.0[i] }))
@@ -68,14 +79,12 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     unsafe fn copysign(self, sign: Self) -> Self { self.zip(sign, f32::copysign) }
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // Adding 1.5 x 2^23 leaves no bits for a fraction.
-        self.map(|x| (x + 12_582_912.0) - 12_582_912.0)
-    }
-    #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "an integer by contract; NaN gives any number")]
-    unsafe fn exp2_integer(self) -> Self {
-        self.map(|x| f32::from_bits(((x as i32).wrapping_add(127) << 23).cast_unsigned()))
+    unsafe fn exp2_split(self, factor: Self, offset: f32) -> (Self, Self) {
+        const SHIFT: f32 = 1.5 * 8_388_608.0 + 127.0;
+        // The sum's last bits are n, and what makes an exponent of it.
+        let sum = self.zip(factor, |x, y| x * y + SHIFT);
+        let power = sum.map(|x| f32::from_bits((x.to_bits() << 23).cast_signed().max(0).cast_unsigned()));
+        (sum.map(|x| (SHIFT + offset) - x), power)
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
