@@ -202,6 +202,20 @@ pub(crate) struct RunArgs<'a> {
     pub c: AnyViewMut<'a>,
 }
 
+impl RunArgs<'_> {
+    /// The same operands for what [`MatMul::as_rows`] made of their product.
+    fn as_rows_of(self, product: &MatMul) -> Self {
+        Self {
+            m: product.m(),
+            a: self.a.with_layout(*product.a()),
+            b: self.b.map(|b| b.with_layout(*product.b())),
+            bias: self.bias,
+            residual: self.residual.zip(product.residual()).map(|(view, layout)| view.with_layout(*layout)),
+            c: self.c.with_layout(*product.c()),
+        }
+    }
+}
+
 /// The run context of one thread.
 pub(crate) trait Run: Send {
     fn run(&mut self, args: RunArgs<'_>) -> Result<()>;

@@ -190,6 +190,24 @@ impl Layout {
         if self.batch == 1 && batch != 1 { Self { batch, batch_stride: 0, ..self } } else { self }
     }
 
+    /// The rows of all items as those of one, where they lie evenly behind one another.
+    pub(crate) fn as_rows(self) -> Option<Self> {
+        let leading_dimension = if self.rows == 1 { self.batch_stride } else { self.leading_dimension };
+        let evenly = self.rows.checked_mul(leading_dimension) == Some(self.batch_stride);
+        let rows = self.batch.checked_mul(self.rows)?;
+        (evenly && leading_dimension >= self.cols).then_some(Self {
+            batch: 1,
+            rows,
+            leading_dimension,
+            ..self
+        })
+    }
+
+    /// The first item alone.
+    pub(crate) fn first_item(self) -> Self {
+        Self { batch: self.batch.min(1), ..self }
+    }
+
     /// A single row, which cannot overflow: its elements are in memory already.
     pub(crate) const fn row(cols: usize) -> Self {
         Self { batch: 1, rows: 1, cols, leading_dimension: cols, batch_stride: cols }
@@ -247,6 +265,21 @@ mod tests {
         let layout = Layout::strided(8, 2, 3, 3, 0).unwrap();
         assert_eq!(layout.span(), 6);
         assert!(!layout.is_packed());
+    }
+
+    #[test]
+    fn rows_of_items_that_lie_evenly_are_rows_of_one() {
+        let rows = |batch, rows, cols, leading, stride| {
+            let layout = Layout::strided(batch, rows, cols, leading, stride).unwrap();
+            layout.as_rows().map(|one| {
+                assert_eq!((one.batch(), one.span()), (1, layout.span()));
+                (one.rows(), one.leading_dimension())
+            })
+        };
+        assert_eq!(rows(3, 4, 5, 7, 28), Some((12, 7)));
+        assert_eq!(rows(3, 1, 5, 7, 9), Some((3, 9)));
+        // Items apart, items in one another's gaps, items that overlap.
+        assert_eq!([rows(3, 4, 5, 7, 29), rows(3, 4, 5, 15, 5), rows(3, 1, 5, 5, 2)], [None; 3]);
     }
 
     #[test]

@@ -314,6 +314,23 @@ impl MatMul {
         Self { parameters, residual: None, ..self.clone() }
     }
 
+    /// The same product with the rows of all items as those of one, where the items share B and their rows lie evenly
+    /// behind one another. Fewer rows of each item than m would not.
+    pub(crate) fn as_rows(&self) -> Option<Self> {
+        let parameters = &self.parameters;
+        let shared = parameters.batch > 1 && self.b.batch_stride() == 0 && !self.c.is_empty();
+        if !shared || parameters.transpose_a || parameters.variable_m {
+            return None;
+        }
+        let c = self.c.as_rows()?;
+        let residual = match self.residual {
+            Some(residual) => Some(residual.as_rows()?),
+            None => None,
+        };
+        let parameters = Parameters { batch: 1, m: c.rows(), ..*parameters };
+        Some(Self { parameters, residual, a: self.a.as_rows()?, b: self.b.first_item(), c })
+    }
+
     /// The layout of A for a run with `m` rows.
     pub(crate) const fn a_for(&self, m: usize) -> Layout {
         if self.parameters.transpose_a { self.a.with_cols(m) } else { self.a.with_rows(m) }
@@ -773,5 +790,26 @@ mod tests {
         assert!(MatMul::builder(2, 3, 4).types(types).build().is_ok());
         let types = ElementTypes { accumulator: ElementType::I8, ..ElementTypes::INT8 };
         assert!(MatMul::builder(2, 3, 4).types(types).build().is_err());
+    }
+
+    #[test]
+    fn a_batch_with_one_b_is_a_product_of_its_rows() {
+        let plain = || MatMul::builder(2, 3, 4).batch(5).batch_stride(Operand::B, 0).residual(true);
+        let rows = plain().build().unwrap().as_rows().unwrap();
+        assert_eq!((rows.batch(), rows.m(), rows.to_string()), (1, 10, "10x3x4 f32 +residual".into()));
+        assert_eq!([rows.a(), rows.c(), rows.residual().unwrap()].map(|layout| layout.rows()), [10; 3]);
+        for other in [
+            plain().batch_stride(Operand::B, 12),
+            plain().batch_stride(Operand::A, 9),
+            plain().batch_stride(Operand::C, 7),
+            plain().batch_stride(Operand::Residual, 0),
+            plain().transpose_a(true),
+            plain().variable_m(true),
+            plain().batch(1),
+            plain().batch(0),
+        ] {
+            let product = other.build().unwrap();
+            assert_eq!(product.as_rows(), None, "{product}");
+        }
     }
 }

@@ -56,8 +56,8 @@ impl<'a> Int4View<'a> {
         Ok(Self::from_parts(bytes, layout, signed, order))
     }
 
-    pub(crate) fn broadcast(self, batch: usize) -> Self {
-        Self { layout: self.layout.broadcast(batch), ..self }
+    pub(crate) fn with_layout(self, layout: Layout) -> Self {
+        Self::from_parts(self.bytes, layout, self.signed, self.order)
     }
 
     /// A view of bytes that are known to fit the layout.

@@ -150,7 +150,10 @@ impl Weights {
     /// when a scale is beyond the largest number of its type; [`Error::OutOfMemory`].
     pub fn quantize(&self, scheme: &WeightScheme) -> Result<(Self, QuantizationError)> {
         let b = self.view();
-        let layout = Layout::packed(b.layout().batch(), b.layout().rows(), b.layout().cols())?;
+        // Items that share one matrix share its integers and scales.
+        let batch = b.layout().batch();
+        let items = if b.layout().batch_stride() == 0 { batch.min(1) } else { batch };
+        let layout = Layout::packed(items, b.layout().rows(), b.layout().cols())?;
         if !b.element_type().is_float() {
             return Err(Error::Description {
                 problem: format!("weights of type {} cannot be quantised", b.element_type()),
@@ -166,7 +169,7 @@ impl Weights {
             });
         };
         let zero = f64::from(scheme.scheme.zero_point());
-        let scales = scales(&b, &groups, limits, zero, scheme.scales)?;
+        let scales = scales(&b, layout, &groups, limits, zero, scheme.scales)?;
         let mut integers = alloc::with_capacity(layout.span(), "quantised weights")?;
         let mut sums = (0f64, 0f64);
         let mut max_abs_error = 0f64;
@@ -189,7 +192,7 @@ impl Weights {
             rms: root_mean(sums.1),
             max_scale: scales.iter().fold(0f64, |max, &scale| max.max(scale.into())),
         };
-        let mut weights = integer_weights(&integers, layout, scheme)?;
+        let mut weights = integer_weights(&integers, layout.broadcast(batch), scheme)?;
         if self.is_transposed() {
             weights = weights.transposed()?;
         }
@@ -262,12 +265,12 @@ impl Groups {
 
 fn scales(
     b: &AnyView<'_>,
+    layout: Layout,
     groups: &Groups,
     (low, high): (f64, f64),
     zero: f64,
     element: ElementType,
 ) -> Result<Vec<f32>> {
-    let layout = b.layout();
     let count = layout.batch() * groups.rows * groups.cols;
     let mut needed = alloc::filled(count, 0f64, "the scales of weights")?;
     for (item, row, col) in layout.elements() {

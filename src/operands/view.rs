@@ -292,26 +292,25 @@ macro_rules! any_views {
                 }
             }
 
+            /// The same elements in another layout, which lies within this one's span.
+            pub(crate) fn with_layout(self, layout: Layout) -> Self {
+                match self {
+                    $($(#[$meta])* Self::$variant(TensorView { data, .. }) => {
+                        Self::$variant(TensorView::from_parts(data, layout))
+                    })*
+                    Self::Int4(view) => Self::Int4(view.with_layout(layout)),
+                    Self::Device(view) => Self::Device(view.with_layout(layout)),
+                }
+            }
+
             /// The same matrix for each of `batch` items; a view of several is left as it is.
             pub(crate) fn broadcast(self, batch: usize) -> Self {
-                match self {
-                    $($(#[$meta])* Self::$variant(TensorView { data, layout }) => {
-                        Self::$variant(TensorView { data, layout: layout.broadcast(batch) })
-                    })*
-                    Self::Int4(view) => Self::Int4(view.broadcast(batch)),
-                    Self::Device(view) => Self::Device(view.with_layout(view.layout().broadcast(batch))),
-                }
+                self.with_layout(self.layout().broadcast(batch))
             }
 
             /// The first rows and columns of each item; all, where there are not so many.
             pub(crate) fn part(self, rows: usize, cols: usize) -> Self {
-                match self {
-                    $($(#[$meta])* Self::$variant(TensorView { data, layout }) => {
-                        Self::$variant(TensorView::from_parts(data, layout.part(rows, cols)))
-                    })*
-                    Self::Int4(view) => Self::Int4(view),
-                    Self::Device(view) => Self::Device(view.with_layout(view.layout().part(rows, cols))),
-                }
+                self.with_layout(self.layout().part(rows, cols))
             }
 
             /// For those who read elements.
@@ -381,17 +380,20 @@ macro_rules! any_views {
         }
 
         impl<'a> AnyViewMut<'a> {
+            /// The same elements in another layout, which lies within this one's span.
+            pub(crate) fn with_layout(self, layout: Layout) -> Self {
+                match self {
+                    $($(#[$meta])* Self::$variant(TensorViewMut { data, .. }) => {
+                        Self::$variant(TensorViewMut::from_parts(data, layout))
+                    })*
+                    Self::Device(view) => Self::Device(view.with_layout(layout)),
+                }
+            }
+
             /// The first rows and columns of each item; all, where there are not so many.
             pub(crate) fn part(self, rows: usize, cols: usize) -> Self {
-                match self {
-                    $($(#[$meta])* Self::$variant(TensorViewMut { data, layout }) => {
-                        Self::$variant(TensorViewMut::from_parts(data, layout.part(rows, cols)))
-                    })*
-                    Self::Device(view) => {
-                        let layout = view.layout().part(rows, cols);
-                        Self::Device(view.with_layout(layout))
-                    }
-                }
+                let layout = self.layout().part(rows, cols);
+                self.with_layout(layout)
             }
 
             /// Copies the elements of a matrix, or a batch of them, of the same shape and type on the host.

@@ -267,6 +267,11 @@ impl Weights {
         self.0.scales.as_ref().map(|(_, scales)| scales.view())
     }
 
+    /// Whether all items have the same scales, or none.
+    pub(crate) fn shares_scales(&self) -> bool {
+        self.scales().is_none_or(|scales| scales.layout().batch() == 1)
+    }
+
     /// The scales of a quantised B, as a constant of their own.
     pub(crate) fn scale_weights(&self) -> Option<&Self> {
         self.0.scales.as_ref().map(|(_, scales)| scales)

@@ -134,9 +134,7 @@ impl Backend for Cpu {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
-        let algorithm = self.algorithm(product, weights);
-        let threads = worthwhile_threads(product, options.threads.number(), algorithm.elements_per_lane());
-        Ok(Box::new(self.compile_for(algorithm, product, weights, options, threads)?))
+        Ok(Box::new(self.compile_product(product, weights, options)?))
     }
 }
 
@@ -166,6 +164,20 @@ impl Cpu {
         };
         let threads = own.threads();
         Ok((Some(own), threads))
+    }
+
+    fn compile_product(
+        &self,
+        product: &MatMul,
+        weights: Option<&Weights>,
+        options: &CompileOptions,
+    ) -> Result<CpuProduct> {
+        // Items with scales of their own have each a B of its own.
+        let rows = product.as_rows().filter(|_| weights.is_none_or(Weights::shares_scales));
+        let product = rows.as_ref().unwrap_or(product);
+        let algorithm = self.algorithm(product, weights);
+        let threads = worthwhile_threads(product, options.threads.number(), algorithm.elements_per_lane());
+        self.compile_for(algorithm, product, weights, options, threads)
     }
 
     /// Compiles for so many of the threads that the options allow.

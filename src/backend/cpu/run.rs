@@ -134,6 +134,10 @@ impl CpuRun {
 impl Run for CpuRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
         let plan = &*self.plan;
+        if args.c.layout().batch() != plan.product.batch() {
+            let args = args.as_rows_of(&plan.product);
+            return self.run(args);
+        }
         if self.small.as_ref().is_some_and(|small| small.run(plan, &mut args)) {
             return Ok(());
         }
@@ -227,21 +231,25 @@ impl Call<'_> {
             return;
         }
         let plan = self.plan;
-        for item in share.items.clone() {
+        // Items that share B read each block of it in turn.
+        let shared = plan.product.b().batch_stride() == 0 && matches!(plan.algorithm, Algorithm::Dot(_));
+        for items in blocks(&share.items, if shared { share.items.len() } else { 1 }) {
             if plan.algorithm == Algorithm::Upcast {
-                self.row_scales(item, &share.rows, scratch);
+                self.row_scales(items.start, &share.rows, scratch);
             }
             for cols in blocks(&share.cols, plan.blocks.cols) {
                 if let Algorithm::Dot(_) = plan.algorithm {
-                    self.interleave_b(item, &cols, scratch);
+                    self.interleave_b(items.start, &cols, scratch);
                 }
-                for rows in blocks(&share.rows, plan.blocks.rows) {
-                    let block = Block { item, rows, cols: cols.clone() };
-                    match plan.algorithm {
-                        Algorithm::F32 => self.f32_block(&block, scratch),
-                        Algorithm::Dot(dot) => self.dot_block(&block, dot, scratch),
-                        Algorithm::WeightOnly => self.weight_only_block(&block, scratch),
-                        Algorithm::Upcast => self.upcast_block(&block, scratch),
+                for item in items.clone() {
+                    for rows in blocks(&share.rows, plan.blocks.rows) {
+                        let block = Block { item, rows, cols: cols.clone() };
+                        match plan.algorithm {
+                            Algorithm::F32 => self.f32_block(&block, scratch),
+                            Algorithm::Dot(dot) => self.dot_block(&block, dot, scratch),
+                            Algorithm::WeightOnly => self.weight_only_block(&block, scratch),
+                            Algorithm::Upcast => self.upcast_block(&block, scratch),
+                        }
                     }
                 }
             }

@@ -86,6 +86,22 @@ fn check(b: &Tensor<f32>, transpose: bool, how: &WeightScheme) {
 }
 
 #[test]
+fn a_batch_that_shares_one_matrix_is_quantised_as_that() {
+    let b = Tensor::random_normal_f32(6, 5, 1.0, 3).unwrap();
+    let shared = Layout::strided(4, 6, 5, 5, 0).unwrap();
+    for how in [WeightScheme::INT8, WeightScheme::INT4] {
+        let weights = Weights::new(TensorView::with_layout(b.data(), shared).unwrap()).unwrap();
+        let ((batch, of_batch), (one, of_one)) =
+            (weights.quantize(&how).unwrap(), quantize(&b, &how).unwrap());
+        assert_eq!((batch.layout().batch(), batch.layout().batch_stride(), of_batch), (4, 0, of_one));
+        assert_eq!(batch.view().memory().1, one.view().memory().1);
+        assert_eq!(batch.scales().unwrap().layout(), one.scales().unwrap().layout());
+        let items = batch.dequantize().unwrap();
+        assert!(items.data().chunks(30).all(|item| item == one.dequantize().unwrap().data()));
+    }
+}
+
+#[test]
 fn zeros_stay_zeros_and_bad_weights_are_errors() {
     let zeros = Tensor::<f32>::zeros(5, 3).unwrap();
     let (weights, error) = quantize(&zeros, &WeightScheme::INT4).unwrap();

@@ -52,7 +52,7 @@ impl PackedIntegers {
         let panel_len = ((groups - 1) * (words + 1) + last_words + 1) * lanes;
         let panels = n.div_ceil(lanes);
         let items =
-            if product.b().batch_stride() == 0 && scales_shared(weights) { 1 } else { product.batch() };
+            if product.b().batch_stride() == 0 && weights.shares_scales() { 1 } else { product.batch() };
         let len = items.checked_mul(panels).and_then(|count| count.checked_mul(panel_len));
         let len = len.ok_or(Error::SizeOverflow { what: "packed weights" })?;
         // Unsigned integers are packed as signed ones, less half their range.
@@ -106,10 +106,6 @@ fn part_halves(words: &mut [u32]) {
     let half = |i: usize| words[i % 4] >> (i / 4 * 16) & 0xffff;
     let parted = [0, 2, 4, 6].map(|i| half(i) | half(i + 1) << 16);
     words.copy_from_slice(&parted);
-}
-
-fn scales_shared(weights: &Weights) -> bool {
-    weights.scales().is_none_or(|scales| scales.layout().batch() == 1)
 }
 
 struct Packing<'a> {

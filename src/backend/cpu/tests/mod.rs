@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 mod dot;
+mod shared_b;
 mod weight_only;
 
 use super::blocking::{Blocking, Caches, K_MULTIPLE};
