@@ -96,7 +96,7 @@ pub(crate) fn scratch_b_len(kernels: &MicroKernels, blocking: &Blocking, cols: u
 }
 
 /// The size of even blocks of at most `limit`, multiples of `multiple` but for the last.
-fn even(length: usize, limit: usize, multiple: usize) -> usize {
+pub(crate) fn even(length: usize, limit: usize, multiple: usize) -> usize {
     if length <= limit {
         return length;
     }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::blocking::Blocking;
+use super::blocking::{Blocking, K_MULTIPLE};
 use super::isa::{Dot, Isa};
+use super::macrokernel::even;
 use super::microkernel::{MicroKernels, instances};
 use super::pack::weight_only::{PackedIntegers, group_len};
 use super::pack::{Format, PackedB, interleave_a, upcast};
@@ -130,10 +131,12 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// [`Algorithm::Upcast`]: each number of B is used so often that its conversion costs little.
-    const UPCAST_ROWS: usize = 168;
-    /// A block of B whose numbers stay in a second-level cache together with A's and C's.
-    const UPCAST_SQUARE: (usize, usize) = (256, 192);
+    /// [`Algorithm::Upcast`]: the columns that each number of A is used for when converted, where sums are in C.
+    const UPCAST_COLS: usize = 1024;
+    /// The same where they, or a B that is yet to be packed, take scratch memory.
+    const UPCAST_COLS_APART: usize = 512;
+    /// Sums of integers, which f32 holds for so many products only.
+    const UPCAST_INTEGERS_K: usize = 256;
     /// Long runs of B as it lies, where few rows wait for its reading.
     const UPCAST_FLAT: (usize, usize) = (32, 1536);
     /// The most rows that wait.
@@ -157,10 +160,26 @@ impl Blocks {
             Algorithm::WeightOnly => Self { rows: m.min(Self::WEIGHT_ONLY_ROWS), cols: n, k },
             Algorithm::Upcast if is_row_by_16_bits(product, m) => Self { rows: m, cols: n, k: 1 },
             Algorithm::Upcast => {
+                let (mr, nr) = (kernels.mr(), kernels.nr());
                 let as_it_lies = !matches!(b, ConstantB::Packed(_));
-                let flat = as_it_lies && !product.transpose_b() && m <= Self::UPCAST_FEW_ROWS;
-                let (depth, cols) = if flat { Self::UPCAST_FLAT } else { Self::UPCAST_SQUARE };
-                Self { rows: m.min(Self::UPCAST_ROWS), cols: n.min(cols), k: k.min(depth) }
+                if as_it_lies && !product.transpose_b() && m <= Self::UPCAST_FEW_ROWS {
+                    let (depth, cols) = Self::UPCAST_FLAT;
+                    return Self { rows: m, cols: n.min(cols), k: k.min(depth) };
+                }
+                let integers = product.types().accumulator == I32;
+                let apart = !in_place(product) || integers || as_it_lies && is_loaded_first(product);
+                let rows = blocking.mc_panels * mr;
+                // One block of rows uses what is converted of B once: it stays in half of the second-level cache.
+                let depth = if m <= rows { blocking.kc_l1 } else { blocking.kc };
+                let depth = if integers { depth.min(Self::UPCAST_INTEGERS_K) } else { depth };
+                let cols = if m <= rows {
+                    (blocking.l2_bytes / 2 / size_of::<f32>() / depth / nr).max(1) * nr
+                } else if apart {
+                    Self::UPCAST_COLS_APART
+                } else {
+                    Self::UPCAST_COLS
+                };
+                Self { rows: even(m, rows, mr), cols: even(n, cols, nr), k: even(k, depth, K_MULTIPLE) }
             }
             Algorithm::Dot(_) => {
                 let words = kernels.format.words(k);
@@ -179,8 +198,8 @@ impl Blocks {
 /// Integers less their zero points are at most 255 in magnitude: the sums of a block's products stay among the
 /// integers that f32 has.
 const _: () = {
-    let (square, flat) = (Blocks::UPCAST_SQUARE.0, Blocks::UPCAST_FLAT.0);
-    let longest = if square > flat { square } else { flat };
+    let (deep, flat) = (Blocks::UPCAST_INTEGERS_K, Blocks::UPCAST_FLAT.0);
+    let longest = if deep > flat { deep } else { flat };
     assert!(longest * 255 * 255 <= 1 << f32::MANTISSA_DIGITS);
 };
 
@@ -188,6 +207,19 @@ const _: () = {
 pub(crate) fn interleaved_a_stride(kernels: &MicroKernels, k: usize) -> usize {
     let words = kernels.format.words(k);
     if words.is_multiple_of(interleave_a::SET_WORDS) { words + 16 } else { words }
+}
+
+/// Whether the elements of B are the numbers that are summed.
+fn is_b_as_stored(product: &MatMul) -> bool {
+    match product.quantization().b {
+        QuantB::None => true,
+        scheme => product.types().accumulator == I32 && scheme.zero_point() == 0,
+    }
+}
+
+/// Whether [`Algorithm::Upcast`] loads parts of a B as it lies before it packs them.
+pub(crate) fn is_loaded_first(product: &MatMul) -> bool {
+    product.transpose_b() || !is_b_as_stored(product)
 }
 
 /// Whether sums may be written to C and finished there: the epilogue's operands are f32.
@@ -379,12 +411,12 @@ impl Plan {
         terms.get(item * n + col..(item + 1) * n)
     }
 
-    /// Whether the elements of B are the numbers that are summed.
-    pub(crate) fn b_as_stored(&self) -> bool {
-        match self.product.quantization().b {
-            QuantB::None => true,
-            scheme => self.product.types().accumulator == I32 && scheme.zero_point() == 0,
-        }
+    /// Whether [`Algorithm::Upcast`] sums floats in C itself.
+    pub(crate) fn upcasts_in_place(&self) -> bool {
+        self.algorithm == Algorithm::Upcast
+            && self.product.types().accumulator == F32
+            && self.product.k() > 0
+            && self.in_place()
     }
 
     /// What the plan takes, with what it shares.

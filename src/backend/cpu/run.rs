@@ -13,7 +13,7 @@ use super::pack::interleave_b::Packer;
 use super::pack::upcast::run_stride;
 use super::pack::weight_only::PackedIntegers;
 use super::pack::{PackedB, packed_b_len};
-use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride, is_row_by_16_bits};
+use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride, is_loaded_first, is_row_by_16_bits};
 use super::small::SmallProduct;
 use super::threads::split::{Share, Split};
 use super::threads::workers::Workers;
@@ -104,14 +104,20 @@ impl Scratch {
                     words(runs * run_stride(elements))
                 };
                 let integers = product.types().accumulator == ElementType::I32;
-                let c = blocks.rows * blocks.cols;
+                let is_row = is_row_by_16_bits(product, 1);
+                let c = match plan.upcasts_in_place() {
+                    true if is_row => blocks.cols,
+                    true => 0,
+                    false => blocks.rows * blocks.cols,
+                };
                 scratch.a = block(product.transpose_a(), blocks.rows, blocks.k)?;
-                scratch.upcast_b = block(product.transpose_b(), blocks.k, blocks.cols)?;
+                if !matches!(plan.b, ConstantB::Packed(_)) && is_loaded_first(product) {
+                    scratch.upcast_b = block(product.transpose_b(), blocks.k, blocks.cols)?;
+                }
                 scratch.b = words(packed_b_len(kernels, blocks.k, blocks.cols))?;
                 scratch.c = words(c)?;
                 scratch.sums = alloc::filled(if integers { c } else { 0 }, 0, WHAT)?;
-                let row_of_a = if is_row_by_16_bits(product, 1) { k } else { 0 };
-                scratch.row = alloc::filled(blocks.cols.max(row_of_a), 0.0, WHAT)?;
+                scratch.row = alloc::filled(blocks.cols.max(if is_row { k } else { 0 }), 0.0, WHAT)?;
                 let dynamic = product.quantization().a == QuantA::DynamicPerRow;
                 scratch.row_scales = alloc::filled(if dynamic { m } else { 0 }, 0.0, WHAT)?;
             }
@@ -231,8 +237,10 @@ impl Call<'_> {
             return;
         }
         let plan = self.plan;
+        let in_place = plan.upcasts_in_place() && !is_row_by_16_bits(&plan.product, self.m);
         // Items that share B read each block of it in turn.
-        let shared = plan.product.b().batch_stride() == 0 && matches!(plan.algorithm, Algorithm::Dot(_));
+        let shared =
+            plan.product.b().batch_stride() == 0 && (matches!(plan.algorithm, Algorithm::Dot(_)) || in_place);
         for items in blocks(&share.items, if shared { share.items.len() } else { 1 }) {
             if plan.algorithm == Algorithm::Upcast {
                 self.row_scales(items.start, &share.rows, scratch);
@@ -240,6 +248,10 @@ impl Call<'_> {
             for cols in blocks(&share.cols, plan.blocks.cols) {
                 if let Algorithm::Dot(_) = plan.algorithm {
                     self.interleave_b(items.start, &cols, scratch);
+                }
+                if in_place {
+                    self.upcast_in_place(&items, &share.rows, &cols, scratch);
+                    continue;
                 }
                 for item in items.clone() {
                     for rows in blocks(&share.rows, plan.blocks.rows) {

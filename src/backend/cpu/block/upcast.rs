@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use crate::backend::cpu::buffer::Buffer;
+use crate::backend::cpu::epilogue::Epilogue;
 #[cfg(feature = "half")]
 use crate::backend::cpu::gemv::Gemv;
 use crate::backend::cpu::macrokernel::{B, MacroTile, multiply};
@@ -15,15 +16,30 @@ use crate::backend::cpu::pack::panels16;
 #[cfg(feature = "half")]
 use crate::backend::cpu::pack::upcast::load_row;
 use crate::backend::cpu::pack::upcast::{Part, load, map, quantized, rows, scale, scale_for};
-use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, packed_b_len, packed_cols};
-use crate::backend::cpu::plan::ConstantB;
+use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, pack_b, packed_b_len, packed_cols};
 #[cfg(feature = "half")]
 use crate::backend::cpu::plan::is_row_by_16_bits;
+use crate::backend::cpu::plan::{ConstantB, is_loaded_first};
 use crate::backend::cpu::run::{Block, Call, RunB, Scratch, blocks};
 use crate::description::element::ElementType;
 use crate::description::quantization::{QuantA, QuantB};
 use crate::operands::view::AnyView;
 use crate::operands::weights::Weights;
+
+/// Where the sums of a block go, and what follows them.
+struct Sums {
+    /// The first, and the distance of rows.
+    c: (*mut f32, usize),
+    /// Whether they are added to what is there.
+    accumulate: bool,
+    epilogue: Option<Epilogue>,
+}
+
+impl Sums {
+    fn apart(buffer: &mut Buffer, cols: usize, accumulate: bool) -> Self {
+        Self { c: (buffer.start_mut().cast(), cols), accumulate, epilogue: None }
+    }
+}
 
 impl Call<'_> {
     /// The scale of each row of a float A that is quantised on the way; NaN where an element is not finite.
@@ -106,7 +122,7 @@ impl Call<'_> {
             RunB::Packed(b) => {
                 panels16::upcast(b, &plan.product, part, packed.numbers(packed_len));
             }
-            RunB::View(view) if plan.b_as_stored() && !part.transpose => {
+            RunB::View(view) if !is_loaded_first(&plan.product) => {
                 pack(kernels, view, part, packed.numbers(packed_len));
             }
             RunB::View(view) => {
@@ -120,6 +136,41 @@ impl Call<'_> {
         (kernels, B::Packed(Panels::packed(kernels, packed.start(), k, cols)))
     }
 
+    /// Some columns of items that share B, summed in C: each part of B is converted once for all of their rows.
+    pub(crate) fn upcast_in_place(
+        &self,
+        items: &Range<usize>,
+        rows: &Range<usize>,
+        cols: &Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let (plan, k) = (self.plan, self.plan.product.k());
+        for depth in blocks(&(0..k), plan.blocks.k) {
+            let part = self.part_b(items.start, &depth, cols);
+            let (kernels, mut b) = self.loaded_b(&part, rows.len(), &mut scratch.upcast_b, &mut scratch.b);
+            if let B::Pack(loaded) = b {
+                let packed = scratch.b.start_mut();
+                // SAFETY: what is loaded covers the part, for which the buffer has room; a plan's kernels are of
+                // instructions that are here.
+                unsafe { pack_b(kernels, loaded, depth.len(), cols.len(), packed) };
+                b = B::Packed(Panels::packed(kernels, packed, depth.len(), cols.len()));
+            }
+            for item in items.clone() {
+                for rows in blocks(rows, plan.blocks.rows) {
+                    let a = self.loaded(&self.a, &self.part_a(item, &rows, &depth), &mut scratch.a, |_| {});
+                    let last = depth.end == k;
+                    let sums = Sums {
+                        c: self.output.place_of(item, rows.start, cols.start),
+                        accumulate: depth.start > 0,
+                        epilogue: if last { self.output.epilogue(item, &rows, cols) } else { None },
+                    };
+                    let block = Block { item, rows, cols: cols.clone() };
+                    self.multiply(&block, depth.len(), a, (kernels, b), sums, &mut scratch.b);
+                }
+            }
+        }
+    }
+
     fn float_block(&self, block: &Block, scratch: &mut Scratch) {
         let Block { item, rows, cols } = block;
         let k = self.plan.product.k();
@@ -128,7 +179,8 @@ impl Call<'_> {
             let a = self.loaded(&self.a, &self.part_a(*item, rows, &depth), &mut scratch.a, |_| {});
             let part = self.part_b(*item, &depth, cols);
             let b = self.loaded_b(&part, rows.len(), &mut scratch.upcast_b, &mut scratch.b);
-            self.multiply(block, depth.len(), a, b, scratch, depth.start > 0);
+            let sums = Sums::apart(&mut scratch.c, cols.len(), depth.start > 0);
+            self.multiply(block, depth.len(), a, b, sums, &mut scratch.b);
         }
         let sums = scratch.c.numbers(rows.len() * cols.len());
         if k == 0 {
@@ -170,15 +222,15 @@ impl Call<'_> {
         false
     }
 
-    /// `sums = A B`, or added to them, in the scratch memory for C.
+    /// The product of a block, to where its sums are.
     fn multiply(
         &self,
         block: &Block,
         depth: usize,
         a: Matrix,
         (kernels, b): (&MicroKernels, B),
-        scratch: &mut Scratch,
-        accumulate: bool,
+        sums: Sums,
+        packed: &mut Buffer,
     ) {
         let part = MacroTile {
             kernels,
@@ -189,13 +241,13 @@ impl Call<'_> {
             a,
             pack_a: false,
             b,
-            accumulate,
+            accumulate: sums.accumulate,
             requantize: std::ptr::null(),
-            epilogue: None,
-            c: scratch.c.start_mut().cast(),
-            c_stride: block.cols.len(),
+            epilogue: sums.epilogue,
+            c: sums.c.0,
+            c_stride: sums.c.1,
             scratch_a: std::ptr::null_mut(),
-            scratch_b: scratch.b.start_mut(),
+            scratch_b: packed.start_mut(),
         };
         // SAFETY: the loaded matrices cover the block, and the sums and the packed B have room for it.
         unsafe { multiply(&part) };
@@ -254,7 +306,8 @@ impl Call<'_> {
             });
             let part = self.part_b(*item, &depth, cols);
             let b = self.loaded_b(&part, rows.len(), &mut scratch.upcast_b, &mut scratch.b);
-            self.multiply(block, depth.len(), a, b, scratch, false);
+            let sums = Sums::apart(&mut scratch.c, cols.len(), false);
+            self.multiply(block, depth.len(), a, b, sums, &mut scratch.b);
             for (sum, &x) in scratch.sums.iter_mut().zip(&*scratch.c.numbers(count)) {
                 #[allow(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
                 let x = x as i32;

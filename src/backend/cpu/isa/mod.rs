@@ -15,6 +15,8 @@ pub(crate) mod avx512_interleave;
 pub(crate) mod madd;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+#[cfg(all(target_arch = "aarch64", feature = "half"))]
+pub(crate) mod neon_bf16;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon_dot;
 pub(crate) mod portable;
@@ -89,20 +91,12 @@ impl Isa {
         }
     }
 
-    fn is_available(self) -> bool {
+    fn is_in(self, features: Features) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                Self::Avx2.is_available()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512dq")
-            }
+            Self::Avx512 => Self::Avx2.is_in(features) && features.avx512f && features.avx512dq,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => {
-                is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("f16c")
-                    && is_x86_feature_detected!("fma")
-            }
+            Self::Avx2 => features.avx2 && features.f16c && features.fma,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
             Self::Portable => true,
@@ -111,7 +105,8 @@ impl Isa {
 
     /// Those that this machine has, the fastest first.
     pub(crate) fn available() -> impl Iterator<Item = Self> {
-        Self::ALL.iter().copied().filter(|isa| isa.is_available())
+        let features = Features::of_this_machine();
+        Self::ALL.iter().copied().filter(move |isa| isa.is_in(features))
     }
 
     /// The fastest of this machine, or the one that `ANE_MATMUL_CPU` names, itself or by an extension.
@@ -120,7 +115,8 @@ impl Isa {
     /// With what there is, where the machine lacks what is named.
     pub(crate) fn detect() -> Result<Self, String> {
         let names = |isa: Self| {
-            let extensions = Dot::ALL.into_iter().filter_map(move |dot| isa.available_extension(dot));
+            let features = Features::of_this_machine();
+            let extensions = Dot::ALL.into_iter().filter_map(move |dot| isa.extension_in(dot, features));
             std::iter::once(isa.name()).chain(extensions)
         };
         let fits = |isa: &Self| FORCED.as_ref().is_none_or(|wanted| names(*isa).any(|name| name == wanted));
@@ -151,8 +147,16 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             (Self::Avx2, Dot::Bf16 | Dot::Int8) => None,
             #[cfg(target_arch = "aarch64")]
-            (Self::Neon, Dot::Bf16 | Dot::Int8Pairs) => None,
+            (Self::Neon, Dot::Int8Pairs) => None,
             // The first element of a word is its lowest byte, and lies first in memory.
+            #[cfg(target_arch = "aarch64")]
+            (Self::Neon, Dot::Bf16) => {
+                if cfg!(all(feature = "half", target_endian = "little")) {
+                    Some("neon-bf16")
+                } else {
+                    None
+                }
+            }
             #[cfg(target_arch = "aarch64")]
             (Self::Neon, Dot::Int8) => {
                 if cfg!(target_endian = "little") {
@@ -165,40 +169,122 @@ impl Isa {
         }
     }
 
-    /// [`Isa::extension`], where this machine has it.
-    fn available_extension(self, dot: Dot) -> Option<&'static str> {
+    /// [`Isa::extension`], where the processor has it.
+    fn extension_in(self, dot: Dot, features: Features) -> Option<&'static str> {
         #[cfg(target_arch = "x86_64")]
         let available = match dot {
-            Dot::Int8Pairs => self == Self::Avx2 || is_x86_feature_detected!("avx512bw"),
-            Dot::Bf16 | Dot::Int8 => {
-                is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                    && if dot == Dot::Bf16 {
-                        is_x86_feature_detected!("avx512bf16")
-                    } else {
-                        is_x86_feature_detected!("avx512vnni")
-                    }
-            }
+            Dot::Int8Pairs => self == Self::Avx2 || features.avx512bw,
+            Dot::Bf16 => features.avx512bw && features.avx512vl && features.avx512bf16,
+            Dot::Int8 => features.avx512bw && features.avx512vl && features.avx512vnni,
         };
         #[cfg(target_arch = "aarch64")]
-        let available = std::arch::is_aarch64_feature_detected!("dotprod");
+        let available = match dot {
+            Dot::Bf16 => features.bf16,
+            Dot::Int8 => features.dotprod,
+            Dot::Int8Pairs => false,
+        };
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let available = false;
-        self.extension(dot).filter(|_| available)
+        self.extension(dot).filter(|_| self.is_in(features) && available)
     }
 
-    /// Whether dot products of such elements are here, and no other kernels are forced.
+    /// Whether dot products of such elements are here and faster than what they replace, or the kernels that are
+    /// forced.
     pub(crate) fn has(self, dot: Dot) -> bool {
-        let fits =
-            |name: &str, wanted: &str| wanted == name || dot == Dot::Int8Pairs && wanted == self.name();
-        self.available_extension(dot)
-            .is_some_and(|name| FORCED.as_ref().is_none_or(|wanted| fits(name, wanted)))
+        self.chooses(dot, Features::of_this_machine(), FORCED.as_deref())
     }
 
     /// The fastest that [`Isa::has`] for products of 8-bit integers.
     pub(crate) fn int8(self) -> Option<Dot> {
         [Dot::Int8, Dot::Int8Pairs].into_iter().find(|dot| self.has(*dot))
     }
+
+    fn chooses(self, dot: Dot, features: Features, forced: Option<&str>) -> bool {
+        self.extension_in(dot, features).is_some_and(|name| match forced {
+            // Plain instructions are among those of the instruction set.
+            Some(wanted) => wanted == name || dot == Dot::Int8Pairs && wanted == self.name(),
+            None => dot != Dot::Bf16 || !features.has_slow_bf16,
+        })
+    }
+}
+
+/// What kernels need of a processor, where the system lets programs use it.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "as processors state them")]
+struct Features {
+    #[cfg(target_arch = "x86_64")]
+    avx2: bool,
+    #[cfg(target_arch = "x86_64")]
+    f16c: bool,
+    #[cfg(target_arch = "x86_64")]
+    fma: bool,
+    #[cfg(target_arch = "x86_64")]
+    avx512f: bool,
+    #[cfg(target_arch = "x86_64")]
+    avx512dq: bool,
+    #[cfg(target_arch = "x86_64")]
+    avx512bw: bool,
+    #[cfg(target_arch = "x86_64")]
+    avx512vl: bool,
+    #[cfg(target_arch = "x86_64")]
+    avx512bf16: bool,
+    #[cfg(target_arch = "x86_64")]
+    avx512vnni: bool,
+    #[cfg(target_arch = "aarch64")]
+    bf16: bool,
+    #[cfg(target_arch = "aarch64")]
+    dotprod: bool,
+    /// Whether dot products of bf16 are slower than f32 multiply-adds of as many elements.
+    has_slow_bf16: bool,
+}
+
+impl Features {
+    fn of_this_machine() -> Self {
+        Self {
+            #[cfg(target_arch = "x86_64")]
+            avx2: is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            f16c: is_x86_feature_detected!("f16c"),
+            #[cfg(target_arch = "x86_64")]
+            fma: is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            avx512f: is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "x86_64")]
+            avx512dq: is_x86_feature_detected!("avx512dq"),
+            #[cfg(target_arch = "x86_64")]
+            avx512bw: is_x86_feature_detected!("avx512bw"),
+            #[cfg(target_arch = "x86_64")]
+            avx512vl: is_x86_feature_detected!("avx512vl"),
+            #[cfg(target_arch = "x86_64")]
+            avx512bf16: is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            avx512vnni: is_x86_feature_detected!("avx512vnni"),
+            #[cfg(target_arch = "aarch64")]
+            bf16: std::arch::is_aarch64_feature_detected!("bf16"),
+            #[cfg(target_arch = "aarch64")]
+            dotprod: std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            has_slow_bf16: is_x86_feature_detected!("avx512bf16") && {
+                use std::arch::x86_64::{__cpuid, __cpuid_count};
+                let vendor = __cpuid(0);
+                has_slow_bf16([vendor.ebx, vendor.edx, vendor.ecx], __cpuid_count(7, 1).eax)
+            },
+            #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+            has_slow_bf16: false,
+        }
+    }
+}
+
+/// Whether a processor with AVX-512 BF16 takes four micro-operations for its dot product, at half the rate of f32:
+/// Intel's from Golden Cove on (LLVM's model of Sapphire Rapids), which have matrix tiles for bf16.
+///
+/// `vendor` is EBX, EDX and ECX of CPUID's leaf 0, `leaf_7_1` EAX of leaf 7, subleaf 1.
+#[cfg(all(target_arch = "x86_64", any(test, not(miri))))]
+fn has_slow_bf16(vendor: [u32; 3], leaf_7_1: u32) -> bool {
+    /// Cooper Lake, the only one with BF16 before, lacks it.
+    const AVX_VNNI: u32 = 1 << 4;
+    let intel = [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes);
+    vendor == intel && leaf_7_1 & AVX_VNNI != 0
 }
 
 /// A vector of [`Simd::LANES`] numbers.
@@ -348,4 +434,70 @@ pub(crate) unsafe trait SimdInteger: Simd {
     unsafe fn sub_i32(self, other: Self) -> Self;
     /// The nearest f32 of each lane.
     unsafe fn i32_to_f32(self) -> Self;
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    const AVX2: Features = Features { avx2: true, f16c: true, fma: true, ..NOTHING };
+    const NOTHING: Features = Features {
+        avx2: false,
+        f16c: false,
+        fma: false,
+        avx512f: false,
+        avx512dq: false,
+        avx512bw: false,
+        avx512vl: false,
+        avx512bf16: false,
+        avx512vnni: false,
+        has_slow_bf16: false,
+    };
+    const SKYLAKE: Features =
+        Features { avx512f: true, avx512dq: true, avx512bw: true, avx512vl: true, ..AVX2 };
+    const CASCADE_LAKE: Features = Features { avx512vnni: true, ..SKYLAKE };
+    const COOPER_LAKE: Features = Features { avx512bf16: true, ..CASCADE_LAKE };
+    const SAPPHIRE_RAPIDS: Features = Features { has_slow_bf16: true, ..COOPER_LAKE };
+
+    #[test]
+    fn kernels_are_those_that_are_fastest_on_a_processor() {
+        let half = cfg!(feature = "half");
+        for (name, features, isa, bf16, int8) in [
+            ("no AVX", NOTHING, Isa::Portable, false, false),
+            ("without FMA", Features { fma: false, ..AVX2 }, Isa::Portable, false, false),
+            ("Zen 3", AVX2, Isa::Avx2, false, false),
+            // A system that does not save the state of AVX-512: then none of it is stated.
+            ("Zen 4 without the state", AVX2, Isa::Avx2, false, false),
+            ("AVX-512 F alone", Features { avx512f: true, ..AVX2 }, Isa::Avx2, false, false),
+            ("BF16 without AVX2", Features { avx2: false, ..COOPER_LAKE }, Isa::Portable, false, false),
+            ("Skylake-X", SKYLAKE, Isa::Avx512, false, false),
+            ("Cascade Lake", CASCADE_LAKE, Isa::Avx512, false, true),
+            ("without BW", Features { avx512bw: false, ..COOPER_LAKE }, Isa::Avx512, false, false),
+            ("Cooper Lake, Zen 4", COOPER_LAKE, Isa::Avx512, half, true),
+            ("Sapphire Rapids", SAPPHIRE_RAPIDS, Isa::Avx512, false, true),
+        ] {
+            let best = Isa::ALL.iter().find(|isa| isa.is_in(features));
+            assert_eq!(best, Some(&isa), "{name}");
+            let has = |dot| isa.chooses(dot, features, None);
+            assert_eq!((has(Dot::Bf16), has(Dot::Int8)), (bf16, int8), "{name}");
+            assert!(!isa.chooses(Dot::Int8, features, Some("avx512")), "{name}");
+        }
+        // By name the slow one too.
+        let named = |dot| Isa::Avx512.chooses(dot, SAPPHIRE_RAPIDS, Some("avx512-bf16"));
+        assert_eq!((named(Dot::Bf16), named(Dot::Int8)), (half, false));
+        assert!(!Isa::Avx512.chooses(Dot::Bf16, CASCADE_LAKE, Some("avx512-bf16")));
+    }
+
+    #[test]
+    fn a_slow_dot_product_is_known_by_vendor_and_generation() {
+        let vendor =
+            |name: &[u8; 12]| [0, 4, 8].map(|at| u32::from_le_bytes(std::array::from_fn(|i| name[at + i])));
+        let (intel, amd) = (vendor(b"GenuineIntel"), vendor(b"AuthenticAMD"));
+        // EAX of leaf 7, subleaf 1: AVX-VNNI is bit 4, AVX-512 BF16 bit 5.
+        assert!(!has_slow_bf16(intel, 0x20), "Cooper Lake");
+        assert!(has_slow_bf16(intel, 0x1c30), "Sapphire Rapids");
+        assert!(!has_slow_bf16(amd, 0x20), "Zen 4");
+        assert!(!has_slow_bf16(amd, 0x30), "Zen 5");
+        assert!(!has_slow_bf16(intel, 0), "Cascade Lake");
+    }
 }

@@ -353,6 +353,13 @@ extension! {
     panel_vectors: 4, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
 }
 
+#[cfg(all(target_arch = "aarch64", feature = "half"))]
+extension! {
+    neon_bf16, neon, isa::neon::Neon, isa::neon_bf16::Bf16Pairs, "neon-bf16", Format::Bf16Pairs,
+    "neon,bf16",
+    panel_vectors: 4, rows: [1 2 3 4 5 6], two: [1 2 3], four: [1]
+}
+
 pub(crate) fn of(isa: Isa) -> &'static InstructionSet {
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -381,7 +388,11 @@ pub(crate) fn dot(isa: Isa, dot: Dot) -> Option<&'static MicroKernels> {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, Dot::Bf16 | Dot::Int8) => None,
         #[cfg(target_arch = "aarch64")]
-        (Isa::Neon, Dot::Bf16 | Dot::Int8Pairs) => None,
+        (Isa::Neon, Dot::Int8Pairs) => None,
+        #[cfg(all(target_arch = "aarch64", feature = "half"))]
+        (Isa::Neon, Dot::Bf16) => Some(&neon_bf16::KERNELS),
+        #[cfg(all(target_arch = "aarch64", not(feature = "half")))]
+        (Isa::Neon, Dot::Bf16) => None,
         #[cfg(target_arch = "aarch64")]
         (Isa::Neon, Dot::Int8) => Some(&neon_dotprod::KERNELS),
         (Isa::Portable, Dot::Bf16 | Dot::Int8 | Dot::Int8Pairs) => None,

@@ -55,19 +55,19 @@ pub(crate) fn has_row_terms(product: &MatMul) -> bool {
     quantization.a == QuantA::DynamicPerRow || quantization.b.zero_point() != 0
 }
 
-/// Whether an element of a bf16 matrix is subnormal, which the instruction would take for 0.
+/// Whether an element of a bf16 matrix is subnormal, which the instruction of x86-64 would take for 0.
 ///
 /// # Safety
 /// The instructions of the kernels are here.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl"))]
 pub(crate) unsafe fn has_subnormals(view: &AnyView<'_>) -> bool {
-    let layout = view.layout();
-    if layout.is_empty() {
-        return false;
-    }
     match view {
-        #[cfg(feature = "half")]
+        #[cfg(all(target_arch = "x86_64", feature = "half"))]
         AnyView::Bf16(view) => {
+            let layout = view.layout();
+            if layout.is_empty() {
+                return false;
+            }
             let (rows, cols, stride) = (layout.rows(), layout.cols(), layout.leading_dimension());
             // Rows without a gap are one.
             let (rows, cols) = if stride == cols { (1, rows * cols) } else { (rows, cols) };
@@ -75,12 +75,7 @@ pub(crate) unsafe fn has_subnormals(view: &AnyView<'_>) -> bool {
                 let elements = &view.data()[layout.item_offset(item)..][..(rows - 1) * stride + cols];
                 // SAFETY: a bf16 is its 16 bits; the rows are there, and the instructions by the function's
                 // own contract.
-                #[cfg(target_arch = "x86_64")]
-                let any = unsafe { any_subnormal(elements.as_ptr().cast(), stride, rows, cols) };
-                #[cfg(not(target_arch = "x86_64"))]
-                let any =
-                    elements.chunks(stride).any(|row| row[..cols].iter().any(|x| x.to_bits().is_subnormal()));
-                any
+                unsafe { any_subnormal(elements.as_ptr().cast(), stride, rows, cols) }
             })
         }
         _ => false,

@@ -283,7 +283,7 @@ impl Interleaved for u16 {
 
     #[inline(always)]
     fn is_subnormal(self) -> bool {
-        self & 0x7f80 == 0 && self & 0x007f != 0
+        cfg!(target_arch = "x86_64") && self & 0x7f80 == 0 && self & 0x007f != 0
     }
 
     #[cfg(target_arch = "x86_64")]
