@@ -204,7 +204,7 @@ pub(crate) struct RunArgs<'a> {
 
 impl RunArgs<'_> {
     /// The same operands for what [`MatMul::as_rows`] made of their product.
-    fn as_rows_of(self, product: &MatMul) -> Self {
+    fn into_rows_of(self, product: &MatMul) -> Self {
         Self {
             m: product.m(),
             a: self.a.with_layout(*product.a()),

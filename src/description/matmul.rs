@@ -797,7 +797,7 @@ mod tests {
         let plain = || MatMul::builder(2, 3, 4).batch(5).batch_stride(Operand::B, 0).residual(true);
         let rows = plain().build().unwrap().as_rows().unwrap();
         assert_eq!((rows.batch(), rows.m(), rows.to_string()), (1, 10, "10x3x4 f32 +residual".into()));
-        assert_eq!([rows.a(), rows.c(), rows.residual().unwrap()].map(|layout| layout.rows()), [10; 3]);
+        assert_eq!([rows.a(), rows.c(), rows.residual().unwrap()].map(Layout::rows), [10; 3]);
         for other in [
             plain().batch_stride(Operand::B, 12),
             plain().batch_stride(Operand::A, 9),

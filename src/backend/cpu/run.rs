@@ -141,7 +141,7 @@ impl Run for CpuRun {
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
         let plan = &*self.plan;
         if args.c.layout().batch() != plan.product.batch() {
-            let args = args.as_rows_of(&plan.product);
+            let args = args.into_rows_of(&plan.product);
             return self.run(args);
         }
         if self.small.as_ref().is_some_and(|small| small.run(plan, &mut args)) {

@@ -165,7 +165,7 @@ impl Call<'_> {
                         epilogue: if last { self.output.epilogue(item, &rows, cols) } else { None },
                     };
                     let block = Block { item, rows, cols: cols.clone() };
-                    self.multiply(&block, depth.len(), a, (kernels, b), sums, &mut scratch.b);
+                    self.multiply(&block, depth.len(), a, (kernels, b), &sums, &mut scratch.b);
                 }
             }
         }
@@ -180,7 +180,7 @@ impl Call<'_> {
             let part = self.part_b(*item, &depth, cols);
             let b = self.loaded_b(&part, rows.len(), &mut scratch.upcast_b, &mut scratch.b);
             let sums = Sums::apart(&mut scratch.c, cols.len(), depth.start > 0);
-            self.multiply(block, depth.len(), a, b, sums, &mut scratch.b);
+            self.multiply(block, depth.len(), a, b, &sums, &mut scratch.b);
         }
         let sums = scratch.c.numbers(rows.len() * cols.len());
         if k == 0 {
@@ -229,7 +229,7 @@ impl Call<'_> {
         depth: usize,
         a: Matrix,
         (kernels, b): (&MicroKernels, B),
-        sums: Sums,
+        sums: &Sums,
         packed: &mut Buffer,
     ) {
         let part = MacroTile {
@@ -307,7 +307,7 @@ impl Call<'_> {
             let part = self.part_b(*item, &depth, cols);
             let b = self.loaded_b(&part, rows.len(), &mut scratch.upcast_b, &mut scratch.b);
             let sums = Sums::apart(&mut scratch.c, cols.len(), false);
-            self.multiply(block, depth.len(), a, b, sums, &mut scratch.b);
+            self.multiply(block, depth.len(), a, b, &sums, &mut scratch.b);
             for (sum, &x) in scratch.sums.iter_mut().zip(&*scratch.c.numbers(count)) {
                 #[allow(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
                 let x = x as i32;

@@ -91,6 +91,7 @@ impl Isa {
         }
     }
 
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "the others have no choice"))]
     fn is_in(self, features: Features) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-#[cfg(all(not(target_arch = "x86_64"), feature = "half"))]
-use super::interleave_b::Interleaved;
 use super::upcast::{load_row, quantized, scale_for};
 use super::{Format, Matrix, Word};
 use crate::backend::cpu::epilogue::requantize::RowTerms;

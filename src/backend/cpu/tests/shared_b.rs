@@ -29,6 +29,14 @@ fn numbers(random: &mut Random, count: usize) -> (Vec<f32>, Vec<i8>) {
     (integers.iter().map(|&x| x.into()).collect(), integers)
 }
 
+fn view((floats, integers): &(Vec<f32>, Vec<i8>), layout: Layout, as_integers: bool) -> AnyView<'_> {
+    if as_integers {
+        TensorView::with_layout(integers, layout).unwrap().into()
+    } else {
+        TensorView::with_layout(floats, layout).unwrap().into()
+    }
+}
+
 fn check([m, n, k]: [usize; 3], items: Items, integers: bool, constant_b: bool, threads: usize) {
     let transposed = matches!(items, Items::Transposed);
     let gap = if matches!(items, Items::Apart) { k + 3 } else { 0 };
@@ -52,13 +60,6 @@ fn check([m, n, k]: [usize; 3], items: Items, integers: bool, constant_b: bool, 
     let bias = numbers(&mut random, n).0;
     let residual_layout = *product.residual().unwrap();
     let residual = numbers(&mut random, residual_layout.span()).0;
-    fn view<'a>(of: &'a (Vec<f32>, Vec<i8>), layout: Layout, integers: bool) -> AnyView<'a> {
-        if integers {
-            TensorView::with_layout(&of.1, layout).unwrap().into()
-        } else {
-            TensorView::with_layout(&of.0, layout).unwrap().into()
-        }
-    }
     let weights =
         constant_b.then(|| Weights::new(view(&b, Layout::packed(1, k, n).unwrap(), integers)).unwrap());
     let options = CompileOptions::default().threads(Threads::count(threads).unwrap());
