@@ -134,14 +134,13 @@ pub(crate) unsafe fn interleave(
     rows: Range<usize>,
     out: &mut Rows<'_>,
 ) {
-    // SAFETY: by the function's own contract.
-    unsafe {
-        match plan.kernels.format {
-            #[cfg(target_arch = "x86_64")]
-            Format::Int8Pairs => interleave_int8_pairs(plan, a, item, rows, out),
-            _ => interleave_for_extension(plan, a, item, rows, out),
-        }
+    #[cfg(target_arch = "x86_64")]
+    if plan.kernels.format == Format::Int8Pairs {
+        // SAFETY: by the function's own contract.
+        return unsafe { interleave_int8_pairs(plan, a, item, rows, out) };
     }
+    // SAFETY: by the function's own contract.
+    unsafe { interleave_for_extension(plan, a, item, rows, out) };
 }
 
 /// # Safety

@@ -266,3 +266,52 @@ fn shares_add_the_part_of_bias_and_residual_that_is_theirs() {
         }
     }
 }
+
+/// Read as it lies, transposed or not, by one thread or by several: what a constant B gives.
+#[cfg(feature = "half")]
+#[test]
+fn a_row_by_a_dynamic_b_of_16_bits_is_that_by_a_constant_one() {
+    use half::f16;
+    let small = |seed, count| {
+        let mut random = Random::new(seed);
+        (0..count).map(|_| f16::from_f32((random.bits() % 7) as f32 - 3.0)).collect::<Vec<_>>()
+    };
+    for isa in Isa::available() {
+        let cpu = super::cpu(isa, Caches { l1_bytes: 1 << 15, l2_bytes: 1 << 19 });
+        for ([n, k], transpose, threads) in [
+            ([1, 1], false, 1),
+            ([37, 9], false, 1),
+            ([37, 29], true, 1),
+            ([2100, 70], false, 3),
+            ([130, 70], true, 3),
+        ] {
+            let types = ElementTypes { output: ElementType::F32, ..ElementTypes::F16 };
+            let builder = MatMul::builder(1, n, k).types(types).transpose_b(transpose);
+            let (a, b) = (small(1, k), small(2, k * n));
+            let (rows, cols) = if transpose { (n, k) } else { (k, n) };
+            let b = TensorView::new(&b, rows, cols).unwrap();
+            let mut weights = Weights::new(b).unwrap();
+            if transpose {
+                weights = weights.transposed().unwrap();
+            }
+            let results = [None, Some(&weights)].map(|weights| {
+                let product = builder.clone().constant(weights.is_some()).build().unwrap();
+                let options = CompileOptions::default().threads(Threads::count(threads).unwrap());
+                let compiled =
+                    cpu.compile_for(Algorithm::Upcast, &product, weights, &options, threads).unwrap();
+                let mut c = vec![f32::NAN; n];
+                let args = RunArgs {
+                    m: 1,
+                    a: TensorView::new(&a, 1, k).unwrap().into(),
+                    b: weights.is_none().then(|| b.into()),
+                    bias: None,
+                    residual: None,
+                    c: TensorViewMut::new(&mut c, 1, n).unwrap().into(),
+                };
+                compiled.open(0).unwrap().run(args).unwrap();
+                c
+            });
+            assert_eq!(results[0], results[1], "{}: {n} x {k}, transposed: {transpose}", isa.name());
+        }
+    }
+}
