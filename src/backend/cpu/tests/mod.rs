@@ -335,7 +335,7 @@ fn activations_of_every_number_stay_within_the_stated_error() {
                 let mut errors = no_errors();
                 // Blocks of 2^12 numbers.
                 for block in (first..1 << 20).step_by(threads) {
-                    check_activations((0..1 << 12).map(|i| block << 12 | i), &mut errors);
+                    check_activations((0..1 << 12).map(|i| (block << 12) | i), &mut errors);
                 }
                 errors
             })
