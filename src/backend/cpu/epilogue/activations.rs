@@ -24,6 +24,7 @@ unsafe fn polynomial<V: Simd, const N: usize>(x: V, coefficients: [f32; N]) -> V
 /// smallest of them. The product is not rounded, and p is precise relative to itself: 1.1e-7 with 16 steps, else
 /// 4.4e-7.
 #[inline(always)]
+#[allow(clippy::approx_constant, reason = "fitted, and not the constant")]
 unsafe fn exp2<V: Simd>(x: V, y: V) -> (V, V) {
     // SAFETY: by the callers' contract.
     unsafe {
@@ -32,7 +33,7 @@ unsafe fn exp2<V: Simd>(x: V, y: V) -> (V, V) {
         let p = if V::EXP2_STEPS == 16 {
             polynomial(r, [LN_2, 0.240_233_56, 0.055_504_11])
         } else {
-            polynomial(r, [LN_2, 0.240_223_51, 0.055_505_004, 0.009_666_245, 0.001_333_351_8])
+            polynomial(r, [0.693_147_1, 0.240_223_51, 0.055_505_004, 0.009_666_245, 0.001_333_351_8])
         };
         (scale, r.mul(p))
     }
