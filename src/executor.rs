@@ -419,6 +419,7 @@ impl Compiled {
 
     /// The description.
     #[must_use]
+    #[inline]
     pub fn product(&self) -> &MatMul {
         &self.shared.product
     }
@@ -519,6 +520,8 @@ pub struct Executor {
 /// What an executor holds besides the product.
 pub(crate) struct Context {
     pub run: Box<dyn Run>,
+    /// [`Run::is_plain`].
+    plain: bool,
     /// Once it was needed.
     scratch: Option<Box<F64Scratch>>,
     /// The self-checks that a pool has counted.
@@ -529,11 +532,22 @@ pub(crate) struct Context {
 
 impl Context {
     fn open(compiled: &Compiled, queue_depth: usize) -> Result<Self> {
-        let run = compiled.shared.compiled.open(queue_depth)?;
-        Ok(Self { run, scratch: None, counted: CheckCounts::default(), bias: None })
+        let mut run = compiled.shared.compiled.open(queue_depth)?;
+        Ok(Self { plain: run.is_plain(), run, scratch: None, counted: CheckCounts::default(), bias: None })
     }
 
-    fn run(&mut self, compiled: &Compiled, inputs: &Inputs<'_>, c: AnyViewMut<'_>) -> Result<()> {
+    #[inline]
+    fn run(&mut self, compiled: &Compiled, inputs: &Inputs<'_>, mut c: AnyViewMut<'_>) -> Result<()> {
+        if self.plain
+            && let Some((a, b, c)) = plain_operands(compiled.product(), inputs, &mut c)
+        {
+            self.run.run_plain(a, b, c);
+            return Ok(());
+        }
+        self.run_checked(compiled, inputs, c)
+    }
+
+    fn run_checked(&mut self, compiled: &Compiled, inputs: &Inputs<'_>, c: AnyViewMut<'_>) -> Result<()> {
         let m = compiled.rows(inputs, &c)?;
         let Self { run, bias, .. } = self;
         run.run(args(m, inputs, known_bias(bias.as_deref(), compiled), c))
@@ -683,6 +697,26 @@ fn known_bias<'v>(resident: Option<&'v DeviceTensor>, compiled: &'v Compiled) ->
 fn args<'v>(m: usize, inputs: &Inputs<'v>, bias: Option<AnyView<'v>>, c: AnyViewMut<'v>) -> RunArgs<'v> {
     let bias = inputs.bias.or(bias);
     RunArgs { m, a: inputs.a, b: inputs.b, bias, residual: inputs.residual, c }
+}
+
+/// The elements of operands that are all f32 on the host, and those of a plain product, laid out to the last stride as
+/// described: what a small product can spend on checks.
+#[inline]
+fn plain_operands<'v>(
+    product: &MatMul,
+    inputs: &'v Inputs<'_>,
+    c: &'v mut AnyViewMut<'_>,
+) -> Option<(&'v [f32], Option<&'v [f32]>, &'v mut [f32])> {
+    let (AnyView::F32(a), None, None, AnyViewMut::F32(c)) = (&inputs.a, &inputs.bias, &inputs.residual, c)
+    else {
+        return None;
+    };
+    let b = match &inputs.b {
+        None if product.constant_b() => None,
+        Some(AnyView::F32(b)) if !product.constant_b() && b.layout() == product.b() => Some(b.data()),
+        _ => return None,
+    };
+    (a.layout() == product.a() && c.layout() == product.c()).then(|| (a.data(), b, c.data()))
 }
 
 /// Checks shapes and presence of every operand, a known bias aside; returns the rows of this run.

@@ -219,6 +219,14 @@ impl RunArgs<'_> {
 /// The run context of one thread.
 pub(crate) trait Run: Send {
     fn run(&mut self, args: RunArgs<'_>) -> Result<()>;
+    /// Whether [`Run::run_plain`] computes runs whose operands are all f32 on the host and as described.
+    fn is_plain(&mut self) -> bool {
+        false
+    }
+    /// Runs on the elements of such operands; B is left out where it is constant.
+    fn run_plain(&mut self, _a: &[f32], _b: Option<&[f32]>, _c: &mut [f32]) {
+        debug_assert!(false, "no runs are plain");
+    }
     /// Runs, and says what the engine observed.
     fn run_observed(&mut self, args: RunArgs<'_>) -> Result<RunObservation> {
         self.run(args).map(|()| RunObservation::default())

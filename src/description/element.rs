@@ -174,9 +174,11 @@ macro_rules! element {
                 let $x = self;
                 $to_f64
             }
+            #[inline]
             fn any_view(view: TensorView<'_, Self>) -> AnyView<'_> {
                 AnyView::$variant(view)
             }
+            #[inline]
             fn any_view_mut(view: TensorViewMut<'_, Self>) -> AnyViewMut<'_> {
                 AnyViewMut::$variant(view)
             }

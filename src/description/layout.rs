@@ -34,6 +34,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::SizeOverflow`] when the elements cannot be counted.
+    #[inline]
     pub fn packed(batch: usize, rows: usize, cols: usize) -> Result<Self> {
         let stride = rows.checked_mul(cols).ok_or(Error::SizeOverflow { what: "rows x cols" })?;
         Self::strided(batch, rows, cols, cols, stride)
@@ -44,6 +45,7 @@ impl Layout {
     /// # Errors
     /// [`Error::LeadingDimension`] when rows would overlap, [`Error::SizeOverflow`] when the
     /// elements cannot be counted.
+    #[inline]
     pub fn strided(
         batch: usize,
         rows: usize,
@@ -59,6 +61,7 @@ impl Layout {
         Ok(layout)
     }
 
+    #[inline]
     fn checked_span(&self) -> Option<usize> {
         if self.is_empty() {
             return Some(0);
@@ -107,12 +110,14 @@ impl Layout {
 
     /// The elements from the first to one past the last, gaps included.
     #[must_use]
+    #[inline]
     pub const fn span(&self) -> usize {
         if self.is_empty() { 0 } else { (self.batch - 1) * self.batch_stride + self.item_span() }
     }
 
     /// [`Layout::span`] of one matrix of the batch.
     #[must_use]
+    #[inline]
     pub const fn item_span(&self) -> usize {
         if self.is_empty() { 0 } else { (self.rows - 1) * self.leading_dimension + self.cols }
     }

@@ -93,8 +93,13 @@ unsafe fn products<V: Simd, E: Element, const ROWS: usize>(
     }
 }
 
-/// The rows of k that one pass over y adds.
-const PASS: usize = 8;
+/// How far ahead each of these rows is prefetched, if of f32: with that, and longer rows, a product of 1x3072x768 took a tenth
+/// less, B warm and cold (Zen 4).
+const AHEAD: usize = 64;
+
+/// The rows of k that one pass over y adds: with y no more than the ways of a first-level cache, in whose sets rows that
+/// are a multiple of 4 KiB apart all meet.
+const PASS: usize = 7;
 
 /// M by columns: rows of k are added to y, which stays in the first-level cache.
 ///
@@ -102,8 +107,8 @@ const PASS: usize = 8;
 /// As [`gemv_rows`].
 #[inline(always)]
 pub(crate) unsafe fn gemv_columns<V: Simd, E: Element>(g: &Gemv) {
-    /// 8 KiB of y.
-    const BLOCK: usize = 2048;
+    /// 16 KiB of y.
+    const BLOCK: usize = 4096;
     // SAFETY: by the function's own contract; a block stays below `outputs`.
     unsafe {
         for first in (0..g.outputs).step_by(BLOCK) {
@@ -133,8 +138,11 @@ unsafe fn axpy<V: Simd, E: Element, const KS: usize>(g: &Gemv, first: usize, blo
         // Rows of narrow elements are short streams. Those of the next pass are asked for line by line: as many
         // for each vector as a pass has lines for it.
         let line = 64 / size_of::<E::Bits>();
-        let ahead =
-            if KS == PASS && size_of::<E::Bits>() < size_of::<f32>() { KS * V::LANES / line } else { 0 };
+        let ahead = if KS == PASS && size_of::<E::Bits>() < size_of::<f32>() {
+            (KS * V::LANES).div_ceil(line)
+        } else {
+            0
+        };
         for col in (0..whole).step_by(V::LANES) {
             let row = k + KS + col % line / V::LANES * ahead;
             let next = g.matrix.cast::<E::Bits>().wrapping_add(row * g.stride + first + col);
@@ -163,8 +171,11 @@ unsafe fn add_rows<V: Simd, E: Element, const KS: usize>(
         let mask = part.map(|count| V::mask(count));
         let mut sum = if k == 0 { V::splat(0.0) } else { V::load_part(y, mask) };
         for (i, x) in x.into_iter().enumerate() {
-            let row = g.matrix.cast::<E::Bits>().add((k + i) * g.stride);
-            sum = x.mul_add(E::upcast_part::<V>(row.add(col), part), sum);
+            let row = g.matrix.cast::<E::Bits>().add((k + i) * g.stride + col);
+            if size_of::<E::Bits>() == size_of::<f32>() {
+                V::prefetch(row.wrapping_add(AHEAD));
+            }
+            sum = x.mul_add(E::upcast_part::<V>(row, part), sum);
         }
         sum.store_part(y, mask);
     }

@@ -437,14 +437,17 @@ unsafe fn cover<V: Visitor>(
         }
         let vectors = kernels.vectors(cols);
         let tail = cols - (vectors - 1) * lanes;
+        let half = kernels.half(form, rows).filter(|_| 2 * tail <= lanes);
         let mut tile = *tile;
-        if vectors == kernels.panel_vectors {
+        if vectors == kernels.panel_vectors && half.is_none() {
             tile.tail = tail;
             return visitor.microtile(kernels.tail(form, rows), &tile);
         }
-        for vector in 0..vectors {
-            tile.tail = if vector + 1 == vectors { tail } else { lanes };
-            visitor.microtile(kernels.single(form, rows), &tile);
+        let single = kernels.single(form, rows);
+        for vector in 1..=vectors {
+            let last = vector == vectors;
+            tile.tail = if last { tail } else { lanes };
+            visitor.microtile(half.filter(|_| last).unwrap_or(single), &tile);
             tile.b = tile.b.wrapping_add(kernels.b_words);
             tile.c = tile.c.wrapping_add(lanes);
             tile.col += lanes;

@@ -14,7 +14,7 @@ use super::pack::upcast::run_stride;
 use super::pack::weight_only::PackedIntegers;
 use super::pack::{PackedB, packed_b_len};
 use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride, is_loaded_first, is_row_by_16_bits};
-use super::small::SmallProduct;
+use super::small::{Items, SmallProduct};
 use super::threads::split::{Share, Split};
 use super::threads::workers::Workers;
 use crate::alloc;
@@ -28,8 +28,6 @@ use crate::operands::view::AnyView;
 pub(crate) struct CpuRun {
     plan: Arc<Plan>,
     workers: Workers<Scratch>,
-    /// For runs with all rows.
-    small: Option<SmallProduct>,
     /// For operands with subnormal elements.
     for_subnormals: Option<Box<Self>>,
 }
@@ -37,6 +35,8 @@ pub(crate) struct CpuRun {
 /// The memory of one thread. What an algorithm does not need is empty.
 #[derive(Default)]
 pub(crate) struct Scratch {
+    /// For all rows and columns of items.
+    pub small: Option<SmallProduct>,
     /// Rows of A in the form that the kernels read.
     pub a: Buffer,
     /// Micro-panels of B that are packed in the run.
@@ -68,6 +68,7 @@ impl Scratch {
         let mut scratch = Self::default();
         match plan.algorithm {
             Algorithm::F32 => {
+                scratch.small = SmallProduct::of(plan);
                 let for_a = scratch_a_len(kernels, &plan.blocking, m, k);
                 let for_b = if dynamic_b { scratch_b_len(kernels, &plan.blocking, n, k) } else { 0 };
                 // A product with a vector keeps x in the one and y in the other.
@@ -133,19 +134,39 @@ impl CpuRun {
             None => None,
         };
         let workers = Workers::new(plan.threads, || Scratch::new(&plan))?;
-        Ok(Self { small: SmallProduct::of(&plan), plan, workers, for_subnormals })
+        Ok(Self { plan, workers, for_subnormals })
     }
 }
 
 impl Run for CpuRun {
+    fn is_plain(&mut self) -> bool {
+        self.plan.pool.is_none() && !self.plan.has_epilogue() && self.workers.caller().small.is_some()
+    }
+
+    fn run_plain(&mut self, a: &[f32], b: Option<&[f32]>, c: &mut [f32]) {
+        let plan = &*self.plan;
+        let product = &plan.product;
+        let b = match (&plan.b, b) {
+            (ConstantB::Packed(packed), _) => packed.items(),
+            (_, Some(b)) => (b.as_ptr().cast(), product.b().batch_stride()),
+            (_, None) => return,
+        };
+        let items = Items {
+            a: (a.as_ptr().cast(), product.a().batch_stride()),
+            b,
+            c: (c.as_mut_ptr(), product.c().batch_stride()),
+        };
+        if let Some(small) = &mut self.workers.caller().small {
+            // SAFETY: the operands cover the layouts of the product, by the trait's contract.
+            unsafe { small.run(plan, 0..product.batch(), &items, |_| None) };
+        }
+    }
+
     fn run(&mut self, mut args: RunArgs<'_>) -> Result<()> {
         let plan = &*self.plan;
         if args.c.layout().batch() != plan.product.batch() {
             let args = args.into_rows_of(&plan.product);
             return self.run(args);
-        }
-        if self.small.as_ref().is_some_and(|small| small.run(plan, &mut args)) {
-            return Ok(());
         }
         if let Some(other) = &mut self.for_subnormals
             // SAFETY: a plan's kernels are of instructions that are here.
@@ -237,6 +258,11 @@ impl Call<'_> {
             return;
         }
         let plan = self.plan;
+        let whole = (share.rows.len(), share.cols.len()) == (plan.product.m(), plan.product.n());
+        if let Some(small) = scratch.small.as_mut().filter(|_| whole) {
+            self.small_items(small, share.items.clone());
+            return;
+        }
         let in_place = plan.upcasts_in_place() && !is_row_by_16_bits(&plan.product, self.m);
         // Items that share B read each block of it in turn.
         let shared =

@@ -1,22 +1,22 @@
 //! Small products as a list of micro-kernel calls: what is decided about them is decided when an executor is
 //! opened.
 
+use std::ops::Range;
+use std::ptr;
+
 use super::epilogue::Epilogue;
-use super::epilogue::store::Output;
 use super::macrokernel::{Area, B, MacroTile, Visitor, visit};
 use super::microkernel::{MicroKernel, MicroKernels, MicroTile};
 use super::pack::{Matrix, Panels, Word};
 use super::plan::{Algorithm, ConstantB, Method, Plan};
-use crate::backend::RunArgs;
 use crate::description::activation::Activation;
-use crate::operands::view::{AnyView, AnyViewMut};
 
 /// Products of more calls are not listed: deciding takes little of their time.
 const MAX_CALLS: usize = 64;
 
 /// An epilogue of which only the presence counts.
 const NO_OPERANDS: Epilogue = Epilogue {
-    c: std::ptr::null_mut(),
+    c: ptr::null_mut(),
     c_stride: 0,
     rows: 0,
     cols: 0,
@@ -26,25 +26,36 @@ const NO_OPERANDS: Epilogue = Epilogue {
     activation: Activation::None,
 };
 
-/// The micro-kernel calls of a product that packs nothing when it runs, in order.
+/// The micro-kernel calls of one item of a product that packs nothing when it runs, in order.
 pub(crate) struct SmallProduct(Vec<Call>);
 
-// SAFETY: what a listed call has for addresses are distances, which are the same to every thread.
+// SAFETY: the addresses in a list are those of the run that it computes, which has it alone.
 unsafe impl Send for SmallProduct {}
 
 enum Call {
-    /// The microtile's addresses are distances from the start of its operand.
-    MicroKernel(MicroKernel, MicroTile),
+    MicroKernel {
+        function: MicroKernel,
+        tile: MicroTile,
+        /// The bytes from the start of A, B and C to the microtile's, and from that of B to what is prefetched.
+        distances: [usize; 4],
+    },
     Epilogue(Area),
 }
 
+/// Where a run finds the items of A, B and C: the first, and the elements from one to the next.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Items {
+    pub a: (*const Word, usize),
+    pub b: (*const Word, usize),
+    pub c: (*mut f32, usize),
+}
+
 impl SmallProduct {
-    /// `None` where a product has too many microtiles, packs operands when it runs, or is not cut into microtiles.
+    /// `None` where an item has too many microtiles, packs operands when it runs, or is not cut into microtiles.
     pub(crate) fn of(plan: &Plan) -> Option<Self> {
-        let Plan { product, kernels, blocking, b, pool, .. } = plan;
+        let Plan { product, kernels, blocking, b, .. } = plan;
         let (m, n, k) = (product.m(), product.n(), product.k());
-        let other = plan.algorithm != Algorithm::F32 || pool.is_some() || product.batch() != 1;
-        if other || m == 0 || n == 0 || k == 0 || plan.packs_a(m, n) {
+        if plan.algorithm != Algorithm::F32 || m == 0 || n == 0 || k == 0 || plan.packs_a(m, n) {
             return None;
         }
         // At least so many, before they are listed: a description may be of any size.
@@ -54,10 +65,10 @@ impl SmallProduct {
             return None;
         }
         let b = match b {
-            ConstantB::Packed(_) => B::Packed(Panels::packed(kernels, std::ptr::null(), k, n)),
+            ConstantB::Packed(_) => B::Packed(Panels::packed(kernels, ptr::null(), k, n)),
             ConstantB::None if plan.method(m) == Method::Plain => {
                 let stride = product.b().leading_dimension();
-                B::Plain(Matrix { start: std::ptr::null(), stride, transposed: false })
+                B::Plain(Matrix { start: ptr::null(), stride, transposed: false })
             }
             ConstantB::None | ConstantB::Plain(_) | ConstantB::Integers(_) => return None,
         };
@@ -68,16 +79,16 @@ impl SmallProduct {
             rows: m,
             cols: n,
             k,
-            a: Matrix { start: std::ptr::null(), stride, transposed },
+            a: Matrix { start: ptr::null(), stride, transposed },
             pack_a: false,
             b,
             epilogue: plan.has_epilogue().then_some(NO_OPERANDS),
-            c: std::ptr::null_mut(),
+            c: ptr::null_mut(),
             c_stride: product.c().leading_dimension(),
             accumulate: false,
-            requantize: std::ptr::null(),
-            scratch_a: std::ptr::null_mut(),
-            scratch_b: std::ptr::null_mut(),
+            requantize: ptr::null(),
+            scratch_a: ptr::null_mut(),
+            scratch_b: ptr::null_mut(),
         };
         let mut list = List(Vec::with_capacity(MAX_CALLS));
         // SAFETY: the part packs nothing, and the list accesses no memory.
@@ -85,53 +96,43 @@ impl SmallProduct {
         (list.0.len() <= MAX_CALLS).then_some(Self(list.0))
     }
 
-    /// Runs `plan`, whose product this is. `false`, without having done anything, for fewer rows or operands that
-    /// are not f32.
-    pub(crate) fn run(&self, plan: &Plan, args: &mut RunArgs<'_>) -> bool {
-        if args.m != plan.product.m() {
-            return false;
-        }
-        // By reference: the views of a run are as long to copy as a small product is to compute.
-        let (AnyView::F32(a), AnyViewMut::F32(view)) = (&args.a, &mut args.c) else {
-            return false;
-        };
-        let b = match (&plan.b, &args.b) {
-            (ConstantB::Packed(packed), _) => packed.start(),
-            (_, Some(AnyView::F32(b))) => b.data().as_ptr().cast(),
-            _ => return false,
-        };
-        let a = a.data().as_ptr().cast::<Word>();
-        let (c, epilogue) = if plan.has_epilogue() {
-            let output = Output::new(plan, args.bias, args.residual, &mut args.c);
-            let epilogue = output.epilogue(0, &(0..plan.product.m()), &(0..plan.product.n()));
-            (output.place_of(0, 0, 0).0, epilogue)
-        } else {
-            (view.data().as_mut_ptr(), None)
-        };
-        for call in &self.0 {
-            match call {
-                Call::MicroKernel(function, distances) => {
-                    let of_b = |distance: *const Word| b.wrapping_byte_add(distance.addr());
-                    let tile = MicroTile {
-                        a: a.wrapping_byte_add(distances.a.addr()),
-                        b: of_b(distances.b),
-                        ahead: of_b(distances.ahead),
-                        c: c.wrapping_byte_add(distances.c.addr()),
-                        ..*distances
-                    };
-                    // SAFETY: the executor has checked that the operands cover their layouts, for which the list
-                    // was made.
-                    unsafe { function(&tile) };
-                }
-                Call::Epilogue(area) => {
-                    if let Some(epilogue) = &epilogue {
-                        // SAFETY: as above.
-                        unsafe { (plan.kernels.vector.epilogue)(&epilogue.part(*area)) };
+    /// Computes all rows and columns of `range` of the items.
+    ///
+    /// # Safety
+    /// The items cover the layouts of `plan`, whose product this is, and so do the epilogues' operands; nothing else
+    /// accesses those of C meanwhile.
+    #[inline]
+    pub(crate) unsafe fn run(
+        &mut self,
+        plan: &Plan,
+        range: Range<usize>,
+        items: &Items,
+        epilogue: impl Fn(usize) -> Option<Epilogue>,
+    ) {
+        for item in range {
+            let a = items.a.0.wrapping_add(item * items.a.1);
+            let b = items.b.0.wrapping_add(item * items.b.1);
+            let c = items.c.0.wrapping_add(item * items.c.1);
+            let epilogue = epilogue(item);
+            for call in &mut self.0 {
+                match call {
+                    Call::MicroKernel { function, tile, distances } => {
+                        tile.a = a.wrapping_byte_add(distances[0]);
+                        tile.b = b.wrapping_byte_add(distances[1]);
+                        tile.c = c.wrapping_byte_add(distances[2]);
+                        tile.ahead = b.wrapping_byte_add(distances[3]);
+                        // SAFETY: by the function's own contract.
+                        unsafe { function(tile) };
+                    }
+                    Call::Epilogue(area) => {
+                        if let Some(epilogue) = &epilogue {
+                            // SAFETY: as above.
+                            unsafe { (plan.kernels.vector.epilogue)(&epilogue.part(*area)) };
+                        }
                     }
                 }
             }
         }
-        true
     }
 }
 
@@ -148,7 +149,9 @@ impl List {
 
 impl Visitor for List {
     unsafe fn microtile(&mut self, function: MicroKernel, tile: &MicroTile) {
-        self.push(Call::MicroKernel(function, *tile));
+        // Of a list that begins at address 0, addresses are distances.
+        let distances = [tile.a.addr(), tile.b.addr(), tile.c.addr(), tile.ahead.addr()];
+        self.push(Call::MicroKernel { function, tile: *tile, distances });
     }
 
     unsafe fn epilogue(&mut self, _: &MicroKernels, _: &Epilogue, area: Area) {

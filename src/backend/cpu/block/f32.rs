@@ -1,11 +1,14 @@
 //! f32 by f32: the macro-kernel on operands as they lie, or a product with a vector.
 
+use std::ops::Range;
+
 use crate::backend::cpu::epilogue::Epilogue;
 use crate::backend::cpu::gemv::Gemv;
 use crate::backend::cpu::macrokernel::{B, MacroTile, multiply};
 use crate::backend::cpu::pack::Matrix;
 use crate::backend::cpu::plan::Method;
 use crate::backend::cpu::run::{Block, Call, RunB, Scratch};
+use crate::backend::cpu::small::{Items, SmallProduct};
 use crate::operands::view::AnyView;
 
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +27,26 @@ impl Call<'_> {
     /// Whether B is packed in the run.
     pub(crate) fn packs_f32_b(&self) -> bool {
         matches!(self.b, RunB::View(_)) && self.plan.method(self.m) == Method::Pack
+    }
+
+    /// All rows and columns of some items.
+    pub(crate) fn small_items(&self, small: &mut SmallProduct, items: Range<usize>) {
+        let AnyView::F32(a) = &self.a else {
+            unreachable!("the operands of this algorithm are f32");
+        };
+        let b = match &self.b {
+            RunB::Packed(packed) => packed.items(),
+            RunB::View(AnyView::F32(b)) => (b.data().as_ptr().cast(), b.layout().batch_stride()),
+            RunB::View(_) | RunB::Integers(_) => unreachable!("the operands of this algorithm are f32"),
+        };
+        let (rows, cols) = (0..self.plan.product.m(), 0..self.plan.product.n());
+        let places = Items {
+            a: (a.data().as_ptr().cast(), a.layout().batch_stride()),
+            b,
+            c: (self.output.place_of(0, 0, 0).0, self.output.layout().batch_stride()),
+        };
+        // SAFETY: as for `multiply` below.
+        unsafe { small.run(self.plan, items, &places, |item| self.output.epilogue(item, &rows, &cols)) };
     }
 
     pub(crate) fn f32_block(&self, block: &Block, scratch: &mut Scratch) {

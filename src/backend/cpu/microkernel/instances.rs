@@ -69,7 +69,7 @@ macro_rules! by_form {
 /// [`MicroKernels`] of the module's `tile`.
 macro_rules! microkernels {
     (
-        $name:expr, $format:expr, $operation:ty, forms: $forms:ident, wide_by_row: $wide_by_row:expr,
+        $name:expr, $format:expr, $operation:ty, forms: $forms:ident, half: $half:expr, wide_by_row: $wide_by_row:expr,
         rows: [$($one:literal)*], packing: [$($packing:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]
     ) => {
         MicroKernels {
@@ -80,6 +80,7 @@ macro_rules! microkernels {
             b_words: <$operation as MultiplyAdd<V>>::B_WORDS,
             single: by_form!($forms; $operation, 1, true, false; $($one)*),
             tail: by_form!($forms; $operation, PANEL, true, false; $($one)*),
+            half: $half,
             whole: by_form!($forms; $operation, PANEL, false, false; $($one)*),
             packing: by_form!($forms; $operation, PANEL, false, true; $($packing)*),
             wide: [
@@ -93,11 +94,11 @@ macro_rules! microkernels {
 /// A module with all of one instruction set, whose functions enable `$feature`.
 ///
 /// `rows`: up to MR for one micro-panel of B, `packing` those of more than half of MR; `two`, `four`: for so many
-/// micro-panels. `upcast`: the same for a B of 16-bit elements. `weight_only`: rows x chains.
+/// micro-panels. `half`: [`MicroKernels::half`]. `upcast`: the same for a B of 16-bit elements. `weight_only`: rows x chains.
 macro_rules! instruction_set {
     (
         $(#[$cfg:meta])* $module:ident, $vector:ty, $name:literal, $(features: $feature:literal,)?
-        panel_vectors: $panel:literal,
+        panel_vectors: $panel:literal, half: $half:expr,
         rows: [$($one:literal)*], packing: [$($packing:literal)*], two: [$($two:literal)*], four: [$($four:literal)*],
         upcast: [$($upcast_one:literal)*], [$($upcast_two:literal)*], [$($upcast_four:literal)*],
         weight_only: [$($wo_rows:literal x $wo_chains:literal)*]
@@ -110,7 +111,7 @@ macro_rules! instruction_set {
             type V = $vector;
 
             $(#[target_feature(enable = $feature)])?
-            unsafe fn tile<
+            pub(super) unsafe fn tile<
                 D: MultiplyAdd<V>,
                 const MR: usize,
                 const NV: usize,
@@ -203,17 +204,17 @@ macro_rules! instruction_set {
 
             pub(super) static KERNELS: InstructionSet = InstructionSet {
                 f32: microkernels! {
-                    $name, Format::F32, Fma, forms: both, wide_by_row: false,
+                    $name, Format::F32, Fma, forms: both, half: $half, wide_by_row: false,
                     rows: [$($one)*], packing: [$($packing)*], two: [$($two)*], four: [$($four)*]
                 },
                 #[cfg(feature = "half")]
                 from_f16: microkernels! {
-                    concat!($name, " from f16"), Format::F16, Upcast<F16>, forms: either, wide_by_row: false,
+                    concat!($name, " from f16"), Format::F16, Upcast<F16>, forms: either, half: &[], wide_by_row: false,
                     rows: [$($upcast_one)*], packing: [], two: [$($upcast_two)*], four: [$($upcast_four)*]
                 },
                 #[cfg(feature = "half")]
                 from_bf16: microkernels! {
-                    concat!($name, " from bf16"), Format::Bf16, Upcast<Bf16>, forms: either, wide_by_row: false,
+                    concat!($name, " from bf16"), Format::Bf16, Upcast<Bf16>, forms: either, half: &[], wide_by_row: false,
                     rows: [$($upcast_one)*], packing: [], two: [$($upcast_two)*], four: [$($upcast_four)*]
                 },
             };
@@ -221,11 +222,18 @@ macro_rules! instruction_set {
     };
 }
 
+/// AVX2's: 14 sums, 1 of B, 1 of A in its 16 registers.
+#[cfg(target_arch = "x86_64")]
+static HALF_OF_AVX512: &[&[MicroKernel]] = {
+    use avx2::tile;
+    by_form!(both; Fma, 1, true, false; 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+};
+
 // 32 registers: 14 x 2 sums, 2 of B; a broadcast of A is an operand of the multiplication.
 instruction_set! {
     #[cfg(target_arch = "x86_64")]
     avx512, isa::avx512::Avx512, "avx512", features: "avx512f,avx512dq,avx2,fma",
-    panel_vectors: 2,
+    panel_vectors: 2, half: HALF_OF_AVX512,
     rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], packing: [8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3],
     upcast: [1 2 3 4], [1 2 3 4], [1 2 3],
     weight_only: [1 x 8 2 x 4 4 x 2 8 x 1]
@@ -235,7 +243,7 @@ instruction_set! {
 instruction_set! {
     #[cfg(target_arch = "x86_64")]
     avx2, isa::avx2::Avx2, "avx2", features: "avx2,f16c,fma",
-    panel_vectors: 2,
+    panel_vectors: 2, half: &[],
     rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1],
     upcast: [1 2 3 4], [1 2 3], [1],
     weight_only: [1 x 4 2 x 2 4 x 1]
@@ -245,7 +253,7 @@ instruction_set! {
 instruction_set! {
     #[cfg(target_arch = "aarch64")]
     neon, isa::neon::Neon, "neon", features: "neon",
-    panel_vectors: 4,
+    panel_vectors: 4, half: &[],
     rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1],
     upcast: [1 2 3 4], [1 2 3], [1],
     weight_only: [1 x 4 2 x 2 4 x 1]
@@ -254,7 +262,7 @@ instruction_set! {
 // 16 registers of 4 lanes at least on every 64-bit machine: 3 x 8 numbers of sums and 8 of B.
 instruction_set! {
     portable, isa::portable::Portable, "portable",
-    panel_vectors: 1,
+    panel_vectors: 1, half: &[],
     rows: [1 2 3 4], packing: [3 4], two: [1 2], four: [1],
     upcast: [1 2], [1 2], [1],
     weight_only: [1 x 2 2 x 1]
@@ -312,7 +320,7 @@ macro_rules! extension {
             }
 
             pub(super) static KERNELS: MicroKernels = microkernels! {
-                $name, $format, $operation, forms: by_row, wide_by_row: true,
+                $name, $format, $operation, forms: by_row, half: &[], wide_by_row: true,
                 rows: [$($one)*], packing: [], two: [$($two)*], four: [$($four)*]
             };
         }

@@ -133,9 +133,9 @@ impl PackedB {
         Ok(packed)
     }
 
-    /// The first micro-panel of the first item.
-    pub(crate) fn start(&self) -> *const Word {
-        self.buffer.start()
+    /// The first micro-panel of the first item, and the words from item to item.
+    pub(crate) fn items(&self) -> (*const Word, usize) {
+        (self.buffer.start(), self.item_stride)
     }
 
     /// The micro-panels of an item from column `col`, which begins one, and the row `first_k` of B on.

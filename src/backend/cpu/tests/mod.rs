@@ -556,15 +556,82 @@ fn small_products_are_listed_and_others_are_not() {
     let listed = |builder: MatMulBuilder| SmallProduct::of(&plan(&cpu, builder)).is_some();
     assert!(listed(MatMul::builder(8, 32, 32)));
     assert!(listed(MatMul::builder(8, 32, 32).bias(true).transpose_a(true)));
-    // Empty, of a batch, to be packed, of too many tiles.
+    assert!(listed(MatMul::builder(8, 32, 32).batch(2)));
+    // Empty, to be packed, of too many tiles.
     for (m, n, k) in [(0, 32, 32), (8, 0, 32), (8, 32, 0), (4, 192, 1024), (64 * 16 * 8, 16, 16)] {
         assert!(!listed(MatMul::builder(m, n, k)), "{m}x{n}x{k}");
     }
-    assert!(!listed(MatMul::builder(8, 32, 32).batch(2)));
     assert!(!listed(MatMul::builder(8, 32, 32).transpose_b(true)));
-    let product = MatMul::new(8, 32, 32).unwrap();
-    let pooled = compile_for(&cpu, &product, None, &CompileOptions::default(), 2);
-    assert!(SmallProduct::of(&pooled.0).is_none());
+}
+
+#[test]
+fn plain_runs_are_those_of_small_products_with_nothing_after_the_sums_on_one_thread() {
+    let cpu = cpu(best(), TINY);
+    let plain = |builder: MatMulBuilder, threads| {
+        let product = builder.build().unwrap();
+        compile_for(&cpu, &product, None, &CompileOptions::default(), threads).open(0).unwrap().is_plain()
+    };
+    assert!(plain(MatMul::builder(8, 32, 32), 1));
+    assert!(!plain(MatMul::builder(8, 32, 32), 2));
+    assert!(!plain(MatMul::builder(8, 32, 32).alpha(2.0), 1));
+    assert!(!plain(MatMul::builder(8, 32, 32).bias(true), 1));
+    assert!(!plain(MatMul::builder(8, 32, 32).transpose_b(true), 1));
+}
+
+#[test]
+fn a_plain_run_computes_the_items_of_other_runs_and_nothing_between_them() {
+    let cpu = cpu(best(), TINY);
+    for ((m, n, k), constant) in
+        [(8, 8, 8), (3, 37, 5), (2, 7, 1)].into_iter().flat_map(|dims| [(dims, false), (dims, true)])
+    {
+        let product = MatMul::builder(m, n, k)
+            .batch(3)
+            .constant(constant)
+            .leading_dimension(crate::Operand::A, k + 2)
+            .leading_dimension(crate::Operand::C, n + 3)
+            .batch_stride(crate::Operand::C, m * (n + 3) + 5)
+            .build()
+            .unwrap();
+        let mut random = Random::new((m * n + k) as u64);
+        let mut draw = |count: usize| -> Vec<f32> {
+            (0..count).map(|_| f32::from(u8::try_from(random.below(200)).unwrap()) / 7.0 - 9.0).collect()
+        };
+        let (a, b) = (draw(product.a().span()), draw(product.b().span()));
+        let b_view = TensorView::with_layout(&b, *product.b()).unwrap();
+        let weights = constant.then(|| Weights::new(b_view).unwrap());
+        let run = |threads: usize, plain: bool| {
+            let mut c = vec![f32::NAN; product.c().span()];
+            let mut run = compile(&cpu, &product, weights.as_ref(), threads).open(0).unwrap();
+            if plain {
+                assert!(run.is_plain());
+                run.run_plain(&a, (!constant).then_some(&b), &mut c);
+            } else {
+                let args = RunArgs {
+                    m,
+                    a: TensorView::with_layout(&a, *product.a()).unwrap().into(),
+                    b: (!constant).then_some(b_view.into()),
+                    bias: None,
+                    residual: None,
+                    c: TensorViewMut::with_layout(&mut c, *product.c()).unwrap().into(),
+                };
+                run.run(args).unwrap();
+            }
+            c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let mut expected = vec![f32::NAN; product.c().span()];
+        for (item, row, span) in product.c().row_spans() {
+            for (col, c) in expected[span].iter_mut().enumerate() {
+                let a = &a[product.a().item_offset(item) + row * (k + 2)..];
+                *c = (0..k).fold(0.0, |sum, p| a[p].mul_add(b[(item * k + p) * n + col], sum));
+            }
+        }
+        let expected: Vec<_> = expected.into_iter().map(f32::to_bits).collect();
+        if cpu.isa != Isa::Portable {
+            assert_eq!(run(1, true), expected, "{product}");
+        }
+        assert_eq!(run(1, true), run(1, false), "{product}");
+        assert_eq!(run(1, true), run(3, false), "{product}");
+    }
 }
 
 #[test]
