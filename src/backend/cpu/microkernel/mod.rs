@@ -376,7 +376,7 @@ pub(crate) unsafe fn microkernel<
         let mut k = t.k;
         // So that the processor foresees the loop's end (64 steps take a twentieth less on a Zen 4 core); more sums
         // leave no registers for what the compiler moves from step to step.
-        if const { !TAIL && !PACK && MR * NV <= 12 } {
+        if const { NV == PANEL && !TAIL && !PACK && MR * NV <= 12 } {
             while k >= 4 {
                 step!();
                 step!();
