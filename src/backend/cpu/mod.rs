@@ -37,7 +37,7 @@ use crate::backend::{Backend, CompiledInfo, CompiledProduct, Run};
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
-use crate::description::options::{CompileOptions, Device, ThreadPool, Threads};
+use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::Result;
 use crate::operands::weights::Weights;
 
@@ -47,11 +47,16 @@ use microkernel::instances;
 use pack::interleave_a::has_subnormals;
 use plan::{Algorithm, Plan};
 use run::CpuRun;
+use threads::Team;
 use threads::pool::Pool;
 
 /// A thread pays when it takes over at least so much work: handing over and back costs about 2
 /// microseconds.
 const WORK_PER_THREAD_NS: f64 = 6_000.0;
+
+/// Threads that sleep are woken for at least so much work, unless one product follows another: to wake one and to
+/// bring it to a core of its own takes some 30 microseconds, of which the caller loses a good part.
+const WORK_TO_WAKE_NS: f64 = 100_000.0;
 
 /// The multiply-adds and the bytes of operands that a core gets through in a nanosecond, about: to
 /// judge the work, not to predict it.
@@ -89,21 +94,21 @@ impl Cpu {
     }
 }
 
-/// The threads that are worth their hand-over, where a lane multiplies `elements` at a time.
-#[allow(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "an estimate"
-)]
-fn worthwhile_threads(product: &MatMul, threads: usize, elements: usize) -> usize {
+/// About how long one thread takes, where a lane multiplies `elements` at a time.
+#[allow(clippy::cast_precision_loss, reason = "an estimate")]
+fn work_ns(product: &MatMul, elements: usize) -> f64 {
     let types = product.types();
     let operands = [(product.a(), types.a), (product.b(), types.b), (product.c(), types.output)];
     let bits = |(layout, element): (&Layout, ElementType)| layout.span() as f64 * element.bits() as f64;
     let arithmetic_ns = product.flops() / 2.0 / (MULTIPLY_ADDS_PER_NS * elements as f64);
     let memory_ns = operands.into_iter().map(bits).sum::<f64>() / 8.0 / BYTES_PER_NS;
-    let worthwhile = arithmetic_ns.max(memory_ns) / WORK_PER_THREAD_NS;
-    (worthwhile as usize).clamp(1, threads)
+    arithmetic_ns.max(memory_ns)
+}
+
+/// The threads that are worth their hand-over.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate")]
+fn worthwhile_threads(work_ns: f64, threads: usize) -> usize {
+    ((work_ns / WORK_PER_THREAD_NS) as usize).clamp(1, threads)
 }
 
 impl Backend for Cpu {
@@ -149,21 +154,17 @@ impl Cpu {
         }
     }
 
-    /// The pool that runs on `threads` threads, if the caller's own is not enough, and how many there are: fewer
-    /// where nobody asked for a number, and no more can be started.
-    fn pool_for(
-        &self,
-        options: &CompileOptions,
-        threads: usize,
-    ) -> Result<(Option<Arc<dyn ThreadPool>>, usize)> {
-        let own = match &options.threads {
+    /// The team of `threads` threads, if the caller's own is not enough, and how many there are: fewer where nobody
+    /// asked for a number, and no more can be started.
+    fn team(&self, options: &CompileOptions, threads: usize, work_ns: f64) -> Result<(Option<Team>, usize)> {
+        let pool = match &options.threads {
             _ if threads == 1 => return Ok((None, 1)),
-            Threads::Pool(pool) => return Ok((Some(Arc::clone(pool)), threads)),
+            Threads::Pool(pool) => return Ok((Some(Team::Callers(Arc::clone(pool))), threads)),
             Threads::Auto => self.pool(threads, false)?,
             Threads::Count(_) => self.pool(threads, true)?,
         };
-        let threads = own.threads();
-        Ok((Some(own), threads))
+        let threads = pool.threads();
+        Ok((Some(Team::Own { pool, long: work_ns >= WORK_TO_WAKE_NS }), threads))
     }
 
     fn compile_product(
@@ -176,7 +177,8 @@ impl Cpu {
         let rows = product.as_rows().filter(|_| weights.is_none_or(Weights::shares_scales));
         let product = rows.as_ref().unwrap_or(product);
         let algorithm = self.algorithm(product, weights);
-        let threads = worthwhile_threads(product, options.threads.number(), algorithm.elements_per_lane());
+        let work_ns = work_ns(product, algorithm.elements_per_lane());
+        let threads = worthwhile_threads(work_ns, options.threads.number());
         self.compile_for(algorithm, product, weights, options, threads)
     }
 
@@ -189,8 +191,8 @@ impl Cpu {
         options: &CompileOptions,
         threads: usize,
     ) -> Result<CpuProduct> {
-        let pool = self.pool_for(options, threads)?;
-        let plan = Plan::new(algorithm, self.isa, self.blocking, pool, product, weights)?;
+        let team = self.team(options, threads, work_ns(product, algorithm.elements_per_lane()))?;
+        let plan = Plan::new(algorithm, self.isa, self.blocking, team, product, weights)?;
         Ok(CpuProduct(Arc::new(plan)))
     }
 }

@@ -8,11 +8,11 @@ use super::macrokernel::even;
 use super::microkernel::{MicroKernels, instances};
 use super::pack::weight_only::{PackedIntegers, group_len};
 use super::pack::{Format, PackedB, interleave_a, upcast};
+use super::threads::Team;
 use crate::alloc;
 use crate::description::activation::Activation;
 use crate::description::element::ElementType::{self, Bf16, F16, F32, I4, I8, I32, U4, U8};
 use crate::description::matmul::MatMul;
-use crate::description::options::ThreadPool;
 use crate::description::quantization::{QuantA, QuantB, Quantization};
 use crate::description::scales::Scales;
 use crate::error::Result;
@@ -246,7 +246,7 @@ pub(crate) struct Plan {
     pub column_scales: Vec<f32>,
     /// The zero-point compensation of each column of a constant B, item by item.
     pub compensation: Vec<i32>,
-    pub pool: Option<Arc<dyn ThreadPool>>,
+    pub team: Option<Team>,
     pub threads: usize,
     /// For operands that the instruction of [`Dot::Bf16`] would take for 0.
     pub for_subnormals: Option<Arc<Self>>,
@@ -280,13 +280,13 @@ pub(crate) fn is_row_by_16_bits(product: &MatMul, m: usize) -> bool {
 const COLUMNS: &str = "terms of columns";
 
 impl Plan {
-    /// The pool and the number of threads are those of [`super::Cpu::pool_for`]; the instructions that `algorithm`
+    /// The team and the number of threads are those of [`super::Cpu::team`]; the instructions that `algorithm`
     /// needs are here.
     pub(crate) fn new(
         algorithm: Algorithm,
         isa: Isa,
         blocking: Blocking,
-        (pool, threads): (Option<Arc<dyn ThreadPool>>, usize),
+        (team, threads): (Option<Team>, usize),
         product: &MatMul,
         weights: Option<&Weights>,
     ) -> Result<Self> {
@@ -302,7 +302,7 @@ impl Plan {
         let b = constant_b(algorithm, isa, kernels, product, weights)?;
         let scales = Scales::of(product);
         let column_scales = column_scales(product, weights)?;
-        let mut plan = Self::of(algorithm, kernels, blocking, b, scales, (pool, threads), product);
+        let mut plan = Self::of(algorithm, kernels, blocking, b, scales, (team, threads), product);
         plan.column_scales = column_scales;
         match algorithm {
             Algorithm::Dot(Dot::Int8 | Dot::Int8Pairs) => {
@@ -325,7 +325,7 @@ impl Plan {
         blocking: Blocking,
         b: ConstantB,
         scales: Scales,
-        (pool, threads): (Option<Arc<dyn ThreadPool>>, usize),
+        (team, threads): (Option<Team>, usize),
         product: &MatMul,
     ) -> Self {
         Self {
@@ -338,7 +338,7 @@ impl Plan {
             scales,
             column_scales: Vec::new(),
             compensation: Vec::new(),
-            pool,
+            team,
             threads,
             for_subnormals: None,
         }
@@ -348,8 +348,8 @@ impl Plan {
     fn upcast(&self, isa: Isa, weights: Option<&Weights>) -> Self {
         let kernels = &instances::of(isa).f32;
         let b = weights.map_or(ConstantB::None, |weights| ConstantB::Plain(weights.for_product()));
-        let pool = (self.pool.clone(), self.threads);
-        Self::of(Algorithm::Upcast, kernels, self.blocking, b, self.scales, pool, &self.product)
+        let team = (self.team.clone(), self.threads);
+        Self::of(Algorithm::Upcast, kernels, self.blocking, b, self.scales, team, &self.product)
     }
 
     /// For a run with `m` rows, where B was not packed when compiled.

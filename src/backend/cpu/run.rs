@@ -15,7 +15,7 @@ use super::pack::weight_only::PackedIntegers;
 use super::pack::{PackedB, packed_b_len};
 use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride, is_loaded_first, is_row_by_16_bits};
 use super::small::{Items, SmallProduct};
-use super::threads::split::{Share, Split};
+use super::threads::split::{Cut, Operands, Share, Split};
 use super::threads::workers::Workers;
 use crate::alloc;
 use crate::backend::{Run, RunArgs};
@@ -24,10 +24,12 @@ use crate::description::quantization::QuantA;
 use crate::error::{Error, Operand, Result};
 use crate::operands::view::AnyView;
 
-/// The run context of one executor: memory for each share of the product.
+/// The run context of one executor: memory for each thread of the product.
 pub(crate) struct CpuRun {
     plan: Arc<Plan>,
     workers: Workers<Scratch>,
+    /// How the last run was shared, for its number of rows.
+    split: Option<(usize, Split)>,
     /// For operands with subnormal elements.
     for_subnormals: Option<Box<Self>>,
 }
@@ -56,6 +58,8 @@ pub(crate) struct Scratch {
     pub interleave: Option<Packer>,
     /// The zero-point compensation of its columns.
     pub compensation: Vec<i32>,
+    /// The item and its rows of A that `a` holds, or whose `row_scales` are known.
+    rows_held: Option<(usize, Range<usize>)>,
 }
 
 impl Scratch {
@@ -125,6 +129,15 @@ impl Scratch {
         }
         Ok(scratch)
     }
+
+    /// Whether these rows of A are yet to be brought into their form; the scratch memory counts as having them then.
+    pub(crate) fn lacks(&mut self, item: usize, rows: &Range<usize>) -> bool {
+        let held = matches!(&self.rows_held, Some((of, held)) if *of == item && held == rows);
+        if !held {
+            self.rows_held = Some((item, rows.clone()));
+        }
+        !held
+    }
 }
 
 impl CpuRun {
@@ -134,13 +147,13 @@ impl CpuRun {
             None => None,
         };
         let workers = Workers::new(plan.threads, || Scratch::new(&plan))?;
-        Ok(Self { plan, workers, for_subnormals })
+        Ok(Self { plan, workers, split: None, for_subnormals })
     }
 }
 
 impl Run for CpuRun {
     fn is_plain(&mut self) -> bool {
-        self.plan.pool.is_none() && !self.plan.has_epilogue() && self.workers.caller().small.is_some()
+        self.plan.team.is_none() && !self.plan.has_epilogue() && self.workers.caller().small.is_some()
     }
 
     fn run_plain(&mut self, a: &[f32], b: Option<&[f32]>, c: &mut [f32]) {
@@ -192,12 +205,20 @@ impl Run for CpuRun {
             return Ok(());
         }
         let call = Call { plan, m: args.m, a: args.a, b, output, subnormal_b: AtomicBool::new(false) };
-        match &plan.pool {
-            None => call.compute(&Share::all_of(&layout), self.workers.caller()),
-            Some(pool) => {
-                let split = call.split();
-                self.workers.run(&**pool, split.parts(), |index, scratch| {
-                    call.compute(&split.share(index, &layout), scratch);
+        match &plan.team {
+            None => {
+                let scratch = self.workers.caller();
+                scratch.rows_held = None;
+                call.compute(&Share::all_of(&layout), scratch);
+            }
+            Some(team) => {
+                let known = self.split.filter(|(m, _)| *m == call.m);
+                let (_, split) = *self.split.insert(known.unwrap_or_else(|| (call.m, call.split())));
+                self.workers.run(team, split.shares(), split.pieces(), |pieces, scratch| {
+                    scratch.rows_held = None;
+                    for (share, piece) in pieces {
+                        call.compute(&split.piece(share, piece, &layout), scratch);
+                    }
                 })?;
             }
         }
@@ -238,21 +259,51 @@ pub(crate) struct Block {
 }
 
 impl Call<'_> {
+    /// Shares of the threads, and their pieces: these are cut so that no thread packs more than it would for its
+    /// whole share.
     fn split(&self) -> Split {
-        let (plan, layout) = (self.plan, self.output.layout());
+        let (plan, layout, threads) = (self.plan, self.output.layout(), self.plan.threads);
+        let (kernels, blocks) = (plan.kernels, &plan.blocks);
+        // A micro-kernel for few rows spans several micro-panels.
+        let span = kernels.nr() * kernels.max_panels(layout.rows());
+        let unit = if layout.cols() >= 2 * threads * span { span } else { kernels.nr() };
+        // Fewer rows read B in vain.
+        let rows = Cut::Rows(2 * kernels.mr());
+        let mc = plan.blocking.mc_panels * kernels.mr();
         match plan.algorithm {
-            Algorithm::F32 => Split::new(plan.kernels.nr(), plan.threads, layout, self.packs_f32_b()),
-            Algorithm::Dot(_) => {
-                let dynamic_b = matches!(plan.b, ConstantB::None);
-                Split::new(plan.kernels.nr(), plan.threads, layout, dynamic_b)
+            Algorithm::F32 => {
+                let pack_a = plan.packs_a(layout.rows(), layout.cols());
+                let pack_b = self.packs_f32_b();
+                let split = Split::new(unit, threads, layout, Operands { pack_a, pack_b, mc });
+                let by_rows = if pack_b { Cut::Nowhere } else { rows };
+                split.cut(layout, [if pack_a { Cut::Nowhere } else { Cut::Cols(unit) }, by_rows])
             }
-            Algorithm::Upcast => Split::new(plan.kernels.nr(), plan.threads, layout, true),
+            Algorithm::Dot(_) => {
+                let pack_b = matches!(plan.b, ConstantB::None);
+                let split = Split::new(unit, threads, layout, Operands { pack_a: true, pack_b, mc });
+                let held = layout.rows().div_ceil(split.rows()) <= blocks.rows;
+                let by_rows = if pack_b { Cut::Nowhere } else { rows };
+                split.cut(layout, [if held { Cut::Cols(unit) } else { Cut::Nowhere }, by_rows])
+            }
+            // All of A and B is upcast block by block.
+            Algorithm::Upcast => {
+                let split =
+                    Split::new(kernels.nr(), threads, layout, Operands { pack_a: true, pack_b: true, mc });
+                // Where B is converted once for all rows, fewer would convert it again.
+                let by_rows = if plan.upcasts_in_place() { Cut::Nowhere } else { Cut::Rows(blocks.rows) };
+                split.cut(layout, [Cut::Cols(blocks.cols), by_rows])
+            }
             // All rows of A are packed by every thread.
-            Algorithm::WeightOnly => Split::columns(plan.kernels.lanes(), plan.threads),
+            Algorithm::WeightOnly => {
+                let split = Split::columns(kernels.lanes(), threads);
+                let held = layout.rows() <= blocks.rows;
+                let cols = if held { Cut::Cols(kernels.lanes()) } else { Cut::Nowhere };
+                split.cut(layout, [cols, Cut::Rows(blocks.rows)])
+            }
         }
     }
 
-    /// One thread's share.
+    /// One thread's part.
     fn compute(&self, share: &Share, scratch: &mut Scratch) {
         if share.rows.is_empty() || share.cols.is_empty() {
             return;
@@ -268,7 +319,7 @@ impl Call<'_> {
         let shared =
             plan.product.b().batch_stride() == 0 && (matches!(plan.algorithm, Algorithm::Dot(_)) || in_place);
         for items in blocks(&share.items, if shared { share.items.len() } else { 1 }) {
-            if plan.algorithm == Algorithm::Upcast {
+            if plan.algorithm == Algorithm::Upcast && scratch.lacks(items.start, &share.rows) {
                 self.row_scales(items.start, &share.rows, scratch);
             }
             for cols in blocks(&share.cols, plan.blocks.cols) {

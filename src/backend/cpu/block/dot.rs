@@ -41,13 +41,16 @@ impl Call<'_> {
                 (Panels::packed(kernels, scratch.b.start(), k, cols.len()), scratch.compensation.as_ptr())
             }
         };
+        let lacks = scratch.lacks(*item, rows);
         let a = as_it_lies(plan, &self.a, *item, rows.start).unwrap_or_else(|| {
             let (start, stride) = (scratch.a.start_mut(), interleaved_a_stride(kernels, product.k()));
             let mut to =
                 Rows { start, stride, count: k, terms: &mut scratch.row_terms, floats: &mut scratch.row };
-            // SAFETY: the buffer has room for a block's rows; a plan's kernels are of instructions that are
-            // here.
-            unsafe { interleave(plan, &self.a, *item, rows.clone(), &mut to) };
+            if lacks {
+                // SAFETY: the buffer has room for a block's rows; a plan's kernels are of instructions that are
+                // here.
+                unsafe { interleave(plan, &self.a, *item, rows.clone(), &mut to) };
+            }
             Matrix { start, stride, transposed: false }
         });
         let (c, c_stride) = if plan.in_place() {

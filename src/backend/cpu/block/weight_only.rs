@@ -12,7 +12,9 @@ impl Call<'_> {
         let RunB::Integers(packed) = self.b else {
             unreachable!("the plan of this algorithm has packed integers");
         };
-        self.pack_rows(block.item, &block.rows, packed, scratch);
+        if scratch.lacks(block.item, &block.rows) {
+            self.pack_rows(block.item, &block.rows, packed, scratch);
+        }
         for cols in blocks(&block.cols, self.plan.kernels.lanes()) {
             self.panel(&Block { cols, ..block.clone() }, packed, scratch);
         }

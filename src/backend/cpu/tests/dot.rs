@@ -66,7 +66,7 @@ fn both(
     let cpu = super::cpu(isa, Caches { l1_bytes: 1 << 15, l2_bytes: 1 << 19 });
     let first = if dot.of_integers() { isa.int8().unwrap() } else { dot };
     assert_eq!(cpu.algorithm(product, Some(weights)), Algorithm::Dot(first));
-    let threads = super::worthwhile_threads(product, options.threads.number(), 4);
+    let threads = super::worthwhile_threads(super::work_ns(product, 4), options.threads.number());
     let compile = |algorithm| -> Box<dyn CompiledProduct> {
         Box::new(cpu.compile_for(algorithm, product, Some(weights), options, threads).unwrap())
     };

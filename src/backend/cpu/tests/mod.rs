@@ -12,8 +12,8 @@ use super::isa::Isa;
 use super::microkernel::instances;
 use super::plan::{ConstantB, Method, Plan};
 use super::small::SmallProduct;
-use super::threads::split::Split;
-use super::{Cpu, CpuProduct, worthwhile_threads};
+use super::threads::split::{Cut, Operands, Split};
+use super::{Cpu, CpuProduct, work_ns, worthwhile_threads};
 use crate::backend::{Backend, CompiledProduct, RunArgs};
 use crate::description::layout::Layout;
 use crate::description::options::{CompileOptions, Device, Threads};
@@ -377,13 +377,18 @@ fn shares_cover_c_exactly_once() {
             [(1, 1, 1), (1, 100, 7), (3, 7, 100), (2, 96, 96), (5, 1, 1000), (16, 3, 40)]
         {
             for threads in 1..7 {
-                for pack_b in [false, true] {
+                let nr = instances::of(isa).f32.nr();
+                let cuts = [Cut::Nowhere, Cut::Rows(3), Cut::Cols(nr)];
+                for (pack_b, cut) in [false, true].into_iter().flat_map(|b| cuts.map(|cut| (b, cut))) {
                     let c = Layout::packed(items, rows, cols).unwrap();
-                    let split = Split::new(instances::of(isa).f32.nr(), threads, &c, pack_b);
-                    assert!(split.parts() <= threads);
+                    let operands = Operands { pack_a: false, pack_b, mc: 28 };
+                    let split = Split::new(nr, threads, &c, operands).cut(&c, [cut, Cut::Nowhere]);
+                    assert!(split.shares() <= threads);
                     let mut seen = vec![0u8; items * rows * cols];
-                    for index in 0..split.parts() {
-                        let share = split.share(index, &c);
+                    let pieces =
+                        (0..split.shares()).flat_map(|share| (0..split.pieces()).map(move |p| (share, p)));
+                    for (share, piece) in pieces {
+                        let share = split.piece(share, piece, &c);
                         for item in share.items {
                             for row in share.rows.clone() {
                                 for col in share.cols.clone() {
@@ -479,12 +484,12 @@ fn blocks_are_as_large_as_their_caches_allow() {
 
 #[test]
 fn threads_are_used_for_the_work_that_pays_for_them() {
-    let threads = |product: &MatMul, elements| worthwhile_threads(product, 16, elements);
+    let threads = |product: &MatMul, elements| worthwhile_threads(work_ns(product, elements), 16);
     // 2.34 million multiply-adds at 60 in a nanosecond: 6.5 times 6 microseconds. 64 at a time take less
     // than the bytes of the operands, 2.3 times as long.
     let product = MatMul::new(60, 100, 390).unwrap();
     assert_eq!([threads(&product, 1), threads(&product, 2), threads(&product, 64)], [6, 3, 2]);
-    assert_eq!(worthwhile_threads(&product, 4, 1), 4);
+    assert_eq!(worthwhile_threads(work_ns(&product, 1), 4), 4);
     // 1.2 MB at 20 bytes in a nanosecond: 10.04 times.
     let vector = |types| MatMul::builder(1, 300, 1000).types(types).build().unwrap();
     assert_eq!(threads(&vector(ElementTypes::F32), 1), 10);

@@ -5,17 +5,20 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::place;
 use super::rendezvous::Rendezvous;
-use crate::description::options::ThreadPool;
 use crate::error::{Error, Result};
 
-/// How long an idle thread looks for work before it sleeps: about the time that waking a sleeping
-/// thread takes on Linux, and longer than the gap between the products of a model.
+/// How long a thread looks for work before it sleeps: about the time that waking a sleeping thread takes on Linux.
 const SPIN: Duration = Duration::from_micros(50);
+
+/// How long a worker looks for the next job of a series: one whose last job came as soon. So much of a core is what
+/// a worker takes at most after the last job.
+const SERIES: Duration = Duration::from_millis(1);
 
 /// How often a spinning thread looks before it looks at the clock, which costs tens of nanoseconds.
 const LOOKS_PER_CLOCK: u32 = 16;
@@ -24,6 +27,8 @@ const LOOKS_PER_CLOCK: u32 = 16;
 struct Job {
     task: &'static (dyn Fn(usize) + Sync),
     tasks: usize,
+    /// The caller's core.
+    core: Option<usize>,
 }
 
 struct Shared {
@@ -35,13 +40,17 @@ struct Shared {
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     busy: AtomicBool,
+    start: Instant,
+    /// When the last job ended, in nanoseconds from `start`.
+    last_end: AtomicU64,
     workers: Vec<JoinHandle<()>>,
     /// Where the workers are: a `fork` leaves them behind.
     process: u32,
 }
 
-/// Whether to look again: for [`SPIN`] after the first call.
-fn spin() -> impl FnMut() -> bool {
+/// Whether to look again: for `limit` after the first call. It never yields: the scheduler may take that for leave to
+/// keep a thread waiting for milliseconds, also when it is woken later.
+fn spin(limit: Duration) -> impl FnMut() -> bool {
     let mut looks = 0u32;
     let mut start = None;
     move || {
@@ -50,7 +59,7 @@ fn spin() -> impl FnMut() -> bool {
         if !looks.is_multiple_of(LOOKS_PER_CLOCK) {
             return true;
         }
-        start.get_or_insert_with(Instant::now).elapsed() < SPIN
+        start.get_or_insert_with(Instant::now).elapsed() < limit
     }
 }
 
@@ -61,8 +70,14 @@ impl Pool {
     /// Where one cannot be started, if they must be `all`.
     pub(crate) fn new(threads: usize, all: bool) -> Result<Self> {
         let shared = Arc::new(Shared { rendezvous: Rendezvous::new(), panicked: AtomicBool::new(false) });
-        let mut pool =
-            Self { shared, busy: AtomicBool::new(false), workers: Vec::new(), process: std::process::id() };
+        let mut pool = Self {
+            shared,
+            busy: AtomicBool::new(false),
+            start: Instant::now(),
+            last_end: AtomicU64::new(0),
+            workers: Vec::new(),
+            process: std::process::id(),
+        };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker =
@@ -96,7 +111,17 @@ impl Pool {
 impl Shared {
     fn work(&self) {
         let mut seen = 0;
-        while let Some(job) = self.rendezvous.join(&mut seen, spin()) {
+        let mut limit = SPIN;
+        loop {
+            let start = Instant::now();
+            let Some(job) = self.rendezvous.join(&mut seen, spin(limit)) else { return };
+            let series = start.elapsed() < SERIES;
+            limit = match (place::leave(job.core), series) {
+                // Looking would keep the caller from its core.
+                (false, _) => Duration::ZERO,
+                (true, true) => SERIES,
+                (true, false) => SPIN,
+            };
             if catch_unwind(AssertUnwindSafe(|| self.take_tasks(job))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
@@ -115,12 +140,15 @@ impl Shared {
     }
 }
 
-impl ThreadPool for Pool {
-    fn threads(&self) -> usize {
+impl Pool {
+    /// The threads that work at a time, the caller's included.
+    pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    /// Calls `task` for each index below `tasks`, once. Workers that sleep are woken for a `long` job, and for one
+    /// of a series.
+    pub(crate) fn run(&self, tasks: usize, long: bool, task: &(dyn Fn(usize) + Sync)) {
         // A second caller, or a task that calls again, works on its own instead of waiting.
         if tasks <= 1 || self.workers.is_empty() || !self.is_here() || self.busy.swap(true, Ordering::Acquire)
         {
@@ -134,15 +162,26 @@ impl ThreadPool for Pool {
             Job {
                 task: std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task),
                 tasks,
+                core: place::core(),
             }
         };
+        let wake = long || self.since_last_end() < SERIES;
         // SAFETY: `busy` keeps other callers away until this job is withdrawn.
-        unsafe { self.shared.rendezvous.post(job) };
+        unsafe { self.shared.rendezvous.post(job, wake) };
         let withdraw = Withdraw(self);
         self.shared.take_tasks(job);
         drop(withdraw);
         // A worker's panic is the caller's, like one of its own.
         assert!(!self.shared.panicked.swap(false, Ordering::Relaxed), "a task of the thread pool panicked");
+    }
+
+    /// Nanoseconds since the pool was made.
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn since_last_end(&self) -> Duration {
+        Duration::from_nanos(self.now_ns().saturating_sub(self.last_end.load(Ordering::Relaxed)))
     }
 }
 
@@ -151,7 +190,8 @@ struct Withdraw<'a>(&'a Pool);
 
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
-        self.0.shared.rendezvous.withdraw(spin());
+        self.0.shared.rendezvous.withdraw(spin(SPIN));
+        self.0.last_end.store(self.0.now_ns(), Ordering::Relaxed);
         self.0.busy.store(false, Ordering::Release);
     }
 }
@@ -192,7 +232,7 @@ mod tests {
         for tasks in [0, 1, 2, 3, 17, if cfg!(miri) { 40 } else { 1000 }] {
             let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
             for _ in 0..TIMES {
-                pool.run(tasks, &|i| {
+                pool.run(tasks, true, &|i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
             }
@@ -208,8 +248,8 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..TIMES {
-                        pool.run(5, &|_| {
-                            pool.run(2, &|_| {
+                        pool.run(5, true, &|_| {
+                            pool.run(2, true, &|_| {
                                 total.fetch_add(1, Ordering::Relaxed);
                             });
                         });
@@ -224,11 +264,11 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(2, true).unwrap();
         for _ in 0..TIMES {
-            let result = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|i| assert_ne!(i, 5))));
+            let result = catch_unwind(AssertUnwindSafe(|| pool.run(8, true, &|i| assert_ne!(i, 5))));
             assert!(result.is_err());
         }
         let count = AtomicUsize::new(0);
-        pool.run(8, &|_| {
+        pool.run(8, true, &|_| {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.load(Ordering::Relaxed), 8);
@@ -238,7 +278,7 @@ mod tests {
     fn idle_workers_sleep_and_stop() {
         let pool = Pool::new(3, true).unwrap();
         std::thread::sleep(Duration::from_millis(20));
-        pool.run(3, &|_| {});
+        pool.run(3, true, &|_| {});
         drop(pool);
     }
 }

@@ -53,16 +53,19 @@ impl<J: Copy> Rendezvous<J> {
         self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Opens a job for the workers.
+    /// Opens a job for the workers, and wakes those that sleep if it is to `wake` them.
     ///
     /// # Safety
     /// Nobody else posts before this job is withdrawn.
-    pub(crate) unsafe fn post(&self, job: J) {
+    pub(crate) unsafe fn post(&self, job: J, wake: bool) {
         // SAFETY: the last job is withdrawn, so nobody reads it.
         self.job.with_mut(|slot| unsafe { *slot = Some(job) });
         self.next_part.store(0, Ordering::Relaxed);
         let word = self.word.load(Ordering::Relaxed);
         self.word.store((word & !OPEN).wrapping_add(JOB) | OPEN, Ordering::Release);
+        if !wake {
+            return;
+        }
         // Either this sees the sleeper, or the sleeper sees the job.
         fence(Ordering::SeqCst);
         if self.sleepers.load(Ordering::Relaxed) > 0 {
