@@ -54,9 +54,9 @@ use threads::pool::Pool;
 /// microseconds.
 const WORK_PER_THREAD_NS: f64 = 6_000.0;
 
-/// Threads that sleep are woken for at least so much work, unless one product follows another: to wake one and to
-/// bring it to a core of its own takes some 30 microseconds, of which the caller loses a good part.
-const WORK_TO_WAKE_NS: f64 = 100_000.0;
+/// Threads that sleep are woken for at least so much work, unless one product follows another: waking one costs the
+/// caller up to 20 microseconds (on a virtual machine), and it may come too late.
+const WORK_TO_WAKE_NS: f64 = 400_000.0;
 
 /// The multiply-adds and the bytes of operands that a core gets through in a nanosecond, about: to
 /// judge the work, not to predict it.

@@ -34,6 +34,9 @@ pub(crate) struct CpuRun {
     for_subnormals: Option<Box<Self>>,
 }
 
+/// A row times a B that is read as it lies: fewer columns are too short a run of each of its rows.
+const VECTOR_COLS: usize = 512;
+
 /// The memory of one thread. What an algorithm does not need is empty.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -275,8 +278,12 @@ impl Call<'_> {
                 let pack_a = plan.packs_a(layout.rows(), layout.cols());
                 let pack_b = self.packs_f32_b();
                 let split = Split::new(unit, threads, layout, Operands { pack_a, pack_b, mc });
-                let by_rows = if pack_b { Cut::Nowhere } else { rows };
-                split.cut(layout, [if pack_a { Cut::Nowhere } else { Cut::Cols(unit) }, by_rows])
+                let by_cols = match self.b {
+                    _ if pack_a => Cut::Nowhere,
+                    RunB::View(_) if self.m == 1 => Cut::Cols(VECTOR_COLS),
+                    _ => Cut::Cols(unit),
+                };
+                split.cut(layout, [by_cols, if pack_b { Cut::Nowhere } else { rows }])
             }
             Algorithm::Dot(_) => {
                 let pack_b = matches!(plan.b, ConstantB::None);

@@ -12,7 +12,8 @@ use super::isa::Isa;
 use super::microkernel::instances;
 use super::plan::{ConstantB, Method, Plan};
 use super::small::SmallProduct;
-use super::threads::split::{Cut, Operands, Split};
+use super::threads::Team;
+use super::threads::split::{self, Cut, Split};
 use super::{Cpu, CpuProduct, work_ns, worthwhile_threads};
 use crate::backend::{Backend, CompiledProduct, RunArgs};
 use crate::description::layout::Layout;
@@ -136,7 +137,7 @@ fn compile(cpu: &Cpu, product: &MatMul, weights: Option<&Weights>, threads: usiz
     }
     let pool = cpu.pool(threads, true).unwrap();
     let mut plan = Arc::into_inner(compiled.0).unwrap();
-    plan.pool = Some(pool);
+    plan.team = Some(Team::Own { pool, long: true });
     plan.threads = threads;
     CpuProduct(Arc::new(plan))
 }
@@ -381,7 +382,7 @@ fn shares_cover_c_exactly_once() {
                 let cuts = [Cut::Nowhere, Cut::Rows(3), Cut::Cols(nr)];
                 for (pack_b, cut) in [false, true].into_iter().flat_map(|b| cuts.map(|cut| (b, cut))) {
                     let c = Layout::packed(items, rows, cols).unwrap();
-                    let operands = Operands { pack_a: false, pack_b, mc: 28 };
+                    let operands = split::Operands { pack_a: false, pack_b, mc: 28 };
                     let split = Split::new(nr, threads, &c, operands).cut(&c, [cut, Cut::Nowhere]);
                     assert!(split.shares() <= threads);
                     let mut seen = vec![0u8; items * rows * cols];
@@ -500,13 +501,16 @@ fn threads_are_used_for_the_work_that_pays_for_them() {
 #[test]
 fn a_pool_is_shared_by_products_of_as_many_threads() {
     let cpu = cpu(best(), TINY);
-    let pool = |threads: usize| cpu.pool_for(&CompileOptions::default(), threads).unwrap().0;
-    assert!(pool(1).is_none());
-    let (one, same, other) = (pool(2).unwrap(), pool(2).unwrap(), pool(3).unwrap());
+    assert!(cpu.team(&CompileOptions::default(), 1, 0.0).unwrap().0.is_none());
+    let pool = |threads: usize| match cpu.team(&CompileOptions::default(), threads, 0.0).unwrap() {
+        (Some(Team::Own { pool, .. }), count) if count == threads => pool,
+        other => panic!("{other:?}"),
+    };
+    let (one, same, other) = (pool(2), pool(2), pool(3));
     assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));
     assert_eq!(cpu.pools.lock().unwrap().len(), 2);
     drop((one, same, other));
-    let again = pool(2).unwrap();
+    let again = pool(2);
     assert_eq!(cpu.pools.lock().unwrap().len(), 1);
     drop(again);
 }

@@ -3,7 +3,7 @@
 
 #[cfg(all(target_os = "linux", not(miri)))]
 mod system {
-    use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
     pub(crate) fn core() -> Option<usize> {
         Some(sched_getcpu())
@@ -11,7 +11,7 @@ mod system {
 
     /// Another of the cores that this thread may use, if there is one: those that it may use stay the same.
     pub(crate) fn move_from(core: usize) {
-        let Ok(allowed) = sched_getaffinity(None) else { return };
+        let Some(allowed) = sched_getaffinity(None).ok().filter(|_| core < CpuSet::MAX_CPU) else { return };
         let mut others = allowed;
         others.unset(core);
         if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
@@ -44,5 +44,21 @@ pub(super) fn leave(core: Option<usize>) -> bool {
             system::core() != core
         }
         _ => true,
+    }
+}
+
+#[cfg(all(test, target_os = "linux", not(miri)))]
+mod tests {
+    use rustix::thread::sched_getaffinity;
+
+    #[test]
+    fn a_thread_that_moves_may_use_the_same_cores_as_before() {
+        let allowed = sched_getaffinity(None).unwrap();
+        let core = super::core();
+        let moved = super::leave(core);
+        assert_eq!(sched_getaffinity(None).unwrap(), allowed);
+        // On a single core there is nowhere to go; on several the scheduler may have moved it back.
+        assert!(allowed.count() > 1 || !moved);
+        assert!(super::leave(None) && super::leave(Some(usize::MAX)));
     }
 }

@@ -118,3 +118,62 @@ impl<T: Send> Workers<T> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::backend::cpu::threads::pool::Pool;
+    use crate::description::options::ThreadPool;
+
+    /// Runs tasks one after the other, the last first.
+    #[derive(Debug)]
+    struct Backwards;
+
+    impl ThreadPool for Backwards {
+        fn threads(&self) -> usize {
+            3
+        }
+
+        fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..tasks).rev().for_each(task);
+        }
+    }
+
+    fn taken(team: &Team, shares: usize, pieces: usize) -> Vec<(usize, usize)> {
+        let mut workers = Workers::new(3, || Ok(())).unwrap();
+        let taken = Mutex::new(Vec::new());
+        // The second run takes them again.
+        for _ in 0..2 {
+            taken.lock().unwrap().clear();
+            workers
+                .run(team, shares, pieces, |pieces, ()| {
+                    for piece in pieces {
+                        taken.lock().unwrap().push(piece);
+                    }
+                })
+                .unwrap();
+        }
+        taken.into_inner().unwrap()
+    }
+
+    #[test]
+    fn whoever_comes_first_takes_all_pieces_its_own_before_others() {
+        let serial = Team::Callers(Arc::new(Backwards));
+        let expected = [(2, 0), (2, 1), (0, 0), (0, 1), (1, 0), (1, 1)];
+        assert_eq!(taken(&serial, 3, 2), expected);
+        assert_eq!(taken(&serial, 1, 3), [(0, 0), (0, 1), (0, 2)]);
+    }
+
+    #[test]
+    fn threads_take_every_piece_once() {
+        for long in [false, true] {
+            let team = Team::Own { pool: Arc::new(Pool::new(3, true).unwrap()), long };
+            let mut pieces = taken(&team, 3, 4);
+            pieces.sort_unstable();
+            let all: Vec<_> = (0..3).flat_map(|share| (0..4).map(move |piece| (share, piece))).collect();
+            assert_eq!(pieces, all);
+        }
+    }
+}
