@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// The BLAS to rate, in a process started for that.
     #[arg(long, value_name = "BLAS", hide = true)]
     pub(crate) probe: Option<String>,
+    /// The candidate to run, in a process of its own.
+    #[arg(long, value_name = "CANDIDATE", hide = true)]
+    pub(crate) apart: Option<String>,
 }
 
 fn positive() -> RangedU64ValueParser<usize> {

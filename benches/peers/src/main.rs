@@ -16,6 +16,7 @@
     reason = "m, n, k, a, b, c are the field's names; product names, exact comparisons and flags are meant"
 )]
 
+mod apart;
 mod args;
 mod candidates;
 mod json;
@@ -38,6 +39,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use apart::Child;
 use args::Args;
 use candidates::Candidates;
 use machine::Machine;
@@ -55,6 +57,8 @@ fn main() -> ExitCode {
     let args = Args::read(env::args_os()).unwrap_or_else(|error| error.exit());
     let outcome = if let Some(name) = &args.probe {
         probe::child(name).map(|()| ExitCode::SUCCESS)
+    } else if let Some(name) = &args.apart {
+        apart::child(name, args.threads.iter().copied().max().unwrap_or(1)).map(|()| ExitCode::SUCCESS)
     } else if env::var_os(STAGE_VARIABLE).is_none() {
         measure_in_child()
     } else {
@@ -85,9 +89,15 @@ fn measure_in_child() -> Result<ExitCode, String> {
 fn measure(args: &Args) -> Result<ExitCode, String> {
     let machine = Machine::read();
     let max_threads = args.threads.iter().copied().max().unwrap_or(1);
-    let mut candidates = Candidates::load(max_threads);
+    let mut candidates = Candidates::load(max_threads, None);
     candidates.retain(&args.candidates);
     candidates.all.push(Box::new(peaks::ReadB));
+    let mut children = Vec::new();
+    if max_threads > 1 {
+        for candidate in &candidates.all {
+            children.push(Child::start(candidate.name(), max_threads)?);
+        }
+    }
     let effort = if args.quick {
         Effort { sample: Duration::from_millis(1), case: Duration::from_millis(400) }
     } else {
@@ -124,8 +134,14 @@ fn measure(args: &Args) -> Result<ExitCode, String> {
                 cases.len(),
                 result.case
             );
-            let case_run =
-                measure::run_case(result, &candidates.all, last_level_bytes, effort, &mut patience)?;
+            let case_run = measure::run_case(
+                result,
+                &candidates.all,
+                &mut children,
+                last_level_bytes,
+                effort,
+                &mut patience,
+            )?;
             result.add(case_run);
         }
         let others = cpu.zip(CpuTime::now()).map(|(start, end)| end.others_since(&start));

@@ -187,8 +187,8 @@ fn library_directories() -> impl Iterator<Item = &'static Path> {
     [triple, "/usr/lib64", "/usr/local/lib"].into_iter().map(Path::new)
 }
 
-pub(super) fn add(candidates: &mut Candidates) {
-    for name in BlasName::ALL {
+pub(super) fn add(candidates: &mut Candidates, wanted: impl Fn(&str) -> bool) {
+    for name in BlasName::ALL.into_iter().filter(|name| wanted(name.name())) {
         match BlasLibrary::load(name) {
             Ok(library) => {
                 let library = Arc::new(library);

@@ -118,13 +118,16 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    /// Loads every library; `max_threads` is the most that a case will ask for.
-    pub(crate) fn load(max_threads: usize) -> Self {
+    /// Loads every library, or that of the candidate `only`; `max_threads` is the most that a case will ask for.
+    pub(crate) fn load(max_threads: usize, only: Option<&str>) -> Self {
         let mut candidates = Self { all: Vec::new(), peers: Vec::new(), missing: Vec::new() };
+        let wanted = |library: &str| only.is_none_or(|name| name.starts_with(library));
         own::add(&mut candidates);
         rust_crates::add(&mut candidates, max_threads);
-        blas::add(&mut candidates);
-        onednn::add(&mut candidates);
+        blas::add(&mut candidates, wanted);
+        if wanted("onednn") {
+            onednn::add(&mut candidates);
+        }
         candidates
     }
 
