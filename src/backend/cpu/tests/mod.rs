@@ -20,7 +20,10 @@ use crate::description::layout::Layout;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::operands::view::{TensorView, TensorViewMut};
 use crate::random::Random;
-use crate::{Activation, ElementTypes, MatMul, MatMulBuilder, Tensor, Weights};
+use crate::{
+    Activation, ElementType, ElementTypes, MatMul, MatMulBuilder, QuantA, QuantB, Quantization, Tensor,
+    Weights,
+};
 
 /// Blocks so small that modest products have several of each.
 const TINY: Caches = Caches { l1_bytes: 1 << 11, l2_bytes: 1 << 14 };
@@ -714,6 +717,38 @@ fn every_part_of_c_has_its_own_epilogue() {
                 let expected = (2.0 * sum + bias[col] + residual).max(0.0);
                 assert_eq!(*got, expected, "{product} on {threads} threads: {item}, {row}, {col}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_run_keeps_nothing_of_the_last_one() {
+    let (m, n, k) = (5, 96, 40);
+    let b = QuantB::PerColumn { zero_point: 0 };
+    let scales = vec![0.5f32; n];
+    let weights = Tensor::from_fn(k, n, |row, col| i8::try_from((row * 7 + col * 3) % 100).unwrap()).unwrap();
+    let weights = Weights::new(&weights).unwrap().with_scales(b, &scales).unwrap();
+    let [first, second] = [1, 2].map(|seed| Tensor::random_normal_f32(m, k, 1.0, seed).unwrap());
+    let weight_only = (ElementTypes { b: ElementType::I8, ..ElementTypes::F32 }, QuantA::None);
+    let quantised = (ElementTypes { a: ElementType::F32, ..ElementTypes::INT8 }, QuantA::DynamicPerRow);
+    for (isa, (types, a)) in Isa::available().flat_map(|isa| [(isa, weight_only), (isa, quantised)]) {
+        let quantization = Quantization { a, b, ..Quantization::default() };
+        let product = MatMul::builder(m, n, k).types(types).quantization(quantization).constant(true);
+        let product = product.build().unwrap();
+        for threads in if cfg!(miri) { 1..=1 } else { 1..=3 } {
+            let cpu = cpu(isa, TINY);
+            let compiled = compile(&cpu, &product, Some(&weights), threads);
+            let run = |context: &mut dyn crate::backend::Run, a: &Tensor<f32>| {
+                let mut c = Tensor::filled(m, n, f32::NAN).unwrap();
+                let args =
+                    RunArgs { m, a: a.into(), b: None, bias: None, residual: None, c: c.view_mut().into() };
+                context.run(args).unwrap();
+                c.into_vec()
+            };
+            let mut used = compiled.open(0).unwrap();
+            run(used.as_mut(), &first);
+            let expected = run(compiled.open(0).unwrap().as_mut(), &second);
+            assert_eq!(run(used.as_mut(), &second), expected, "{}: {product} on {threads}", isa.name());
         }
     }
 }

@@ -5,6 +5,7 @@
 mod system {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
+    #[allow(clippy::unnecessary_wraps, reason = "other systems do not say")]
     pub(crate) fn core() -> Option<usize> {
         Some(sched_getcpu())
     }

@@ -29,8 +29,8 @@ struct Slot<T> {
 /// The pieces that a task takes: those of its own share, then those that are left of the others'.
 pub(crate) struct Pieces<'a, T> {
     slots: &'a [Slot<T>],
-    /// Of each share.
-    pieces: usize,
+    /// The pieces of each share.
+    count: usize,
     share: usize,
     /// The shares that are looked at no more.
     taken: usize,
@@ -43,7 +43,7 @@ impl<T> Iterator for Pieces<'_, T> {
     fn next(&mut self) -> Option<(usize, usize)> {
         while self.taken < self.slots.len() {
             let piece = self.slots[self.share].next.fetch_add(1, Ordering::Relaxed);
-            if piece < self.pieces {
+            if piece < self.count {
                 return Some((self.share, piece));
             }
             self.taken += 1;
@@ -103,7 +103,7 @@ impl<T: Send> Workers<T> {
             };
             // SAFETY: claimed above, by this call alone.
             let scratch = unsafe { &mut *slot.scratch.get() };
-            task(Pieces { slots, pieces, share: index, taken: 0 }, scratch);
+            task(Pieces { slots, count: pieces, share: index, taken: 0 }, scratch);
             done.fetch_add(1, Ordering::Relaxed);
         });
         let (done, unexpected) = (done.into_inner(), unexpected.into_inner());
