@@ -296,9 +296,11 @@ impl Call<'_> {
             Algorithm::Upcast => {
                 let split =
                     Split::new(kernels.nr(), threads, layout, Operands { pack_a: true, pack_b: true, mc });
+                let is_row = is_row_by_16_bits(&plan.product, self.m);
+                let by_cols = if is_row { VECTOR_COLS } else { blocks.cols };
                 // Where B is converted once for all rows, fewer would convert it again.
                 let by_rows = if plan.upcasts_in_place() { Cut::Nowhere } else { Cut::Rows(blocks.rows) };
-                split.cut(layout, [Cut::Cols(blocks.cols), by_rows])
+                split.cut(layout, [Cut::Cols(by_cols), by_rows])
             }
             // All rows of A are packed by every thread.
             Algorithm::WeightOnly => {

@@ -196,6 +196,9 @@ impl Call<'_> {
     fn multiply_row(&self, block: &Block, scratch: &mut Scratch) -> bool {
         let Block { item, rows, cols } = block;
         let (plan, product) = (self.plan, &self.plan.product);
+        if !is_row_by_16_bits(product, self.m) {
+            return false;
+        }
         let (vector, k, layout) = (plan.kernels.vector, product.k(), product.b());
         let stride = layout.leading_dimension();
         let first = layout.item_offset(*item) + cols.start * if product.transpose_b() { stride } else { 1 };
@@ -204,9 +207,6 @@ impl Call<'_> {
             RunB::View(AnyView::Bf16(view)) => (vector.gemv_bf16, view.data()[first..].as_ptr().cast()),
             RunB::View(_) | RunB::Packed(_) | RunB::Integers(_) => return false,
         };
-        if !is_row_by_16_bits(product, self.m) {
-            return false;
-        }
         let x = &mut scratch.row[..k];
         load_row(vector, &self.a, *item, product.transpose_a(), rows.start, x);
         let (x, y) = (x.as_ptr(), scratch.c.numbers(cols.len()).as_mut_ptr());
