@@ -10,8 +10,8 @@ use ane_matmul::{BackendId, Backends};
 const KERNELS: [&str; 4] = ["avx512", "avx2", "neon", "portable"];
 
 /// Those of dot products, which go with one of [`KERNELS`].
-const DOT_KERNELS: [&str; 5] =
-    ["avx512-bf16", "avx512-vnni", "avx512-vpmaddwd", "avx2-vpmaddwd", "neon-dotprod"];
+const DOT_KERNELS: [&str; 6] =
+    ["avx512-bf16", "avx512-vnni", "avx512-vpmaddwd", "avx2-vpmaddwd", "neon-bf16", "neon-dotprod"];
 
 /// The environment variable that names the kernels of a process.
 pub(crate) const FORCE: &str = "ANE_MATMUL_CPU";
