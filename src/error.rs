@@ -110,6 +110,14 @@ pub enum Error {
         /// What to do about it.
         help: &'static str,
     },
+    /// A graph contradicts itself.
+    #[error("invalid graph: {}{problem}", if node.is_empty() { String::new() } else { format!("node `{node}`: ") })]
+    Graph {
+        /// The node, where it is one's; else empty.
+        node: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The sum over k may overflow the accumulator.
     #[error(
         "k = {k} cannot be summed in {accumulator}: products of {a} and {b} may overflow it beyond k = {maximum}; split k or use f32"
@@ -325,6 +333,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Of a graph as a whole.
+    pub(crate) fn graph(problem: String) -> Self {
+        Self::Graph { node: String::new(), problem }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>, action: &'static str, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), action, source: Arc::new(source) }
     }

@@ -76,6 +76,7 @@ mod error;
 mod executor;
 mod executor_pool;
 mod files;
+pub mod graph;
 mod matmul;
 mod operands;
 mod random;

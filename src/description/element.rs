@@ -39,21 +39,36 @@ pub enum ElementType {
     I4,
     /// Unsigned 4-bit integer, two to a byte in the description's [`crate::NibbleOrder`].
     U4,
+    /// Signed 64-bit integer, in graphs alone.
+    I64,
+    /// A byte that is 0 or 1, in graphs alone.
+    Bool,
 }
 
 impl ElementType {
     /// Every type.
-    pub const ALL: [Self; 9] =
-        [Self::F64, Self::F32, Self::F16, Self::Bf16, Self::I32, Self::I8, Self::U8, Self::I4, Self::U4];
+    pub const ALL: [Self; 11] = [
+        Self::F64,
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::I32,
+        Self::I8,
+        Self::U8,
+        Self::I4,
+        Self::U4,
+        Self::I64,
+        Self::Bool,
+    ];
 
     /// The size of one element in bits.
     #[must_use]
     pub const fn bits(self) -> usize {
         match self {
-            Self::F64 => 64,
+            Self::F64 | Self::I64 => 64,
             Self::F32 | Self::I32 => 32,
             Self::F16 | Self::Bf16 => 16,
-            Self::I8 | Self::U8 => 8,
+            Self::I8 | Self::U8 | Self::Bool => 8,
             Self::I4 | Self::U4 => 4,
         }
     }
@@ -101,6 +116,9 @@ impl ElementType {
             Self::U8 => 255.0,
             Self::I4 => 7.0,
             Self::U4 => 15.0,
+            #[allow(clippy::cast_precision_loss, reason = "the nearest f64")]
+            Self::I64 => i64::MAX as f64,
+            Self::Bool => 1.0,
         }
     }
 
@@ -128,6 +146,8 @@ impl fmt::Display for ElementType {
             Self::U8 => "u8",
             Self::I4 => "i4",
             Self::U4 => "u4",
+            Self::I64 => "i64",
+            Self::Bool => "bool",
         })
     }
 }

@@ -639,6 +639,12 @@ impl Parameters {
         let types = &self.types;
         let quantization = &self.quantization;
         let problem = |problem: String, help| Err(Error::Description { problem, help });
+        let all = [types.a, types.b, types.accumulator, types.output, types.bias, types.scales];
+        if let Some(element) =
+            all.into_iter().find(|element| matches!(element, ElementType::I64 | ElementType::Bool))
+        {
+            return problem(format!("elements of type {element}"), "only graphs have them");
+        }
         if types.a.is_float() && types.b.is_float() && !types.accumulator.is_float() {
             return problem(
                 format!("{} x {} cannot be summed in {}", types.a, types.b, types.accumulator),

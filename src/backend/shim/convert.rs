@@ -28,6 +28,8 @@ pub(super) fn element_type(element: ElementType) -> sys::ANEType {
         ElementType::U8 => sys::ANE_TYPE_U8,
         ElementType::I4 => sys::ANE_TYPE_I4,
         ElementType::U4 => sys::ANE_TYPE_U4,
+        ElementType::I64 => sys::ANE_TYPE_I64,
+        ElementType::Bool => sys::ANE_TYPE_BOOL,
     }
 }
 

@@ -1,0 +1,1 @@
+//! Descriptions: what is taken, and what is refused with which words.
