@@ -142,7 +142,8 @@ impl GraphBuilder {
     }
 
     /// A constant matrix, or a batch of them, that products share: k x n, whichever way it is stored. Quantised
-    /// weights are constants of integers and scales, and a [`Operator::DequantizeLinear`], whose result is returned.
+    /// weights are constants of integers and scales, and a [`Operator::DequantizeLinear`] to f32, whose result is
+    /// returned.
     ///
     /// # Errors
     /// [`Error::Graph`] for a name that is taken, and as [`Shape::new`].
@@ -182,7 +183,7 @@ impl GraphBuilder {
         self.names.remove(&name);
         self.named(name);
         self.one(
-            Operator::DequantizeLinear { axis: 0, block_size },
+            Operator::DequantizeLinear { axis: 0, block_size, output: ElementType::F32 },
             &[Some(integers), Some(scale), zero_point],
         )
     }
@@ -581,7 +582,8 @@ impl GraphBuilder {
         zero_point: Option<Value>,
         axis: i64,
     ) -> Result<Value> {
-        self.one(Operator::DequantizeLinear { axis, block_size: 0 }, &[Some(x), Some(scale), zero_point])
+        let operator = Operator::DequantizeLinear { axis, block_size: 0, output: scale.element() };
+        self.one(operator, &[Some(x), Some(scale), zero_point])
     }
 
     /// [`Operator::Concat`].

@@ -209,7 +209,7 @@ impl Operator {
                 scales(x, scale, inputs.optional(2), *output, (*axis, *block_size))?;
                 TensorType::new(*output, x.shape)
             }
-            Self::DequantizeLinear { axis, block_size } => {
+            Self::DequantizeLinear { axis, block_size, output } => {
                 inputs.check_count(2, 3)?;
                 let (x, scale) = (inputs.get(0)?, inputs.get(1)?);
                 require(
@@ -219,7 +219,9 @@ impl Operator {
                 )?;
                 floats(scale)?;
                 scales(x, scale, inputs.optional(2), x.element, (*axis, *block_size))?;
-                TensorType::new(scale.element, x.shape)
+                let result = TensorType::new(*output, x.shape);
+                require(output.is_float(), result, "a floating-point result")?;
+                result
             }
             Self::Reshape { shape: dims } => {
                 let x = unary(|_| Ok(()))?;

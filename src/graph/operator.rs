@@ -159,12 +159,14 @@ pub enum Operator {
         /// The type of the result, that of the zero point where there is one.
         output: ElementType,
     },
-    /// (x - zero point) scale, in the type of the scale; of x, scale and optionally the zero point.
+    /// (x - zero point) scale; of x, scale and optionally the zero point.
     DequantizeLinear {
         /// Along which scales differ, where they have dimensions; ONNX's default is 1.
         axis: i64,
         /// How many elements along `axis` have a scale in common, where scales have x's rank; else 0.
         block_size: usize,
+        /// The type of the result; ONNX's default is that of the scale.
+        output: ElementType,
     },
     /// The same elements in another shape.
     Reshape {

@@ -1,1 +1,0 @@
-//! Descriptions: what is taken, and what is refused with which words.
