@@ -255,6 +255,7 @@ impl GraphBuilder {
             nodes: self.nodes,
             inputs: self.inputs,
             outputs: outputs.iter().map(|(name, value)| ((*name).to_owned(), value.index)).collect(),
+            leading: None,
         })
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::graph::array::Array;
+use crate::graph::leading::Leading;
 use crate::graph::operator::Operator;
 use crate::graph::shape::TensorType;
 use crate::operands::weights::Weights;
@@ -62,6 +63,8 @@ pub struct Graph {
     pub(crate) inputs: Vec<usize>,
     /// A name and a value for each output.
     pub(crate) outputs: Vec<(String, usize)>,
+    /// With a variable leading dimension.
+    pub(crate) leading: Option<Leading>,
 }
 
 impl Graph {

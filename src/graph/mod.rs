@@ -9,10 +9,11 @@ mod array;
 mod builder;
 mod description;
 mod infer;
+mod leading;
 mod operator;
 mod shape;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use array::{Array, ArrayElement};
 pub use builder::{GraphBuilder, Value};

@@ -20,7 +20,8 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    pub(crate) const SMALL: Self = Self { batch: 2, sequence: 7, width: 12, heads: 3, layers: 2, vocabulary: 11 };
+    pub(crate) const SMALL: Self =
+        Self { batch: 2, sequence: 7, width: 12, heads: 3, layers: 2, vocabulary: 11 };
 
     fn embedded(&self, g: &mut GraphBuilder, seed: u64) -> Result<Value> {
         let ids = g.input("ids", I64, &[self.batch, self.sequence])?;
