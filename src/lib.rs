@@ -34,6 +34,7 @@
 //! - [`accuracy`] computes float64 references and error bounds; [`SelfCheck`] verifies results while a program
 //!   runs; [`probe`] tries products out that may crash or hang.
 //! - [`ShimLibrary`] loads engines of other makers by a C ABI.
+//! - [`graph`] describes whole graphs of operators; no backend compiles them yet.
 //!
 //! What goes wrong is an [`Error`] that says what to do; what a backend does not do is a [`Refusal`] with its
 //! reason, before anything is compiled. Nothing falls back to another backend unless it is asked to.
@@ -158,6 +159,10 @@ struct DeviceMemoryExamples;
 #[cfg(all(doctest, feature = "safetensors"))]
 #[doc = include_str!("../docs/getting-started.md")]
 struct GettingStartedExamples;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/graphs.md")]
+struct GraphExamples;
 
 #[cfg(doctest)]
 #[doc = include_str!("../docs/self-check.md")]
