@@ -110,8 +110,8 @@ pub enum Error {
         /// What to do about it.
         help: &'static str,
     },
-    /// A graph contradicts itself.
-    #[error("invalid graph: {}{problem}", if node.is_empty() { String::new() } else { format!("node `{node}`: ") })]
+    /// A graph contradicts itself, or it does not take the operands of a run.
+    #[error("graph: {}{problem}", if node.is_empty() { String::new() } else { format!("node `{node}`: ") })]
     Graph {
         /// The node, where it is one's; else empty.
         node: String,

@@ -3,12 +3,16 @@
 //! [`GraphBuilder`] has a method for each [`Operator`], which checks types and shapes and returns a [`Value`]. What it
 //! makes, a [`Graph`], is plain data.
 //!
+//! [`Graph::interpret_f64`] computes it as it is given, one operator after the other, in float64: what a faster
+//! computation is compared with. [`Graph::interpret_f32`] does the same in plain float32.
+//!
 //! Backends do not compile graphs yet.
 
 mod array;
 mod builder;
 mod description;
 mod infer;
+mod interpret;
 mod leading;
 mod operator;
 mod shape;
