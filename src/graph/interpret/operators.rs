@@ -129,7 +129,9 @@ fn result_of<R: Real>(operator: &Operator, inputs: &Inputs<'_, R>, result: Tenso
         Operator::LayerNormalization { axis, epsilon } => {
             normalize(inputs, shape, axis_of(shape, *axis)?, |x| {
                 let mean = mean(x.iter().copied());
-                x.iter_mut().for_each(|x| *x = *x - mean);
+                for x in x.iter_mut() {
+                    *x = *x - mean;
+                }
                 mean_square(x) + real(*epsilon)
             })
         }
@@ -498,9 +500,13 @@ fn reduction<R: Real>(
 /// NaN where all are minus infinity.
 fn softmax<R: Real>(lane: &mut [R]) {
     let largest = lane.iter().copied().fold(R::MINUS_INFINITY, R::larger);
-    lane.iter_mut().for_each(|x| *x = (*x - largest).exp());
+    for x in lane.iter_mut() {
+        *x = (*x - largest).exp();
+    }
     let sum = lane.iter().fold(R::ZERO, |sum, x| sum + *x);
-    lane.iter_mut().for_each(|x| *x = *x / sum);
+    for x in lane.iter_mut() {
+        *x = *x / sum;
+    }
 }
 
 fn softmax_along<R: Real>(x: &[R], shape: &Shape, axis: usize) -> Result<Vec<R>> {
@@ -530,7 +536,9 @@ fn normalize<R: Real>(
     let size: usize = shape.dims()[axis..].iter().product();
     for x in result.chunks_mut(size.max(1)) {
         let deviation = moment(x).sqrt();
-        x.iter_mut().for_each(|x| *x = *x / deviation);
+        for x in x.iter_mut() {
+            *x = *x / deviation;
+        }
     }
     let scale = inputs.floats(1)?;
     for (x, of) in result.iter_mut().zip(broadcast(&inputs.get(1)?.tensor_type.shape, shape)) {
@@ -569,6 +577,22 @@ fn add_real_product<R: Real>(sum: R, a: R, b: R) -> R {
     sum + a * b
 }
 
+/// The products of a batch: each item's number in the result, in a and in b.
+fn products<T: Copy>(
+    mut c: Vec<T>,
+    (a, b): (&[T], &[T]),
+    [m, n, k]: [usize; 3],
+    items: impl Iterator<Item = (usize, (usize, usize))>,
+    add_product_of: impl Fn(T, T, T) -> T + Copy,
+) -> Vec<T> {
+    for (item, (of_a, of_b)) in items {
+        let c = &mut c[item * m * n..(item + 1) * m * n];
+        let (a, b) = (&a[of_a * m * k..], &b[of_b * k * n..]);
+        add_product(c, a, b, [m, n, k], add_product_of);
+    }
+    c
+}
+
 fn matmul<R: Real>(a: &Values<R>, b: &Values<R>, shape: &Shape) -> Result<Data<R>> {
     let (a_dims, b_dims) = (a.tensor_type.shape.dims(), b.tensor_type.shape.dims());
     // A row on the left, a column on the right.
@@ -583,29 +607,15 @@ fn matmul<R: Real>(a: &Values<R>, b: &Values<R>, shape: &Shape) -> Result<Data<R
     let (a_batch, b_batch) = (batch(a_dims)?, batch(b_dims)?);
     let items = a_batch.broadcast(&b_batch).map_err(Error::graph)?;
     let items = broadcast(&a_batch, &items).zip(broadcast(&b_batch, &items)).enumerate();
-    fn product<T: Copy>(
-        mut c: Vec<T>,
-        (a, b): (&[T], &[T]),
-        [m, n, k]: [usize; 3],
-        items: impl Iterator<Item = (usize, (usize, usize))>,
-        add_product_of: impl Fn(T, T, T) -> T + Copy,
-    ) -> Vec<T> {
-        for (item, (of_a, of_b)) in items {
-            let c = &mut c[item * m * n..(item + 1) * m * n];
-            let (a, b) = (&a[of_a * m * k..], &b[of_b * k * n..]);
-            add_product(c, a, b, [m, n, k], add_product_of);
-        }
-        c
-    }
     let (count, sizes) = (shape.count(), [m, n, k]);
     Ok(match (&a.data, &b.data) {
         (Data::Integers(a), Data::Integers(b)) => {
             let add_product_of = |sum: i64, a: i64, b: i64| sum.wrapping_add(a.wrapping_mul(b));
-            Data::Integers(product(filled(count, 0)?, (a, b), sizes, items, add_product_of))
+            Data::Integers(products(filled(count, 0)?, (a, b), sizes, items, add_product_of))
         }
         (a, b) => {
             let operands = (a.floats()?, b.floats()?);
-            Data::Floats(product(filled(count, R::ZERO)?, operands, sizes, items, add_real_product))
+            Data::Floats(products(filled(count, R::ZERO)?, operands, sizes, items, add_real_product))
         }
     })
 }
@@ -631,7 +641,9 @@ fn gemm<R: Real>(
     let [m, n] = *shape.dims() else { return Err(Error::graph("it takes matrices".into())) };
     let mut result = filled(shape.count(), R::ZERO)?;
     add_product(&mut result, &a, &b, [m, n, a.len() / m], add_real_product);
-    result.iter_mut().for_each(|x| *x = alpha * *x);
+    for x in &mut result {
+        *x = alpha * *x;
+    }
     if let Some(c) = inputs.optional(2).filter(|_| beta != R::ZERO) {
         let c_of = broadcast(&c.tensor_type.shape, shape);
         let c = c.data.floats()?;
