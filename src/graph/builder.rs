@@ -162,6 +162,9 @@ impl GraphBuilder {
         if batch > 1 {
             return Err(problem("quantised weights of a batch; add each matrix by itself".into()));
         }
+        if weights.k() == 0 {
+            return Err(problem("quantised weights without rows".into()));
+        }
         // Of columns and groups: blocks along k.
         let (groups, block_size) = match weights.scheme() {
             QuantB::PerColumn { .. } => (1, weights.k()),

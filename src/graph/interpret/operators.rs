@@ -150,7 +150,7 @@ fn result_of<R: Real>(operator: &Operator, inputs: &Inputs<'_, R>, result: Tenso
             });
             Ok(Data::Integers(collected(shape.count(), quantized)?))
         }
-        Operator::DequantizeLinear { axis, block_size } => {
+        Operator::DequantizeLinear { axis, block_size, .. } => {
             let scale_of = scale_index(shape, &inputs.get(1)?.tensor_type.shape, *axis, *block_size)?;
             let (scale, zero_point) = (inputs.floats(1)?, zero_point(inputs)?);
             let numbers = inputs.get(0)?.data.integers()?.iter().enumerate().map(|(index, x)| {

@@ -164,6 +164,13 @@ fn integers_wrap() {
     check(Operator::Sub, &[&bytes(&[-128]), &bytes(&[1])], &bytes(&[127]));
     check(Operator::Mul, &[&bytes(&[16, 3]), &bytes(&[16, 5])], &bytes(&[0, 15]));
     check(Operator::Div, &[&bytes(&[-128, -7]), &bytes(&[-1, 2])], &bytes(&[-128, -3]));
+    // Between nodes too.
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", ElementType::I8, &[1]).unwrap();
+    let sum = g.add(x, x).unwrap();
+    let wide = g.cast(sum, ElementType::I64).unwrap();
+    let graph = g.finish(&[("wide", wide)]).unwrap();
+    assert_eq!(graph.interpret_f64(&[&bytes(&[100])]).unwrap(), [integers(&[1], &[-56])]);
     let (most, least) = (integers(&[1], &[i64::MAX]), integers(&[1], &[i64::MIN]));
     let one = integers(&[], &[1]);
     check(Operator::Abs, &[&least], &least);
@@ -497,7 +504,8 @@ fn quantization() {
         &array(&[], &[1i8]),
     );
 
-    let dequantize = |axis, block_size| Operator::DequantizeLinear { axis, block_size };
+    let dequantize =
+        |axis, block_size| Operator::DequantizeLinear { axis, block_size, output: ElementType::F32 };
     let bytes = array(&[2, 2], &[2u8, 3, 4, 255]);
     let points = array(&[2], &[2u8, 0]);
     check(dequantize(0, 0), &[&bytes, &scales, &points], &floats(&[2, 2], &[0.0, 1.0, 8.0, 510.0]));

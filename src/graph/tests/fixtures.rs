@@ -75,8 +75,8 @@ impl Encoder {
         g.finish(&[("embedding", pooled), ("hidden", x)])
     }
 
-    /// As Core ML's Neural Engine wants an encoder: (batch, channels, 1, sequence), convolutions in place of linear
-    /// layers, each head by itself, the norm of the channels in its parts.
+    /// As Core ML's Neural Engine wants the same encoder: (batch, channels, 1, sequence), convolutions in place of
+    /// linear layers, each head by itself, the norm of the channels in its parts; without a mask.
     pub(crate) fn lowered(&self) -> Result<Graph> {
         let Self { batch, sequence, width, heads, layers, .. } = *self;
         let mut g = GraphBuilder::new();
@@ -185,10 +185,18 @@ fn pointwise(g: &mut GraphBuilder, x: Value, inputs: usize, outputs: usize, seed
 }
 
 fn norm(g: &mut GraphBuilder, name: &str, x: Value, width: usize) -> Result<Value> {
-    let scale = random(g, &format!("{name}.scale"), &[width], 0.1, 2)?;
-    let scale = g.add_scalar(scale, 1.0)?;
-    let bias = random(g, &format!("{name}.bias"), &[width], 0.1, 3)?;
-    g.named(name).layer_normalization(x, scale, bias, 1e-12)
+    let (scale, bias) = scale_and_bias(g, name, &[width])?;
+    g.named(name).layer_normalization(x, scale, bias, EPSILON)
+}
+
+/// BERT's.
+const EPSILON: f32 = 1e-12;
+
+/// The same of every norm.
+fn scale_and_bias(g: &mut GraphBuilder, name: &str, dims: &[usize]) -> Result<(Value, Value)> {
+    let scale = random(g, &format!("{name}.scale"), dims, 0.1, 2)?;
+    let bias = random(g, &format!("{name}.bias"), dims, 0.1, 3)?;
+    Ok((g.add_scalar(scale, 1.0)?, bias))
 }
 
 /// Over axis 1, in its parts.
@@ -197,12 +205,13 @@ fn channel_norm(g: &mut GraphBuilder, x: Value, width: usize, seed: u64) -> Resu
     let centred = g.sub(x, mean)?;
     let squared = g.mul(centred, centred)?;
     let variance = g.reduce_mean(squared, &[1], true)?;
-    let variance = g.add_scalar(variance, 1e-6)?;
+    let variance = g.add_scalar(variance, EPSILON.into())?;
     let deviation = g.sqrt(variance)?;
     let inverse = g.reciprocal(deviation)?;
     let normal = g.mul(centred, inverse)?;
-    let scale = random(g, &format!("channels.{seed}.scale"), &[1, width, 1, 1], 0.5, seed)?;
-    g.mul(normal, scale)
+    let (scale, bias) = scale_and_bias(g, &format!("channels.{seed}"), &[1, width, 1, 1])?;
+    let scaled = g.mul(normal, scale)?;
+    g.add(scaled, bias)
 }
 
 fn batch_norm(g: &mut GraphBuilder, x: Value, channels: usize, seed: u64) -> Result<Value> {

@@ -3,7 +3,7 @@
 pub(crate) mod fixtures;
 
 use super::operator::{Attention, Groups, Operator, PoolKernel, Reduce, Window};
-use super::{Graph, GraphBuilder, Shape, TensorType};
+use super::{Array, Graph, GraphBuilder, Shape, TensorType};
 use crate::description::element::ElementType::{self, Bool, F32, F64, I8, I32, I64, U8};
 use crate::description::quantization::QuantB;
 use crate::error::Error;
@@ -227,11 +227,11 @@ fn text(result: Result<impl Sized, Error>) -> String {
 fn what_does_not_fit_is_refused_where_it_is_added_with_its_name() {
     let mut g = GraphBuilder::new();
     let x = g.input("x", F32, &[2, 3]).unwrap();
-    assert_eq!(text(g.input("x", F32, &[1])), "invalid graph: there are two values or nodes of the name `x`");
+    assert_eq!(text(g.input("x", F32, &[1])), "graph: there are two values or nodes of the name `x`");
     assert!(text(g.input("w", ElementType::I4, &[1])).contains("input `w`: elements of i4 are weights"));
     assert!(text(g.input("big", F32, &[usize::MAX, 2])).contains("input `big`: a shape of"));
     let problem = text(g.named("product").matmul(x, x));
-    assert_eq!(problem, "invalid graph: node `product`: MatMul: [2, 3] and [2, 3] do not fit: k is 3 and 2");
+    assert_eq!(problem, "graph: node `product`: MatMul: [2, 3] and [2, 3] do not fit: k is 3 and 2");
     assert!(text(g.named("x").relu(x)).contains("of the name `x`"));
     let mut other = GraphBuilder::new();
     let foreign = other.input("x", F32, &[2, 3]).unwrap();
@@ -298,4 +298,88 @@ fn fixtures_are_described() {
     let output = |graph: &Graph| graph.outputs().next().unwrap().1.to_string();
     assert_eq!((output(&cnn), output(&quantized)), ("f32[2, 5]".into(), "f32[4, 9]".into()));
     assert!(quantized.nodes().any(|(_, operator)| operator.name() == "DequantizeLinear"));
+}
+
+/// Token ids, and a mask that hides the last `hidden` of each sequence.
+fn tokens(encoder: Encoder, hidden: usize) -> [Array; 2] {
+    let Encoder { batch, sequence, vocabulary, .. } = encoder;
+    let dims = [batch, sequence];
+    let at = |of: &dyn Fn(usize) -> usize| {
+        (0..batch * sequence).map(|index| i64::try_from(of(index)).unwrap()).collect::<Vec<_>>()
+    };
+    let ids = Array::new(&dims, at(&|index| index * index % vocabulary)).unwrap();
+    let mask = Array::new(&dims, at(&|index| usize::from(index % sequence < sequence - hidden))).unwrap();
+    [ids, mask]
+}
+
+/// The largest difference of two results of f64 and f64 or f32.
+fn distance(a: &Array, b: &Array) -> f64 {
+    let wide = |array: &Array| match (array.data::<f64>(), array.data::<f32>()) {
+        (Some(data), _) => data.to_vec(),
+        (None, Some(data)) => data.iter().map(|x| f64::from(*x)).collect(),
+        _ => panic!("{array:?}"),
+    };
+    assert_eq!(a.shape(), b.shape());
+    wide(a).iter().zip(wide(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn the_lowered_encoder_computes_what_the_encoder_does() {
+    let encoder = Encoder::SMALL;
+    let [ids, mask] = tokens(encoder, 0);
+    let hidden = &encoder.bert().unwrap().interpret_f64(&[&ids, &mask]).unwrap()[1];
+    let lowered = &encoder.lowered().unwrap().interpret_f64(&[&ids]).unwrap()[0];
+    assert!(distance(hidden, lowered) < 1e-12, "{}", distance(hidden, lowered));
+    let f32s = &encoder.lowered().unwrap().interpret_f32(&[&ids]).unwrap()[0];
+    assert!((1e-9..1e-4).contains(&distance(hidden, f32s)), "{}", distance(hidden, f32s));
+}
+
+#[test]
+fn what_a_mask_hides_changes_nothing_and_fewer_sequences_are_a_part() {
+    let encoder = Encoder::SMALL;
+    let [ids, mask] = tokens(encoder, 2);
+    let mut others = ids.clone();
+    let last = others.data_mut::<i64>().unwrap();
+    (last[encoder.sequence - 1], last[encoder.sequence - 2]) = (3, 5);
+    assert_ne!(others, ids);
+    let bert = encoder.bert().unwrap();
+    let embeddings =
+        |graph: &Graph, ids: &Array, mask: &Array| graph.interpret_f64(&[ids, mask]).unwrap().swap_remove(0);
+    let all = embeddings(&bert, &ids, &mask);
+    assert_eq!(distance(&all, &embeddings(&bert, &others, &mask)), 0.0);
+    let length: f64 = all.data::<f64>().unwrap()[..encoder.width].iter().map(|x| x * x).sum();
+    assert!((length - 1.0).abs() < 1e-12);
+    // One sequence alone.
+    let one = bert.variable_leading(&["ids", "mask"]).unwrap().with_leading(1).unwrap();
+    let first = |array: &Array| {
+        Array::new(&[1, encoder.sequence], array.data::<i64>().unwrap()[..encoder.sequence].to_vec()).unwrap()
+    };
+    let alone = embeddings(&one, &first(&ids), &first(&mask));
+    assert_eq!(alone.data::<f64>().unwrap(), &all.data::<f64>().unwrap()[..encoder.width]);
+}
+
+#[test]
+fn the_other_fixtures_compute_too() {
+    let image: Vec<f32> = (0..2 * 3 * 17 * 15).map(|index| (index % 29) as f32 / 29.0).collect();
+    let image = Array::new(&[2, 3, 17, 15], image).unwrap();
+    let [exact, plain] = [
+        fixtures::cnn(2).unwrap().interpret_f64(&[&image]).unwrap(),
+        fixtures::cnn(2).unwrap().interpret_f32(&[&image]).unwrap(),
+    ];
+    let row: f64 = exact[0].data::<f64>().unwrap()[..5].iter().sum();
+    assert!((row - 1.0).abs() < 1e-12 && distance(&exact[0], &plain[0]) < 1e-5);
+    let x: Vec<f32> = (0..64).map(|index| index as f32 / 29.0 - 1.0).collect();
+    let x = Array::new(&[4, 16], x).unwrap();
+    let graph = fixtures::quantized_linear(4).unwrap();
+    let [exact, plain] = [graph.interpret_f64(&[&x]).unwrap(), graph.interpret_f32(&[&x]).unwrap()];
+    assert!(distance(&exact[0], &plain[0]) < 1e-5);
+    // 4-bit weights in groups are what their quantisation says.
+    let weights = Weights::from_tensor(Tensor::random_normal_f32(8, 5, 1.0, 1).unwrap());
+    let scheme = WeightScheme::INT4.with_scheme(QuantB::PerGroup { group_size: 3, zero_point: -1 });
+    let (int4, _) = weights.quantize(&scheme).unwrap();
+    let mut g = GraphBuilder::new();
+    let w = g.weights("w", &int4).unwrap();
+    let y = g.identity(w).unwrap();
+    let plain = g.finish(&[("y", y)]).unwrap().interpret_f32(&[]).unwrap();
+    assert_eq!(plain[0].data::<f32>().unwrap(), int4.dequantize().unwrap().data());
 }
