@@ -699,6 +699,9 @@ fn args<'v>(m: usize, inputs: &Inputs<'v>, bias: Option<AnyView<'v>>, c: AnyView
     RunArgs { m, a: inputs.a, b: inputs.b, bias, residual: inputs.residual, c }
 }
 
+/// The elements of A, of a dynamic B, and of C.
+type PlainOperands<'v> = (&'v [f32], Option<&'v [f32]>, &'v mut [f32]);
+
 /// The elements of operands that are all f32 on the host, and those of a plain product, laid out to the last stride as
 /// described: what a small product can spend on checks.
 #[inline]
@@ -706,7 +709,7 @@ fn plain_operands<'v>(
     product: &MatMul,
     inputs: &'v Inputs<'_>,
     c: &'v mut AnyViewMut<'_>,
-) -> Option<(&'v [f32], Option<&'v [f32]>, &'v mut [f32])> {
+) -> Option<PlainOperands<'v>> {
     let (AnyView::F32(a), None, None, AnyViewMut::F32(c)) = (&inputs.a, &inputs.bias, &inputs.residual, c)
     else {
         return None;
