@@ -51,7 +51,7 @@ unsafe impl Simd for Avx2 {
     unsafe fn load_masked(from: *const f32, mask: Mask) -> Self { unsafe { Self(_mm256_maskload_ps(from, mask.lanes)) } }
     #[inline(always)]
     unsafe fn store_masked(self, to: *mut f32, mask: Mask) {
-        // In parts: AMD's cores take some 12 cycles for a masked store.
+        // In parts: a masked store is microcode on AMD's cores.
         unsafe {
             let Mask { count, .. } = mask;
             if count == 8 {
