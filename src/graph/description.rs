@@ -69,6 +69,7 @@ pub struct Graph {
 
 impl Graph {
     /// The name and type of each input, in the order of a run's operands.
+    #[must_use]
     pub fn inputs(&self) -> impl ExactSizeIterator<Item = (&str, TensorType)> {
         self.inputs.iter().map(|index| {
             let value = &self.values[*index];
@@ -77,11 +78,13 @@ impl Graph {
     }
 
     /// The name and type of each output, in the order of a run's results.
+    #[must_use]
     pub fn outputs(&self) -> impl ExactSizeIterator<Item = (&str, TensorType)> {
         self.outputs.iter().map(|(name, index)| (name.as_str(), self.values[*index].tensor_type))
     }
 
     /// The name and operator of each node, in the order in which they are computed.
+    #[must_use]
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = (&str, &Operator)> {
         self.nodes.iter().map(|node| (node.name.as_str(), &node.operator))
     }

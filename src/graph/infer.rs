@@ -553,12 +553,11 @@ fn attention(inputs: &Inputs<'_>, attributes: &Attention) -> Infer<TensorType> {
         let fits = mask.shape.broadcast(&scores).is_ok_and(|shape| shape == scores);
         require(fits, mask, &format!("a mask that is broadcast to {scores}"))?;
     }
-    let result = match attributes.heads {
-        None => shape(&[batch, q_heads, queries, v_size])?,
-        Some(_) => {
-            let width = q_heads.checked_mul(v_size).ok_or("the result is too wide")?;
-            shape(&[batch, queries, width])?
-        }
+    let result = if attributes.heads.is_none() {
+        shape(&[batch, q_heads, queries, v_size])?
+    } else {
+        let width = q_heads.checked_mul(v_size).ok_or("the result is too wide")?;
+        shape(&[batch, queries, width])?
     };
     Ok(TensorType::new(element, result))
 }

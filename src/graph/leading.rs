@@ -143,6 +143,7 @@ impl Graph {
     }
 
     /// How the results of a node vary.
+    #[allow(clippy::too_many_lines, reason = "a table of operators")]
     fn prove(&self, node: &NodeInfo, most: usize, values: &[Option<Varying>]) -> Proof {
         let of = |index: usize| node.inputs.get(index).copied().flatten();
         let varying = |index: usize| of(index).and_then(|value| values[value]);

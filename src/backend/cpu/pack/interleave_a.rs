@@ -235,17 +235,14 @@ unsafe fn write_row(
         }
         return RowTerms { add: 0, scale: plan.scales.a };
     }
-    let (add, scale) = match plan.kernels.format {
-        Format::Int8Pairs => {
-            let out = &mut halves(words)[..k];
-            // SAFETY: by the function's own contract.
-            unsafe { write_integers(plan, a, item, row, (first, step), out, floats_scratch) }
-        }
-        _ => {
-            let out = &mut bytes(words)[..k];
-            // SAFETY: by the function's own contract.
-            unsafe { write_integers(plan, a, item, row, (first, step), out, floats_scratch) }
-        }
+    let (add, scale) = if plan.kernels.format == Format::Int8Pairs {
+        let out = &mut halves(words)[..k];
+        // SAFETY: by the function's own contract.
+        unsafe { write_integers(plan, a, item, row, (first, step), out, floats_scratch) }
+    } else {
+        let out = &mut bytes(words)[..k];
+        // SAFETY: by the function's own contract.
+        unsafe { write_integers(plan, a, item, row, (first, step), out, floats_scratch) }
     };
     RowTerms { add, scale }
 }
