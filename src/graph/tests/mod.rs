@@ -12,6 +12,7 @@ use crate::operands::tensor::Tensor;
 use crate::operands::weights::Weights;
 use fixtures::Encoder;
 
+#[allow(clippy::unnecessary_wraps, reason = "as an input is")]
 fn of(element: ElementType, dims: &[usize]) -> Option<TensorType> {
     Some(TensorType::new(element, Shape::new(dims).unwrap()))
 }
@@ -31,6 +32,11 @@ fn slice(starts: &[i64], ends: &[i64], axes: &[i64], steps: &[i64]) -> Operator 
     Operator::Slice { starts, ends, axes, steps }
 }
 
+/// An operator, the dimensions of its inputs, and what they give.
+type DimsCase<'a> = (Operator, &'a [&'a [usize]], Result<&'a [usize], &'a str>);
+/// The same with types.
+type TypesCase<'a> = (Operator, &'a [Option<TensorType>], Result<TensorType, &'a str>);
+
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn every_operator_gives_the_dimensions_that_onnx_does() {
@@ -45,7 +51,7 @@ fn every_operator_gives_the_dimensions_that_onnx_does() {
     let reshape = |shape: &[i64]| Op::Reshape { shape: shape.to_vec() };
     let squeeze = |axes: Option<&[i64]>| Op::Squeeze { axes: axes.map(<[i64]>::to_vec) };
     let none = Window::default;
-    let cases: &[(Op, &[&[usize]], Result<&[usize], &str>)] = &[
+    let cases: &[DimsCase<'_>] = &[
         (Op::Add, &[&[2, 1, 3], &[4, 1]], Ok(&[2, 4, 3])),
         (Op::Add, &[&[2], &[3]], Err("[2] and [3] cannot be broadcast")),
         (Op::Add, &[&[2]], Err("it takes 2 inputs, got 1")),
@@ -166,7 +172,7 @@ fn every_operator_gives_the_dimensions_that_onnx_does() {
         match (dims_of(operator, inputs), wanted) {
             (Ok(dims), Ok(wanted)) => assert_eq!(dims, *wanted, "{operator:?} of {inputs:?}"),
             (Err(problem), Err(part)) => {
-                assert!(problem.contains(part), "{operator:?} of {inputs:?}: {problem}")
+                assert!(problem.contains(part), "{operator:?} of {inputs:?}: {problem}");
             }
             (got, _) => panic!("{operator:?} of {inputs:?}: {got:?}"),
         }
@@ -180,9 +186,8 @@ fn types_are_checked() {
     let quantize = |output| Op::QuantizeLinear { axis: 1, block_size: 0, output };
     let dequantize = |block_size| Op::DequantizeLinear { axis: 0, block_size, output: F32 };
     let scalar = |element| of(element, &[]);
-    type Case<'a> = (Op, &'a [Option<TensorType>], Result<TensorType, &'a str>);
     let is = |element, dims: &[usize]| Ok(TensorType::new(element, Shape::new(dims).unwrap()));
-    let cases: &[Case<'_>] = &[
+    let cases: &[TypesCase<'_>] = &[
         (Op::Add, &[of(F32, &[2]), of(F64, &[2])], Err("input 1 is of f64, others of f32")),
         (Op::Add, &[of(Bool, &[2]), of(Bool, &[2])], Err("it takes numbers, got bool[2]")),
         (Op::Add, &[of(I64, &[2]), of(I64, &[])], is(I64, &[2])),

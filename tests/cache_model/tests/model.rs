@@ -66,7 +66,11 @@ macro_rules! implement {
 
         fn weigh(value: &$crate::Value<$fixture>) -> $store::Weight {
             let grown = value.grown.load($crate::Ordering::Relaxed);
-            $store::Weight { own: value.bytes + grown, shared: [value.shared, None], may_change: value.key == 5 }
+            $store::Weight {
+                own: value.bytes + grown,
+                shared: [value.shared, None],
+                may_change: value.key == 5,
+            }
         }
 
         impl $crate::Protocol for $fixture {
