@@ -55,7 +55,7 @@ use threads::pool::Pool;
 const WORK_PER_THREAD_NS: f64 = 6_000.0;
 
 /// Threads that sleep are woken for at least so much work, unless one product follows another: waking one costs the
-/// caller up to 20 microseconds (on a virtual machine), and it may come too late.
+/// caller 12 to 30 microseconds (on a virtual machine), and it may come too late.
 const WORK_TO_WAKE_NS: f64 = 400_000.0;
 
 /// The multiply-adds and the bytes of operands that a core gets through in a nanosecond, about: to
