@@ -49,6 +49,7 @@ pub struct Array {
 
 macro_rules! elements {
     ($($(#[$meta:meta])* $variant:ident: $rust:ty,)*) => {
+        /// The elements of an [`Array`], which has an example.
         #[doc(hidden)]
         #[derive(Clone, PartialEq, Debug)]
         pub enum Elements {

@@ -169,10 +169,12 @@ unsafe fn add_rows<V: Simd, E: Element, const KS: usize>(
     unsafe {
         let y = g.y.add(col);
         let mask = part.map(|count| V::mask(count));
+        // Beyond the columns lie those of another thread.
+        let ahead = size_of::<E::Bits>() == size_of::<f32>() && col + AHEAD < g.outputs;
         let mut sum = if k == 0 { V::splat(0.0) } else { V::load_part(y, mask) };
         for (i, x) in x.into_iter().enumerate() {
             let row = g.matrix.cast::<E::Bits>().add((k + i) * g.stride + col);
-            if size_of::<E::Bits>() == size_of::<f32>() {
+            if ahead {
                 V::prefetch(row.wrapping_add(AHEAD));
             }
             sum = x.mul_add(E::upcast_part::<V>(row, part), sum);

@@ -34,9 +34,6 @@ pub(crate) struct CpuRun {
     for_subnormals: Option<Box<Self>>,
 }
 
-/// A row times a B that is read as it lies: fewer columns are too short a run of each of its rows.
-const VECTOR_COLS: usize = 512;
-
 /// The memory of one thread. What an algorithm does not need is empty.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -280,7 +277,8 @@ impl Call<'_> {
                 let split = Split::new(unit, threads, layout, Operands { pack_a, pack_b, mc });
                 let by_cols = match self.b {
                     _ if pack_a => Cut::Nowhere,
-                    RunB::View(_) if self.m == 1 => Cut::Cols(VECTOR_COLS),
+                    // Short runs of each of its rows are read more slowly than all of them.
+                    RunB::View(_) if self.m == 1 => Cut::Nowhere,
                     _ => Cut::Cols(unit),
                 };
                 split.cut(layout, [by_cols, if pack_b { Cut::Nowhere } else { rows }])
@@ -296,11 +294,9 @@ impl Call<'_> {
             Algorithm::Upcast => {
                 let split =
                     Split::new(kernels.nr(), threads, layout, Operands { pack_a: true, pack_b: true, mc });
-                let is_row = is_row_by_16_bits(&plan.product, self.m);
-                let by_cols = if is_row { VECTOR_COLS } else { blocks.cols };
                 // Where B is converted once for all rows, fewer would convert it again.
                 let by_rows = if plan.upcasts_in_place() { Cut::Nowhere } else { Cut::Rows(blocks.rows) };
-                split.cut(layout, [Cut::Cols(by_cols), by_rows])
+                split.cut(layout, [Cut::Cols(blocks.cols), by_rows])
             }
             // All rows of A are packed by every thread.
             Algorithm::WeightOnly => {

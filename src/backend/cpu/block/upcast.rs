@@ -174,7 +174,10 @@ impl Call<'_> {
     fn float_block(&self, block: &Block, scratch: &mut Scratch) {
         let Block { item, rows, cols } = block;
         let k = self.plan.product.k();
+        #[cfg(feature = "half")]
         let multiplied = self.multiply_row(block, scratch);
+        #[cfg(not(feature = "half"))]
+        let multiplied = false;
         for depth in blocks(&(0..if multiplied { 0 } else { k }), self.plan.blocks.k) {
             let a = self.loaded(&self.a, &self.part_a(*item, rows, &depth), &mut scratch.a, |_| {});
             let part = self.part_b(*item, &depth, cols);
@@ -218,11 +221,6 @@ impl Call<'_> {
         // the row and the block's sums; elements are of the function's type, and the instructions are here.
         unsafe { if product.transpose_b() { (functions.rows)(&gemv) } else { (functions.columns)(&gemv) } };
         true
-    }
-
-    #[cfg(not(feature = "half"))]
-    fn multiply_row(&self, _: &Block, _: &mut Scratch) -> bool {
-        false
     }
 
     /// The product of a block, to where its sums are.
