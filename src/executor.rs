@@ -537,11 +537,13 @@ impl Context {
     }
 
     #[inline]
+    #[allow(unsafe_code, reason = "see `Run::run_plain`")]
     fn run(&mut self, compiled: &Compiled, inputs: &Inputs<'_>, mut c: AnyViewMut<'_>) -> Result<()> {
         if self.plain
             && let Some((a, b, c)) = plain_operands(compiled.product(), inputs, &mut c)
         {
-            self.run.run_plain(a, b, c);
+            // SAFETY: the operands are laid out as described, and a view has the elements of its layout.
+            unsafe { self.run.run_plain(a, b, c) };
             return Ok(());
         }
         self.run_checked(compiled, inputs, c)

@@ -224,7 +224,11 @@ pub(crate) trait Run: Send {
         false
     }
     /// Runs on the elements of such operands; B is left out where it is constant.
-    fn run_plain(&mut self, _a: &[f32], _b: Option<&[f32]>, _c: &mut [f32]) {
+    ///
+    /// # Safety
+    /// [`Run::is_plain`] is true, and the elements cover the layouts of the description.
+    #[allow(unsafe_code, reason = "what surrounds the smallest products takes as long as they do")]
+    unsafe fn run_plain(&mut self, _a: &[f32], _b: Option<&[f32]>, _c: &mut [f32]) {
         debug_assert!(false, "no runs are plain");
     }
     /// Runs, and says what the engine observed.

@@ -156,7 +156,7 @@ impl Run for CpuRun {
         self.plan.team.is_none() && !self.plan.has_epilogue() && self.workers.caller().small.is_some()
     }
 
-    fn run_plain(&mut self, a: &[f32], b: Option<&[f32]>, c: &mut [f32]) {
+    unsafe fn run_plain(&mut self, a: &[f32], b: Option<&[f32]>, c: &mut [f32]) {
         let plan = &*self.plan;
         let product = &plan.product;
         let b = match (&plan.b, b) {

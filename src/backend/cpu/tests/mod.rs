@@ -616,7 +616,8 @@ fn a_plain_run_computes_the_items_of_other_runs_and_nothing_between_them() {
             let mut run = compile(&cpu, &product, weights.as_ref(), threads).open(0).unwrap();
             if plain {
                 assert!(run.is_plain());
-                run.run_plain(&a, (!constant).then_some(&b), &mut c);
+                // SAFETY: it is plain, and the operands have the elements of the description.
+                unsafe { run.run_plain(&a, (!constant).then_some(&b), &mut c) };
             } else {
                 let args = RunArgs {
                     m,
