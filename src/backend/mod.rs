@@ -389,7 +389,7 @@ impl Backends {
     /// As [`Backends::add`].
     pub fn add_device(&mut self, shim: ShimLibrary, index: u32) -> Result<BackendId> {
         let id = shim.device_id(index);
-        let built_in = || built_in().iter().any(|entry| entry.id == id);
+        let built_in = || BUILT_IN.entries.iter().any(|entry| entry.id == id);
         match self.entries.iter().position(|entry| entry.id == id) {
             _ if id == BackendId::AUTO => return Err(Error::DuplicateBackend { backend: id }),
             // The device could not be opened before.

@@ -102,11 +102,10 @@ fn short(array: &Array) -> Option<String> {
     if array.shape().rank() > 0 {
         return None;
     }
-    let text = |text: String| Some(text);
     macro_rules! first {
         ($($rust:ty)*) => {$(
             if let Some([element]) = array.data::<$rust>() {
-                return text(format!("{element:?}"));
+                return Some(format!("{element:?}"));
             }
         )*};
     }

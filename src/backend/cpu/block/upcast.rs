@@ -203,9 +203,6 @@ impl Call<'_> {
             return false;
         }
         let (vector, k, layout) = (plan.kernels.vector, product.k(), product.b());
-        if !is_row_by_16_bits(product, self.m) {
-            return false;
-        }
         let stride = layout.leading_dimension();
         let first = layout.item_offset(*item) + cols.start * if product.transpose_b() { stride } else { 1 };
         let (functions, matrix): (_, *const u8) = match &self.b {
