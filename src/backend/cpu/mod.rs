@@ -23,6 +23,8 @@ mod macrokernel;
 mod microkernel;
 mod pack;
 mod plan;
+#[cfg_attr(not(test), allow(dead_code, reason = "for graphs"))]
+mod rows;
 mod run;
 mod small;
 mod support;

@@ -4,7 +4,7 @@
 //! - [`requantize`]: results from sums of integers, in the micro-kernel; [`store`]: operands and results of any
 //!   type, row by row.
 
-mod activations;
+pub(crate) mod activations;
 pub(crate) mod requantize;
 pub(crate) mod store;
 
@@ -57,13 +57,13 @@ impl Epilogue {
 }
 
 /// A function of vectors.
-trait Function {
+pub(crate) trait Function {
     /// # Safety
     /// As [`Simd`].
     unsafe fn apply<V: Simd>(x: V) -> V;
 }
 
-struct Identity;
+pub(crate) struct Identity;
 
 impl Function for Identity {
     #[inline(always)]
@@ -74,7 +74,7 @@ impl Function for Identity {
 
 macro_rules! functions {
     ($($name:ident: $function:expr,)*) => {$(
-        struct $name;
+        pub(crate) struct $name;
 
         impl Function for $name {
             #[inline(always)]
@@ -93,6 +93,7 @@ functions! {
     Silu: activations::silu,
     Sigmoid: activations::sigmoid,
     Tanh: activations::tanh,
+    Exp: activations::exp,
 }
 
 /// `activation(alpha * c + bias + residual)` in place, in that order.

@@ -118,6 +118,8 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn sum(self) -> f32 { unsafe { _mm512_reduce_add_ps(self.0) } }
     #[inline(always)]
+    unsafe fn largest(self) -> f32 { unsafe { _mm512_reduce_max_ps(self.0) } }
+    #[inline(always)]
     unsafe fn prefetch<T>(from: *const T) { unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) } }
     #[inline(always)]
     unsafe fn prefetch_l2<T>(from: *const T) { unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) } }

@@ -374,6 +374,8 @@ pub(crate) unsafe trait Simd: Copy {
     }
     /// The sum of the lanes, in an order that is always the same.
     unsafe fn sum(self) -> f32;
+    /// The greatest of the lanes, where none is NaN; else any number or NaN.
+    unsafe fn largest(self) -> f32;
     /// Prefetches a cache line; any address will do.
     unsafe fn prefetch<T>(from: *const T);
     /// The same into the second-level cache alone, where there is an instruction for it.

@@ -80,6 +80,8 @@ unsafe impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 { unsafe { vaddvq_f32(self.0) } }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 { unsafe { vmaxvq_f32(self.0) } }
     // A prefetch needs inline assembly; the hardware follows the streams by itself.
     #[inline(always)]
     unsafe fn prefetch<T>(_from: *const T) {}

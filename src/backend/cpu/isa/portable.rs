@@ -92,6 +92,8 @@ unsafe impl Simd for Portable {
         ((a + e) + (c + g)) + ((b + f) + (d + h))
     }
     #[inline(always)]
+    unsafe fn largest(self) -> f32 { self.0.into_iter().fold(f32::NEG_INFINITY, f32::max) }
+    #[inline(always)]
     unsafe fn prefetch<T>(_from: *const T) {}
 
     #[cfg(feature = "half")]

@@ -12,6 +12,7 @@ use crate::backend::cpu::pack::upcast::{self, Elements, UpcastFunctions, upcast_
 #[cfg(feature = "half")]
 use crate::backend::cpu::pack::upcast::{Bf16, Element, F16};
 use crate::backend::cpu::pack::{Format, Word, copy_rows};
+use crate::backend::cpu::rows::{self, NormRows, RowFunctions, Softmax, Unary};
 
 /// What there is of an instruction set besides micro-kernels.
 pub(crate) struct VectorFunctions {
@@ -30,6 +31,8 @@ pub(crate) struct VectorFunctions {
     pub gemv_bf16: GemvFunctions,
     pub epilogue: unsafe fn(&Epilogue),
     pub weight_only: weight_only::Kernels,
+    #[cfg_attr(not(test), expect(dead_code, reason = "for graphs"))]
+    pub rows: RowFunctions,
 }
 
 /// The micro-kernels of an instruction set without its extensions.
@@ -167,6 +170,24 @@ macro_rules! instruction_set {
             }
 
             $(#[target_feature(enable = $feature)])?
+            unsafe fn normalize(n: &NormRows) {
+                // SAFETY: as for `tile`.
+                unsafe { rows::normalize::<V>(n) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn softmax(s: &Softmax) {
+                // SAFETY: as for `tile`.
+                unsafe { rows::softmax::<V>(s) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn unary(u: &Unary) {
+                // SAFETY: as for `tile`.
+                unsafe { rows::unary::<V>(u) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
             unsafe fn weight_only<const BITS: u32, const ROWS: usize, const CHAINS: usize, const OFFSET: bool>(
                 p: &PanelArgs,
             ) {
@@ -200,6 +221,7 @@ macro_rules! instruction_set {
                     ],
                     halves_apart: V::HALVES_APART,
                 },
+                rows: RowFunctions { normalize, softmax, unary },
             };
 
             pub(super) static KERNELS: InstructionSet = InstructionSet {

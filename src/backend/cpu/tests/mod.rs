@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 mod dot;
+mod rows;
 mod shared_b;
 mod weight_only;
 
