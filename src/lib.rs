@@ -88,7 +88,7 @@ mod verify;
 pub use backend::auto::explain;
 pub use backend::instant_start::InstantStart;
 pub use backend::known_faults::{FaultHandling, KnownFault, known_faults};
-pub use backend::refusal::{Refusal, RefusalReason};
+pub use backend::refusal::{NodeRefusal, Refusal, RefusalReason};
 #[cfg(all(feature = "blas", unix, not(target_vendor = "apple")))]
 pub use backend::set_blas_threads;
 pub use backend::{BackendId, BackendInfo, BackendStatus, Backends, ShimDevice, ShimLibrary, available};

@@ -7,13 +7,15 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::backend::instant_start::{InstantStart, WithInstantStart};
-use crate::backend::refusal::Refusal;
+use crate::backend::refusal::{NodeRefusal, Refusal, RefusalReason};
 use crate::description::linear::Linear;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::description::with_weights::{MatMulWithWeights, Product};
 use crate::error::{Error, Result};
 use crate::executor::{Arithmetic, Compiled, RunObservation};
+use crate::graph::compiled::CompiledGraph;
+use crate::graph::{Array, Graph};
 use crate::operands::device_tensor::{DeviceMemory, Storage};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
 use crate::operands::view::{AnyView, AnyViewMut};
@@ -166,6 +168,62 @@ pub(crate) trait Backend: Send + Sync {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>>;
+    /// The nodes of `graph` that it does not run; without any it compiles the graph.
+    fn refused_nodes(&self, graph: &Graph, _options: &CompileOptions) -> Vec<NodeRefusal> {
+        let refusal = |message: &str| Refusal::new(RefusalReason::Other, message);
+        (0..graph.nodes.len())
+            .map(|node| NodeRefusal::new(graph, node, refusal("this backend has no graphs; use `cpu`")))
+            .collect()
+    }
+    /// Compiles a graph of which it refuses no node. To `keep_values` is to leave in place what [`GraphRun::value`]
+    /// asks for.
+    fn compile_graph(
+        &self,
+        _graph: &Graph,
+        _options: &CompileOptions,
+        _keep_values: bool,
+    ) -> Result<Box<dyn GraphProgram>> {
+        Err(Error::graph("this backend has no graphs".into()))
+    }
+}
+
+/// What a backend makes of a graph.
+pub(crate) trait GraphProgram: Send + Sync {
+    fn open(&self) -> Result<Box<dyn GraphRun>>;
+    fn info(&self) -> GraphInfo;
+}
+
+/// What a backend says of a compiled graph.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GraphInfo {
+    /// For each node the step that computes it; `None` for one that costs nothing.
+    pub step_of: Vec<Option<usize>>,
+    /// A name for each step.
+    pub steps: Vec<String>,
+    /// Packed weights and constants of the backend's own.
+    pub weight_bytes: usize,
+    /// What each executor has for values.
+    pub arena_bytes: usize,
+    /// What all values would take next to each other.
+    pub values_bytes: usize,
+    pub threads: Option<usize>,
+}
+
+/// The run context of one thread.
+pub(crate) trait GraphRun: Send {
+    /// Inputs and outputs are as the graph describes them, with `leading` of a variable leading dimension, or with more
+    /// in outputs. What is beyond it there is set to 0. `step_ns` takes the time of each step, where it is asked for.
+    fn run(
+        &mut self,
+        leading: usize,
+        inputs: &[&Array],
+        outputs: &mut [&mut Array],
+        step_ns: Option<&mut [u64]>,
+    ) -> Result<()>;
+    /// A value of the last run that is neither an input nor an output, where values are kept and it was not skipped.
+    fn value(&self, _value: usize) -> Result<Option<Array>> {
+        Ok(None)
+    }
 }
 
 /// What a backend makes of a product.
@@ -516,6 +574,38 @@ impl Backends {
         Compiled::new(memory, backend.as_ref(), product, weights, options)
     }
 
+    /// The nodes of `graph` that `id` does not run, and why: none where it compiles the graph.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBackend`], [`Error::Unavailable`], [`Error::Threads`].
+    pub fn refused_nodes(
+        &self,
+        id: &BackendId,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<Vec<NodeRefusal>> {
+        options.threads.check()?;
+        Ok(self.get(id)?.refused_nodes(graph, options))
+    }
+
+    /// Compiles `graph` for the backend `id`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with every node that the backend does not run; [`Error::UnknownBackend`],
+    /// [`Error::Unavailable`], [`Error::OutOfMemory`], [`Error::Threads`], [`Error::Native`].
+    pub fn compile_graph(
+        &self,
+        id: &BackendId,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph> {
+        let refused = self.refused_nodes(id, graph, options)?;
+        if let Some(refusal) = refusal_of_nodes(&refused) {
+            return Err(Error::Refused { backend: id.clone(), refusal });
+        }
+        CompiledGraph::new(id, self.get(id)?.as_ref(), graph, options)
+    }
+
     /// Initialises now what the first product compiled for `id` would initialise otherwise: a driver's context, a
     /// library of kernels. How long it took, the first time; `None` where there is nothing to initialise.
     ///
@@ -575,6 +665,13 @@ impl fmt::Debug for Backends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.available()).finish()
     }
+}
+
+/// One refusal for a graph of which some nodes are refused.
+fn refusal_of_nodes(refused: &[NodeRefusal]) -> Option<Refusal> {
+    let reason = refused.first()?.refusal.reason;
+    let lines: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    Some(Refusal::new(reason, lines.join("; ")))
 }
 
 /// What the backend says, and quarantine.

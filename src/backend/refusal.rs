@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::backend::BackendId;
 use crate::error::{Error, NativeError};
+use crate::graph::Graph;
 
 /// A backend's answer that it does not run a product.
 ///
@@ -58,6 +59,46 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.message, self.reason)
+    }
+}
+
+/// A backend's answer that it does not run a node of a graph.
+///
+/// ```
+/// use ane_matmul::graph::{Array, GraphBuilder, Groups, Window};
+/// use ane_matmul::{BackendId, Backends, CompileOptions, ElementType};
+///
+/// let mut g = GraphBuilder::new();
+/// let x = g.input("x", ElementType::F32, &[1, 3, 8, 8])?;
+/// let w = g.constant("w", Array::new(&[4, 3, 3, 3], vec![0f32; 108])?)?;
+/// let y = g.named("stem").conv(x, w, None, Window::default(), Groups(1))?;
+/// let graph = g.finish(&[("y", y)])?;
+/// for refused in Backends::new().refused_nodes(&BackendId::CPU, &graph, &CompileOptions::default())? {
+///     println!("{refused}"); // node `stem`: Conv: ...
+/// }
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeRefusal {
+    /// The node's name.
+    pub node: String,
+    /// Its operator.
+    pub operator: &'static str,
+    /// Why.
+    pub refusal: Refusal,
+}
+
+impl NodeRefusal {
+    pub(crate) fn new(graph: &Graph, node: usize, refusal: Refusal) -> Self {
+        let node = &graph.nodes[node];
+        Self { node: node.name.clone(), operator: node.operator.name(), refusal }
+    }
+}
+
+impl fmt::Display for NodeRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node `{}`: {}: {}", self.node, self.operator, self.refusal)
     }
 }
 

@@ -83,6 +83,22 @@ macro_rules! elements {
             }
         )*
 
+        impl Elements {
+            /// Where the elements lie.
+            pub(crate) fn start(&self) -> *const u8 {
+                match self {
+                    $($(#[$meta])* Self::$variant(data) => data.as_ptr().cast(),)*
+                }
+            }
+
+            /// Where the elements lie, to write to.
+            pub(crate) fn start_mut(&mut self) -> *mut u8 {
+                match self {
+                    $($(#[$meta])* Self::$variant(data) => data.as_mut_ptr().cast(),)*
+                }
+            }
+        }
+
         impl Array {
             /// Zeros of a type; `false` of booleans.
             ///
@@ -167,6 +183,10 @@ impl Array {
 
     pub(crate) const fn elements(&self) -> &Elements {
         &self.elements
+    }
+
+    pub(crate) const fn elements_mut(&mut self) -> &mut Elements {
+        &mut self.elements
     }
 }
 

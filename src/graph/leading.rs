@@ -93,6 +93,17 @@ impl Graph {
         Ok(self)
     }
 
+    /// The type of a value in a run with `leading` of a variable leading dimension.
+    pub(crate) fn type_for(&self, value: usize, leading: usize) -> TensorType {
+        let described = self.values[value].tensor_type;
+        match self.leading.as_ref().and_then(|leading| leading.values[value]) {
+            None => described,
+            Some(Varying { axis, count }) => {
+                TensorType::new(described.element, described.shape.with_dim(axis, leading * count))
+            }
+        }
+    }
+
     /// The same graph for exactly `leading` of a leading dimension that is variable.
     ///
     /// # Errors

@@ -6,21 +6,25 @@
 //! [`Graph::interpret_f64`] computes it as it is given, one operator after the other, in float64: what a faster
 //! computation is compared with. [`Graph::interpret_f32`] does the same in plain float32.
 //!
-//! Backends do not compile graphs yet.
+//! [`Graph::compile`] makes a [`CompiledGraph`] for a backend, and [`CompiledGraph::executor`] what runs it.
 
 mod array;
 mod builder;
-mod description;
-mod infer;
+pub(crate) mod compiled;
+pub(crate) mod description;
+pub(crate) mod infer;
 mod interpret;
-mod leading;
-mod operator;
-mod shape;
+pub(crate) mod leading;
+pub(crate) mod operator;
+pub(crate) mod report;
+pub(crate) mod shape;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use array::{Array, ArrayElement};
 pub use builder::{GraphBuilder, Value};
+pub use compiled::{CompiledGraph, GraphExecutor};
 pub use description::Graph;
 pub use operator::{Attention, Groups, Operator, PoolKernel, Reduce, Window};
+pub use report::{GraphReport, NodeReport};
 pub use shape::{MAX_RANK, Shape, TensorType};

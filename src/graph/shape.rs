@@ -78,6 +78,12 @@ impl Shape {
         axis_of(axis, self.rank()).ok_or_else(|| format!("there is no axis {axis} in {self}"))
     }
 
+    /// The same with another dimension along an axis: no larger than one that it had.
+    pub(crate) const fn with_dim(mut self, axis: usize, dim: usize) -> Self {
+        self.dims[axis] = dim;
+        self
+    }
+
     /// The elements from one index of each axis to the next, of packed elements.
     pub(crate) fn strides(&self) -> [usize; MAX_RANK] {
         let mut strides = [1; MAX_RANK];

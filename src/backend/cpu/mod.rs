@@ -6,6 +6,7 @@
 //!   with a vector.
 //! - [`microkernel`]: the micro-kernels, and the list of all that are compiled; [`isa`]: instruction sets and
 //!   their vectors.
+//! - [`graph`]: whole graphs.
 //! - [`pack`]: operands in the order of the micro-kernels; [`epilogue`]: what follows the sums; [`threads`].
 
 #![allow(
@@ -18,6 +19,7 @@ mod blocking;
 mod buffer;
 mod epilogue;
 mod gemv;
+mod graph;
 pub(crate) mod isa;
 mod macrokernel;
 mod microkernel;
@@ -34,13 +36,14 @@ mod threads;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::backend::refusal::Refusal;
-use crate::backend::{Backend, CompiledInfo, CompiledProduct, Run};
+use crate::backend::refusal::{NodeRefusal, Refusal};
+use crate::backend::{Backend, CompiledInfo, CompiledProduct, GraphProgram, Run};
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::Result;
+use crate::graph::Graph;
 use crate::operands::weights::Weights;
 
 use blocking::{Blocking, Caches};
@@ -142,6 +145,19 @@ impl Backend for Cpu {
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
         Ok(Box::new(self.compile_product(product, weights, options)?))
+    }
+
+    fn refused_nodes(&self, graph: &Graph, _options: &CompileOptions) -> Vec<NodeRefusal> {
+        self.refused_graph_nodes(graph)
+    }
+
+    fn compile_graph(
+        &self,
+        graph: &Graph,
+        options: &CompileOptions,
+        keep_values: bool,
+    ) -> Result<Box<dyn GraphProgram>> {
+        Ok(Box::new(self.compile_graph_program(graph, options, keep_values)?))
     }
 }
 

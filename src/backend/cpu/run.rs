@@ -63,7 +63,7 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    fn new(plan: &Plan) -> Result<Self> {
+    pub(crate) fn new(plan: &Plan) -> Result<Self> {
         const WHAT: &str = "packed operands";
         let (product, kernels, blocks) = (&plan.product, plan.kernels, &plan.blocks);
         let (m, n, k) = (product.m(), product.n(), product.k());
@@ -128,6 +128,24 @@ impl Scratch {
             }
         }
         Ok(scratch)
+    }
+
+    /// Takes over what is longer there, so that this serves the products of both.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        let keep = |own: &mut Buffer, other: Buffer| {
+            if own.bytes() < other.bytes() {
+                *own = other;
+            }
+        };
+        keep(&mut self.a, other.a);
+        keep(&mut self.b, other.b);
+        keep(&mut self.upcast_b, other.upcast_b);
+        keep(&mut self.c, other.c);
+    }
+
+    /// Another product follows.
+    pub(crate) fn forget_rows(&mut self) {
+        self.rows_held = None;
     }
 
     /// Whether these rows of A are yet to be brought into their form; the scratch memory counts as having them then.
@@ -208,14 +226,14 @@ impl Run for CpuRun {
         match &plan.team {
             None => {
                 let scratch = self.workers.caller();
-                scratch.rows_held = None;
+                scratch.forget_rows();
                 call.compute(&Share::all_of(&layout), scratch);
             }
             Some(team) => {
                 let known = self.split.filter(|(m, _)| *m == call.m);
                 let (_, split) = *self.split.insert(known.unwrap_or_else(|| (call.m, call.split())));
                 self.workers.run(team, split.shares(), split.pieces(), |pieces, scratch| {
-                    scratch.rows_held = None;
+                    scratch.forget_rows();
                     for (share, piece) in pieces {
                         call.compute(&split.piece(share, piece, &layout), scratch);
                     }
@@ -261,7 +279,7 @@ pub(crate) struct Block {
 impl Call<'_> {
     /// Shares of the threads, and their pieces: these are cut so that no thread packs more than it would for its
     /// whole share.
-    fn split(&self) -> Split {
+    pub(crate) fn split(&self) -> Split {
         let (plan, layout, threads) = (self.plan, self.output.layout(), self.plan.threads);
         let (kernels, blocks) = (plan.kernels, &plan.blocks);
         // A micro-kernel for few rows spans several micro-panels.
@@ -309,7 +327,7 @@ impl Call<'_> {
     }
 
     /// One thread's part.
-    fn compute(&self, share: &Share, scratch: &mut Scratch) {
+    pub(crate) fn compute(&self, share: &Share, scratch: &mut Scratch) {
         if share.rows.is_empty() || share.cols.is_empty() {
             return;
         }

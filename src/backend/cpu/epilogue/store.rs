@@ -37,7 +37,18 @@ impl<'a> Output<'a> {
         c: &mut AnyViewMut<'_>,
     ) -> Self {
         let (layout, element) = (*c.layout(), c.element_type());
-        Self { plan, bias, residual, start: c.memory().0, element, layout }
+        Self::at(plan, bias, residual, (c.memory().0, element), layout)
+    }
+
+    /// Of results that start there, of a type.
+    pub(crate) const fn at(
+        plan: &'a Plan,
+        bias: Option<AnyView<'a>>,
+        residual: Option<AnyView<'a>>,
+        (start, element): (*mut u8, ElementType),
+        layout: Layout,
+    ) -> Self {
+        Self { plan, bias, residual, start, element, layout }
     }
 
     /// The part of a C of 4-byte elements from `row` and `col` on, and the distance of its rows: for all its

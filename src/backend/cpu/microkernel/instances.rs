@@ -31,7 +31,6 @@ pub(crate) struct VectorFunctions {
     pub gemv_bf16: GemvFunctions,
     pub epilogue: unsafe fn(&Epilogue),
     pub weight_only: weight_only::Kernels,
-    #[cfg_attr(not(test), expect(dead_code, reason = "for graphs"))]
     pub rows: RowFunctions,
 }
 

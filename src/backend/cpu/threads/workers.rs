@@ -119,6 +119,111 @@ impl<T: Send> Workers<T> {
     }
 }
 
+/// How far a step of a series is.
+#[derive(Default)]
+#[repr(align(64))]
+pub(crate) struct Progress {
+    /// The next part.
+    next: AtomicUsize,
+    /// The parts that are complete.
+    done: AtomicUsize,
+}
+
+/// Counts a part as complete when dropped, also while its panic unwinds: others wait for it.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// How often a thread looks whether a step is complete before it lets others have its core.
+const LOOKS: u32 = 20_000;
+
+impl<T: Send> Workers<T> {
+    /// Calls `task` once for each part of each step, with all parts of a step complete before any of the next, and then
+    /// `after` with the step.
+    ///
+    /// The pool's threads are woken once for the whole series, and wait for each other between the steps: none waits
+    /// for a thread that has not come. A pool of the caller's is called once for each step that has several parts.
+    ///
+    /// # Errors
+    /// As [`Workers::run`].
+    pub(crate) fn run_series(
+        &mut self,
+        team: Option<&Team>,
+        parts: &[usize],
+        progress: &mut [Progress],
+        task: impl Fn(usize, usize, &mut T) + Sync,
+        after: impl Fn(usize) + Sync,
+    ) -> Result<()> {
+        match team {
+            Some(Team::Own { .. }) if self.slots.len() > 1 => self.run_together(team, parts, progress, task, after),
+            _ => {
+                for (step, count) in parts.iter().copied().enumerate() {
+                    match team {
+                        Some(team) if count > 1 => {
+                            let tasks = count.min(self.slots.len());
+                            let pieces = count.div_ceil(tasks);
+                            self.run(team, tasks, pieces, |taken, scratch| {
+                                for (share, piece) in taken {
+                                    let part = share * pieces + piece;
+                                    if part < count {
+                                        task(step, part, scratch);
+                                    }
+                                }
+                            })?;
+                        }
+                        _ => (0..count).for_each(|part| task(step, part, self.caller())),
+                    }
+                    after(step);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn run_together(
+        &mut self,
+        team: Option<&Team>,
+        parts: &[usize],
+        progress: &mut [Progress],
+        task: impl Fn(usize, usize, &mut T) + Sync,
+        after: impl Fn(usize) + Sync,
+    ) -> Result<()> {
+        let Some(team) = team else { return Ok(()) };
+        for progress in &mut *progress {
+            *progress.next.get_mut() = 0;
+            *progress.done.get_mut() = 0;
+        }
+        let progress = &*progress;
+        let tasks = self.slots.len();
+        self.run(team, tasks, 1, |pieces, scratch| {
+            let is_first = pieces.share == 0;
+            for (step, (count, progress)) in parts.iter().copied().zip(progress).enumerate() {
+                loop {
+                    let part = progress.next.fetch_add(1, Ordering::Relaxed);
+                    if part >= count {
+                        break;
+                    }
+                    let done = Done(&progress.done);
+                    task(step, part, scratch);
+                    drop(done);
+                }
+                let mut looks = 0;
+                while progress.done.load(Ordering::Acquire) < count {
+                    looks += 1;
+                    if looks < LOOKS { std::hint::spin_loop() } else { std::thread::yield_now() }
+                }
+                if is_first {
+                    after(step);
+                }
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};

@@ -1,0 +1,230 @@
+//! Whole graphs on the CPU engine: nodes become steps, values lie in one arena, and a run goes through the steps with
+//! one wake-up of the pool.
+//!
+//! - [`groups`]: which nodes become one step; [`lower`]: which step that is, or why there is none; [`step`]: the steps,
+//!   and the parts that threads take; [`product`], [`elementwise`], [`movement`], [`reduce`]: what they compute.
+//! - [`memory`]: where values lie; [`run`]: one run.
+
+mod elementwise;
+mod groups;
+mod lower;
+mod memory;
+mod movement;
+mod product;
+mod reduce;
+mod run;
+mod step;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::sync::Arc;
+
+use super::microkernel::instances::{self, VectorFunctions};
+use super::threads::Team;
+use super::{Cpu, WORK_TO_WAKE_NS, worthwhile_threads};
+use crate::alloc;
+use crate::backend::refusal::NodeRefusal;
+use crate::backend::{GraphInfo, GraphProgram, GraphRun};
+use crate::description::options::CompileOptions;
+use crate::error::{Error, Result};
+use crate::graph::description::{Graph, Source};
+use crate::graph::report;
+use crate::operands::view::AnyView;
+use crate::operands::weights::Weights;
+
+use lower::{Lowering, is_alias};
+use memory::{Lifetime, Place, arrange};
+use run::CpuGraphRun;
+use step::{Kind, Step};
+
+/// A graph, and how it is computed.
+pub(crate) struct Program {
+    graph: Graph,
+    steps: Vec<Step>,
+    /// Of each value.
+    places: Vec<Place>,
+    /// Outputs that lie elsewhere: each is copied from a value at the end.
+    copied_outputs: Vec<(usize, usize)>,
+    arena_bytes: usize,
+    values_bytes: usize,
+    vector: &'static VectorFunctions,
+    team: Option<Team>,
+    threads: usize,
+    /// For each node the step that it is part of.
+    step_of: Vec<Option<usize>>,
+    /// Constants that lie otherwise than the graph says.
+    copies: Vec<Vec<f32>>,
+}
+
+impl Cpu {
+    pub(super) fn refused_graph_nodes(&self, graph: &Graph) -> Vec<NodeRefusal> {
+        let answers = graph.nodes.iter().map(|node| lower::check(graph, node));
+        let refused = answers.enumerate().filter_map(|(index, answer)| Some((index, answer.err()?)));
+        refused.map(|(index, refusal)| NodeRefusal::new(graph, index, refusal)).collect()
+    }
+
+    /// With `keep_values`, no value takes the place of another: all can be read after a run.
+    pub(super) fn compile_graph_program(
+        &self,
+        graph: &Graph,
+        options: &CompileOptions,
+        keep_values: bool,
+    ) -> Result<CpuGraph> {
+        let work_ns = work_ns(graph);
+        let threads = worthwhile_threads(work_ns, options.threads.number());
+        let (team, threads) = self.team(options, threads, work_ns.max(2.0 * WORK_TO_WAKE_NS))?;
+        let mut lowering = Lowering { cpu: self, graph, threads, products: 0 };
+        let mut steps = Vec::with_capacity(graph.nodes.len());
+        let mut step_of = vec![None; graph.nodes.len()];
+        for group in groups::groups(graph) {
+            if is_alias(graph, &graph.nodes[group.last()]) {
+                continue;
+            }
+            for node in &group.nodes {
+                step_of[*node] = Some(steps.len());
+            }
+            steps.push(lowering.step(&group)?);
+        }
+        let mut program = Program {
+            graph: graph.clone(),
+            steps,
+            places: vec![Place::Nowhere; graph.values.len()],
+            copied_outputs: Vec::new(),
+            arena_bytes: 0,
+            values_bytes: 0,
+            vector: instances::of(self.isa).f32.vector,
+            team,
+            threads,
+            step_of,
+            copies: Vec::new(),
+        };
+        program.place(keep_values)?;
+        Ok(CpuGraph(Arc::new(program)))
+    }
+}
+
+/// About how long one thread takes.
+#[allow(clippy::cast_precision_loss, reason = "an estimate")]
+fn work_ns(graph: &Graph) -> f64 {
+    graph.nodes.iter().map(|node| report::flops(graph, node) as f64 / 2.0 / super::MULTIPLY_ADDS_PER_NS).sum()
+}
+
+impl Program {
+    /// Decides where all values lie.
+    fn place(&mut self, keep_values: bool) -> Result<()> {
+        let graph = &self.graph;
+        // The value whose elements a value has.
+        let mut root: Vec<usize> = (0..graph.values.len()).collect();
+        for node in graph.nodes.iter().filter(|node| is_alias(graph, node)) {
+            if let Some(input) = node.inputs[0] {
+                root[node.outputs[0]] = root[input];
+            }
+        }
+        let end = self.steps.len();
+        let mut lifetimes: Vec<Option<Lifetime>> = vec![None; graph.values.len()];
+        for (index, step) in self.steps.iter().enumerate() {
+            for value in &step.outputs {
+                let bytes = graph.values[*value].tensor_type.bytes();
+                lifetimes[*value] = Some(Lifetime { bytes, first: index, last: index });
+            }
+            for value in step.inputs.iter().flatten() {
+                if let Some(lifetime) = &mut lifetimes[root[*value]] {
+                    lifetime.last = index;
+                }
+            }
+        }
+        let mut places = vec![Place::Nowhere; graph.values.len()];
+        for (value, info) in graph.values.iter().enumerate() {
+            match &info.source {
+                Source::Constant(array) => places[value] = Place::Constant(array.elements().start()),
+                Source::Weights(weights) => {
+                    let is_read = self.steps.iter().any(|step| step.inputs.contains(&Some(value)));
+                    if is_read {
+                        places[value] = Place::Constant(constant(weights, &mut self.copies)?);
+                    }
+                }
+                Source::Input | Source::Node => {}
+            }
+        }
+        for (input, value) in graph.inputs.iter().enumerate() {
+            places[*value] = Place::Input(input);
+        }
+        for (output, (_, value)) in graph.outputs.iter().enumerate() {
+            let value = root[*value];
+            if lifetimes[value].is_some() && places[value] == Place::Nowhere {
+                places[value] = Place::Output(output);
+            } else {
+                self.copied_outputs.push((output, value));
+                if let Some(lifetime) = &mut lifetimes[value] {
+                    lifetime.last = end;
+                }
+            }
+        }
+        let mut parts = Vec::new();
+        let mut of_part = Vec::new();
+        for (value, lifetime) in lifetimes.iter().enumerate() {
+            if let Some(lifetime) = lifetime.filter(|_| places[value] == Place::Nowhere) {
+                self.values_bytes = self.values_bytes.saturating_add(lifetime.bytes);
+                let lifetime = if keep_values { Lifetime { first: 0, last: end, ..lifetime } } else { lifetime };
+                parts.push(lifetime);
+                of_part.push(value);
+            }
+        }
+        let (starts, bytes) = arrange(&parts);
+        for (start, value) in starts.into_iter().zip(of_part) {
+            places[value] = Place::Arena(start);
+        }
+        self.arena_bytes = bytes;
+        self.places = root.iter().map(|root| places[*root]).collect();
+        Ok(())
+    }
+
+    fn products(&self) -> impl Iterator<Item = &product::Product> {
+        self.steps.iter().filter_map(|step| match &step.kind {
+            Kind::Product(product) => Some(&**product),
+            _ => None,
+        })
+    }
+}
+
+/// Where the elements of weights lie in the order of a graph's values.
+fn constant(weights: &Weights, copies: &mut Vec<Vec<f32>>) -> Result<*const u8> {
+    let view = weights.view();
+    if weights.layout().is_packed() && !weights.is_transposed() {
+        return Ok(view.memory().0);
+    }
+    let AnyView::F32(view) = view else {
+        return Err(Error::graph("constants with gaps, or transposed, are read as f32".into()));
+    };
+    let (k, n) = (weights.k(), weights.n());
+    let mut copy = alloc::with_capacity(weights.layout().batch() * k * n, "a constant")?;
+    for item in 0..weights.layout().batch() {
+        for (row, col) in (0..k).flat_map(|row| (0..n).map(move |col| (row, col))) {
+            let (row, col) = if weights.is_transposed() { (col, row) } else { (row, col) };
+            copy.extend(view.get(item, row, col));
+        }
+    }
+    copies.push(copy);
+    Ok(copies.last().map_or(std::ptr::dangling(), |copy| copy.as_ptr().cast()))
+}
+
+pub(crate) struct CpuGraph(Arc<Program>);
+
+impl GraphProgram for CpuGraph {
+    fn open(&self) -> Result<Box<dyn GraphRun>> {
+        Ok(Box::new(CpuGraphRun::new(Arc::clone(&self.0))?))
+    }
+
+    fn info(&self) -> GraphInfo {
+        let program = &*self.0;
+        let name = |step: &Step| program.graph.nodes[step.node].name.clone();
+        GraphInfo {
+            step_of: program.step_of.clone(),
+            steps: program.steps.iter().map(name).collect(),
+            weight_bytes: program.products().map(|product| product.plan.bytes()).sum(),
+            arena_bytes: program.arena_bytes,
+            values_bytes: program.values_bytes,
+            threads: Some(program.threads),
+        }
+    }
+}

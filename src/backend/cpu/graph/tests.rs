@@ -1,0 +1,139 @@
+//! Graphs on the engine, beside the float64 interpreter.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use crate::backend::BackendId;
+use crate::description::element::ElementType::{F32, I64};
+use crate::description::options::{CompileOptions, ThreadPool, Threads};
+use crate::error::Result;
+use crate::graph::{Array, Graph, GraphBuilder};
+use crate::operands::tensor::Tensor;
+use crate::operands::weights::Weights;
+
+fn options(threads: usize) -> CompileOptions {
+    CompileOptions::default().threads(Threads::Count(NonZeroUsize::new(threads).unwrap()))
+}
+
+fn random(dims: &[usize], seed: u64) -> Array {
+    let count = dims.iter().product();
+    Array::new(dims, Tensor::random_normal_f32(1, count, 1.0, seed).unwrap().data().to_vec()).unwrap()
+}
+
+/// Runs tasks one after the other, the last first.
+#[derive(Debug)]
+struct Backwards;
+
+impl ThreadPool for Backwards {
+    fn threads(&self) -> usize {
+        3
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).rev().for_each(task);
+    }
+}
+
+/// Two layers with residual and norm on gathered rows, and what is pooled of them.
+fn layers(batch: usize) -> Result<Graph> {
+    let mut g = GraphBuilder::new();
+    let weights = |k, n, seed| Weights::from_tensor(Tensor::random_normal_f32(k, n, 0.2, seed).unwrap());
+    let ids = g.input("ids", I64, &[batch, 5])?;
+    let table = g.weights("table", &weights(11, 48, 1))?;
+    let x = g.gather(table, ids, 0)?;
+    let bias = g.constant("bias", random(&[96], 2))?;
+    let up = g.linear("up", x, &weights(48, 96, 3), Some(bias))?;
+    let up = g.gelu(up)?;
+    let down = g.linear("down", up, &weights(48, 96, 4).transposed()?, None)?;
+    let sum = g.add(down, x)?;
+    let (scale, shift) = (g.constant("scale", random(&[48], 5))?, g.constant("shift", random(&[48], 6))?);
+    let normal = g.layer_normalization(sum, scale, shift, 1e-5)?;
+    let turned = g.transpose(normal, &[0, 2, 1])?;
+    let scores = g.matmul(normal, turned)?;
+    let scores = g.softmax(scores, -1)?;
+    let mixed = g.matmul(scores, normal)?;
+    let mean = g.reduce_mean(mixed, &[1], false)?;
+    let length = g.reduce_l2(mean, &[-1], true)?;
+    let pooled = g.named("pooled").div(mean, length)?;
+    g.finish(&[("pooled", pooled), ("normal", normal)])
+}
+
+fn ids(batch: usize) -> Array {
+    Array::new(&[batch, 5], (0..batch as i64 * 5).map(|id| id * 7 % 11 - if id % 3 == 0 { 11 } else { 0 }).collect())
+        .unwrap()
+}
+
+fn assert_close(got: &[Array], expected: &[Array]) {
+    for (got, expected) in got.iter().zip(expected) {
+        assert_eq!(got.shape(), expected.shape());
+        for (got, expected) in got.data::<f32>().unwrap().iter().zip(expected.data::<f64>().unwrap()) {
+            assert!((f64::from(*got) - expected).abs() < 1e-4, "{got}, expected {expected}");
+        }
+    }
+}
+
+#[test]
+fn layers_are_those_of_the_interpreter_for_any_threads() {
+    let (graph, ids) = (layers(6).unwrap(), ids(6));
+    let expected = graph.interpret_f64(&[&ids]).unwrap();
+    let run = |options: &CompileOptions| {
+        let compiled = graph.compile_with(&BackendId::CPU, options).unwrap();
+        let mut executor = compiled.executor().unwrap();
+        executor.run_to_arrays(&[&ids]).unwrap();
+        executor.run_to_arrays(&[&ids]).unwrap()
+    };
+    let one = run(&options(1));
+    assert_close(&one, &expected);
+    for options in [options(2), options(3), CompileOptions::default().threads(Threads::Pool(Arc::new(Backwards)))] {
+        assert_eq!(run(&options), one);
+    }
+}
+
+#[test]
+fn fewer_of_the_leading_dimension_leave_zeros() {
+    let graph = layers(6).unwrap().variable_leading(&["ids"]).unwrap();
+    let compiled = graph.compile_with(&BackendId::CPU, &options(2)).unwrap();
+    let mut executor = compiled.executor().unwrap();
+    for batch in [6, 1, 4, 0, 6] {
+        let ids = ids(batch);
+        let expected = graph.with_leading(batch).unwrap().interpret_f64(&[&ids]).unwrap();
+        assert_close(&executor.run_to_arrays(&[&ids]).unwrap(), &expected);
+        let mut pooled = Array::new(&[6, 48], vec![f32::NAN; 6 * 48]).unwrap();
+        let mut normal = Array::new(&[6, 5, 48], vec![f32::NAN; 6 * 5 * 48]).unwrap();
+        executor.run(&[&ids], &mut [&mut pooled, &mut normal]).unwrap();
+        let (pooled, normal) = (pooled.data::<f32>().unwrap(), normal.data::<f32>().unwrap());
+        assert!(pooled[batch * 48..].iter().chain(&normal[batch * 5 * 48..]).all(|x| *x == 0.0));
+        assert_close(&[Array::new(&[batch, 48], pooled[..batch * 48].to_vec()).unwrap()], &expected);
+    }
+}
+
+#[test]
+fn a_wrong_index_names_its_node() {
+    let graph = layers(1).unwrap();
+    let mut executor = graph.compile(&BackendId::CPU).unwrap().executor().unwrap();
+    for wrong in [11, -12, i64::MIN, i64::MAX] {
+        let ids = Array::new(&[1, 5], vec![0, 1, wrong, 3, 4]).unwrap();
+        let error = executor.run_to_arrays(&[&ids]).unwrap_err().to_string();
+        assert!(error.contains(&format!("Gather: index {wrong} is out of range: axis 0 of [11, 48]")), "{error}");
+    }
+    executor.run_to_arrays(&[&ids(1)]).unwrap();
+}
+
+#[test]
+fn operands_that_do_not_fit_are_named() {
+    let graph = layers(2).unwrap();
+    let mut executor = graph.compile(&BackendId::CPU).unwrap().executor().unwrap();
+    let error = |executor: &mut crate::graph::GraphExecutor, inputs: &[&Array]| {
+        executor.run_to_arrays(inputs).unwrap_err().to_string()
+    };
+    assert!(error(&mut executor, &[]).contains("expected 1 inputs (ids), got 0"));
+    assert!(error(&mut executor, &[&ids(1)]).contains("input `ids`: expected i64[2, 5], got i64[1, 5]"));
+    assert!(error(&mut executor, &[&random(&[2, 5], 1)]).contains("got f32[2, 5]"));
+    let mut one = random(&[2, 48], 1);
+    let message = executor.run(&[&ids(2)], &mut [&mut one]).unwrap_err().to_string();
+    assert!(message.contains("expected 2 outputs (pooled, normal), got 1"), "{message}");
+    let (mut pooled, mut normal) = (random(&[2, 48], 1), random(&[2, 5, 47], 1));
+    let message = executor.run(&[&ids(2)], &mut [&mut pooled, &mut normal]).unwrap_err().to_string();
+    assert!(message.contains("output `normal`: expected f32[2, 5, 48], got f32[2, 5, 47]"), "{message}");
+    let _ = F32;
+}

@@ -1,0 +1,258 @@
+//! Graphs compiled for a backend, and what runs them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::alloc;
+use crate::backend::{BUILT_IN, Backend, BackendId, GraphProgram, GraphRun};
+use crate::description::options::CompileOptions;
+use crate::error::{Error, Result};
+use crate::graph::array::Array;
+use crate::graph::description::Graph;
+use crate::graph::report::GraphReport;
+use crate::graph::shape::TensorType;
+
+impl Graph {
+    /// Compiles for a built-in backend with default options.
+    ///
+    /// # Errors
+    /// As [`crate::Backends::compile_graph`].
+    pub fn compile(&self, backend: &BackendId) -> Result<CompiledGraph> {
+        self.compile_with(backend, &CompileOptions::default())
+    }
+
+    /// Compiles for a built-in backend.
+    ///
+    /// # Errors
+    /// As [`crate::Backends::compile_graph`].
+    pub fn compile_with(&self, backend: &BackendId, options: &CompileOptions) -> Result<CompiledGraph> {
+        BUILT_IN.compile_graph(backend, self, options)
+    }
+}
+
+struct Shared {
+    // Before the graph: it may refer to the constants.
+    program: Box<dyn GraphProgram>,
+    graph: Graph,
+    backend: BackendId,
+    compile_time: Duration,
+}
+
+/// A graph compiled for a backend: weights and plan, shared by its executors.
+///
+/// ```
+/// use ane_matmul::graph::{Array, GraphBuilder};
+/// use ane_matmul::{BackendId, ElementType, Tensor, Weights};
+///
+/// let weights = Weights::from_tensor(Tensor::random_normal_f32(8, 4, 0.5, 1)?);
+/// let mut g = GraphBuilder::new();
+/// let x = g.input("x", ElementType::F32, &[32, 8])?;
+/// let h = g.linear("up", x, &weights, None)?;
+/// let y = g.relu(h)?;
+/// let graph = g.finish(&[("y", y)])?.variable_leading(&["x"])?; // up to 32 rows
+///
+/// let compiled = graph.compile(&BackendId::CPU)?;
+/// println!("{}", compiled.report());
+/// let mut executor = compiled.executor()?; // one for each thread that runs the graph
+/// let x = Array::new(&[2, 8], vec![1f32; 16])?;
+/// let mut y = Array::new(&[2, 4], vec![0f32; 8])?;
+/// for _ in 0..1000 {
+///     executor.run(&[&x], &mut [&mut y])?;
+/// }
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+///
+/// Cloning shares.
+#[derive(Clone)]
+pub struct CompiledGraph(Arc<Shared>);
+
+impl CompiledGraph {
+    /// `backend` refuses no node of `graph`.
+    pub(crate) fn new(
+        id: &BackendId,
+        backend: &dyn Backend,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<Self> {
+        backend.prepare()?;
+        let start = Instant::now();
+        let program = backend.compile_graph(graph, options, false)?;
+        let compile_time = start.elapsed();
+        log::debug!("compiled a graph of {} nodes for {id} in {compile_time:?}", graph.nodes.len());
+        Ok(Self(Arc::new(Shared { program, graph: graph.clone(), backend: id.clone(), compile_time })))
+    }
+
+    /// Opens a run context, with all memory that runs need; each thread that runs the graph needs its own.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Native`].
+    pub fn executor(&self) -> Result<GraphExecutor> {
+        Ok(GraphExecutor { run: self.0.program.open()?, shared: Arc::clone(&self.0) })
+    }
+
+    /// The graph.
+    #[must_use]
+    pub fn graph(&self) -> &Graph {
+        &self.0.graph
+    }
+
+    /// The backend that it was compiled for.
+    #[must_use]
+    pub fn backend(&self) -> &BackendId {
+        &self.0.backend
+    }
+
+    /// What was made of the graph.
+    #[must_use]
+    pub fn report(&self) -> GraphReport {
+        GraphReport::new(&self.0.graph, &self.0.backend, &self.0.program.info(), self.0.compile_time)
+    }
+}
+
+impl std::fmt::Debug for CompiledGraph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CompiledGraph")
+            .field("backend", &self.0.backend)
+            .field("nodes", &self.0.graph.nodes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs a compiled graph, for one thread at a time.
+///
+/// [`CompiledGraph`] has an example.
+pub struct GraphExecutor {
+    // Before what it came from.
+    run: Box<dyn GraphRun>,
+    shared: Arc<Shared>,
+}
+
+impl GraphExecutor {
+    /// Runs the graph. Inputs and outputs are in the graph's order ([`Graph::inputs`], [`Graph::outputs`]) and of its
+    /// types.
+    ///
+    /// With [`Graph::variable_leading`] inputs may have fewer of the leading dimension, all the same number. Outputs
+    /// have at least as many; what is beyond is set to 0. Nothing is allocated.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] for operands that do not fit, before anything is written; for an index out of range and a
+    /// division of integers by 0, with the node's name, and outputs of undefined contents. [`Error::Threads`] where a
+    /// pool of the caller's does not do its work; [`Error::Native`].
+    pub fn run(&mut self, inputs: &[&Array], outputs: &mut [&mut Array]) -> Result<()> {
+        self.run_timed(inputs, outputs, None)
+    }
+
+    /// Runs the graph, and returns its outputs, for which memory is allocated.
+    ///
+    /// # Errors
+    /// As [`GraphExecutor::run`]; [`Error::OutOfMemory`].
+    pub fn run_to_arrays(&mut self, inputs: &[&Array]) -> Result<Vec<Array>> {
+        let graph = &self.shared.graph;
+        let leading = leading_of(graph, inputs)?;
+        let mut outputs = alloc::with_capacity(graph.outputs.len(), "outputs")?;
+        for (_, index) in &graph.outputs {
+            outputs.push(Array::zeros(graph.type_for(*index, leading))?);
+        }
+        let mut borrowed = alloc::with_capacity(outputs.len(), "outputs")?;
+        borrowed.extend(outputs.iter_mut());
+        self.run(inputs, &mut borrowed)?;
+        Ok(outputs)
+    }
+
+    /// Runs the graph and measures each step: the report with the time of each node, that of a step at the node that it
+    /// is named after.
+    ///
+    /// # Errors
+    /// As [`GraphExecutor::run`]; [`Error::OutOfMemory`].
+    pub fn profile(&mut self, inputs: &[&Array], outputs: &mut [&mut Array]) -> Result<GraphReport> {
+        let info = self.shared.program.info();
+        let mut step_ns = alloc::filled(info.steps.len(), 0, "times of steps")?;
+        self.run_timed(inputs, outputs, Some(&mut step_ns))?;
+        let shared = &self.shared;
+        let mut report = GraphReport::new(&shared.graph, &shared.backend, &info, shared.compile_time);
+        report.add_times(&info, &step_ns);
+        Ok(report)
+    }
+
+    fn run_timed(
+        &mut self,
+        inputs: &[&Array],
+        outputs: &mut [&mut Array],
+        step_ns: Option<&mut [u64]>,
+    ) -> Result<()> {
+        let graph = &self.shared.graph;
+        let leading = leading_of(graph, inputs)?;
+        if outputs.len() != graph.outputs.len() {
+            return Err(Error::graph(format!(
+                "expected {} outputs ({}), got {}",
+                graph.outputs.len(),
+                graph.outputs().map(|(name, _)| name).collect::<Vec<_>>().join(", "),
+                outputs.len()
+            )));
+        }
+        for (array, (name, index)) in outputs.iter().zip(&graph.outputs) {
+            let (least, most) = (graph.type_for(*index, leading), graph.values[*index].tensor_type);
+            if !lies_between(array.tensor_type(), least, most) {
+                let got = array.tensor_type();
+                return Err(Error::graph(format!("output `{name}`: expected {least}, got {got}")));
+            }
+        }
+        self.run.run(leading, inputs, outputs, step_ns)
+    }
+}
+
+impl std::fmt::Debug for GraphExecutor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GraphExecutor").field("backend", &self.shared.backend).finish_non_exhaustive()
+    }
+}
+
+/// Whether a type is one of two that differ in the leading dimension at most, or one between them.
+fn lies_between(got: TensorType, least: TensorType, most: TensorType) -> bool {
+    match (got.shape.dims(), least.shape.dims(), most.shape.dims()) {
+        ([got_leading, got_rest @ ..], [least_leading, ..], [most_leading, rest @ ..]) => {
+            got.element == most.element
+                && got_rest == rest
+                && (least_leading..=most_leading).contains(&got_leading)
+        }
+        _ => got == most,
+    }
+}
+
+/// The leading dimension of a run's inputs, which are checked.
+fn leading_of(graph: &Graph, inputs: &[&Array]) -> Result<usize> {
+    if inputs.len() != graph.inputs.len() {
+        return Err(Error::graph(format!(
+            "expected {} inputs ({}), got {}",
+            graph.inputs.len(),
+            graph.inputs().map(|(name, _)| name).collect::<Vec<_>>().join(", "),
+            inputs.len()
+        )));
+    }
+    let mut leading = None;
+    for (array, index) in inputs.iter().zip(&graph.inputs) {
+        let (value, got) = (&graph.values[*index], array.tensor_type());
+        let most = value.tensor_type;
+        let varies = graph.leading.as_ref().is_some_and(|leading| leading.values[*index].is_some());
+        let fits = if varies {
+            lies_between(got, TensorType::new(most.element, most.shape.with_dim(0, 0)), most)
+        } else {
+            got == most
+        };
+        if !fits {
+            let up_to = if varies { " or fewer along the first axis" } else { "" };
+            return Err(Error::graph(format!("input `{}`: expected {most}{up_to}, got {got}", value.name)));
+        }
+        if varies {
+            let own = got.shape.dims()[0];
+            if *leading.get_or_insert(own) != own {
+                return Err(Error::graph(format!(
+                    "input `{}`: {got} has {own} along the first axis, an input before it {}",
+                    value.name,
+                    leading.unwrap_or_default()
+                )));
+            }
+        }
+    }
+    Ok(leading.or(graph.leading.as_ref().map(|leading| leading.most)).unwrap_or(0))
+}
