@@ -41,6 +41,8 @@ pub struct ElementTypes {
 impl ElementTypes {
     /// Everything in f32.
     pub const F32: Self = Self::uniform(ElementType::F32);
+    /// Everything in f64.
+    pub const F64: Self = Self::uniform(ElementType::F64);
     /// bf16 inputs, the rest in f32.
     pub const BF16: Self = Self { a: ElementType::Bf16, b: ElementType::Bf16, ..Self::F32 };
     /// f16 inputs, the rest in f32.
@@ -258,9 +260,18 @@ impl MatMul {
 
     /// Whether all operands and sums are f32.
     pub(crate) fn has_f32_types(&self) -> bool {
+        self.has_types(ElementType::F32)
+    }
+
+    fn has_types(&self, element: ElementType) -> bool {
         let types = self.types();
-        let bias = if self.has_bias() { types.bias } else { ElementType::F32 };
-        (ElementTypes { bias, scales: ElementType::F32, ..*types }) == ElementTypes::F32
+        let bias = if self.has_bias() { types.bias } else { element };
+        (ElementTypes { bias, scales: element, ..*types }) == ElementTypes::uniform(element)
+    }
+
+    /// Whether this is a product of f64 alone, with nothing quantised.
+    pub(crate) fn is_f64(&self) -> bool {
+        self.has_types(ElementType::F64) && *self.quantization() == Quantization::default()
     }
 
     /// Whether this is a product of f32 alone, with nothing quantised.
@@ -495,7 +506,7 @@ impl MatMulBuilder {
         self
     }
 
-    /// The factor of the product; 1 by default. 0 multiplies like any other number: it does not
+    /// The factor of the product; 1 by default. It is an f32 in products of f64 too, which multiply by that number. 0 multiplies like any other number: it does not
     /// hide NaN or infinity in A and B.
     pub const fn alpha(mut self, alpha: f32) -> Self {
         self.parameters.alpha_bits = alpha.to_bits();

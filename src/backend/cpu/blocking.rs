@@ -10,7 +10,7 @@ pub(crate) struct Caches {
     pub l2_bytes: usize,
 }
 
-/// Block sizes, in words unless they are said to be other.
+/// Block sizes, in numbers (or words of several elements) unless they are said to be other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blocking {
     /// KC: k of a block of A that stays in the second-level cache while micro-panels of B pass by.
@@ -31,11 +31,12 @@ impl Blocking {
         // As much of a micro-panel as the first-level cache holds: A and C pass through it quickly, and what
         // they push out comes back from the second level in time (of 192 to 512, 384 was fastest on a
         // Zen 5 core with 48 KiB, 2026-11-24).
-        let kc_l1 = (words(caches.l1_bytes) / kernels.nr()).next_multiple_of(K_MULTIPLE);
+        let kc_l1 = (words(caches.l1_bytes) / kernels.panel_words()).next_multiple_of(K_MULTIPLE);
         let kc = 2 * kc_l1;
         // Half of the second level for A; micro-panels of B and C pass through the other half.
-        let mc_panels = (words(caches.l2_bytes) / 2 / kc / kernels.mr()).max(1);
-        let nc = (words(PACKED_B_BYTES) / kc).next_multiple_of(kernels.nr());
+        let numbers = |bytes: usize| words(bytes) / kernels.number_words();
+        let mc_panels = (numbers(caches.l2_bytes) / 2 / kc / kernels.mr()).max(1);
+        let nc = (numbers(PACKED_B_BYTES) / kc).next_multiple_of(kernels.nr());
         Self { kc, kc_l1, mc_panels, nc, l2_bytes: caches.l2_bytes }
     }
 }

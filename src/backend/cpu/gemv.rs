@@ -1,7 +1,8 @@
 //! Products of a matrix and a vector, which memory bandwidth limits.
 
-use super::isa::Simd;
-use super::pack::upcast::Element;
+use super::isa::Vector;
+use super::pack::Word;
+use super::pack::upcast::Load;
 
 /// `y = M x`, M stored by rows of contiguous k or by columns of contiguous outputs.
 #[derive(Debug, Clone, Copy)]
@@ -12,10 +13,10 @@ pub(crate) struct Gemv {
     pub matrix: *const u8,
     /// From one contiguous run of M to the next, in elements.
     pub stride: usize,
-    /// k contiguous numbers.
-    pub x: *const f32,
+    /// k contiguous numbers: f64 for a matrix of f64, else f32.
+    pub x: *const Word,
     /// `outputs` contiguous numbers, which need not be initialised.
-    pub y: *mut f32,
+    pub y: *mut Word,
 }
 
 /// The functions of an instruction set for one type of element of M.
@@ -34,9 +35,9 @@ const CHAINS: usize = 2;
 /// M by rows: a scalar product for each output.
 ///
 /// # Safety
-/// As [`Simd`]; the pointers cover what [`Gemv`] says; nothing else accesses y meanwhile.
+/// As [`Vector`]; the pointers cover what [`Gemv`] says; nothing else accesses y meanwhile.
 #[inline(always)]
-pub(crate) unsafe fn gemv_rows<V: Simd, E: Element>(g: &Gemv) {
+pub(crate) unsafe fn gemv_rows<V: Vector, E: Load<V>>(g: &Gemv) {
     const ROWS: usize = 4;
     let whole = g.outputs / ROWS * ROWS;
     // SAFETY: by the function's own contract; the rows stay below `outputs`.
@@ -51,11 +52,11 @@ pub(crate) unsafe fn gemv_rows<V: Simd, E: Element>(g: &Gemv) {
 }
 
 #[inline(always)]
-unsafe fn dot<V: Simd, E: Element, const ROWS: usize>(g: &Gemv, first: usize) {
+unsafe fn dot<V: Vector, E: Load<V>, const ROWS: usize>(g: &Gemv, first: usize) {
     // SAFETY: by the contract of `gemv_rows`.
     unsafe {
         let rows = g.matrix.cast::<E::Bits>().add(first * g.stride);
-        let mut sums = [[V::splat(0.0); CHAINS]; ROWS];
+        let mut sums = [[V::zero(); CHAINS]; ROWS];
         let step = CHAINS * V::LANES;
         let whole = g.k / step * step;
         for k in (0..whole).step_by(step) {
@@ -70,13 +71,13 @@ unsafe fn dot<V: Simd, E: Element, const ROWS: usize>(g: &Gemv, first: usize) {
             }
         }
         for (i, [first_chain, second_chain]) in sums.into_iter().enumerate() {
-            g.y.add(first + i).write(first_chain.add(second_chain).sum());
+            g.y.cast::<V::Number>().add(first + i).write(first_chain.add(second_chain).sum());
         }
     }
 }
 
 #[inline(always)]
-unsafe fn products<V: Simd, E: Element, const ROWS: usize>(
+unsafe fn products<V: Vector, E: Load<V>, const ROWS: usize>(
     g: &Gemv,
     rows: *const E::Bits,
     k: usize,
@@ -86,16 +87,16 @@ unsafe fn products<V: Simd, E: Element, const ROWS: usize>(
 ) {
     // SAFETY: by the contract of `gemv_rows`.
     unsafe {
-        let x = V::load_part(g.x.add(k), part.map(|count| V::mask(count)));
+        let x = V::load_part(g.x.cast::<V::Number>().add(k), part.map(|count| V::mask(count)));
         for (i, sum) in sums.iter_mut().enumerate() {
-            sum[chain] = E::upcast_part::<V>(rows.add(i * g.stride + k), part).mul_add(x, sum[chain]);
+            sum[chain] = E::load_part(rows.add(i * g.stride + k), part).mul_add(x, sum[chain]);
         }
     }
 }
 
-/// How far ahead each row of f32 is prefetched (1x3072x768 with B in memory took 414 us with this, longer blocks and shorter
-/// passes, and 457 without; with B in the third level no less; Zen 4).
-const AHEAD: usize = 64;
+/// How many bytes ahead each row of f32 or f64 is prefetched (1x3072x768 of f32 with B in memory took 414 us with this,
+/// longer blocks and shorter passes, and 457 without; with B in the third level no less; Zen 4).
+const AHEAD_BYTES: usize = 256;
 
 /// The rows of k that one pass over y adds: with y no more than the ways of a first-level cache, in whose sets rows that
 /// are a multiple of 4 KiB apart all meet.
@@ -106,13 +107,13 @@ const PASS: usize = 7;
 /// # Safety
 /// As [`gemv_rows`].
 #[inline(always)]
-pub(crate) unsafe fn gemv_columns<V: Simd, E: Element>(g: &Gemv) {
-    /// 16 KiB of y.
-    const BLOCK: usize = 4096;
+pub(crate) unsafe fn gemv_columns<V: Vector, E: Load<V>>(g: &Gemv) {
+    const BLOCK_BYTES: usize = 16 << 10;
+    let block_len = BLOCK_BYTES / size_of::<V::Number>();
     // SAFETY: by the function's own contract; a block stays below `outputs`.
     unsafe {
-        for first in (0..g.outputs).step_by(BLOCK) {
-            let block = BLOCK.min(g.outputs - first);
+        for first in (0..g.outputs).step_by(block_len) {
+            let block = block_len.min(g.outputs - first);
             let mut k = 0;
             while k + PASS <= g.k {
                 axpy::<V, E, PASS>(g, first, block, k);
@@ -127,12 +128,12 @@ pub(crate) unsafe fn gemv_columns<V: Simd, E: Element>(g: &Gemv) {
 }
 
 #[inline(always)]
-unsafe fn axpy<V: Simd, E: Element, const KS: usize>(g: &Gemv, first: usize, block: usize, k: usize) {
+unsafe fn axpy<V: Vector, E: Load<V>, const KS: usize>(g: &Gemv, first: usize, block: usize, k: usize) {
     // SAFETY: by the contract of `gemv_columns`.
     unsafe {
-        let mut x = [V::splat(0.0); KS];
+        let mut x = [V::zero(); KS];
         for (i, x) in x.iter_mut().enumerate() {
-            *x = V::splat(*g.x.add(k + i));
+            *x = V::splat(*g.x.cast::<V::Number>().add(k + i));
         }
         let whole = block / V::LANES * V::LANES;
         // Rows of narrow elements are short streams. Those of the next pass are asked for line by line: as many
@@ -158,7 +159,7 @@ unsafe fn axpy<V: Simd, E: Element, const KS: usize>(g: &Gemv, first: usize, blo
 }
 
 #[inline(always)]
-unsafe fn add_rows<V: Simd, E: Element, const KS: usize>(
+unsafe fn add_rows<V: Vector, E: Load<V>, const KS: usize>(
     g: &Gemv,
     col: usize,
     k: usize,
@@ -167,17 +168,18 @@ unsafe fn add_rows<V: Simd, E: Element, const KS: usize>(
 ) {
     // SAFETY: by the contract of `gemv_columns`.
     unsafe {
-        let y = g.y.add(col);
+        let y = g.y.cast::<V::Number>().add(col);
         let mask = part.map(|count| V::mask(count));
         // Beyond the columns lie those of another thread.
-        let ahead = size_of::<E::Bits>() == size_of::<f32>() && col + AHEAD < g.outputs;
-        let mut sum = if k == 0 { V::splat(0.0) } else { V::load_part(y, mask) };
+        let columns_ahead = AHEAD_BYTES / size_of::<E::Bits>();
+        let ahead = size_of::<E::Bits>() >= size_of::<f32>() && col + columns_ahead < g.outputs;
+        let mut sum = if k == 0 { V::zero() } else { V::load_part(y, mask) };
         for (i, x) in x.into_iter().enumerate() {
             let row = g.matrix.cast::<E::Bits>().add((k + i) * g.stride + col);
             if ahead {
-                V::prefetch(row.wrapping_add(AHEAD));
+                V::prefetch(row.wrapping_add(columns_ahead));
             }
-            sum = x.mul_add(E::upcast_part::<V>(row, part), sum);
+            sum = x.mul_add(E::load_part(row, part), sum);
         }
         sum.store_part(y, mask);
     }

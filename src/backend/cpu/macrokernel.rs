@@ -4,9 +4,7 @@ use super::blocking::{Blocking, K_MULTIPLE};
 use super::epilogue::Epilogue;
 use super::epilogue::requantize::Requantize;
 use super::microkernel::{AForm, MicroKernel, MicroKernels, MicroTile};
-use super::pack::{
-    Matrix, Panels, Word, a_panel_stride, pack_a, pack_b, packed_a_len, packed_b_len, packed_cols,
-};
+use super::pack::{Matrix, Panels, Word, a_panel_stride, pack_a, pack_b, packed_a_len, packed_b_len};
 
 /// How many rows ahead B is prefetched where nothing else hides the latency of the
 /// last-level cache (of 4 to 24, 24 was fastest on a Zen 5 core, 2026-11-24).
@@ -43,7 +41,8 @@ pub(crate) struct MacroTile<'a> {
     pub requantize: *const Requantize,
     /// What follows the part's sums; `None` leaves them.
     pub epilogue: Option<Epilogue>,
-    pub c: *mut f32,
+    pub c: *mut Word,
+    /// In words.
     pub c_stride: usize,
     /// Room for [`scratch_a_len`] and [`scratch_b_len`].
     pub scratch_a: *mut Word,
@@ -182,9 +181,11 @@ pub(crate) unsafe fn visit<V: Visitor>(part: &MacroTile<'_>, visitor: &mut V) {
             // B as it lies is packed while the first micro-panel of A uses it.
             let (panels, source) = match b {
                 B::Packed(panels) => (panels, None),
-                B::Plain(b) => (Panels::plain(kernels, b.at(first_k, first_col).start, b.stride), None),
+                B::Plain(b) => {
+                    (Panels::plain(kernels, b.at(kernels, first_k, first_col).start, b.stride), None)
+                }
                 B::Pack(b) => {
-                    let (b, packed) = (b.at(first_k, first_col), part.scratch_b);
+                    let (b, packed) = (b.at(kernels, first_k, first_col), part.scratch_b);
                     let source = if b.transposed {
                         // SAFETY: the block lies inside B, and the scratch memory holds a block.
                         unsafe { pack_b(kernels, b, block_k, block_cols, packed) };
@@ -246,7 +247,7 @@ impl Block {
             for panel in self.first_panel..self.last_panel {
                 let rows = self.row_panels.rows(panel);
                 // SAFETY: the rows lie inside A; scratch memory holds a block's micro-panels.
-                unsafe { pack_a(kernels, part.a.at(first, self.first_k), rows, self.k, to) };
+                unsafe { pack_a(kernels, part.a.at(kernels, first, self.first_k), rows, self.k, to) };
                 first += rows;
                 to = to.wrapping_add(self.packed_a_panel_len(kernels));
             }
@@ -295,7 +296,7 @@ impl Block {
                 self.k,
                 span.cols,
                 to,
-                packed_cols(kernels, span.cols),
+                kernels.vectors(span.cols) * kernels.b_words,
             );
         }
     }
@@ -323,11 +324,15 @@ impl Block {
         let packed = self.panels.at(span.index, self.panels_first_k + inner, span.narrow);
         let packed_stride = self.panels.stride_of(span.narrow);
         let complete = self.first_k + inner + k == part.k;
-        let (form, a_row_stride, a_k_stride) =
-            if part.pack_a || a.transposed { (AForm::ByK, 1, a.stride) } else { (AForm::ByRow, a.stride, 1) };
+        let words = kernels.number_words();
+        let (form, a_row_stride, a_k_stride) = if part.pack_a || a.transposed {
+            (AForm::ByK, words, a.stride)
+        } else {
+            (AForm::ByRow, a.stride, words)
+        };
         let mut tile = MicroTile {
             k,
-            a: a.at(first_row, self.first_k + inner).start,
+            a: a.at(kernels, first_row, self.first_k + inner).start,
             a_row_stride,
             a_k_stride,
             b: packed,
@@ -337,7 +342,7 @@ impl Block {
             ahead_stride: 0,
             packed: packed.cast_mut(),
             packed_stride,
-            c: part.c.wrapping_add(first_row * part.c_stride + col),
+            c: part.c.wrapping_add(first_row * part.c_stride + col * words),
             c_stride: part.c_stride,
             tail: kernels.lanes(),
             accumulate: part.accumulate || self.first_k + inner > 0,
@@ -380,7 +385,7 @@ impl Block {
                 unsafe { visitor.epilogue(kernels, epilogue, Area { row, rows, col, cols: span.cols }) };
             }
             tile.c = tile.c.wrapping_add(rows * part.c_stride);
-            tile.a = tile.a.wrapping_add(rows * if a.transposed { 1 } else { a.stride });
+            tile.a = tile.a.wrapping_add(rows * if a.transposed { words } else { a.stride });
             row += rows;
             tile.row = row;
         }
@@ -449,7 +454,7 @@ unsafe fn cover<V: Visitor>(
             tile.tail = if last { tail } else { lanes };
             visitor.microtile(half.filter(|_| last).unwrap_or(single), &tile);
             tile.b = tile.b.wrapping_add(kernels.b_words);
-            tile.c = tile.c.wrapping_add(lanes);
+            tile.c = tile.c.wrapping_add(lanes * kernels.number_words());
             tile.col += lanes;
         }
     }

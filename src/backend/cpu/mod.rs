@@ -70,7 +70,8 @@ const BYTES_PER_NS: f64 = 20.0;
 
 pub(super) struct Cpu {
     isa: Isa,
-    blocking: Blocking,
+    /// For f32 and for f64.
+    blocking: [Blocking; 2],
     /// Threads that products with as many threads share while any of them lives.
     pools: Mutex<Vec<(usize, Weak<Pool>)>>,
 }
@@ -80,7 +81,8 @@ impl Cpu {
     /// With the reason, when the environment asks for kernels that are not here.
     pub(super) fn new() -> Result<Self, String> {
         let isa = Isa::detect()?;
-        let blocking = Blocking::new(&instances::of(isa).f32, Caches::of_this_machine());
+        let (kernels, caches) = (instances::of(isa), Caches::of_this_machine());
+        let blocking = [&kernels.f32, &kernels.f64].map(|kernels| Blocking::new(kernels, caches));
         Ok(Self { isa, blocking, pools: Mutex::default() })
     }
 
@@ -99,13 +101,14 @@ impl Cpu {
     }
 }
 
-/// About how long one thread takes, where a lane multiplies `elements` at a time.
+/// About how long one thread takes, where a lane of 32 bits multiplies `elements` at a time; f64 have two lanes each.
 #[allow(clippy::cast_precision_loss, reason = "an estimate")]
 fn work_ns(product: &MatMul, elements: usize) -> f64 {
     let types = product.types();
     let operands = [(product.a(), types.a), (product.b(), types.b), (product.c(), types.output)];
     let bits = |(layout, element): (&Layout, ElementType)| layout.span() as f64 * element.bits() as f64;
-    let arithmetic_ns = product.flops() / 2.0 / (MULTIPLY_ADDS_PER_NS * elements as f64);
+    let lanes = if product.is_f64() { 2.0 } else { 1.0 };
+    let arithmetic_ns = product.flops() / 2.0 * lanes / (MULTIPLY_ADDS_PER_NS * elements as f64);
     let memory_ns = operands.into_iter().map(bits).sum::<f64>() / 8.0 / BYTES_PER_NS;
     arithmetic_ns.max(memory_ns)
 }
@@ -210,7 +213,8 @@ impl Cpu {
         threads: usize,
     ) -> Result<CpuProduct> {
         let team = self.team(options, threads, work_ns(product, algorithm.elements_per_lane()))?;
-        let plan = Plan::new(algorithm, self.isa, self.blocking, team, product, weights)?;
+        let blocking = self.blocking[usize::from(product.is_f64())];
+        let plan = Plan::new(algorithm, self.isa, blocking, team, product, weights)?;
         Ok(CpuProduct(Arc::new(plan)))
     }
 }

@@ -11,7 +11,7 @@ use super::pack::{Format, PackedB, interleave_a, upcast};
 use super::threads::Team;
 use crate::alloc;
 use crate::description::activation::Activation;
-use crate::description::element::ElementType::{self, Bf16, F16, F32, I4, I8, I32, U4, U8};
+use crate::description::element::ElementType::{self, Bf16, F16, F32, F64, I4, I8, I32, U4, U8};
 use crate::description::matmul::MatMul;
 use crate::description::quantization::{QuantA, QuantB, Quantization};
 use crate::description::scales::Scales;
@@ -36,8 +36,8 @@ const SHORTEST_GROUP: usize = 16;
 /// How a product is computed: which form A and B take on their way to the micro-kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Algorithm {
-    /// f32 by f32, as they lie or packed.
-    F32,
+    /// f32 by f32 or f64 by f64, as they lie or packed.
+    Direct,
     /// Elements interleaved in words, by an instruction that sums their products.
     Dot(Dot),
     /// A float A by constant 8 or 4-bit weights, upcast in registers.
@@ -49,8 +49,8 @@ pub(crate) enum Algorithm {
 impl Algorithm {
     /// For the instructions that this machine has, as far as the description decides.
     pub(crate) fn of(product: &MatMul, isa: Isa) -> Self {
-        if product.is_f32() {
-            return Self::F32;
+        if product.is_f32() || product.is_f64() {
+            return Self::Direct;
         }
         if is_weight_only(product) {
             return Self::WeightOnly;
@@ -65,7 +65,7 @@ impl Algorithm {
     pub(crate) fn elements_per_lane(self) -> usize {
         match self {
             Self::Dot(dot) => Format::from(dot).k_per_word(),
-            Self::F32 | Self::WeightOnly | Self::Upcast => 1,
+            Self::Direct | Self::WeightOnly | Self::Upcast => 1,
         }
     }
 }
@@ -156,7 +156,7 @@ impl Blocks {
         let (m, n, k) = (product.m(), product.n(), product.k());
         match algorithm {
             // The macro-kernel blocks by itself.
-            Algorithm::F32 => Self { rows: m, cols: n, k },
+            Algorithm::Direct => Self { rows: m, cols: n, k },
             Algorithm::WeightOnly => Self { rows: m.min(Self::WEIGHT_ONLY_ROWS), cols: n, k },
             Algorithm::Upcast if is_row_by_16_bits(product, m) => Self { rows: m, cols: n, k: 1 },
             Algorithm::Upcast => {
@@ -222,11 +222,11 @@ pub(crate) fn is_loaded_first(product: &MatMul) -> bool {
     product.transpose_b() || !is_b_as_stored(product)
 }
 
-/// Whether sums may be written to C and finished there: the epilogue's operands are f32.
+/// Whether sums may be written to C and finished there: the epilogue's operands are f32, or all is f64.
 fn in_place(product: &MatMul) -> bool {
     let types = product.types();
     match types.output {
-        I32 => true,
+        I32 | F64 => true,
         output => output == F32 && (!product.has_bias() || types.bias == F32),
     }
 }
@@ -252,7 +252,7 @@ pub(crate) struct Plan {
     pub for_subnormals: Option<Arc<Self>>,
 }
 
-/// How a run reads an f32 B that was not packed when compiled.
+/// How a run reads a B of f32 or f64 that was not packed when compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
     /// C is a row: B is read once.
@@ -263,12 +263,6 @@ pub(crate) enum Method {
     Plain,
     /// In microtiles, packed first.
     Pack,
-}
-
-/// The bytes of so many numbers. The leading dimension of a single row may be any, and so may the
-/// dimensions of an empty product.
-fn bytes(numbers: usize) -> usize {
-    numbers.saturating_mul(size_of::<f32>())
 }
 
 /// Whether a run with `m` rows that is upcast reads a dynamic B of 16-bit elements as it lies.
@@ -295,7 +289,8 @@ impl Plan {
                 Some(kernels) => (algorithm, kernels),
                 None => (Algorithm::Upcast, &instances::of(isa).f32),
             },
-            Algorithm::F32 | Algorithm::WeightOnly | Algorithm::Upcast => {
+            Algorithm::Direct if product.is_f64() => (algorithm, &instances::of(isa).f64),
+            Algorithm::Direct | Algorithm::WeightOnly | Algorithm::Upcast => {
                 (algorithm, &instances::of(isa).f32)
             }
         };
@@ -313,7 +308,7 @@ impl Plan {
                 }
             }
             Algorithm::Dot(Dot::Bf16) => plan.for_subnormals = Some(Arc::new(plan.upcast(isa, weights))),
-            Algorithm::F32 | Algorithm::WeightOnly | Algorithm::Upcast => {}
+            Algorithm::Direct | Algorithm::WeightOnly | Algorithm::Upcast => {}
         }
         Ok(plan)
     }
@@ -352,10 +347,16 @@ impl Plan {
         Self::of(Algorithm::Upcast, kernels, self.blocking, b, self.scales, team, &self.product)
     }
 
+    /// The bytes of so many numbers. The leading dimension of a single row may be any, and so may the
+    /// dimensions of an empty product.
+    fn bytes_of(&self, numbers: usize) -> usize {
+        numbers.saturating_mul(self.kernels.number_words() * size_of::<f32>())
+    }
+
     /// For a run with `m` rows, where B was not packed when compiled.
     pub(crate) fn method(&self, m: usize) -> Method {
         let product = &self.product;
-        let small = bytes(product.n().saturating_mul(product.k())) <= SMALL_BYTES;
+        let small = self.bytes_of(product.n().saturating_mul(product.k())) <= SMALL_BYTES;
         if product.n() == 1 {
             Method::ATimesColumn
         } else if m == 1 {
@@ -379,8 +380,8 @@ impl Plan {
         let Self { product, blocking, .. } = self;
         cols >= PACK_A_COLS
             && (product.transpose_a()
-                || bytes(product.a().leading_dimension()).is_multiple_of(SETS_BYTES)
-                || bytes(rows.saturating_mul(product.k())) > blocking.l2_bytes)
+                || self.bytes_of(product.a().leading_dimension()).is_multiple_of(SETS_BYTES)
+                || self.bytes_of(rows.saturating_mul(product.k())) > blocking.l2_bytes)
     }
 
     /// The factor of the sums; `None` for 1, and where the scales of integers have it.
@@ -443,8 +444,10 @@ fn constant_b(
         // Its other dimension may be of any size.
         _ if product.b().is_empty() => ConstantB::Plain(weights.for_product()),
         // A product with a vector is bound by the reading of A.
-        (Algorithm::F32, _) if product.n() == 1 => ConstantB::Plain(weights.for_product()),
-        (Algorithm::F32 | Algorithm::Dot(_), _) => ConstantB::Packed(PackedB::of(kernels, product, weights)?),
+        (Algorithm::Direct, _) if product.n() == 1 => ConstantB::Plain(weights.for_product()),
+        (Algorithm::Direct | Algorithm::Dot(_), _) => {
+            ConstantB::Packed(PackedB::of(kernels, product, weights)?)
+        }
         (Algorithm::WeightOnly, _) => {
             let key = (kernels.name, product.transpose_b(), product.quantization().b);
             let pack = || PackedIntegers::new(kernels, product, weights);

@@ -496,31 +496,31 @@ pub(crate) unsafe fn unary<V: Simd>(u: &Unary) {
     // SAFETY: by the function's own contract.
     unsafe {
         match u.function {
-            UnaryFunction::Activation(Activation::None) => map::<V, Identity>(u),
-            UnaryFunction::Activation(Activation::Relu) => map::<V, Relu>(u),
-            UnaryFunction::Activation(Activation::Gelu) => map::<V, Gelu>(u),
-            UnaryFunction::Activation(Activation::GeluTanh) => map::<V, GeluTanh>(u),
-            UnaryFunction::Activation(Activation::Silu) => map::<V, Silu>(u),
-            UnaryFunction::Activation(Activation::Sigmoid) => map::<V, Sigmoid>(u),
-            UnaryFunction::Activation(Activation::Tanh) => map::<V, Tanh>(u),
-            UnaryFunction::Exp => map::<V, Exp>(u),
+            UnaryFunction::Activation(Activation::None) => map::<V, Identity>(u, Identity),
+            UnaryFunction::Activation(Activation::Relu) => map::<V, Relu>(u, Relu),
+            UnaryFunction::Activation(Activation::Gelu) => map::<V, Gelu>(u, Gelu),
+            UnaryFunction::Activation(Activation::GeluTanh) => map::<V, GeluTanh>(u, GeluTanh),
+            UnaryFunction::Activation(Activation::Silu) => map::<V, Silu>(u, Silu),
+            UnaryFunction::Activation(Activation::Sigmoid) => map::<V, Sigmoid>(u, Sigmoid),
+            UnaryFunction::Activation(Activation::Tanh) => map::<V, Tanh>(u, Tanh),
+            UnaryFunction::Exp => map::<V, Exp>(u, Exp),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn map<V: Simd, F: Function>(u: &Unary) {
+unsafe fn map<V: Simd, F: Function<V>>(u: &Unary, function: F) {
     let whole = u.count - u.count % V::LANES;
     // SAFETY: by the contract of [`unary`].
     unsafe {
         let mut at = 0;
         while at < whole {
-            F::apply(V::load(u.x.add(at))).store(u.y.add(at));
+            function.apply(V::load(u.x.add(at))).store(u.y.add(at));
             at += V::LANES;
         }
         if whole < u.count {
             let mask = V::mask(u.count - whole);
-            F::apply(V::load_masked(u.x.add(whole), mask)).store_masked(u.y.add(whole), mask);
+            function.apply(V::load_masked(u.x.add(whole), mask)).store_masked(u.y.add(whole), mask);
         }
     }
 }

@@ -71,14 +71,15 @@ impl Scratch {
         let words = |count: usize| Buffer::zeroed(count, WHAT);
         let mut scratch = Self::default();
         match plan.algorithm {
-            Algorithm::F32 => {
+            Algorithm::Direct => {
                 scratch.small = SmallProduct::of(plan);
                 let for_a = scratch_a_len(kernels, &plan.blocking, m, k);
                 let for_b = if dynamic_b { scratch_b_len(kernels, &plan.blocking, n, k) } else { 0 };
                 // A product with a vector keeps x in the one and y in the other.
                 let vector = m == 1 || n == 1 || product.variable_m();
-                scratch.a = words(if vector { for_a.max(k) } else { for_a })?;
-                scratch.b = words(if vector && n == 1 { for_b.max(m) } else { for_b })?;
+                let numbers = |count: usize| count.saturating_mul(kernels.number_words());
+                scratch.a = words(if vector { for_a.max(numbers(k)) } else { for_a })?;
+                scratch.b = words(if vector && n == 1 { for_b.max(numbers(m)) } else { for_b })?;
             }
             Algorithm::Dot(dot) => {
                 let a = blocks.rows.saturating_mul(interleaved_a_stride(kernels, k));
@@ -171,7 +172,10 @@ impl CpuRun {
 
 impl Run for CpuRun {
     fn is_plain(&mut self) -> bool {
-        self.plan.team.is_none() && !self.plan.has_epilogue() && self.workers.caller().small.is_some()
+        self.plan.product.is_f32()
+            && self.plan.team.is_none()
+            && !self.plan.has_epilogue()
+            && self.workers.caller().small.is_some()
     }
 
     unsafe fn run_plain(&mut self, a: &[f32], b: Option<&[f32]>, c: &mut [f32]) {
@@ -185,7 +189,7 @@ impl Run for CpuRun {
         let items = Items {
             a: (a.as_ptr().cast(), product.a().batch_stride()),
             b,
-            c: (c.as_mut_ptr(), product.c().batch_stride()),
+            c: (c.as_mut_ptr().cast(), product.c().batch_stride()),
         };
         if let Some(small) = &mut self.workers.caller().small {
             // SAFETY: the operands cover the layouts of the product, by the trait's contract.
@@ -289,9 +293,9 @@ impl Call<'_> {
         let rows = Cut::Rows(2 * kernels.mr());
         let mc = plan.blocking.mc_panels * kernels.mr();
         match plan.algorithm {
-            Algorithm::F32 => {
+            Algorithm::Direct => {
                 let pack_a = plan.packs_a(layout.rows(), layout.cols());
-                let pack_b = self.packs_f32_b();
+                let pack_b = self.packs_direct_b();
                 let split = Split::new(unit, threads, layout, Operands { pack_a, pack_b, mc });
                 let by_cols = match self.b {
                     _ if pack_a => Cut::Nowhere,
@@ -357,7 +361,7 @@ impl Call<'_> {
                     for rows in blocks(&share.rows, plan.blocks.rows) {
                         let block = Block { item, rows, cols: cols.clone() };
                         match plan.algorithm {
-                            Algorithm::F32 => self.f32_block(&block, scratch),
+                            Algorithm::Direct => self.direct_block(&block, scratch),
                             Algorithm::Dot(dot) => self.dot_block(&block, dot, scratch),
                             Algorithm::WeightOnly => self.weight_only_block(&block, scratch),
                             Algorithm::Upcast => self.upcast_block(&block, scratch),

@@ -10,6 +10,7 @@ use super::microkernel::{MicroKernel, MicroKernels, MicroTile};
 use super::pack::{Matrix, Panels, Word};
 use super::plan::{Algorithm, ConstantB, Method, Plan};
 use crate::description::activation::Activation;
+use crate::description::layout::Layout;
 
 /// Products of more calls are not listed: deciding takes little of their time.
 const MAX_CALLS: usize = 64;
@@ -18,6 +19,7 @@ const MAX_CALLS: usize = 64;
 const NO_OPERANDS: Epilogue = Epilogue {
     c: ptr::null_mut(),
     c_stride: 0,
+    words: 1,
     rows: 0,
     cols: 0,
     alpha: None,
@@ -42,12 +44,12 @@ enum Call {
     Epilogue(Area),
 }
 
-/// Where a run finds the items of A, B and C: the first, and the elements from one to the next.
+/// Where a run finds the items of A, B and C: the first, and the words from one to the next.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Items {
     pub a: (*const Word, usize),
     pub b: (*const Word, usize),
-    pub c: (*mut f32, usize),
+    pub c: (*mut Word, usize),
 }
 
 impl SmallProduct {
@@ -55,7 +57,7 @@ impl SmallProduct {
     pub(crate) fn of(plan: &Plan) -> Option<Self> {
         let Plan { product, kernels, blocking, b, .. } = plan;
         let (m, n, k) = (product.m(), product.n(), product.k());
-        if plan.algorithm != Algorithm::F32 || m == 0 || n == 0 || k == 0 || plan.packs_a(m, n) {
+        if plan.algorithm != Algorithm::Direct || m == 0 || n == 0 || k == 0 || plan.packs_a(m, n) {
             return None;
         }
         // At least so many, before they are listed: a description may be of any size.
@@ -64,15 +66,17 @@ impl SmallProduct {
         if down.saturating_mul(across).saturating_mul(deep) > MAX_CALLS {
             return None;
         }
+        // From row to row; that of a single row may be any.
+        let words = |layout: &Layout| layout.leading_dimension().wrapping_mul(kernels.number_words());
         let b = match b {
             ConstantB::Packed(_) => B::Packed(Panels::packed(kernels, ptr::null(), k, n)),
             ConstantB::None if plan.method(m) == Method::Plain => {
-                let stride = product.b().leading_dimension();
+                let stride = words(product.b());
                 B::Plain(Matrix { start: ptr::null(), stride, transposed: false })
             }
             ConstantB::None | ConstantB::Plain(_) | ConstantB::Integers(_) => return None,
         };
-        let (stride, transposed) = (product.a().leading_dimension(), product.transpose_a());
+        let (stride, transposed) = (words(product.a()), product.transpose_a());
         let part = MacroTile {
             kernels,
             blocking,
@@ -84,7 +88,7 @@ impl SmallProduct {
             b,
             epilogue: plan.has_epilogue().then_some(NO_OPERANDS),
             c: ptr::null_mut(),
-            c_stride: product.c().leading_dimension(),
+            c_stride: words(product.c()),
             accumulate: false,
             requantize: ptr::null(),
             scratch_a: ptr::null_mut(),

@@ -56,7 +56,7 @@ impl Call<'_> {
         let (c, c_stride) = if plan.in_place() {
             self.output.place_of(*item, rows.start, cols.start)
         } else {
-            (scratch.c.start_mut().cast(), cols.len())
+            (scratch.c.start_mut(), cols.len())
         };
         let requantize = Requantize {
             compensation,

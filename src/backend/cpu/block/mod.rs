@@ -1,6 +1,6 @@
 //! One block of C by each algorithm: operands brought into form, the macro-kernel, the epilogue.
 
+mod direct;
 mod dot;
-mod f32;
 mod upcast;
 mod weight_only;

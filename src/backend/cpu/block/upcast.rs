@@ -16,7 +16,7 @@ use crate::backend::cpu::pack::panels16;
 #[cfg(feature = "half")]
 use crate::backend::cpu::pack::upcast::load_row;
 use crate::backend::cpu::pack::upcast::{Part, load, map, quantized, rows, scale, scale_for};
-use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, pack_b, packed_b_len, packed_cols};
+use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, Word, pack_b, packed_b_len, packed_cols};
 #[cfg(feature = "half")]
 use crate::backend::cpu::plan::is_row_by_16_bits;
 use crate::backend::cpu::plan::{ConstantB, is_loaded_first};
@@ -29,7 +29,7 @@ use crate::operands::weights::Weights;
 /// Where the sums of a block go, and what follows them.
 struct Sums {
     /// The first, and the distance of rows.
-    c: (*mut f32, usize),
+    c: (*mut Word, usize),
     /// Whether they are added to what is there.
     accumulate: bool,
     epilogue: Option<Epilogue>,
@@ -37,7 +37,7 @@ struct Sums {
 
 impl Sums {
     fn apart(buffer: &mut Buffer, cols: usize, accumulate: bool) -> Self {
-        Self { c: (buffer.start_mut().cast(), cols), accumulate, epilogue: None }
+        Self { c: (buffer.start_mut(), cols), accumulate, epilogue: None }
     }
 }
 
@@ -213,7 +213,7 @@ impl Call<'_> {
         let x = &mut scratch.row[..k];
         load_row(vector, &self.a, *item, product.transpose_a(), rows.start, x);
         let (x, y) = (x.as_ptr(), scratch.c.numbers(cols.len()).as_mut_ptr());
-        let gemv = Gemv { outputs: cols.len(), k, matrix, stride, x, y };
+        let gemv = Gemv { outputs: cols.len(), k, matrix, stride, x: x.cast(), y: y.cast() };
         // SAFETY: the executor has checked that the operands cover their layouts; the scratch memory has room for
         // the row and the block's sums; elements are of the function's type, and the instructions are here.
         unsafe { if product.transpose_b() { (functions.rows)(&gemv) } else { (functions.columns)(&gemv) } };

@@ -99,7 +99,9 @@ impl Call<'_> {
         let (c, c_stride) = self.output.place_of(*item, rows.start, cols.start);
         for (index, sums) in sums.chunks(lanes).enumerate() {
             // SAFETY: these columns of C are this thread's alone, and do not overlap its scratch memory.
-            unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), c.add(index * c_stride), cols.len()) };
+            unsafe {
+                std::ptr::copy_nonoverlapping(sums.as_ptr().cast(), c.add(index * c_stride), cols.len())
+            };
         }
         if let Some(epilogue) = self.output.epilogue(*item, rows, cols) {
             // SAFETY: bias, residual and these columns of C cover it.

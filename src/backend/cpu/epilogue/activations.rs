@@ -6,7 +6,7 @@
 
 use std::f32::consts::{LN_2, LOG2_E};
 
-use crate::backend::cpu::isa::Simd;
+use crate::backend::cpu::isa::{Simd, Vector};
 
 #[inline(always)]
 unsafe fn polynomial<V: Simd, const N: usize>(x: V, coefficients: [f32; N]) -> V {
@@ -40,9 +40,9 @@ unsafe fn exp2<V: Simd>(x: V, y: V) -> (V, V) {
 }
 
 #[inline(always)]
-pub(super) unsafe fn relu<V: Simd>(x: V) -> V {
+pub(super) unsafe fn relu<V: Vector>(x: V) -> V {
     // SAFETY: by the callers' contract.
-    unsafe { V::splat(0.0).max(x) }
+    unsafe { V::zero().max(x) }
 }
 
 /// e / (1 + e) below 0, 1 / (1 + e) above, where e = e^-|x|.

@@ -7,6 +7,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::Epilogue;
 use crate::backend::cpu::pack::upcast::load_run;
+use crate::backend::cpu::pack::{Word, start_of_numbers};
 use crate::backend::cpu::plan::Plan;
 use crate::backend::cpu::run::Block;
 use crate::description::activation::Activation;
@@ -51,12 +52,14 @@ impl<'a> Output<'a> {
         Self { plan, bias, residual, start, element, layout }
     }
 
-    /// The part of a C of 4-byte elements from `row` and `col` on, and the distance of its rows: for all its
+    /// The part of a C of numbers from `row` and `col` on, and the words from row to row: for all its
     /// writers one pointer, of one borrow.
     #[allow(clippy::cast_ptr_alignment, reason = "C is aligned for its elements")]
-    pub(crate) fn place_of(&self, item: usize, row: usize, col: usize) -> (*mut f32, usize) {
-        let stride = self.layout.leading_dimension();
-        (self.start.cast::<f32>().wrapping_add(self.layout.item_offset(item) + row * stride + col), stride)
+    pub(crate) fn place_of(&self, item: usize, row: usize, col: usize) -> (*mut Word, usize) {
+        let (stride, words) = (self.layout.leading_dimension(), self.plan.kernels.number_words());
+        let index = self.layout.item_offset(item) + row * stride + col;
+        // The stride of a single row may be any.
+        (self.start.cast::<Word>().wrapping_add(index * words), stride.wrapping_mul(words))
     }
 
     /// What follows the sums of a part of C that are [`Output::in_place`]; `None` where that is nothing.
@@ -68,15 +71,20 @@ impl<'a> Output<'a> {
         Some(Epilogue {
             c,
             c_stride,
+            words: self.plan.kernels.number_words(),
             rows: rows.len(),
             cols: cols.len(),
             alpha: self.plan.alpha(),
-            bias: self.bias.as_ref().map(|bias| f32_start(bias).wrapping_add(cols.start)),
+            bias: self.bias.as_ref().map(|bias| {
+                let (start, words) = start_of_numbers(bias);
+                start.wrapping_add(cols.start * words)
+            }),
             residual: self.residual.as_ref().map(|residual| {
                 let layout = residual.layout();
                 let stride = layout.leading_dimension();
                 let index = layout.item_offset(item) + rows.start * stride + cols.start;
-                (f32_start(residual).wrapping_add(index), stride)
+                let (start, words) = start_of_numbers(residual);
+                (start.wrapping_add(index * words), stride.wrapping_mul(words))
             }),
             activation: self.plan.product.activation(),
         })
@@ -219,13 +227,6 @@ impl<'a> Output<'a> {
         let index = self.layout.item_offset(item) + row * self.layout.leading_dimension() + col;
         // SAFETY: by this function's own contract.
         unsafe { std::slice::from_raw_parts_mut(self.start.cast::<T>().wrapping_add(index), len) }
-    }
-}
-
-fn f32_start(view: &AnyView<'_>) -> *const f32 {
-    match view {
-        AnyView::F32(view) => view.data().as_ptr(),
-        _ => unreachable!("what is finished in place is f32"),
     }
 }
 

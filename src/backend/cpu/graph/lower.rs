@@ -338,9 +338,9 @@ impl Lowering<'_> {
             None => builder.transpose_b(shapes.transpose_b).build()?,
         };
         let plan = Plan::new(
-            Algorithm::F32,
+            Algorithm::Direct,
             self.cpu.isa,
-            self.cpu.blocking,
+            self.cpu.blocking[0],
             (None, self.threads),
             &product,
             weights.as_ref(),

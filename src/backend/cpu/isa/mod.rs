@@ -3,6 +3,35 @@
 //! Kernels are written once over [`Simd`] and instantiated inside functions that enable the
 //! instruction set ([`super::microkernel`]), so everything on vectors must be inlined into those.
 
+/// What differs between the vectors of x86-64 by their instructions alone.
+#[cfg(target_arch = "x86_64")]
+#[rustfmt::skip]
+macro_rules! x86_arithmetic {
+    ($number:ty: $set1:ident $loadu:ident $storeu:ident $add:ident $mul:ident $fmadd:ident $max:ident) => {
+        type Number = $number;
+
+        #[inline(always)]
+        unsafe fn splat(x: $number) -> Self { unsafe { Self($set1(x)) } }
+        #[inline(always)]
+        unsafe fn load(from: *const $number) -> Self { unsafe { Self($loadu(from)) } }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut $number) { unsafe { $storeu(to, self.0) } }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self { unsafe { Self($add(self.0, other.0)) } }
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self { unsafe { Self($mul(self.0, other.0)) } }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self($fmadd(self.0, factor.0, addend.0)) } }
+        // The instruction gives the second operand if either is NaN.
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self { unsafe { Self($max(self.0, other.0)) } }
+        #[inline(always)]
+        unsafe fn prefetch<T>(from: *const T) { unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) } }
+        #[inline(always)]
+        unsafe fn prefetch_l2<T>(from: *const T) { unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) } }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -288,35 +317,36 @@ fn has_slow_bf16(vendor: [u32; 3], leaf_7_1: u32) -> bool {
     vendor == intel && leaf_7_1 & AVX_VNNI != 0
 }
 
-/// A vector of [`Simd::LANES`] numbers.
+/// A vector of [`Vector::LANES`] numbers, f32 or f64.
 ///
 /// # Safety
 /// All functions may be called only where the instruction set is there and, for speed, inside a
-/// function that enables it. Pointers need no alignment beyond that of f32; `load` and `store` access
-/// [`Simd::LANES`] numbers, the masked forms only those that the mask selects.
-pub(crate) unsafe trait Simd: Copy {
+/// function that enables it. Pointers need no alignment beyond that of a number; `load` and `store` access
+/// [`Vector::LANES`] numbers, the masked forms only those that the mask selects.
+pub(crate) unsafe trait Vector: Copy {
+    /// f32 or f64.
+    type Number: Copy + Default + From<f32>;
     /// The numbers in a vector.
     const LANES: usize;
-    /// Whether [`Simd::look_up`] costs about as much as arithmetic.
-    const LOOKS_UP: bool = false;
-    /// The powers of 2 between 1 and 2 that [`Simd::exp2_split`] gives.
-    const EXP2_STEPS: u32 = 1;
     /// Which lanes a masked access touches.
     type Mask: Copy;
-    /// [`Simd::LANES`] words of packed integers.
-    type Words: Copy;
 
-    unsafe fn splat(x: f32) -> Self;
-    unsafe fn load(from: *const f32) -> Self;
-    unsafe fn store(self, to: *mut f32);
+    unsafe fn splat(x: Self::Number) -> Self;
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: by the trait's contract.
+        unsafe { Self::splat(Self::Number::default()) }
+    }
+    unsafe fn load(from: *const Self::Number) -> Self;
+    unsafe fn store(self, to: *mut Self::Number);
     /// The first `count` lanes, at most all.
     unsafe fn mask(count: usize) -> Self::Mask;
     /// Lanes that the mask does not select are 0.
-    unsafe fn load_masked(from: *const f32, mask: Self::Mask) -> Self;
-    unsafe fn store_masked(self, to: *mut f32, mask: Self::Mask);
+    unsafe fn load_masked(from: *const Self::Number, mask: Self::Mask) -> Self;
+    unsafe fn store_masked(self, to: *mut Self::Number, mask: Self::Mask);
     /// A masked load, or one of all lanes.
     #[inline(always)]
-    unsafe fn load_part(from: *const f32, mask: Option<Self::Mask>) -> Self {
+    unsafe fn load_part(from: *const Self::Number, mask: Option<Self::Mask>) -> Self {
         // SAFETY: by the trait's contract.
         unsafe {
             match mask {
@@ -327,7 +357,7 @@ pub(crate) unsafe trait Simd: Copy {
     }
     /// A masked store, or one of all lanes.
     #[inline(always)]
-    unsafe fn store_part(self, to: *mut f32, mask: Option<Self::Mask>) {
+    unsafe fn store_part(self, to: *mut Self::Number, mask: Option<Self::Mask>) {
         // SAFETY: by the trait's contract.
         unsafe {
             match mask {
@@ -337,12 +367,54 @@ pub(crate) unsafe trait Simd: Copy {
         }
     }
     unsafe fn add(self, other: Self) -> Self;
-    unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
-    unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + addend`, rounded once where the instruction set can.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// [`Simd::mul_add`], rounded once on every instruction set.
+    /// The greater, where neither is NaN; NaN where `other` is.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The sum of the lanes, in an order that is always the same.
+    unsafe fn sum(self) -> Self::Number;
+    /// Prefetches a cache line; any address will do.
+    unsafe fn prefetch<T>(from: *const T);
+    /// The same into the second-level cache alone, where there is an instruction for it.
+    #[inline(always)]
+    unsafe fn prefetch_l2<T>(from: *const T) {
+        // SAFETY: by the trait's contract.
+        unsafe { Self::prefetch(from) }
+    }
+    /// `LANES` rows of `LANES` numbers, `from_stride` apart, written as columns: row `i` of the result
+    /// at `to + i * to_stride`. Only the first `rows` rows are read, the others count as 0; only the
+    /// first `cols` numbers of a row are read and only so many rows written.
+    unsafe fn transpose(
+        from: *const Self::Number,
+        from_stride: usize,
+        rows: usize,
+        cols: usize,
+        to: *mut Self::Number,
+        to_stride: usize,
+    );
+}
+
+/// The words of 32 bits in a number of a vector.
+pub(crate) const fn words_of<V: Vector>() -> usize {
+    size_of::<V::Number>() / size_of::<f32>()
+}
+
+/// Vectors of f32, with what activations and narrower elements need.
+///
+/// # Safety
+/// As [`Vector`].
+pub(crate) unsafe trait Simd: Vector<Number = f32> {
+    /// Whether [`Simd::look_up`] costs about as much as arithmetic.
+    const LOOKS_UP: bool = false;
+    /// The powers of 2 between 1 and 2 that [`Simd::exp2_split`] gives.
+    const EXP2_STEPS: u32 = 1;
+    /// [`Vector::LANES`] words of packed integers.
+    type Words: Copy;
+
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// [`Vector::mul_add`], rounded once on every instruction set.
     #[inline(always)]
     unsafe fn fused_mul_add(self, factor: Self, addend: Self) -> Self {
         // SAFETY: by the trait's contract.
@@ -350,8 +422,6 @@ pub(crate) unsafe trait Simd: Copy {
     }
     /// The lesser, where neither is NaN; NaN where `other` is.
     unsafe fn min(self, other: Self) -> Self;
-    /// The greater, where neither is NaN; NaN where `other` is.
-    unsafe fn max(self, other: Self) -> Self;
     /// Where `self < other` the lane of `yes`, elsewhere (NaN included) of `no`.
     unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self;
     unsafe fn abs(self) -> Self;
@@ -372,18 +442,8 @@ pub(crate) unsafe trait Simd: Copy {
             tables.each_ref().map(|table| Self::load(index.map(|i| table[i]).as_ptr()))
         }
     }
-    /// The sum of the lanes, in an order that is always the same.
-    unsafe fn sum(self) -> f32;
     /// The greatest of the lanes, where none is NaN; else any number or NaN.
     unsafe fn largest(self) -> f32;
-    /// Prefetches a cache line; any address will do.
-    unsafe fn prefetch<T>(from: *const T);
-    /// The same into the second-level cache alone, where there is an instruction for it.
-    #[inline(always)]
-    unsafe fn prefetch_l2<T>(from: *const T) {
-        // SAFETY: by the trait's contract.
-        unsafe { Self::prefetch(from) }
-    }
     /// Upcasts `LANES` IEEE 754 binary16 numbers.
     #[cfg(feature = "half")]
     unsafe fn from_f16(from: *const u16) -> Self;
@@ -408,17 +468,6 @@ pub(crate) unsafe trait Simd: Copy {
             f(index as usize, unsafe { Self::unpack::<BITS>(words, index) });
         }
     }
-    /// `LANES` rows of `LANES` numbers, `from_stride` apart, written as columns: row `i` of the result
-    /// at `to + i * to_stride`. Only the first `rows` rows are read, the others count as 0; only the
-    /// first `cols` numbers of a row are read and only so many rows written.
-    unsafe fn transpose(
-        from: *const f32,
-        from_stride: usize,
-        rows: usize,
-        cols: usize,
-        to: *mut f32,
-        to_stride: usize,
-    );
 }
 
 /// Vectors whose lanes are taken for i32, where an instruction set has dot products of integers.

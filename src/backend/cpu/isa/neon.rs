@@ -1,4 +1,4 @@
-//! 4 lanes: NEON, which every 64-bit ARM has.
+//! 4 lanes of f32, 2 of f64: NEON, which every 64-bit ARM has.
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::wildcard_imports,
@@ -7,57 +7,128 @@
 
 use std::arch::aarch64::*;
 
-use super::Simd;
+use super::{Simd, Vector};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Neon(pub(crate) float32x4_t);
 
+#[derive(Clone, Copy)]
+pub(crate) struct NeonF64(float64x2_t);
+
+/// What differs between the vectors by their instructions alone.
+#[rustfmt::skip]
+macro_rules! arithmetic {
+    ($number:ty, $lanes:literal: $dup:ident $ld1:ident $st1:ident $add:ident $mul:ident $fma:ident $max:ident $addv:ident) => {
+        type Number = $number;
+        const LANES: usize = $lanes;
+        type Mask = usize;
+
+        #[inline(always)]
+        unsafe fn splat(x: $number) -> Self { unsafe { Self($dup(x)) } }
+        #[inline(always)]
+        unsafe fn load(from: *const $number) -> Self { unsafe { Self($ld1(from)) } }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut $number) { unsafe { $st1(to, self.0) } }
+        #[inline(always)]
+        unsafe fn mask(count: usize) -> usize { count.min($lanes) }
+        #[inline(always)]
+        unsafe fn load_masked(from: *const $number, mask: usize) -> Self {
+            let mut lanes = [0.0; $lanes];
+            unsafe {
+                std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), mask);
+                Self($ld1(lanes.as_ptr()))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_masked(self, to: *mut $number, mask: usize) {
+            let mut lanes = [0.0; $lanes];
+            unsafe {
+                $st1(lanes.as_mut_ptr(), self.0);
+                std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, mask);
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self { unsafe { Self($add(self.0, other.0)) } }
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self { unsafe { Self($mul(self.0, other.0)) } }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self($fma(addend.0, self.0, factor.0)) } }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self { unsafe { Self($max(self.0, other.0)) } }
+        #[inline(always)]
+        unsafe fn sum(self) -> $number { unsafe { $addv(self.0) } }
+        // A prefetch needs inline assembly; the hardware follows the streams by itself.
+        #[inline(always)]
+        unsafe fn prefetch<T>(_from: *const T) {}
+    };
+}
+
 // SAFETY: each function is one or a few instructions of NEON; memory is accessed as the trait says:
 // the masked forms copy as many numbers as the mask counts.
 #[rustfmt::skip]
+unsafe impl Vector for Neon {
+    arithmetic! { f32, 4: vdupq_n_f32 vld1q_f32 vst1q_f32 vaddq_f32 vmulq_f32 vfmaq_f32 vmaxq_f32 vaddvq_f32 }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, rows: usize, cols: usize, to: *mut f32, to_stride: usize) {
+        unsafe {
+            let mut x = [vdupq_n_f32(0.0); 4];
+            for (i, row) in x.iter_mut().enumerate() {
+                if i < rows {
+                    *row = if cols >= 4 { vld1q_f32(from.add(i * from_stride)) } else { Self::load_masked(from.add(i * from_stride), cols).0 };
+                }
+            }
+            let (even, odd) = (vtrnq_f32(x[0], x[1]), vtrnq_f32(x[2], x[3]));
+            let columns = [
+                vcombine_f32(vget_low_f32(even.0), vget_low_f32(odd.0)),
+                vcombine_f32(vget_low_f32(even.1), vget_low_f32(odd.1)),
+                vcombine_f32(vget_high_f32(even.0), vget_high_f32(odd.0)),
+                vcombine_f32(vget_high_f32(even.1), vget_high_f32(odd.1)),
+            ];
+            for (j, column) in columns.into_iter().enumerate() {
+                if j < cols {
+                    vst1q_f32(to.add(j * to_stride), column);
+                }
+            }
+        }
+    }
+}
+
+// SAFETY: as above.
+#[rustfmt::skip]
+unsafe impl Vector for NeonF64 {
+    arithmetic! { f64, 2: vdupq_n_f64 vld1q_f64 vst1q_f64 vaddq_f64 vmulq_f64 vfmaq_f64 vmaxq_f64 vaddvq_f64 }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f64, from_stride: usize, rows: usize, cols: usize, to: *mut f64, to_stride: usize) {
+        unsafe {
+            let mut x = [vdupq_n_f64(0.0); 2];
+            for (i, row) in x.iter_mut().enumerate() {
+                if i < rows {
+                    *row = Self::load_masked(from.add(i * from_stride), Self::mask(cols)).0;
+                }
+            }
+            let columns = [vtrn1q_f64(x[0], x[1]), vtrn2q_f64(x[0], x[1])];
+            for (j, column) in columns.into_iter().enumerate() {
+                if j < cols {
+                    vst1q_f64(to.add(j * to_stride), column);
+                }
+            }
+        }
+    }
+}
+
+// SAFETY: as above.
+#[rustfmt::skip]
 unsafe impl Simd for Neon {
-    const LANES: usize = 4;
-    type Mask = usize;
     type Words = int32x4_t;
 
     #[inline(always)]
-    unsafe fn splat(x: f32) -> Self { unsafe { Self(vdupq_n_f32(x)) } }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self { unsafe { Self(vld1q_f32(from)) } }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) { unsafe { vst1q_f32(to, self.0) } }
-    #[inline(always)]
-    unsafe fn mask(count: usize) -> usize { count.min(4) }
-    #[inline(always)]
-    unsafe fn load_masked(from: *const f32, mask: usize) -> Self {
-        let mut lanes = [0.0; 4];
-        unsafe {
-            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), mask);
-            Self(vld1q_f32(lanes.as_ptr()))
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_masked(self, to: *mut f32, mask: usize) {
-        let mut lanes = [0.0; 4];
-        unsafe {
-            vst1q_f32(lanes.as_mut_ptr(), self.0);
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, mask);
-        }
-    }
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self { unsafe { Self(vaddq_f32(self.0, other.0)) } }
-    #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self { unsafe { Self(vsubq_f32(self.0, other.0)) } }
-    #[inline(always)]
-    unsafe fn mul(self, other: Self) -> Self { unsafe { Self(vmulq_f32(self.0, other.0)) } }
     #[inline(always)]
     unsafe fn div(self, other: Self) -> Self { unsafe { Self(vdivq_f32(self.0, other.0)) } }
     #[inline(always)]
-    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self { unsafe { Self(vfmaq_f32(addend.0, self.0, factor.0)) } }
-    #[inline(always)]
     unsafe fn min(self, other: Self) -> Self { unsafe { Self(vminq_f32(self.0, other.0)) } }
-    #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self { unsafe { Self(vmaxq_f32(self.0, other.0)) } }
     #[inline(always)]
     unsafe fn select_less(self, other: Self, yes: Self, no: Self) -> Self {
         unsafe { Self(vbslq_f32(vcltq_f32(self.0, other.0), yes.0, no.0)) }
@@ -79,12 +150,7 @@ unsafe impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn sum(self) -> f32 { unsafe { vaddvq_f32(self.0) } }
-    #[inline(always)]
     unsafe fn largest(self) -> f32 { unsafe { vmaxvq_f32(self.0) } }
-    // A prefetch needs inline assembly; the hardware follows the streams by itself.
-    #[inline(always)]
-    unsafe fn prefetch<T>(_from: *const T) {}
 
     // The intrinsic is not stable; the instruction is part of ARMv8.0.
     #[cfg(feature = "half")]
@@ -124,27 +190,4 @@ unsafe impl Simd for Neon {
         }
     }
 
-    #[inline(always)]
-    unsafe fn transpose(from: *const f32, from_stride: usize, rows: usize, cols: usize, to: *mut f32, to_stride: usize) {
-        unsafe {
-            let mut x = [vdupq_n_f32(0.0); 4];
-            for (i, row) in x.iter_mut().enumerate() {
-                if i < rows {
-                    *row = if cols >= 4 { vld1q_f32(from.add(i * from_stride)) } else { Self::load_masked(from.add(i * from_stride), cols).0 };
-                }
-            }
-            let (even, odd) = (vtrnq_f32(x[0], x[1]), vtrnq_f32(x[2], x[3]));
-            let columns = [
-                vcombine_f32(vget_low_f32(even.0), vget_low_f32(odd.0)),
-                vcombine_f32(vget_low_f32(even.1), vget_low_f32(odd.1)),
-                vcombine_f32(vget_high_f32(even.0), vget_high_f32(odd.0)),
-                vcombine_f32(vget_high_f32(even.1), vget_high_f32(odd.1)),
-            ];
-            for (j, column) in columns.into_iter().enumerate() {
-                if j < cols {
-                    vst1q_f32(to.add(j * to_stride), column);
-                }
-            }
-        }
-    }
 }

@@ -5,23 +5,24 @@ use std::marker::PhantomData;
 
 use super::weight_only::{self, PanelArgs};
 use super::{Fma, MicroKernel, MicroKernels, MicroTile, MultiplyAdd, microkernel};
-use crate::backend::cpu::epilogue::{Epilogue, apply};
+use crate::backend::cpu::epilogue::{Epilogue, apply, apply_f64};
 use crate::backend::cpu::gemv::{Gemv, GemvFunctions, gemv_columns, gemv_rows};
-use crate::backend::cpu::isa::{self, Dot, Isa, Simd};
+use crate::backend::cpu::isa::{self, Dot, Isa, Simd, Vector, words_of};
 use crate::backend::cpu::pack::upcast::{self, Elements, UpcastFunctions, upcast_rows};
 #[cfg(feature = "half")]
 use crate::backend::cpu::pack::upcast::{Bf16, Element, F16};
 use crate::backend::cpu::pack::{Format, Word, copy_rows};
 use crate::backend::cpu::rows::{self, NormRows, RowFunctions, Softmax, Unary};
 
-/// What there is of an instruction set besides micro-kernels.
+/// What there is of an instruction set besides micro-kernels, for numbers of f32 or of f64.
 pub(crate) struct VectorFunctions {
     /// The numbers in a vector.
     pub lanes: usize,
-    /// [`Simd::transpose`].
+    /// [`Vector::transpose`], with strides in words.
     pub transpose: unsafe fn(*const Word, usize, usize, usize, *mut Word, usize),
-    /// [`copy_rows`].
+    /// [`copy_rows`], with strides in words.
     pub copy: unsafe fn(*const Word, usize, usize, usize, *mut Word, usize),
+    /// Of narrower elements to f32, whichever numbers the rest is for.
     pub upcast: UpcastFunctions,
     pub gemv: GemvFunctions,
     /// For a matrix of f16, and of bf16.
@@ -37,6 +38,7 @@ pub(crate) struct VectorFunctions {
 /// The micro-kernels of an instruction set without its extensions.
 pub(crate) struct InstructionSet {
     pub f32: MicroKernels,
+    pub f64: MicroKernels,
     /// For a B of f16.
     #[cfg(feature = "half")]
     pub from_f16: MicroKernels,
@@ -93,13 +95,103 @@ macro_rules! microkernels {
     };
 }
 
+/// Functions over vectors `V` of f32 or f64 that enable `$feature`.
+macro_rules! number_functions {
+    ($($feature:literal)?) => {
+        $(#[target_feature(enable = $feature)])?
+        pub(super) unsafe fn tile<
+            D: MultiplyAdd<V>,
+            const MR: usize,
+            const NV: usize,
+            const TAIL: bool,
+            const PACK: bool,
+            const BY_ROW: bool,
+            const BY_K: bool,
+        >(
+            t: &MicroTile,
+        ) {
+            // SAFETY: this function's contract is the same, and it enables the instruction set.
+            unsafe { microkernel::<V, D, PANEL, MR, NV, TAIL, PACK, BY_ROW, BY_K>(t) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn transpose(
+            from: *const Word, from_stride: usize, rows: usize, cols: usize, to: *mut Word, to_stride: usize,
+        ) {
+            let (from_stride, to_stride) = (from_stride / words_of::<V>(), to_stride / words_of::<V>());
+            // SAFETY: as for `tile`.
+            unsafe { V::transpose(from.cast(), from_stride, rows, cols, to.cast(), to_stride) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn copy(
+            from: *const Word, from_stride: usize, rows: usize, cols: usize, to: *mut Word, to_stride: usize,
+        ) {
+            let (from_stride, to_stride) = (from_stride / words_of::<V>(), to_stride / words_of::<V>());
+            // SAFETY: as for `tile`.
+            unsafe { copy_rows::<V>(from.cast(), from_stride, rows, cols, to.cast(), to_stride) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn rows<E: upcast::Load<V>>(g: &Gemv) {
+            // SAFETY: as for `tile`.
+            unsafe { gemv_rows::<V, E>(g) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn columns<E: upcast::Load<V>>(g: &Gemv) {
+            // SAFETY: as for `tile`.
+            unsafe { gemv_columns::<V, E>(g) }
+        }
+    };
+}
+
+/// A module with the micro-kernels of f64 of an instruction set whose f32 are in `$base`.
+macro_rules! float64 {
+    (
+        $(#[$cfg:meta])* $module:ident, $base:ident, $vector:ty, $name:literal, $(features: $feature:literal,)?
+        panel_vectors: $panel:literal, half: $half:expr,
+        rows: [$($one:literal)*], packing: [$($packing:literal)*], two: [$($two:literal)*], four: [$($four:literal)*]
+    ) => {
+        $(#[$cfg])*
+        mod $module {
+            use super::*;
+
+            const PANEL: usize = $panel;
+            type V = $vector;
+
+            number_functions! { $($feature)? }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn epilogue(e: &Epilogue) {
+                // SAFETY: as for `tile`.
+                unsafe { apply_f64::<V>(e) }
+            }
+
+            static VECTOR: VectorFunctions = VectorFunctions {
+                lanes: V::LANES,
+                transpose,
+                copy,
+                gemv: GemvFunctions { rows: rows::<upcast::F64>, columns: columns::<upcast::F64> },
+                epilogue,
+                ..super::$base::FUNCTIONS
+            };
+
+            pub(super) const KERNELS: MicroKernels = microkernels! {
+                concat!($name, " f64"), Format::F64, Fma, forms: both, half: $half, wide_by_row: false,
+                rows: [$($one)*], packing: [$($packing)*], two: [$($two)*], four: [$($four)*]
+            };
+        }
+    };
+}
+
 /// A module with all of one instruction set, whose functions enable `$feature`.
 ///
 /// `rows`: up to MR for one micro-panel of B, `packing` those of more than half of MR; `two`, `four`: for so many
 /// micro-panels. `half`: [`MicroKernels::half`]. `upcast`: the same for a B of 16-bit elements. `weight_only`: rows x chains.
 macro_rules! instruction_set {
     (
-        $(#[$cfg:meta])* $module:ident, $vector:ty, $name:literal, $(features: $feature:literal,)?
+        $(#[$cfg:meta])* $module:ident, f64: $f64:ident, $vector:ty, $name:literal, $(features: $feature:literal,)?
         panel_vectors: $panel:literal, half: $half:expr,
         rows: [$($one:literal)*], packing: [$($packing:literal)*], two: [$($two:literal)*], four: [$($four:literal)*],
         upcast: [$($upcast_one:literal)*], [$($upcast_two:literal)*], [$($upcast_four:literal)*],
@@ -112,54 +204,12 @@ macro_rules! instruction_set {
             const PANEL: usize = $panel;
             type V = $vector;
 
-            $(#[target_feature(enable = $feature)])?
-            pub(super) unsafe fn tile<
-                D: MultiplyAdd<V>,
-                const MR: usize,
-                const NV: usize,
-                const TAIL: bool,
-                const PACK: bool,
-                const BY_ROW: bool,
-                const BY_K: bool,
-            >(
-                t: &MicroTile,
-            ) {
-                // SAFETY: this function's contract is the same, and it enables the instruction set.
-                unsafe { microkernel::<V, D, PANEL, MR, NV, TAIL, PACK, BY_ROW, BY_K>(t) }
-            }
-
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn transpose(
-                from: *const Word, from_stride: usize, rows: usize, cols: usize, to: *mut Word, to_stride: usize,
-            ) {
-                // SAFETY: as for `tile`.
-                unsafe { V::transpose(from.cast(), from_stride, rows, cols, to.cast(), to_stride) }
-            }
-
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn copy(
-                from: *const Word, from_stride: usize, rows: usize, cols: usize, to: *mut Word, to_stride: usize,
-            ) {
-                // SAFETY: as for `tile`.
-                unsafe { copy_rows::<V>(from.cast(), from_stride, rows, cols, to.cast(), to_stride) }
-            }
+            number_functions! { $($feature)? }
 
             $(#[target_feature(enable = $feature)])?
             unsafe fn upcast<E: upcast::Element>(e: &Elements) {
                 // SAFETY: as for `tile`.
                 unsafe { upcast_rows::<V, E>(e) }
-            }
-
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn rows<E: upcast::Element>(g: &Gemv) {
-                // SAFETY: as for `tile`.
-                unsafe { gemv_rows::<V, E>(g) }
-            }
-
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn columns<E: upcast::Element>(g: &Gemv) {
-                // SAFETY: as for `tile`.
-                unsafe { gemv_columns::<V, E>(g) }
             }
 
             $(#[target_feature(enable = $feature)])?
@@ -194,7 +244,9 @@ macro_rules! instruction_set {
                 unsafe { weight_only::panel::<V, BITS, ROWS, CHAINS, OFFSET>(p) }
             }
 
-            pub(super) static VECTOR: VectorFunctions = VectorFunctions {
+            pub(super) static VECTOR: VectorFunctions = FUNCTIONS;
+
+            pub(super) const FUNCTIONS: VectorFunctions = VectorFunctions {
                 lanes: V::LANES,
                 transpose,
                 copy,
@@ -228,6 +280,7 @@ macro_rules! instruction_set {
                     $name, Format::F32, Fma, forms: both, half: $half, wide_by_row: false,
                     rows: [$($one)*], packing: [$($packing)*], two: [$($two)*], four: [$($four)*]
                 },
+                f64: super::$f64::KERNELS,
                 #[cfg(feature = "half")]
                 from_f16: microkernels! {
                     concat!($name, " from f16"), Format::F16, Upcast<F16>, forms: either, half: &[], wide_by_row: false,
@@ -253,7 +306,7 @@ static HALF_OF_AVX512: &[&[MicroKernel]] = {
 // 32 registers: 14 x 2 sums, 2 of B; a broadcast of A is an operand of the multiplication.
 instruction_set! {
     #[cfg(target_arch = "x86_64")]
-    avx512, isa::avx512::Avx512, "avx512", features: "avx512f,avx512dq,avx2,fma",
+    avx512, f64: avx512_f64, isa::avx512::Avx512, "avx512", features: "avx512f,avx512dq,avx2,fma",
     panel_vectors: 2, half: HALF_OF_AVX512,
     rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], packing: [8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3],
     upcast: [1 2 3 4], [1 2 3 4], [1 2 3],
@@ -263,7 +316,7 @@ instruction_set! {
 // 16 registers: 6 x 2 sums, 2 of B, 1 of A.
 instruction_set! {
     #[cfg(target_arch = "x86_64")]
-    avx2, isa::avx2::Avx2, "avx2", features: "avx2,f16c,fma",
+    avx2, f64: avx2_f64, isa::avx2::Avx2, "avx2", features: "avx2,f16c,fma",
     panel_vectors: 2, half: &[],
     rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1],
     upcast: [1 2 3 4], [1 2 3], [1],
@@ -273,7 +326,7 @@ instruction_set! {
 // 32 registers: 6 x 4 sums, 4 of B, 1 of A.
 instruction_set! {
     #[cfg(target_arch = "aarch64")]
-    neon, isa::neon::Neon, "neon", features: "neon",
+    neon, f64: neon_f64, isa::neon::Neon, "neon", features: "neon",
     panel_vectors: 4, half: &[],
     rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1],
     upcast: [1 2 3 4], [1 2 3], [1],
@@ -282,11 +335,46 @@ instruction_set! {
 
 // 16 registers of 4 lanes at least on every 64-bit machine: 3 x 8 numbers of sums and 8 of B.
 instruction_set! {
-    portable, isa::portable::Portable, "portable",
+    portable, f64: portable_f64, isa::portable::Portable, "portable",
     panel_vectors: 1, half: &[],
     rows: [1 2 3 4], packing: [3 4], two: [1 2], four: [1],
     upcast: [1 2], [1 2], [1],
     weight_only: [1 x 2 2 x 1]
+}
+
+/// AVX2's of f64, as of f32.
+#[cfg(target_arch = "x86_64")]
+static HALF_OF_AVX512_F64: &[&[MicroKernel]] = {
+    use avx2_f64::tile;
+    by_form!(both; Fma, 1, true, false; 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+};
+
+// As many registers as for f32, of half as many lanes.
+float64! {
+    #[cfg(target_arch = "x86_64")]
+    avx512_f64, avx512, isa::avx512::Avx512F64, "avx512", features: "avx512f,avx512dq,avx2,fma",
+    panel_vectors: 2, half: HALF_OF_AVX512_F64,
+    rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], packing: [8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3]
+}
+
+float64! {
+    #[cfg(target_arch = "x86_64")]
+    avx2_f64, avx2, isa::avx2::Avx2F64, "avx2", features: "avx2,f16c,fma",
+    panel_vectors: 2, half: &[],
+    rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1]
+}
+
+float64! {
+    #[cfg(target_arch = "aarch64")]
+    neon_f64, neon, isa::neon::NeonF64, "neon", features: "neon",
+    panel_vectors: 4, half: &[],
+    rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1]
+}
+
+float64! {
+    portable_f64, portable, isa::portable::PortableF64, "portable",
+    panel_vectors: 1, half: &[],
+    rows: [1 2 3 4], packing: [3 4], two: [1 2], four: [1]
 }
 
 /// A 16-bit element of B in each lane, upcast as it is loaded: a product of few rows waits for the reading of B

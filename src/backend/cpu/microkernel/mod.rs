@@ -11,7 +11,7 @@ pub(crate) mod instances;
 pub(crate) mod weight_only;
 
 use super::epilogue::requantize::Requantize;
-use super::isa::Simd;
+use super::isa::{Vector, words_of};
 use super::pack::{Format, Word};
 use instances::VectorFunctions;
 
@@ -20,17 +20,18 @@ use instances::VectorFunctions;
 pub(crate) struct MicroTile {
     pub k: usize,
     pub a: *const Word,
-    /// Words of A from a row to the next; 1 where A is packed or transposed.
+    /// Words of A from a row to the next; those of a number where A is packed or transposed.
     pub a_row_stride: usize,
-    /// Words of A from k to k + 1; 1 where A is neither packed nor transposed.
+    /// Words of A from k to k + 1; those of a number where A is neither packed nor transposed.
     pub a_k_stride: usize,
     pub b: *const Word,
     /// Words of B from k to k + 1.
     pub b_stride: usize,
     /// Words of B from a micro-panel to the next one.
     pub b_panel_stride: usize,
-    /// Sums of integers are i32 in the places of f32.
-    pub c: *mut f32,
+    /// f32, f64, or i32 for sums of integers.
+    pub c: *mut Word,
+    /// In words.
     pub c_stride: usize,
     /// What is prefetched, a cache line for each k: any address will do.
     pub ahead: *const Word,
@@ -56,9 +57,9 @@ pub(crate) type MicroKernel = unsafe fn(&MicroTile);
 /// How the rows of A lie under a microtile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AForm {
-    /// Each row is contiguous: [`MicroTile::a_k_stride`] is 1.
+    /// Each row is contiguous: [`MicroTile::a_k_stride`] is a number.
     ByRow = 0,
-    /// Rows are adjacent for each k, since A is packed or transposed: [`MicroTile::a_row_stride`] is 1.
+    /// Rows are adjacent for each k, since A is packed or transposed: [`MicroTile::a_row_stride`] is a number.
     ByK = 1,
 }
 
@@ -109,6 +110,16 @@ impl MicroKernels {
     /// NR: the columns of a micro-panel of B.
     pub(crate) fn nr(&self) -> usize {
         self.lanes() * self.panel_vectors
+    }
+
+    /// The words of a number of A and C.
+    pub(crate) fn number_words(&self) -> usize {
+        self.format.number_words()
+    }
+
+    /// The words of B in a row of a micro-panel.
+    pub(crate) fn panel_words(&self) -> usize {
+        self.panel_vectors * self.b_words
     }
 
     /// MR: the most rows of a micro-panel of A.
@@ -168,14 +179,14 @@ impl MicroKernels {
 }
 
 /// What a lane of a vector holds, and how products of it are summed.
-pub(crate) trait MultiplyAdd<V: Simd> {
+pub(crate) trait MultiplyAdd<V: Vector> {
     /// The words of 32 bits that a vector of B takes in memory.
-    const B_WORDS: usize = V::LANES;
+    const B_WORDS: usize = V::LANES * words_of::<V>();
 
     /// Loads a vector of B.
     ///
     /// # Safety
-    /// As [`Simd`], for the lanes that the mask selects, if there is one.
+    /// As [`Vector`], for the lanes that the mask selects, if there is one.
     #[inline(always)]
     unsafe fn load_b(from: *const Word, mask: Option<V::Mask>) -> V {
         // SAFETY: by the trait's contract.
@@ -189,13 +200,13 @@ pub(crate) trait MultiplyAdd<V: Simd> {
     #[inline(always)]
     unsafe fn start<const NV: usize, const TAIL: bool>(_: &MicroTile) -> [V; NV] {
         // SAFETY: by the trait's contract.
-        [unsafe { V::splat(0.0) }; NV]
+        [unsafe { V::zero() }; NV]
     }
 
     /// `sum + a * b`, in each lane.
     ///
     /// # Safety
-    /// As [`Simd`].
+    /// As [`Vector`].
     unsafe fn multiply_add(a: V, b: V, sum: V) -> V;
 
     /// Writes a tile to C.
@@ -210,7 +221,7 @@ pub(crate) trait MultiplyAdd<V: Simd> {
 }
 
 /// What a vector of sums becomes before it is stored.
-pub(crate) trait StoreOp<V: Simd> {
+pub(crate) trait StoreOp<V: Vector> {
     /// The vector at a row and a column of the tile, of which `mask` selects the columns that are there.
     ///
     /// # Safety
@@ -221,7 +232,7 @@ pub(crate) trait StoreOp<V: Simd> {
 /// The sums themselves.
 pub(crate) struct Sums;
 
-impl<V: Simd> StoreOp<V> for Sums {
+impl<V: Vector> StoreOp<V> for Sums {
     #[inline(always)]
     unsafe fn apply(&self, sum: V, _: usize, _: usize, _: Option<V::Mask>) -> V {
         sum
@@ -234,7 +245,7 @@ impl<V: Simd> StoreOp<V> for Sums {
 /// As [`microkernel`].
 #[inline(always)]
 pub(crate) unsafe fn store_each<
-    V: Simd,
+    V: Vector,
     O: StoreOp<V>,
     const MR: usize,
     const NV: usize,
@@ -254,7 +265,8 @@ pub(crate) unsafe fn store_each<
                 for (v, sum) in sums[$row].iter().enumerate() {
                     let mask = (TAIL && v == NV - 1).then_some(mask);
                     let col = v * V::LANES;
-                    op.apply(*sum, $row, col, mask).store_part(t.c.add($row * t.c_stride + col), mask);
+                    let c = t.c.add($row * t.c_stride + col * words_of::<V>());
+                    op.apply(*sum, $row, col, mask).store_part(c.cast(), mask);
                 }
             }
         )*};
@@ -266,10 +278,10 @@ pub(crate) unsafe fn store_each<
     }
 }
 
-/// One f32 in a lane.
+/// An f32 or f64 in a lane.
 pub(crate) struct Fma;
 
-impl<V: Simd> MultiplyAdd<V> for Fma {
+impl<V: Vector> MultiplyAdd<V> for Fma {
     #[inline(always)]
     unsafe fn multiply_add(a: V, b: V, sum: V) -> V {
         // SAFETY: by the trait's contract.
@@ -280,13 +292,13 @@ impl<V: Simd> MultiplyAdd<V> for Fma {
 /// Computes `MR` rows by `NV` vectors of C.
 ///
 /// # Safety
-/// As [`Simd`]; the tile's pointers and strides stay inside A, B and C: of the last vector of B and C
+/// As [`Vector`]; the tile's pointers and strides stay inside A, B and C: of the last vector of B and C
 /// only `tail` numbers with `TAIL`. A lies as `BY_ROW` or `BY_K` say; with neither, in
 /// either form. With `PACK`, `packed` has room for `k` rows of whole vectors. Nothing
 /// else accesses the tile of C meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn microkernel<
-    V: Simd,
+    V: Vector,
     D: MultiplyAdd<V>,
     const PANEL: usize,
     const MR: usize,
@@ -302,18 +314,19 @@ pub(crate) unsafe fn microkernel<
     unsafe {
         let mask = V::mask(t.tail);
         let last = |v: usize| TAIL && v == NV - 1;
-        let column = |v: usize| v * V::LANES;
+        let words = const { words_of::<V>() };
+        let vector_words = const { V::LANES * words_of::<V>() };
         let mut sums = [D::start::<NV, TAIL>(t); MR];
         if t.accumulate {
             for (i, row) in sums.iter_mut().enumerate() {
                 for (v, sum) in row.iter_mut().enumerate() {
-                    let c = t.c.add(i * t.c_stride + column(v));
+                    let c = t.c.add(i * t.c_stride + v * vector_words).cast();
                     *sum = if last(v) { V::load_masked(c, mask) } else { V::load(c) };
                 }
             }
         }
-        let row_stride = if BY_K { 1 } else { t.a_row_stride };
-        let k_stride = if BY_ROW { 1 } else { t.a_k_stride };
+        let row_stride = if BY_K { words } else { t.a_row_stride };
+        let k_stride = if BY_ROW { words } else { t.a_k_stride };
         let (mut a, mut b, mut ahead, mut packed) = (t.a, t.b, t.ahead, t.packed);
         // A closure would not be inlined, and would not have the instruction set.
         macro_rules! step {
@@ -331,8 +344,8 @@ pub(crate) unsafe fn microkernel<
                     }
                 }
                 if const { PACK && NV > 1 } {
-                    V::prefetch(ahead.wrapping_add((NV - 1) * V::LANES));
-                    V::prefetch(ahead.wrapping_add(NV * V::LANES - 1));
+                    V::prefetch(ahead.wrapping_add((NV - 1) * vector_words));
+                    V::prefetch(ahead.wrapping_add(NV * vector_words - 1));
                 }
                 ahead = ahead.wrapping_add(t.ahead_stride);
                 let a_row = |i: usize| V::splat(*a.add(i * row_stride).cast());
@@ -342,7 +355,7 @@ pub(crate) unsafe fn microkernel<
                 };
                 if const { NV > 2 * PANEL } {
                     // Few rows and many columns: all of A stays in registers, and each vector of B passes by.
-                    let mut a = [V::splat(0.0); MR];
+                    let mut a = [V::zero(); MR];
                     for (i, a) in a.iter_mut().enumerate() {
                         *a = a_row(i);
                     }
@@ -353,11 +366,11 @@ pub(crate) unsafe fn microkernel<
                         }
                     }
                 } else {
-                    let mut b = [V::splat(0.0); NV];
+                    let mut b = [V::zero(); NV];
                     for (v, b) in b.iter_mut().enumerate() {
                         *b = b_vector(v);
                         if PACK {
-                            b.store(packed.add(v * V::LANES).cast());
+                            b.store(packed.add(v * vector_words).cast());
                         }
                     }
                     packed = packed.wrapping_add(t.packed_stride);

@@ -1,6 +1,6 @@
 //! Operands in the order in which the micro-kernels read them.
 //!
-//! - this file: words as they are, copied or transposed;
+//! - this file: numbers as they are, f32 or f64, copied or transposed;
 //! - [`upcast`]: narrower elements as f32; [`panels16`]: a constant B of 16-bit elements; [`interleave_a`],
 //!   [`interleave_b`]: elements adjacent along k in one word, for dot products; [`weight_only`]: 8 and 4-bit
 //!   integers with their scales.
@@ -15,7 +15,7 @@ pub(crate) mod weight_only;
 use std::sync::Arc;
 
 use super::buffer::Buffer;
-use super::isa::{Dot, Simd};
+use super::isa::{Dot, Vector};
 use super::microkernel::MicroKernels;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::operands::view::AnyView;
 use crate::operands::weights::Weights;
 
-/// 32 bits of an operand: what they hold is the [`Format`]'s.
+/// 32 bits of an operand: what they hold is the [`Format`]'s. Strides are counted in words.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct Word(#[allow(dead_code, reason = "kernels read it through pointers of their own")] u32);
@@ -35,6 +35,8 @@ pub(crate) struct Word(#[allow(dead_code, reason = "kernels read it through poin
 pub(crate) enum Format {
     /// An f32.
     F32,
+    /// Half an f64.
+    F64,
     /// Two f16, of adjacent columns. A is f32.
     F16,
     /// Two bf16, of adjacent columns. A is f32.
@@ -51,10 +53,15 @@ impl Format {
     /// The elements along k in a word.
     pub(crate) const fn k_per_word(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::F32 | Self::F64 | Self::F16 | Self::Bf16 => 1,
             Self::Bf16Pairs | Self::Int8Pairs => 2,
             Self::Int8Quads => 4,
         }
+    }
+
+    /// The words of a number of A and C: what is summed.
+    pub(crate) const fn number_words(self) -> usize {
+        if matches!(self, Self::F64) { 2 } else { 1 }
     }
 
     /// The words of `k` elements along k.
@@ -112,8 +119,8 @@ impl PackedB {
         for item in 0..items {
             let to = packed.buffer.start_mut().wrapping_add(item * item_len);
             match (kernels.format, weights.view_for(product)) {
-                (Format::F32, AnyView::F32(view)) => {
-                    let b = Matrix::of(view.data(), layout, product.transpose_b(), item);
+                (Format::F32 | Format::F64, view) => {
+                    let b = Matrix::of(&view, layout, product.transpose_b(), item);
                     // SAFETY: the weights cover their layout, and the buffer has room for every item.
                     unsafe { pack_b(kernels, b, k, n, to) };
                 }
@@ -168,12 +175,12 @@ pub(crate) struct Panels {
 impl Panels {
     /// A matrix as it is: k rows, `stride` apart.
     pub(crate) fn plain(kernels: &MicroKernels, base: *const Word, stride: usize) -> Self {
-        Self { base, step: kernels.panel_vectors * kernels.b_words, stride, last_stride: stride, first_k: 0 }
+        Self { base, step: kernels.panel_words(), stride, last_stride: stride, first_k: 0 }
     }
 
     /// What [`pack_b`] made of `k` rows and `cols` columns.
     pub(crate) fn packed(kernels: &MicroKernels, base: *const Word, k: usize, cols: usize) -> Self {
-        let stride = kernels.panel_vectors * kernels.b_words;
+        let stride = kernels.panel_words();
         let last = cols & (kernels.nr() - 1);
         let last_stride = kernels.vectors(last) * kernels.b_words;
         Self { base, step: stride * k, stride, last_stride, first_k: 0 }
@@ -200,7 +207,7 @@ pub(crate) fn packed_b_len(kernels: &MicroKernels, k: usize, cols: usize) -> usi
     k * kernels.vectors(cols) * kernels.b_words
 }
 
-/// A matrix in memory: where it starts, the distance between its contiguous runs, and whether those
+/// A matrix in memory: where it starts, the words between its contiguous runs, and whether those
 /// are columns of the operand instead of rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix {
@@ -210,16 +217,28 @@ pub(crate) struct Matrix {
 }
 
 impl Matrix {
-    /// One item of an operand.
-    pub(crate) fn of(data: &[f32], layout: &Layout, transposed: bool, item: usize) -> Self {
-        let start = data.as_ptr().cast::<Word>().wrapping_add(layout.item_offset(item));
-        Self { start, stride: layout.leading_dimension(), transposed }
+    /// One item of an operand of f32 or f64.
+    pub(crate) fn of(view: &AnyView<'_>, layout: &Layout, transposed: bool, item: usize) -> Self {
+        let (start, words) = start_of_numbers(view);
+        let start = start.wrapping_add(layout.item_offset(item) * words);
+        // The stride of a single run may be any.
+        Self { start, stride: layout.leading_dimension().wrapping_mul(words), transposed }
     }
 
     /// The part from `row` and `col` on.
-    pub(crate) fn at(&self, row: usize, col: usize) -> Self {
+    pub(crate) fn at(&self, kernels: &MicroKernels, row: usize, col: usize) -> Self {
         let (run, offset) = if self.transposed { (col, row) } else { (row, col) };
-        Self { start: self.start.wrapping_add(run * self.stride + offset), ..*self }
+        let words = run * self.stride + offset * kernels.number_words();
+        Self { start: self.start.wrapping_add(words), ..*self }
+    }
+}
+
+/// The first word of an operand of f32 or f64, and the words of each number.
+pub(crate) fn start_of_numbers(view: &AnyView<'_>) -> (*const Word, usize) {
+    match view {
+        AnyView::F32(view) => (view.data().as_ptr().cast(), 1),
+        AnyView::F64(view) => (view.data().as_ptr().cast(), 2),
+        _ => unreachable!("what is read as it lies is f32 or f64"),
     }
 }
 
@@ -232,23 +251,24 @@ pub(crate) const K_STEP: usize = 8;
 /// `b` covers them, and `to` has room for [`packed_b_len`]; the instruction set is there.
 pub(crate) unsafe fn pack_b(kernels: &MicroKernels, b: Matrix, k: usize, cols: usize, to: *mut Word) {
     let panel = kernels.nr();
-    let lanes = kernels.lanes();
+    let (lanes, words) = (kernels.lanes(), kernels.number_words());
     // SAFETY: rows, columns and targets stay below k, cols and the packed length.
     unsafe {
         if b.transposed {
             for first in (0..cols).step_by(panel) {
-                let width = packed_cols(kernels, panel.min(cols - first));
-                let to = to.add(first * k);
+                let there = panel.min(cols - first);
+                let width = packed_cols(kernels, there) * words;
+                let to = to.add(first * k * words);
                 for row in (0..k).step_by(lanes) {
-                    for col in (0..width).step_by(lanes) {
-                        let from = b.at(row, first + col).start;
-                        let (rows, ks) = (lanes.min(cols - first - col), lanes.min(k - row));
+                    for col in (0..there).step_by(lanes) {
+                        let from = b.at(kernels, row, first + col).start;
+                        let (rows, ks) = (lanes.min(there - col), lanes.min(k - row));
                         (kernels.vector.transpose)(
                             from,
                             b.stride,
                             rows,
                             ks,
-                            to.add(row * width + col),
+                            to.add(row * width + col * words),
                             width,
                         );
                     }
@@ -259,9 +279,9 @@ pub(crate) unsafe fn pack_b(kernels: &MicroKernels, b: Matrix, k: usize, cols: u
                 let rows = K_STEP.min(k - row);
                 for first in (0..cols).step_by(panel) {
                     let there = panel.min(cols - first);
-                    let width = packed_cols(kernels, there);
-                    let to = to.add(first * k + row * width);
-                    (kernels.vector.copy)(b.at(row, first).start, b.stride, rows, there, to, width);
+                    let width = packed_cols(kernels, there) * words;
+                    let to = to.add(first * k * words + row * width);
+                    (kernels.vector.copy)(b.at(kernels, row, first).start, b.stride, rows, there, to, width);
                 }
             }
         }
@@ -271,12 +291,13 @@ pub(crate) unsafe fn pack_b(kernels: &MicroKernels, b: Matrix, k: usize, cols: u
 /// Words from k to k + 1 in a packed micro-panel of `rows` rows of A.
 pub(crate) fn a_panel_stride(kernels: &MicroKernels, rows: usize) -> usize {
     // Whole vectors are written; one that is cut short is completed by the next k.
-    if rows <= kernels.lanes() { rows } else { rows.next_multiple_of(kernels.lanes()) }
+    let rows = if rows <= kernels.lanes() { rows } else { rows.next_multiple_of(kernels.lanes()) };
+    rows * kernels.number_words()
 }
 
 /// The words that [`pack_a`] may touch from `to` on.
 pub(crate) fn packed_a_len(kernels: &MicroKernels, rows: usize, k: usize) -> usize {
-    a_panel_stride(kernels, rows) * k + kernels.lanes()
+    a_panel_stride(kernels, rows) * k + kernels.lanes() * kernels.number_words()
 }
 
 /// Packs a micro-panel of `rows` rows and `k` columns of op(A), so that the rows lie side by side.
@@ -285,7 +306,7 @@ pub(crate) fn packed_a_len(kernels: &MicroKernels, rows: usize, k: usize) -> usi
 /// `a` covers them, and `to` has room for [`packed_a_len`]; the instruction set is there.
 pub(crate) unsafe fn pack_a(kernels: &MicroKernels, a: Matrix, rows: usize, k: usize, to: *mut Word) {
     let stride = a_panel_stride(kernels, rows);
-    let lanes = kernels.lanes();
+    let (lanes, words) = (kernels.lanes(), kernels.number_words());
     // SAFETY: as for `pack_b`; a vector reaches at most one vector past the last row's end.
     unsafe {
         if a.transposed {
@@ -293,8 +314,8 @@ pub(crate) unsafe fn pack_a(kernels: &MicroKernels, a: Matrix, rows: usize, k: u
         } else {
             for col in (0..k).step_by(lanes) {
                 for row in (0..rows).step_by(lanes) {
-                    let from = a.at(row, col).start;
-                    let to = to.add(col * stride + row);
+                    let from = a.at(kernels, row, col).start;
+                    let to = to.add(col * stride + row * words);
                     (kernels.vector.transpose)(
                         from,
                         a.stride,
@@ -312,14 +333,14 @@ pub(crate) unsafe fn pack_a(kernels: &MicroKernels, a: Matrix, rows: usize, k: u
 /// Copies `rows` rows of `cols` numbers in whole vectors: what is missing of a row's last vector is 0.
 ///
 /// # Safety
-/// As [`Simd`]; the rows can be read, and at `to` there is room for their whole vectors.
+/// As [`Vector`]; the rows can be read, and at `to` there is room for their whole vectors.
 #[inline(always)]
-pub(crate) unsafe fn copy_rows<V: Simd>(
-    from: *const f32,
+pub(crate) unsafe fn copy_rows<V: Vector>(
+    from: *const V::Number,
     from_stride: usize,
     rows: usize,
     cols: usize,
-    to: *mut f32,
+    to: *mut V::Number,
     to_stride: usize,
 ) {
     // SAFETY: by the function's own contract.

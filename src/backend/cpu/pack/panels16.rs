@@ -50,7 +50,7 @@ pub(crate) fn upcast(packed: &PackedB, product: &MatMul, part: &Part, to: &mut [
     let upcast: UpcastFn = match kernels.format {
         Format::F16 => kernels.vector.upcast.f16,
         Format::Bf16 => kernels.vector.upcast.bf16,
-        Format::F32 | Format::Bf16Pairs | Format::Int8Quads | Format::Int8Pairs => {
+        Format::F32 | Format::F64 | Format::Bf16Pairs | Format::Int8Quads | Format::Int8Pairs => {
             unreachable!("of 16 bits, not interleaved")
         }
     };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::backend::cpu::isa::Simd;
+use crate::backend::cpu::isa::{Simd, Vector};
 use crate::backend::cpu::microkernel::instances::VectorFunctions;
 use crate::operands::view::AnyView;
 
@@ -64,6 +64,40 @@ impl Element for F32 {
 
     #[inline(always)]
     unsafe fn upcast_part<V: Simd>(from: *const f32, part: Option<usize>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { V::load_part(from, part.map(|count| V::mask(count))) }
+    }
+}
+
+/// Elements of a matrix as vectors: f64 as they are, others upcast to f32.
+pub(crate) trait Load<V: Vector> {
+    type Bits: Copy;
+
+    /// The first `part` elements of a vector, or all; the lanes of others are 0.
+    ///
+    /// # Safety
+    /// As [`Vector`].
+    unsafe fn load_part(from: *const Self::Bits, part: Option<usize>) -> V;
+}
+
+impl<V: Simd, E: Element> Load<V> for E {
+    type Bits = E::Bits;
+
+    #[inline(always)]
+    unsafe fn load_part(from: *const E::Bits, part: Option<usize>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { E::upcast_part(from, part) }
+    }
+}
+
+/// An f64.
+pub(crate) struct F64;
+
+impl<V: Vector<Number = f64>> Load<V> for F64 {
+    type Bits = f64;
+
+    #[inline(always)]
+    unsafe fn load_part(from: *const f64, part: Option<usize>) -> V {
         // SAFETY: by the trait's contract.
         unsafe { V::load_part(from, part.map(|count| V::mask(count))) }
     }

@@ -30,9 +30,12 @@ use crate::{
 const TINY: Caches = Caches { l1_bytes: 1 << 11, l2_bytes: 1 << 14 };
 
 fn cpu(isa: Isa, caches: Caches) -> Cpu {
-    let kernels = &instances::of(isa).f32;
-    let mut blocking = Blocking::new(kernels, caches);
-    blocking.nc = blocking.nc.min(3 * kernels.nr());
+    let kernels = instances::of(isa);
+    let blocking = [&kernels.f32, &kernels.f64].map(|kernels| {
+        let mut blocking = Blocking::new(kernels, caches);
+        blocking.nc = blocking.nc.min(3 * kernels.nr());
+        blocking
+    });
     Cpu { isa, blocking, pools: std::sync::Mutex::default() }
 }
 
