@@ -76,7 +76,7 @@ fn read_of_b(result: &CaseResult) -> Vec<Value> {
         .map(|entry| {
             json!({
                 "precision": case.precision.name(),
-                "m": case.shape.m, "n": case.shape.n, "k": case.shape.k,
+                "batch": case.shape.batch, "m": case.shape.m, "n": case.shape.n, "k": case.shape.k,
                 "threads": case.threads,
                 "cold": case.cold,
                 "median_ns": entry.median_ns(),
@@ -96,6 +96,7 @@ fn product(result: &CaseResult, entry: &Entry) -> Value {
     json!({
         "candidate": entry.candidate,
         "precision": case.precision.name(),
+        "batch": case.shape.batch,
         "m": case.shape.m,
         "n": case.shape.n,
         "k": case.shape.k,

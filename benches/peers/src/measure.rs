@@ -171,8 +171,11 @@ pub(crate) fn run_case(
     let case = &so_far.case;
     let first = so_far.entries.is_empty();
     patience.wait(case.threads);
-    let takes_part =
-        |candidate: &dyn Candidate| candidate.does(case.precision) && !so_far.is_wrong(candidate.name());
+    let takes_part = |candidate: &dyn Candidate| {
+        candidate.does(case.precision)
+            && (case.shape.batch == 1 || candidate.does_batches())
+            && !so_far.is_wrong(candidate.name())
+    };
     let chosen = (0..candidates.len()).filter(|&index| takes_part(candidates[index].as_ref()));
     let mut not_run = Vec::new();
     let mut keep = |index: usize, outcome: Result<Option<f64>, NotRun>| match outcome {

@@ -92,7 +92,7 @@ pub(crate) enum Narrow {
     Weights(QuantizedB),
 }
 
-/// Row-major A, B, bias and C of one case.
+/// Row-major A, B, bias and C of one case; the items of a batch lie one after the other.
 pub(crate) struct Operands {
     pub(crate) shape: Shape,
     pub(crate) a: Buffer,
@@ -110,13 +110,13 @@ impl Operands {
     /// # Errors
     /// Says why weights could not be quantised.
     pub(crate) fn new(case: &Case, copies_of_b: usize) -> Result<Self, String> {
-        let Shape { m, n, k } = case.shape;
+        let Shape { batch, m, n, k } = case.shape;
         let numbers = |length: usize, seed| {
             let mut random = Random(seed);
             (0..length).map(move |_| rounded(case.precision, random.next()))
         };
-        let a = Buffer::of(numbers(m * k, 1), A_LINE);
-        let mut b = Buffer::of(numbers(k * n, 2), B_LINE);
+        let a = Buffer::of(numbers(batch * m * k, 1), A_LINE);
+        let mut b = Buffer::of(numbers(batch * k * n, 2), B_LINE);
         let narrow = match case.precision {
             Precision::F32 => Narrow::Nothing,
             Precision::Bf16 => Narrow::Bf16(pair(&a, &b, copies_of_b, bf16::from_f32)),
@@ -135,7 +135,7 @@ impl Operands {
             a,
             b: std::iter::once(b).chain(more).collect(),
             bias: Buffer::of(numbers(n, 3), 21),
-            c: Buffer::zeros(m * n, 41),
+            c: Buffer::zeros(batch * m * n, 41),
             narrow,
         })
     }

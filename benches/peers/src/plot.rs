@@ -12,7 +12,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, IntoFont, ShapeStyle, TextStyle};
 
 use crate::results::{CaseResult, Results};
-use crate::shapes::Group;
+use crate::shapes::{Group, Shape};
 use crate::stats::Interval;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -59,7 +59,9 @@ pub(crate) fn write(results: &Results, directory: &Path) -> Result<Vec<PathBuf>,
 
 fn squares(results: &Results, group: Group) -> Vec<&CaseResult> {
     let fits = |result: &&CaseResult| {
-        result.case.group() == group && !result.case.cold && result.case.shape.is_square()
+        result.case.group() == group
+            && !result.case.cold
+            && result.case.shape == Shape::square(result.case.shape.m)
     };
     let mut squares: Vec<&CaseResult> = results.cases.iter().filter(fits).collect();
     squares.sort_by_key(|result| result.case.shape.m);
@@ -257,7 +259,7 @@ mod tests {
     use super::*;
     use crate::candidates::{Kind, Origin};
     use crate::results::tests::{case_result, results};
-    use crate::shapes::{Case, Precision, Shape};
+    use crate::shapes::{Case, Precision};
 
     #[test]
     fn both_plots_are_written() {

@@ -37,18 +37,20 @@ pub(crate) struct Reference {
 impl Reference {
     pub(crate) fn new(operands: &Operands) -> Self {
         let shape = operands.shape;
-        let Shape { m, n, k } = shape;
+        let Shape { batch, m, n, k } = shape;
         let (a, b) = (operands.a.as_slice(), operands.b[0].as_slice());
-        let rows = checked_rows(shape).into_iter().map(|index| exact_row(index, a, b, n, k)).collect();
+        let row = |index: usize| exact_row(index, a, &b[index / m * k * n..][..k * n], n, k);
+        let rows = checked_rows(shape).into_iter().map(row).collect();
         let signs: Vec<f64> = (0..n).map(|j| if (j * j + j / 3) % 5 < 2 { -1.0 } else { 1.0 }).collect();
         let dot = |row: &[f32]| row.iter().zip(&signs).map(|(&x, s)| f64::from(x) * s).sum::<f64>();
         let b_signed: Vec<f64> = b.chunks_exact(n).map(dot).collect();
         let b_total: Vec<f64> =
             b.chunks_exact(n).map(|row| row.iter().map(|&x| f64::from(x.abs())).sum()).collect();
-        let mut signed_sums = vec![0.0; m];
-        let mut signed_magnitudes = vec![0.0; m];
+        let mut signed_sums = vec![0.0; batch * m];
+        let mut signed_magnitudes = vec![0.0; batch * m];
         for (i, row) in a.chunks_exact(k).enumerate() {
-            for ((&x, signed), total) in row.iter().zip(&b_signed).zip(&b_total) {
+            let first = i / m * k;
+            for ((&x, signed), total) in row.iter().zip(&b_signed[first..]).zip(&b_total[first..]) {
                 signed_sums[i] += f64::from(x) * signed;
                 signed_magnitudes[i] += f64::from(x.abs()) * total;
             }
@@ -113,12 +115,13 @@ fn check_bound(error: f64, bound: f64, row: usize, col: usize) -> Result<(), Str
 }
 
 fn checked_rows(shape: Shape) -> Vec<usize> {
-    let count = (CHECKED_PRODUCTS / (shape.n * shape.k)).clamp(4, shape.m.max(4)).min(shape.m);
-    if count == shape.m {
+    let rows = shape.batch * shape.m;
+    let count = (CHECKED_PRODUCTS / (shape.n * shape.k)).clamp(4, rows.max(4)).min(rows);
+    if count == rows {
         return (0..count).collect();
     }
     // From the first to the last.
-    (0..count).map(|i| i * (shape.m - 1) / (count - 1)).collect()
+    (0..count).map(|i| i * (rows - 1) / (count - 1)).collect()
 }
 
 fn exact_row(index: usize, a: &[f32], b: &[f32], n: usize, k: usize) -> Row {
@@ -145,13 +148,14 @@ mod tests {
     }
 
     fn product(operands: &Operands) -> Vec<f32> {
-        let Shape { m, n, k } = operands.shape;
+        let Shape { batch, m, n, k } = operands.shape;
         let (a, b) = (operands.a.as_slice(), operands.b[0].as_slice());
         let element = |index: usize| {
             let (i, j) = (index / n, index % n);
+            let b = &b[i / m * k * n..];
             (0..k).map(|l| f64::from(a[i * k + l]) * f64::from(b[l * n + j])).sum::<f64>() as f32
         };
-        (0..m * n).map(element).collect()
+        (0..batch * m * n).map(element).collect()
     }
 
     #[test]
@@ -176,6 +180,17 @@ mod tests {
         let unchecked = (0..4000).find(|i| reference.rows.iter().all(|row| row.index != *i)).unwrap();
         c[unchecked * 128..][..128].fill(0.0);
         assert!(reference.check(&c, false, UNIT).is_err());
+    }
+
+    #[test]
+    fn every_item_of_a_batch_has_its_own_b() {
+        let operands = operands(Shape::new(5, 7, 9).batch(3));
+        let reference = Reference::new(&operands);
+        let mut c = product(&operands);
+        assert!(reference.check(&c, false, UNIT).is_ok());
+        let (first, others) = c.split_at_mut(35);
+        others[..35].copy_from_slice(first);
+        assert!(reference.check(&c, false, UNIT).is_err_and(|message| message.contains("C[5, 0]")));
     }
 
     #[test]

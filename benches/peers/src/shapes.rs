@@ -6,9 +6,10 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 
-/// The dimensions of a product: A is `m` x `k`, B is `k` x `n`.
+/// The dimensions of a product: A is `m` x `k`, B is `k` x `n`, both for each item of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Shape {
+    pub(crate) batch: usize,
     pub(crate) m: usize,
     pub(crate) n: usize,
     pub(crate) k: usize,
@@ -16,11 +17,16 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) const fn new(m: usize, n: usize, k: usize) -> Self {
-        Self { m, n, k }
+        Self { batch: 1, m, n, k }
     }
 
     pub(crate) const fn square(size: usize) -> Self {
         Self::new(size, size, size)
+    }
+
+    /// So many products, each with an A and a B of its own.
+    pub(crate) const fn batch(self, batch: usize) -> Self {
+        Self { batch, ..self }
     }
 
     pub(crate) const fn is_square(&self) -> bool {
@@ -28,12 +34,15 @@ impl Shape {
     }
 
     pub(crate) fn flops(&self) -> f64 {
-        2.0 * self.m as f64 * self.n as f64 * self.k as f64
+        2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
     }
 }
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.batch > 1 {
+            write!(f, "{}*", self.batch)?;
+        }
         if self.is_square() {
             write!(f, "{}^3", self.m)
         } else {
@@ -42,22 +51,26 @@ impl fmt::Display for Shape {
     }
 }
 
-/// `64^3` or `32x3072x768`, in the order m, n, k.
+/// `64^3` or `32x3072x768`, in the order m, n, k, and `100*64^3` for a batch of 100.
 impl FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no shape: write SIZE^3 or MxNxK");
+        let wrong = || format!("{text:?} is no shape: write SIZE^3 or MxNxK, and COUNT*SIZE^3 for a batch");
         let number = |part: &str| match part.parse::<usize>() {
             Ok(number) if number > 0 => Ok(number),
             _ => Err(wrong()),
         };
-        if let Some(size) = text.strip_suffix("^3") {
-            return number(size).map(Self::square);
+        let (batch, item) = match text.split_once('*') {
+            Some((batch, item)) => (number(batch)?, item),
+            None => (1, text),
+        };
+        if let Some(size) = item.strip_suffix("^3") {
+            return Ok(Self::square(number(size)?).batch(batch));
         }
-        let parts: Vec<&str> = text.split('x').collect();
+        let parts: Vec<&str> = item.split('x').collect();
         match parts[..] {
-            [m, n, k] => Ok(Self::new(number(m)?, number(n)?, number(k)?)),
+            [m, n, k] => Ok(Self::new(number(m)?, number(n)?, number(k)?).batch(batch)),
             _ => Err(wrong()),
         }
     }
@@ -119,7 +132,7 @@ impl Case {
     }
 
     pub(crate) const fn b_bytes(&self) -> usize {
-        self.shape.n * self.shape.k * self.precision.b_bits() / 8
+        self.shape.batch * self.shape.n * self.shape.k * self.precision.b_bits() / 8
     }
 }
 
@@ -147,6 +160,10 @@ pub(crate) const TARGET_SHAPES: [Shape; 9] = [
 /// Shapes beside them: the layer's second half, scaling from 256 up, the overhead of a call.
 pub(crate) const OTHER_SHAPES: [Shape; 4] =
     [Shape::new(32, 768, 3072), Shape::square(256), Shape::square(8), Shape::square(16)];
+
+/// Batches of tiny products, whose overhead counts.
+pub(crate) const BATCH_SHAPES: [Shape; 3] =
+    [Shape::square(8).batch(4096), Shape::square(16).batch(4096), Shape::square(32).batch(4096)];
 
 /// The shapes that are also run with B cold in memory.
 pub(crate) const COLD_SHAPES: [Shape; 2] = [Shape::new(1, 3072, 768), Shape::new(32, 3072, 768)];
@@ -195,6 +212,9 @@ fn shapes(quick: bool, precision: Precision, only: &[Shape]) -> Vec<Shape> {
         return WEIGHTS_SHAPES.to_vec();
     }
     let mut shapes: Vec<Shape> = TARGET_SHAPES.into_iter().chain(OTHER_SHAPES).collect();
+    if precision == Precision::F32 {
+        shapes.extend(BATCH_SHAPES);
+    }
     if !quick {
         let sweep = sweep_sizes().into_iter().map(Shape::square).filter(|shape| !shapes.contains(shape));
         shapes.extend(sweep.collect::<Vec<_>>());
@@ -208,11 +228,12 @@ mod tests {
 
     #[test]
     fn shapes_parse_as_they_print() {
-        for shape in TARGET_SHAPES.into_iter().chain(OTHER_SHAPES) {
+        for shape in TARGET_SHAPES.into_iter().chain(OTHER_SHAPES).chain(BATCH_SHAPES) {
             assert_eq!(shape.to_string().parse(), Ok(shape));
         }
         assert_eq!("7x8x9".parse(), Ok(Shape::new(7, 8, 9)));
-        for wrong in ["", "8", "8^2", "0^3", "8x8", "1x2x3x4", "ax2x3", "1x0x3"] {
+        assert_eq!("2*7x8x9".parse(), Ok(Shape::new(7, 8, 9).batch(2)));
+        for wrong in ["", "8", "0*8^3", "*8^3", "2*3*8^3", "8^2", "0^3", "8x8", "1x2x3x4", "ax2x3", "1x0x3"] {
             assert!(wrong.parse::<Shape>().is_err(), "{wrong:?}");
         }
     }

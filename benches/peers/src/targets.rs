@@ -1,7 +1,7 @@
 //! What the engine must reach, and whether it does.
 
 use crate::results::{CaseResult, Entry, Results};
-use crate::shapes::{Case, Precision, Shape, TARGET_SHAPES};
+use crate::shapes::{BATCH_SHAPES, Case, Precision, Shape, TARGET_SHAPES};
 use crate::stats::{Interval, geometric_mean};
 
 /// A target, and what was measured.
@@ -151,6 +151,10 @@ fn one_f32_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
         add("m = 1: 1.0 of the best peer", 1.0, compare(own, result.best_peer()));
         add("m = 1: 0.85 of the read bandwidth", 0.85, compare(own, result.entry(READ)));
         return;
+    }
+    if BATCH_SHAPES.contains(&shape) {
+        let dynamic = compare(result.entry(OWN_DYNAMIC), result.best_plain_peer());
+        add("batch of tiny products, dynamic B: 1.0 of oneDNN", 1.0, dynamic);
     }
     let has_target = TARGET_SHAPES.contains(&shape);
     if has_target {

@@ -244,7 +244,7 @@ struct BlasProduct {
 
 impl Product for BlasProduct {
     fn run(&mut self, operands: &mut Operands, calls: usize) {
-        let Operands { shape: Shape { m, n, k }, a, b, c, .. } = operands;
+        let Operands { shape: Shape { m, n, k, .. }, a, b, c, .. } = operands;
         let [m, n, k] = [*m, *n, *k].map(|size| c_int::try_from(size).expect("BLAS takes sizes as int"));
         let (a, c) = (a.as_slice().as_ptr(), c.as_mut_slice().as_mut_ptr());
         let BlasLibrary { sgemm, sgemv, .. } = *self.library;

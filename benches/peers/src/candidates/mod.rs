@@ -37,6 +37,11 @@ pub(crate) trait Candidate {
         precision == Precision::F32
     }
 
+    /// Whether it computes batches, in one call.
+    fn does_batches(&self) -> bool {
+        false
+    }
+
     /// The unit roundoff of the type in which it stores C.
     fn c_unit(&self) -> f64 {
         UNIT

@@ -1,8 +1,8 @@
 //! This crate.
 
 use ane_matmul::{
-    Activation, AnyView, BackendId, CompileOptions, ElementType, ElementTypes, Executor, Inputs, MatMul,
-    TensorView, TensorViewMut, Threads, Weights,
+    Activation, AnyView, BackendId, CompileOptions, ElementType, ElementTypes, Executor, Inputs, Layout,
+    MatMul, TensorView, TensorViewMut, Threads, Weights,
 };
 
 use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
@@ -44,6 +44,10 @@ impl Candidate for Own {
         self.weights.is_some() == (precision == Precision::Weights)
     }
 
+    fn does_batches(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, case: &Case, operands: &Operands) -> Result<Box<dyn Product>, String> {
         let executors = self.executors(case, operands).map_err(|error| error.to_string())?;
         Ok(Box::new(OwnProduct { executors, kind: self.kind, rotation: Rotation::default() }))
@@ -53,7 +57,7 @@ impl Candidate for Own {
 impl Own {
     /// One for each copy of a constant B; a dynamic B needs one alone.
     fn executors(&self, case: &Case, operands: &Operands) -> ane_matmul::Result<Vec<Executor>> {
-        let Shape { m, n, k } = case.shape;
+        let Shape { batch, m, n, k } = case.shape;
         let options = CompileOptions::default().threads(Threads::count(case.threads)?);
         let fused = self.kind == Kind::Fused;
         let activation = if fused { Activation::Gelu } else { Activation::None };
@@ -63,7 +67,7 @@ impl Own {
             Precision::F16 => ElementTypes::F16,
             Precision::Int8 => ElementTypes::INT8,
         };
-        let product = MatMul::builder(m, n, k).types(types).bias(fused).activation(activation);
+        let product = MatMul::builder(m, n, k).batch(batch).types(types).bias(fused).activation(activation);
         if self.kind == Kind::Plain {
             return Ok(vec![product.build()?.compile_with(&BackendId::CPU, &options)?.executor()?]);
         }
@@ -79,30 +83,30 @@ impl Own {
 }
 
 fn a(operands: &Operands) -> AnyView<'_> {
-    let Shape { m, k, .. } = operands.shape;
+    let Shape { batch, m, k, .. } = operands.shape;
     match &operands.narrow {
-        Narrow::Nothing | Narrow::Weights(_) => view(operands.a.as_slice(), m, k),
-        Narrow::Bf16(pair) => view(pair.a.as_slice(), m, k),
-        Narrow::F16(pair) => view(pair.a.as_slice(), m, k),
-        Narrow::Int8(pair) => view(pair.a.as_slice(), m, k),
+        Narrow::Nothing | Narrow::Weights(_) => view(operands.a.as_slice(), batch, m, k),
+        Narrow::Bf16(pair) => view(pair.a.as_slice(), batch, m, k),
+        Narrow::F16(pair) => view(pair.a.as_slice(), batch, m, k),
+        Narrow::Int8(pair) => view(pair.a.as_slice(), batch, m, k),
     }
 }
 
 fn b(operands: &Operands, copy: usize) -> AnyView<'_> {
-    let Shape { n, k, .. } = operands.shape;
+    let Shape { batch, n, k, .. } = operands.shape;
     match &operands.narrow {
-        Narrow::Nothing | Narrow::Weights(_) => view(operands.b[copy].as_slice(), k, n),
-        Narrow::Bf16(pair) => view(pair.b[copy].as_slice(), k, n),
-        Narrow::F16(pair) => view(pair.b[copy].as_slice(), k, n),
-        Narrow::Int8(pair) => view(pair.b[copy].as_slice(), k, n),
+        Narrow::Nothing | Narrow::Weights(_) => view(operands.b[copy].as_slice(), batch, k, n),
+        Narrow::Bf16(pair) => view(pair.b[copy].as_slice(), batch, k, n),
+        Narrow::F16(pair) => view(pair.b[copy].as_slice(), batch, k, n),
+        Narrow::Int8(pair) => view(pair.b[copy].as_slice(), batch, k, n),
     }
 }
 
-fn view<'a, T: ane_matmul::Element>(data: &'a [T], rows: usize, cols: usize) -> AnyView<'a>
+fn view<'a, T: ane_matmul::Element>(data: &'a [T], batch: usize, rows: usize, cols: usize) -> AnyView<'a>
 where
     TensorView<'a, T>: Into<AnyView<'a>>,
 {
-    TensorView::new(data, rows, cols).expect(VALID).into()
+    TensorView::with_layout(data, Layout::packed(batch, rows, cols).expect(VALID)).expect(VALID).into()
 }
 
 const VALID: &str = "buffers have the shape's sizes";
@@ -115,7 +119,7 @@ struct OwnProduct {
 
 impl Product for OwnProduct {
     fn run(&mut self, operands: &mut Operands, calls: usize) {
-        let Shape { m, n, .. } = operands.shape;
+        let Shape { batch, m, n, .. } = operands.shape;
         let mut c = std::mem::take(&mut operands.c);
         let a = a(operands);
         let bias = operands.bias.as_slice();
@@ -127,7 +131,8 @@ impl Product for OwnProduct {
                 Kind::Packed => (&mut self.executors[copy], inputs),
                 Kind::Fused => (&mut self.executors[copy], inputs.bias(bias)),
             };
-            let c = TensorViewMut::new(c.as_mut_slice(), m, n).expect(VALID);
+            let c = TensorViewMut::with_layout(c.as_mut_slice(), Layout::packed(batch, m, n).expect(VALID))
+                .expect(VALID);
             executor.run(inputs, c).expect("a valid run");
         }
         operands.c = c;

@@ -161,7 +161,7 @@ impl Product for GemmF16Product {
 }
 
 fn multiply_gemm<T: From<f16> + 'static>(shape: Shape, threads: usize, a: &[T], b: &[T], c: &mut [T]) {
-    let Shape { m, n, k } = shape;
+    let Shape { m, n, k, .. } = shape;
     let (n_stride, k_stride) = (n.cast_signed(), k.cast_signed());
     let parallelism = if threads == 1 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(threads) };
     // SAFETY: the slices hold packed row-major matrices of these dimensions.
@@ -191,7 +191,7 @@ fn multiply_gemm<T: From<f16> + 'static>(shape: Shape, threads: usize, a: &[T], 
 }
 
 fn multiply_faer(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-    let Shape { m, n, k } = shape;
+    let Shape { m, n, k, .. } = shape;
     let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
     let a = MatRef::from_row_major_slice(a, m, k);
     let b = MatRef::from_row_major_slice(b, k, n);
@@ -200,7 +200,7 @@ fn multiply_faer(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f3
 }
 
 fn multiply_matrixmultiply(shape: Shape, _: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-    let Shape { m, n, k } = shape;
+    let Shape { m, n, k, .. } = shape;
     let (n_stride, k_stride) = (n.cast_signed(), k.cast_signed());
     // SAFETY: the slices hold packed row-major matrices of these dimensions.
     unsafe {

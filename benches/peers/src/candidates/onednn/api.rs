@@ -27,9 +27,19 @@ pub(super) enum Type {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Tag {
     /// Whatever the library likes best.
-    Any = 1,
+    Any,
     /// Row-major.
-    RowMajor = 3,
+    RowMajor,
+}
+
+impl Tag {
+    const fn of(self, dimensions: i32) -> c_int {
+        match self {
+            Self::Any => 1,
+            // dnnl_a, dnnl_ab and dnnl_abc follow each other.
+            Self::RowMajor => dimensions + 1,
+        }
+    }
 }
 
 /// Arguments of a primitive.
@@ -220,26 +230,28 @@ impl Api {
 
     pub(super) fn descriptor(
         &self,
-        dimensions: [usize; 2],
+        dimensions: &[usize],
         element: Type,
         tag: Tag,
     ) -> Result<Descriptor<'_>, String> {
-        let dimensions = dimensions.map(|size| i64::try_from(size).expect("a matrix that fits memory"));
-        let (dimensions, element, tag) = (dimensions.as_ptr(), element as c_int, tag as c_int);
+        let size = |&size| i64::try_from(size).expect("a matrix that fits memory");
+        let sizes: Vec<i64> = dimensions.iter().map(size).collect();
+        let count = c_int::try_from(sizes.len()).expect("few dimensions");
+        let (dimensions, element, tag) = (sizes.as_ptr(), element as c_int, tag.of(count));
         match &self.major {
             Major::Two(two) => {
                 let mut words = Box::new([0u64; TWO_DESCRIPTOR_WORDS]);
                 let place = words.as_mut_ptr().cast();
                 // SAFETY: the place is larger than the struct that is written to it.
                 check("memory descriptor", unsafe {
-                    (two.descriptor_init)(place, 2, dimensions, element, tag)
+                    (two.descriptor_init)(place, count, dimensions, element, tag)
                 })?;
                 Ok(Descriptor::Two(words))
             }
             Major::Three(three) => {
-                // SAFETY: two dimensions are given.
+                // SAFETY: so many dimensions are given.
                 let handle = created("memory descriptor", |handle| unsafe {
-                    (three.descriptor_create)(handle, 2, dimensions, element, tag)
+                    (three.descriptor_create)(handle, count, dimensions, element, tag)
                 })?;
                 Ok(Descriptor::Three(handle, three))
             }

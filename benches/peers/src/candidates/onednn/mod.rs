@@ -129,6 +129,10 @@ impl Candidate for OneDnnCandidate {
         }
     }
 
+    fn does_batches(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, case: &Case, operands: &Operands) -> Result<Box<dyn Product>, String> {
         // The kernels are chosen for the number of threads that is set when they are.
         self.library.set_threads(case.threads);
@@ -196,13 +200,21 @@ impl OneDnnProduct {
     fn build(&mut self, shape: Shape, fused: bool, operands: &Operands) -> Result<(), String> {
         let library = self.library.clone();
         let api = &library.api;
-        let Shape { m, n, k } = shape;
+        let Shape { batch, m, n, k } = shape;
         let (element, a, copies_of_b) = inputs(operands);
-        let source = api.descriptor([m, k], element, Tag::RowMajor)?;
-        let plain = api.descriptor([k, n], element, Tag::RowMajor)?;
-        let wanted = api.descriptor([k, n], element, if self.packed { Tag::Any } else { Tag::RowMajor })?;
-        let destination = api.descriptor([m, n], Type::F32, Tag::RowMajor)?;
-        let bias = if fused { Some(api.descriptor([1, n], Type::F32, Tag::RowMajor)?) } else { None };
+        let matrix = |batch: usize, rows: usize, cols: usize| {
+            if shape.batch == 1 { vec![rows, cols] } else { vec![batch, rows, cols] }
+        };
+        let source = api.descriptor(&matrix(batch, m, k), element, Tag::RowMajor)?;
+        let plain = api.descriptor(&matrix(batch, k, n), element, Tag::RowMajor)?;
+        let wanted = api.descriptor(
+            &matrix(batch, k, n),
+            element,
+            if self.packed { Tag::Any } else { Tag::RowMajor },
+        )?;
+        let destination = api.descriptor(&matrix(batch, m, n), Type::F32, Tag::RowMajor)?;
+        let bias =
+            if fused { Some(api.descriptor(&matrix(1, 1, n), Type::F32, Tag::RowMajor)?) } else { None };
         let attributes = if fused { api.gelu_attributes()? } else { std::ptr::null_mut() };
         let description = api.matmul([&source, &wanted, &destination], bias.as_ref(), attributes);
         if fused {
