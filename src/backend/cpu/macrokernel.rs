@@ -103,7 +103,7 @@ pub(crate) fn even(length: usize, limit: usize, multiple: usize) -> usize {
 }
 
 /// Starts and lengths of the blocks of `length`. Stepped ranges would divide.
-fn blocks(length: usize, block: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(crate) fn blocks(length: usize, block: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut next = 0;
     std::iter::from_fn(move || {
         let first = next;

@@ -14,6 +14,8 @@
     reason = "vectors must be inlined into the functions that enable their instructions"
 )]
 
+#[cfg_attr(not(test), allow(dead_code, reason = "for graphs"))]
+mod attention;
 mod block;
 mod blocking;
 mod buffer;

@@ -25,7 +25,7 @@ const SMALL_BYTES: usize = 32 << 10;
 const PACK_A_COLS: usize = 192;
 
 /// Rows of A that are a multiple of this apart meet in one set of a first-level cache of 64 sets.
-const SETS_BYTES: usize = 64 * 64;
+pub(crate) const SETS_BYTES: usize = 64 * 64;
 
 /// Fewer rows are not worth the interleaving of a dynamic B.
 const MIN_INTERLEAVED_ROWS: usize = 3;

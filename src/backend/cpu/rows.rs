@@ -71,8 +71,10 @@ pub(crate) enum UnaryFunction {
 #[derive(Clone, Copy)]
 pub(super) struct Tail<V: Simd> {
     pub mask: V::Mask,
+    pub count: usize,
     index: V,
-    count: V,
+    /// `count` in each lane.
+    lanes: V,
 }
 
 impl<V: Simd> Tail<V> {
@@ -87,7 +89,12 @@ impl<V: Simd> Tail<V> {
         const { assert!(V::LANES <= INDICES.len()) };
         // SAFETY: by the function's own contract; there is an index for each lane.
         unsafe {
-            Self { mask: V::mask(count), index: V::load(INDICES.as_ptr()), count: V::splat(as_f32(count)) }
+            Self {
+                mask: V::mask(count),
+                count,
+                index: V::load(INDICES.as_ptr()),
+                lanes: V::splat(as_f32(count)),
+            }
         }
     }
 
@@ -96,23 +103,13 @@ impl<V: Simd> Tail<V> {
     /// # Safety
     /// As [`Simd`].
     #[inline(always)]
-    pub(super) unsafe fn or(self, x: V, fill: f32) -> V {
+    pub(super) unsafe fn fill(tail: Option<Self>, x: V, fill: f32) -> V {
         // SAFETY: by the function's own contract.
-        unsafe { self.index.select_less(self.count, x, V::splat(fill)) }
-    }
-}
-
-/// x, with `fill` in the lanes that are not there.
-///
-/// # Safety
-/// As [`Simd`].
-#[inline(always)]
-unsafe fn fill_tail<V: Simd>(tail: Option<Tail<V>>, x: V, fill: f32) -> V {
-    // SAFETY: by the function's own contract.
-    unsafe {
-        match tail {
-            Some(tail) => tail.or(x, fill),
-            None => x,
+        unsafe {
+            match tail {
+                Some(Self { index, lanes, .. }) => index.select_less(lanes, x, V::splat(fill)),
+                None => x,
+            }
         }
     }
 }
@@ -290,7 +287,7 @@ impl<V: Simd> Pass<V> for Centred<V> {
         // SAFETY: by the trait's contract.
         unsafe {
             let x = V::load_part(self.x.add(col), tail.map(|tail| tail.mask));
-            fill_tail(tail, x.sub(self.mean), 0.0)
+            Tail::fill(tail, x.sub(self.mean), 0.0)
         }
     }
 
@@ -396,7 +393,7 @@ impl<V: Simd> Pass<V> for Largest {
         // SAFETY: by the trait's contract.
         unsafe {
             let x = V::load_part(self.x.add(col), tail.map(|tail| tail.mask));
-            fill_tail(tail, x, f32::NEG_INFINITY)
+            Tail::fill(tail, x, f32::NEG_INFINITY)
         }
     }
 
@@ -424,7 +421,7 @@ impl<V: Simd> Pass<V> for Exponentials<V> {
             let mask = tail.map(|tail| tail.mask);
             let e = exp_of_negative(V::load_part(self.x.add(col), mask).sub(self.max));
             e.store_part(self.y.add(col), mask);
-            fill_tail(tail, e, 0.0)
+            Tail::fill(tail, e, 0.0)
         }
     }
 }

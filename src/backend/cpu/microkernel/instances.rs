@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use super::weight_only::{self, PanelArgs};
 use super::{Fma, MicroKernel, MicroKernels, MicroTile, MultiplyAdd, microkernel};
+use crate::backend::cpu::attention::{self, AttentionFunctions, Weights};
 use crate::backend::cpu::epilogue::{Epilogue, apply, apply_f64};
 use crate::backend::cpu::gemv::{Gemv, GemvFunctions, gemv_columns, gemv_rows};
 use crate::backend::cpu::isa::{self, Dot, Isa, Simd, Vector, words_of};
@@ -33,6 +34,7 @@ pub(crate) struct VectorFunctions {
     pub epilogue: unsafe fn(&Epilogue),
     pub weight_only: weight_only::Kernels,
     pub rows: RowFunctions,
+    pub attention: AttentionFunctions,
 }
 
 /// The micro-kernels of an instruction set without its extensions.
@@ -237,6 +239,18 @@ macro_rules! instruction_set {
             }
 
             $(#[target_feature(enable = $feature)])?
+            unsafe fn weigh(w: &Weights) {
+                // SAFETY: as for `tile`.
+                unsafe { attention::weigh::<V>(w) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn finish(w: &Weights) {
+                // SAFETY: as for `tile`.
+                unsafe { attention::finish::<V>(w) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
             unsafe fn weight_only<const BITS: u32, const ROWS: usize, const CHAINS: usize, const OFFSET: bool>(
                 p: &PanelArgs,
             ) {
@@ -273,6 +287,7 @@ macro_rules! instruction_set {
                     halves_apart: V::HALVES_APART,
                 },
                 rows: RowFunctions { normalize, softmax, unary },
+                attention: AttentionFunctions { weigh, finish },
             };
 
             pub(super) static KERNELS: InstructionSet = InstructionSet {

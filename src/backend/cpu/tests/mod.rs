@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+mod attention;
 mod dot;
 mod rows;
 mod shared_b;
