@@ -106,8 +106,7 @@ impl GraphReport {
     pub(crate) fn add_times(&mut self, info: &GraphInfo, step_ns: &[u64]) {
         for node in &mut self.nodes {
             let own = |name: &String| *name == node.name;
-            node.elapsed_ns =
-                info.steps.iter().position(own).and_then(|step| step_ns.get(step)).copied();
+            node.elapsed_ns = info.steps.iter().position(own).and_then(|step| step_ns.get(step)).copied();
         }
     }
 
@@ -225,7 +224,11 @@ impl fmt::Display for GraphReport {
         let name = self.nodes.iter().map(|node| node.name.len()).max().unwrap_or(0).min(40);
         let result = self.nodes.iter().map(|node| node.result.len()).max().unwrap_or(0);
         for node in &self.nodes {
-            write!(f, "{:name$}  {:18}  {:result$}  {:>14}", node.name, node.operator, node.result, node.flops)?;
+            write!(
+                f,
+                "{:name$}  {:18}  {:result$}  {:>14}",
+                node.name, node.operator, node.result, node.flops
+            )?;
             match (&node.step, node.elapsed_ns) {
                 (None, _) => write!(f, "  nothing to do")?,
                 (Some(step), _) if *step != node.name => write!(f, "  in {step}")?,
@@ -285,9 +288,7 @@ pub(crate) fn flops(graph: &Graph, node: &NodeInfo) -> u64 {
         Operator::Gemm { transpose_a, .. } => {
             products(elements(&result), shape(0).dims().get(usize::from(!transpose_a)).copied().unwrap_or(1))
         }
-        Operator::Conv(..) => {
-            products(elements(&result), shape(1).dims().iter().skip(1).product())
-        }
+        Operator::Conv(..) => products(elements(&result), shape(1).dims().iter().skip(1).product()),
         Operator::Attention(attributes) => attention_flops(attributes, [shape(0), shape(1), shape(2)]),
         Operator::ReduceSum(_)
         | Operator::ReduceMean(_)

@@ -33,10 +33,7 @@ const BLOCK: usize = 16;
 /// # Safety
 /// As [`Kernel`].
 #[inline(always)]
-unsafe fn each<const N: usize, X: Copy, Y: Copy + Default>(
-    e: &Elements<'_>,
-    function: impl Fn([X; N]) -> Y,
-) {
+unsafe fn each<const N: usize, X: Copy, Y: Copy + Default>(e: &Elements<'_>, function: impl Fn([X; N]) -> Y) {
     let y: *mut Y = e.y.cast();
     let x: [*const X; N] = std::array::from_fn(|input| e.x[input].cast());
     let whole = e.count / BLOCK * BLOCK;
@@ -46,7 +43,11 @@ unsafe fn each<const N: usize, X: Copy, Y: Copy + Default>(
             let single: [[X; BLOCK]; N] = std::array::from_fn(|input| [x[input].read(); BLOCK]);
             for start in (0..whole).step_by(BLOCK) {
                 let block: [[X; BLOCK]; N] = std::array::from_fn(|input| {
-                    if e.strides[input] == 0 { single[input] } else { x[input].add(start).cast::<[X; BLOCK]>().read_unaligned() }
+                    if e.strides[input] == 0 {
+                        single[input]
+                    } else {
+                        x[input].add(start).cast::<[X; BLOCK]>().read_unaligned()
+                    }
                 });
                 let mut results = [Y::default(); BLOCK];
                 for (index, result) in results.iter_mut().enumerate() {
@@ -61,8 +62,9 @@ unsafe fn each<const N: usize, X: Copy, Y: Copy + Default>(
             }
         } else {
             for index in 0..e.count {
-                y.add(index)
-                    .write(function(std::array::from_fn(|input| x[input].add(index * e.strides[input]).read())));
+                y.add(index).write(function(std::array::from_fn(|input| {
+                    x[input].add(index * e.strides[input]).read()
+                })));
             }
         }
     }
@@ -170,7 +172,14 @@ pub(crate) fn kernel_of(operator: &Operator, x: ElementType) -> Option<Kernel> {
         Operator::Add => of_numbers!(x, |_e, [a, b]| a + b, a.wrapping_add(b)),
         Operator::Sub => of_numbers!(x, |_e, [a, b]| a - b, a.wrapping_sub(b)),
         Operator::Mul => of_numbers!(x, |_e, [a, b]| a * b, a.wrapping_mul(b)),
-        Operator::Div => of_numbers!(x, |e, [a, b]| { let _ = e; a / b }, quotient!(e, a, b)),
+        Operator::Div => of_numbers!(
+            x,
+            |e, [a, b]| {
+                let _ = e;
+                a / b
+            },
+            quotient!(e, a, b)
+        ),
         Operator::Min => of_numbers!(x, |_e, [a, b]| smaller(a, b), a.min(b)),
         Operator::Max => of_numbers!(x, |_e, [a, b]| larger(a, b), a.max(b)),
         Operator::Equal => match x {
@@ -290,7 +299,9 @@ impl<const N: usize> Loops<N> {
                 continue;
             }
             let merges = loops.rank > 0
-                && (0..N).all(|input| loops.strides[input][loops.rank - 1] == strides[input][axis].wrapping_mul(*dim));
+                && (0..N).all(|input| {
+                    loops.strides[input][loops.rank - 1] == strides[input][axis].wrapping_mul(*dim)
+                });
             let at = if merges { loops.rank - 1 } else { loops.rank };
             loops.dims[at] = if merges { loops.dims[at] * dim } else { *dim };
             for input in 0..N {

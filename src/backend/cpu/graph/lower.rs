@@ -15,6 +15,7 @@ use crate::graph::shape::Shape;
 use crate::graph::{Operator, TensorType};
 use crate::operands::weights::Weights;
 
+use super::attention::AttentionStep;
 use super::elementwise;
 use super::groups::{Group, activation_of, is_one_matrix};
 use super::product::Product;
@@ -34,9 +35,7 @@ pub(crate) fn is_alias(graph: &Graph, node: &NodeInfo) -> bool {
             let of = |value: usize| graph.values[value].tensor_type.shape.count();
             node.inputs[0].is_some_and(|x| of(x) == of(node.outputs[0]))
         }
-        Operator::Cast { to } => {
-            node.inputs[0].is_some_and(|x| graph.values[x].tensor_type.element == *to)
-        }
+        Operator::Cast { to } => node.inputs[0].is_some_and(|x| graph.values[x].tensor_type.element == *to),
         _ => false,
     }
 }
@@ -55,7 +54,18 @@ pub(crate) fn check(graph: &Graph, node: &NodeInfo) -> Answer<()> {
     }
     match &node.operator {
         Operator::MatMul | Operator::Gemm { .. } => Shapes::of(graph, node).map(drop),
+        Operator::Attention(_) => only_f32(graph, node),
         _ => kind_of(graph, node).map(drop),
+    }
+}
+
+fn only_f32(graph: &Graph, node: &NodeInfo) -> Answer<()> {
+    match node.inputs[0].map(|value| graph.values[value].tensor_type.element) {
+        Some(element) if element != F32 => refuse(
+            RefusalReason::ElementType,
+            format!("the CPU has it for f32, not for {element}: cast to f32 and back"),
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -65,14 +75,9 @@ fn kind_of(graph: &Graph, node: &NodeInfo) -> Answer<Kind> {
         node.inputs.get(index).copied().flatten().map(|value| graph.values[value].tensor_type)
     };
     let x = type_of(0).unwrap_or(TensorType::new(F32, Shape::SCALAR));
-    let axis_of = |axis: i64| x.shape.axis(axis).map_err(|problem| Refusal::new(RefusalReason::Other, problem));
-    let only_f32 = || match x.element {
-        F32 => Ok(()),
-        element => refuse(
-            RefusalReason::ElementType,
-            format!("the CPU has it for f32, not for {element}: cast to f32 and back"),
-        ),
-    };
+    let axis_of =
+        |axis: i64| x.shape.axis(axis).map_err(|problem| Refusal::new(RefusalReason::Other, problem));
+    let only_f32 = || only_f32(graph, node);
     let kernel = |operator: &Operator, element| {
         elementwise::kernel_of(operator, element).ok_or_else(|| {
             Refusal::new(RefusalReason::ElementType, format!("the CPU does not have it for {element}"))
@@ -98,8 +103,11 @@ fn kind_of(graph: &Graph, node: &NodeInfo) -> Answer<Kind> {
         }
         Operator::Min | Operator::Max => Kind::Fold(kernel(&node.operator, x.element)?),
         Operator::Clip => Kind::Clip(kernel(&node.operator, x.element)?),
-        Operator::LayerNormalization { axis, epsilon } => normalize(x, &type_of, axis_of(*axis)?, *epsilon, true)?,
-        Operator::RmsNormalization { axis, epsilon } => normalize(x, &type_of, axis_of(*axis)?, *epsilon, false)?,
+        Operator::LayerNormalization { axis, epsilon } | Operator::RmsNormalization { axis, epsilon } => {
+            only_f32()?;
+            let subtract_mean = matches!(node.operator, Operator::LayerNormalization { .. });
+            normalize(x, &type_of, axis_of(*axis)?, (*epsilon, subtract_mean))?
+        }
         Operator::Softmax { axis } => {
             only_f32()?;
             Kind::Softmax { axis: axis_of(*axis)? }
@@ -126,7 +134,10 @@ fn kind_of(graph: &Graph, node: &NodeInfo) -> Answer<Kind> {
                 None => Ok((0..x.shape.rank()).collect()),
                 Some(axes) => axes_of(axes, &x.shape),
             };
-            Kind::Reduce { kernel, axes: axes.map_err(|problem| Refusal::new(RefusalReason::Other, problem))? }
+            Kind::Reduce {
+                kernel,
+                axes: axes.map_err(|problem| Refusal::new(RefusalReason::Other, problem))?,
+            }
         }
         Operator::Conv(..)
         | Operator::BatchNormalization { .. }
@@ -148,16 +159,14 @@ fn normalize(
     x: TensorType,
     type_of: &dyn Fn(usize) -> Option<TensorType>,
     axis: usize,
-    epsilon: f32,
-    subtract_mean: bool,
+    (epsilon, subtract_mean): (f32, bool),
 ) -> Answer<Kind> {
-    if x.element != F32 {
-        return refuse(RefusalReason::ElementType, format!("the CPU has it for f32, not for {}", x.element));
-    }
     let normalized = &x.shape.dims()[axis..];
     for (index, name) in [(1, "scale"), (2, "bias")] {
         let Some(given) = type_of(index) else { continue };
-        if given.shape.count() != normalized.iter().product::<usize>() || given.shape.rank() < normalized.len() {
+        if given.shape.count() != normalized.iter().product::<usize>()
+            || given.shape.rank() < normalized.len()
+        {
             return refuse(
                 RefusalReason::Layout,
                 format!("the {name} is {}; the CPU wants an element for each of {normalized:?}", given.shape),
@@ -190,10 +199,7 @@ impl Shapes {
             return refuse(RefusalReason::Other, "an operand is missing");
         };
         let (a_type, b_type) = (graph.values[*a].tensor_type, graph.values[*b].tensor_type);
-        if a_type.element != F32 {
-            let element = a_type.element;
-            return refuse(RefusalReason::ElementType, format!("the CPU has it for f32, not for {element}"));
-        }
+        only_f32(graph, node)?;
         let varying = |value: usize| graph.leading.as_ref().and_then(|leading| leading.values[value]);
         let (a_dims, b_dims) = (a_type.shape.dims(), b_type.shape.dims());
         let result = graph.values[node.outputs[0]].tensor_type.shape;
@@ -232,13 +238,17 @@ impl Shapes {
                     let c_shape = graph.values[c].tensor_type.shape;
                     let is_row = c_shape.count() == *n && c_shape.dims().last() == Some(n);
                     if *beta != 1.0 {
-                        return refuse(RefusalReason::Epilogue, "a beta other than 0 and 1: multiply C first");
+                        return refuse(
+                            RefusalReason::Epilogue,
+                            "a beta other than 0 and 1: multiply C first",
+                        );
                     } else if is_row {
                         shapes.bias = Some(c);
                     } else if c_shape == result {
                         shapes.residual = Some(c);
                     } else {
-                        let message = format!("a C of {c_shape}: give it {n} columns, or the result's dimensions");
+                        let message =
+                            format!("a C of {c_shape}: give it {n} columns, or the result's dimensions");
                         return refuse(RefusalReason::Epilogue, message);
                     }
                 }
@@ -252,11 +262,8 @@ impl Shapes {
                 };
                 let n = if b_dims.len() < 2 { 1 } else { b_dims[b_dims.len() - 1] };
                 if is_one_matrix(&b_type) && (a_dims.len() > 1 || b_dims.len() <= 2) {
-                    let rows = if n == 0 {
-                        a_dims.iter().rev().skip(1).product()
-                    } else {
-                        result.count() / n
-                    };
+                    let rows =
+                        if n == 0 { a_dims.iter().rev().skip(1).product() } else { result.count() / n };
                     if varying(*b).is_some() {
                         let message = "a leading dimension along B's columns: transpose the product";
                         return refuse(RefusalReason::VariableM, message);
@@ -307,9 +314,15 @@ impl Lowering<'_> {
     pub(crate) fn step(&mut self, group: &Group) -> Result<Step> {
         let graph = self.graph;
         let (first, last) = (&graph.nodes[group.nodes[0]], &graph.nodes[group.last()]);
-        let refused = |refusal: Refusal| {
-            Error::Graph { node: first.name.clone(), problem: format!("{}: {}", first.operator, refusal.message) }
+        let refused = |refusal: Refusal| Error::Graph {
+            node: first.name.clone(),
+            problem: format!("{}: {}", first.operator, refusal.message),
         };
+        if let Operator::Attention(attributes) = &first.operator {
+            let step = AttentionStep::new(self.cpu, graph, first, attributes)?;
+            let (inputs, outputs) = (first.inputs.clone(), first.outputs.clone());
+            return Ok(Step { node: group.last(), inputs, outputs, kind: Kind::Attention(Box::new(step)) });
+        }
         if !matches!(first.operator, Operator::MatMul | Operator::Gemm { .. }) {
             let kind = kind_of(graph, first).map_err(refused)?;
             let (inputs, outputs) = (first.inputs.clone(), first.outputs.clone());

@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn parts_of_the_same_time_lie_apart_and_others_on_each_other() {
-        let random = |seed: u64| seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let random =
+            |seed: u64| seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let mut seed = 1;
         for _ in 0..200 {
             let parts: Vec<_> = (0..30)
@@ -87,7 +88,8 @@ mod tests {
                 })
                 .collect();
             let (starts, total) = arrange(&parts);
-            let live = |step: usize| parts.iter().filter(move |part| (part.first..=part.last).contains(&step));
+            let live =
+                |step: usize| parts.iter().filter(move |part| (part.first..=part.last).contains(&step));
             let largest =
                 (0..50).map(|step| live(step).map(|part| part.bytes).sum::<usize>()).max().unwrap_or(0);
             assert!(total >= largest && total <= 2 * largest + 64 * parts.len(), "{total} for {largest}");

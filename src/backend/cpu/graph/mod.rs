@@ -2,9 +2,10 @@
 //! one wake-up of the pool.
 //!
 //! - [`groups`]: which nodes become one step; [`lower`]: which step that is, or why there is none; [`step`]: the steps,
-//!   and the parts that threads take; [`product`], [`elementwise`], [`movement`], [`reduce`]: what they compute.
+//!   and the parts that threads take; [`product`], [`attention`], [`elementwise`], [`movement`], [`reduce`]: what they compute.
 //! - [`memory`]: where values lie; [`run`]: one run.
 
+mod attention;
 mod elementwise;
 mod groups;
 mod lower;
@@ -165,7 +166,8 @@ impl Program {
         for (value, lifetime) in lifetimes.iter().enumerate() {
             if let Some(lifetime) = lifetime.filter(|_| places[value] == Place::Nowhere) {
                 self.values_bytes = self.values_bytes.saturating_add(lifetime.bytes);
-                let lifetime = if keep_values { Lifetime { first: 0, last: end, ..lifetime } } else { lifetime };
+                let lifetime =
+                    if keep_values { Lifetime { first: 0, last: end, ..lifetime } } else { lifetime };
                 parts.push(lifetime);
                 of_part.push(value);
             }
@@ -177,6 +179,15 @@ impl Program {
         self.arena_bytes = bytes;
         self.places = root.iter().map(|root| places[*root]).collect();
         Ok(())
+    }
+
+    /// The scratch memory of a thread for attention.
+    fn attention_words(&self) -> usize {
+        let words = self.steps.iter().map(|step| match &step.kind {
+            Kind::Attention(attention) => attention.words,
+            _ => 0,
+        });
+        words.max().unwrap_or(0)
     }
 
     fn products(&self) -> impl Iterator<Item = &product::Product> {

@@ -21,7 +21,13 @@ impl Movement {
     ///
     /// # Safety
     /// The elements are there, and nothing else accesses those of this part in `to`.
-    pub(crate) unsafe fn run(&self, (part, parts): (usize, usize), bytes: usize, to: *mut u8, from: *const u8) {
+    pub(crate) unsafe fn run(
+        &self,
+        (part, parts): (usize, usize),
+        bytes: usize,
+        to: *mut u8,
+        from: *const u8,
+    ) {
         let (count, [to_stride, from_stride]) = self.loops.inner();
         let outer = self.loops.outer();
         let runs = outer * part / parts..outer * (part + 1) / parts;

@@ -4,6 +4,7 @@ use std::mem;
 use std::sync::atomic::AtomicBool;
 
 use super::step::Frame;
+use crate::backend::cpu::buffer::Buffer;
 use crate::backend::cpu::epilogue::store::Output;
 use crate::backend::cpu::plan::{ConstantB, Plan};
 use crate::backend::cpu::run::{Call, RunB, Scratch};
@@ -35,25 +36,31 @@ pub(crate) struct Scratches {
     scratch: Scratch,
     /// For each product.
     small: Vec<Option<SmallProduct>>,
+    /// For attention.
+    pub(super) attention: Buffer,
 }
 
 impl Scratches {
-    /// For the plans of all products, in the order of their numbers.
-    pub(crate) fn new<'a>(plans: impl Iterator<Item = &'a Plan>) -> Result<Self> {
+    /// For the plans of all products, in the order of their numbers, and so many words for attention.
+    pub(crate) fn new<'a>(plans: impl Iterator<Item = &'a Plan>, attention_words: usize) -> Result<Self> {
         let (mut all, mut small) = (Scratch::default(), Vec::new());
         for plan in plans {
             let mut scratch = Scratch::new(plan)?;
             small.push(scratch.small.take());
             all.absorb(scratch);
         }
-        Ok(Self { scratch: all, small })
+        Ok(Self { scratch: all, small, attention: Buffer::zeroed(attention_words, "scores of attention")? })
     }
 }
 
 impl Product {
     fn rows(&self, types: &[TensorType]) -> usize {
         let product = &self.plan.product;
-        if self.matrix_axes.is_some() { product.m() } else { types[self.c].shape.count() / product.n().max(1) }
+        if self.matrix_axes.is_some() {
+            product.m()
+        } else {
+            types[self.c].shape.count() / product.n().max(1)
+        }
     }
 
     fn items(&self, types: &[TensorType]) -> usize {
@@ -90,7 +97,7 @@ impl Product {
         let split = frame.splits[step].as_ref();
         let of_item = split.map_or(1, |split| split.shares() * split.pieces());
         let (item, part) = (part / of_item, part % of_item);
-        let Scratches { scratch, small } = scratches;
+        let Scratches { scratch, small, .. } = scratches;
         mem::swap(&mut scratch.small, &mut small[self.number]);
         // SAFETY: by the function's own contract.
         unsafe {

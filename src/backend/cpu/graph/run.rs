@@ -43,13 +43,14 @@ impl CpuGraphRun {
     pub(crate) fn new(program: Arc<Program>) -> Result<Self> {
         let (graph, steps) = (&program.graph, program.steps.len());
         let plans = || program.products().map(|product| &product.plan);
+        let attention = program.attention_words();
         let mut types = alloc::with_capacity(graph.values.len(), WHAT)?;
         types.extend(graph.values.iter().map(|value| value.tensor_type));
         let mut progress = alloc::with_capacity(steps, WHAT)?;
         progress.extend((0..steps).map(|_| Progress::default()));
         Ok(Self {
             arena: HostMemory::zeroed(program.arena_bytes, "the values of a graph")?,
-            workers: Workers::new(program.threads, || Scratches::new(plans()))?,
+            workers: Workers::new(program.threads, || Scratches::new(plans(), attention))?,
             progress,
             failure: Failure::default(),
             leading: None,
@@ -183,7 +184,8 @@ impl CpuGraphRun {
             unsafe { from.copy_to_nonoverlapping(self.outputs[*output], bytes) };
         }
         for (array, (_, value)) in outputs.iter_mut().zip(&program.graph.outputs) {
-            let (written, all) = (program.graph.type_for(*value, leading).bytes(), array.tensor_type().bytes());
+            let (written, all) =
+                (program.graph.type_for(*value, leading).bytes(), array.tensor_type().bytes());
             // SAFETY: the output has so many bytes; all types have 0 in bytes of 0.
             unsafe { array.elements_mut().start_mut().add(written).write_bytes(0, all - written) };
         }

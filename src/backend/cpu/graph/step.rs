@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
+use super::attention::AttentionStep;
 use super::elementwise::{self, Elements, Loops};
 use super::memory::Place;
 use super::movement;
@@ -33,20 +34,38 @@ pub(crate) struct Step {
 
 pub(crate) enum Kind {
     Product(Box<Product>),
+    Attention(Box<AttentionStep>),
     /// Over the dimensions from `axis` on; of x, scale and optionally the bias.
-    Normalize { axis: usize, epsilon: f32, subtract_mean: bool },
-    Softmax { axis: usize },
+    Normalize {
+        axis: usize,
+        epsilon: f32,
+        subtract_mean: bool,
+    },
+    Softmax {
+        axis: usize,
+    },
     Unary(UnaryFunction),
-    Elementwise { kernel: elementwise::Kernel, constants: [f32; 2] },
+    Elementwise {
+        kernel: elementwise::Kernel,
+        constants: [f32; 2],
+    },
     /// A kernel of two inputs over any number of them.
     Fold(elementwise::Kernel),
     Clip(elementwise::Kernel),
     Move(Operator),
     /// Of x and optionally what fills the margin.
     Pad(Operator),
-    Trilu { upper: bool, k: i64 },
-    Gather { axis: usize },
-    Reduce { kernel: reduce::Kernel, axes: Vec<usize> },
+    Trilu {
+        upper: bool,
+        k: i64,
+    },
+    Gather {
+        axis: usize,
+    },
+    Reduce {
+        kernel: reduce::Kernel,
+        axes: Vec<usize>,
+    },
 }
 
 /// What the parts of a run have in common.
@@ -151,6 +170,11 @@ impl Step {
         let count = result.count();
         match &self.kind {
             Kind::Product(product) => product.parts(types, split),
+            Kind::Attention(attention) => {
+                let shapes =
+                    [0, 1, 2].map(|input| self.input(input).map_or(result, |value| types[value].shape));
+                attention.sized(shapes).pieces(threads)
+            }
             Kind::Normalize { axis, .. } => parts(threads, count, split_at(&result, *axis).0),
             Kind::Softmax { axis } => {
                 let pieces = split_at(&result, *axis).0;
@@ -199,6 +223,10 @@ impl Step {
         unsafe {
             match &self.kind {
                 Kind::Product(product) => product.run(index, part.0, frame, scratch),
+                Kind::Attention(attention) => {
+                    let values = [0, 1, 2].map(|input| self.input(input).unwrap_or(0));
+                    attention.run((values, self.input(3), y), part, frame, scratch);
+                }
                 Kind::Normalize { axis, epsilon, subtract_mean } => {
                     let (rows, cols) = split_at(&result, *axis);
                     let range = part_of(rows, part);
@@ -354,7 +382,10 @@ impl Step {
                 let from = (row / count * dim + found) * inner;
                 // SAFETY: by this function's own contract; the index is in range.
                 unsafe {
-                    frame.start(data).add(from).copy_to_nonoverlapping(frame.start_mut(y).add(row * inner), inner);
+                    frame
+                        .start(data)
+                        .add(from)
+                        .copy_to_nonoverlapping(frame.start_mut(y).add(row * inner), inner);
                 }
             }
         }

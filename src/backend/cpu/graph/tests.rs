@@ -4,9 +4,10 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::backend::BackendId;
-use crate::description::element::ElementType::{F32, I64};
+use crate::description::element::ElementType::I64;
 use crate::description::options::{CompileOptions, ThreadPool, Threads};
 use crate::error::Result;
+use crate::graph::tests::fixtures::Encoder;
 use crate::graph::{Array, Graph, GraphBuilder};
 use crate::operands::tensor::Tensor;
 use crate::operands::weights::Weights;
@@ -59,8 +60,11 @@ fn layers(batch: usize) -> Result<Graph> {
 }
 
 fn ids(batch: usize) -> Array {
-    Array::new(&[batch, 5], (0..batch as i64 * 5).map(|id| id * 7 % 11 - if id % 3 == 0 { 11 } else { 0 }).collect())
-        .unwrap()
+    Array::new(
+        &[batch, 5],
+        (0..batch as i64 * 5).map(|id| id * 7 % 11 - if id % 3 == 0 { 11 } else { 0 }).collect(),
+    )
+    .unwrap()
 }
 
 fn assert_close(got: &[Array], expected: &[Array]) {
@@ -84,7 +88,9 @@ fn layers_are_those_of_the_interpreter_for_any_threads() {
     };
     let one = run(&options(1));
     assert_close(&one, &expected);
-    for options in [options(2), options(3), CompileOptions::default().threads(Threads::Pool(Arc::new(Backwards)))] {
+    for options in
+        [options(2), options(3), CompileOptions::default().threads(Threads::Pool(Arc::new(Backwards)))]
+    {
         assert_eq!(run(&options), one);
     }
 }
@@ -114,7 +120,10 @@ fn a_wrong_index_names_its_node() {
     for wrong in [11, -12, i64::MIN, i64::MAX] {
         let ids = Array::new(&[1, 5], vec![0, 1, wrong, 3, 4]).unwrap();
         let error = executor.run_to_arrays(&[&ids]).unwrap_err().to_string();
-        assert!(error.contains(&format!("Gather: index {wrong} is out of range: axis 0 of [11, 48]")), "{error}");
+        assert!(
+            error.contains(&format!("Gather: index {wrong} is out of range: axis 0 of [11, 48]")),
+            "{error}"
+        );
     }
     executor.run_to_arrays(&[&ids(1)]).unwrap();
 }
@@ -135,5 +144,33 @@ fn operands_that_do_not_fit_are_named() {
     let (mut pooled, mut normal) = (random(&[2, 48], 1), random(&[2, 5, 47], 1));
     let message = executor.run(&[&ids(2)], &mut [&mut pooled, &mut normal]).unwrap_err().to_string();
     assert!(message.contains("output `normal`: expected f32[2, 5, 48], got f32[2, 5, 47]"), "{message}");
-    let _ = F32;
+}
+
+/// Sentences of several lengths, and of none beyond their places in the batch.
+fn sentences(encoder: &Encoder, batch: usize) -> [Array; 2] {
+    let count = batch * encoder.sequence;
+    let id = |index: usize| (index * 5 + index / 3) as i64 % encoder.vocabulary as i64;
+    let is_word =
+        |index: usize| i64::from(index % encoder.sequence <= index / encoder.sequence % encoder.sequence);
+    let of = |element: &dyn Fn(usize) -> i64| {
+        Array::new(&[batch, encoder.sequence], (0..count).map(element).collect()).unwrap()
+    };
+    [of(&id), of(&is_word)]
+}
+
+#[test]
+fn an_encoder_is_that_of_the_interpreter() {
+    let encoder = Encoder { batch: 4, ..Encoder::SMALL };
+    let graph = encoder.bert().unwrap().variable_leading(&["ids", "mask"]).unwrap();
+    for threads in [1, 2] {
+        let compiled = graph.compile_with(&BackendId::CPU, &options(threads)).unwrap();
+        let report = compiled.report();
+        assert!(report.arena_bytes * 2 < report.values_bytes, "{report}");
+        let mut executor = compiled.executor().unwrap();
+        for batch in [4, 1, 3, 4] {
+            let [ids, mask] = sentences(&encoder, batch);
+            let expected = graph.with_leading(batch).unwrap().interpret_f64(&[&ids, &mask]).unwrap();
+            assert_close(&executor.run_to_arrays(&[&ids, &mask]).unwrap(), &expected);
+        }
+    }
 }

@@ -142,7 +142,7 @@ impl Case {
         let (kind, mask, mask_strides) = mask.place();
         let attention = Attention {
             kernels: &instances::of(cpu.isa).f32,
-            blocking: cpu.blocking,
+            blocking: cpu.blocking[0],
             scale: self.scale(),
             is_causal,
             mask: kind,

@@ -159,7 +159,9 @@ impl<T: Send> Workers<T> {
         after: impl Fn(usize) + Sync,
     ) -> Result<()> {
         match team {
-            Some(Team::Own { .. }) if self.slots.len() > 1 => self.run_together(team, parts, progress, task, after),
+            Some(Team::Own { .. }) if self.slots.len() > 1 => {
+                self.run_together(team, parts, progress, task, after)
+            }
             _ => {
                 for (step, count) in parts.iter().copied().enumerate() {
                     match team {
