@@ -148,7 +148,7 @@ pub enum Error {
     },
     /// An operand's element type is not that of the description.
     #[error(
-        "{operand}: expected elements of type {expected}, got {got}; {}", if *got == ElementType::F64 { "convert them (Tensor::to_f32), or run a product of f32 on f64 operands (Executor::run_f64)".to_owned() } else { format!("convert them or describe the product with {got}") }
+        "{operand}: expected elements of type {expected}, got {got}; {}", if *got == ElementType::F64 { "convert them (Tensor::to_f32), describe a product of f64 (ElementTypes::F64), or run one of f32 on f64 operands (Executor::run_f64)".to_owned() } else { format!("convert them or describe the product with {got}") }
     )]
     Type {
         /// The operand.

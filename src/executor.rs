@@ -629,7 +629,8 @@ impl Executor {
     /// Runs an f32 product on f64 operands: they are rounded to f32, and the result is widened.
     ///
     /// Numbers beyond f32's range become infinity. The copies live in the executor and are
-    /// allocated by the first such run.
+    /// allocated by the first such run. A product of f64 ([`crate::ElementTypes::F64`]) computes in float64 instead, by
+    /// [`Executor::run`]; of such a product this is the same.
     ///
     /// # Errors
     /// As [`Executor::run`]; [`Error::OutOfMemory`] for the copies.
@@ -640,6 +641,9 @@ impl Executor {
 
     fn run_f64_of(&mut self, inputs: &Inputs<'_>, mut c: TensorViewMut<'_, f64>) -> Result<()> {
         let product = &self.compiled.shared.product;
+        if product.is_f64() {
+            return self.context.run(&self.compiled, inputs, c.into());
+        }
         let m = check(product, self.compiled.bias(), inputs, c.layout())?;
         for (operand, element) in described_types(product) {
             if element != ElementType::F32 {

@@ -112,7 +112,7 @@ pub use error::{Error, NativeError, NativeStatus, Operand, Result};
 pub use executor::queue::{Completed, Queue, Submission, SubmissionError, Ticket};
 pub use executor::{Arithmetic, Compiled, Executor, Inputs, IntoInputs, Report, RunObservation};
 pub use executor_pool::{ExecutorPool, PooledExecutor};
-pub use matmul::matmul;
+pub use matmul::{matmul, matmul_f64};
 pub use operands::device_tensor::{DeviceMemory, DeviceTensor, DeviceView, DeviceViewMut};
 pub use operands::int4::Int4View;
 pub use operands::shared_buffer::SharedBuffer;

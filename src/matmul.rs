@@ -26,7 +26,7 @@ use crate::operands::view::{AnyView, IntoView};
 ///
 /// # Errors
 /// [`Error::Shape`] where the columns of `a` are not the rows of `b`, or their batches differ;
-/// [`Error::Type`] for f64, which [`Tensor::to_f32`] converts; [`Error::Refused`] for other types;
+/// [`Error::Type`] for f64, which [`matmul_f64`] multiplies; [`Error::Refused`] for other types;
 /// [`Error::Accumulator`] for sums of integers that i32 may not hold;
 /// [`Error::OutOfMemory`], [`Error::SizeOverflow`].
 pub fn matmul<'a, 'b>(a: impl IntoView<'a>, b: impl IntoView<'b>) -> Result<Tensor<f32>> {
@@ -36,6 +36,45 @@ pub fn matmul<'a, 'b>(a: impl IntoView<'a>, b: impl IntoView<'b>) -> Result<Tens
             return Err(Error::Type { operand, expected: ElementType::F32, got: ElementType::F64 });
         }
     }
+    let integers = !a.element_type().is_float() && !b.element_type().is_float();
+    let types = ElementTypes {
+        a: a.element_type(),
+        b: b.element_type(),
+        accumulator: if integers { ElementType::I32 } else { ElementType::F32 },
+        ..ElementTypes::F32
+    };
+    let (product, inputs) = describe(a, b, types)?;
+    product.compile(&BackendId::CPU)?.run_to_tensor(inputs)
+}
+
+/// [`matmul`] of f64, computed in float64 throughout.
+///
+/// ```
+/// use ane_matmul::{Tensor, matmul_f64};
+///
+/// let (a, b) = (Tensor::filled(2, 3, 1.0)?, Tensor::filled(3, 4, 0.1)?);
+/// assert_eq!(matmul_f64(&a, &b)?.data(), [0.1 + 0.1 + 0.1; 8]); // f32 has 0.3
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Type`] for other types than f64; else as [`matmul`].
+pub fn matmul_f64<'a, 'b>(a: impl IntoView<'a>, b: impl IntoView<'b>) -> Result<Tensor<f64>> {
+    let (a, b) = (a.into_view()?, b.into_view()?);
+    for (operand, view) in [(Operand::A, &a), (Operand::B, &b)] {
+        if view.element_type() != ElementType::F64 {
+            let (expected, got) = (ElementType::F64, view.element_type());
+            return Err(Error::Type { operand, expected, got });
+        }
+    }
+    let (product, inputs) = describe(a, b, ElementTypes::F64)?;
+    let mut c = Tensor::zeros_of(product.c())?;
+    product.compile(&BackendId::CPU)?.run(inputs, &mut c)?;
+    Ok(c)
+}
+
+/// The product of two matrices or batches of them, where one matrix stands for every item.
+fn describe<'v>(a: AnyView<'v>, b: AnyView<'v>, types: ElementTypes) -> Result<(MatMul, Inputs<'v>)> {
     let (of_a, of_b) = (*a.layout(), *b.layout());
     let batch = if of_a.batch() == 1 { of_b.batch() } else { of_a.batch() };
     if of_a.cols() != of_b.rows() || ![1, batch].contains(&of_b.batch()) {
@@ -46,13 +85,6 @@ pub fn matmul<'a, 'b>(a: impl IntoView<'a>, b: impl IntoView<'b>) -> Result<Tens
             help: "pass factors that fit, or the transpose of one (Tensor::transposed)",
         });
     }
-    let integers = !a.element_type().is_float() && !b.element_type().is_float();
-    let types = ElementTypes {
-        a: a.element_type(),
-        b: b.element_type(),
-        accumulator: if integers { ElementType::I32 } else { ElementType::F32 },
-        ..ElementTypes::F32
-    };
     let mut product = MatMul::builder(of_a.rows(), of_b.cols(), of_a.cols()).batch(batch).types(types);
     let (a, b) = (a.broadcast(batch), b.broadcast(batch));
     for (operand, layout) in [(Operand::A, a.layout()), (Operand::B, b.layout())] {
@@ -64,6 +96,5 @@ pub fn matmul<'a, 'b>(a: impl IntoView<'a>, b: impl IntoView<'b>) -> Result<Tens
         let nibble_order = view.nibble_order();
         product = product.quantization(Quantization { nibble_order, ..Quantization::default() });
     }
-    let product = product.build()?;
-    product.compile(&BackendId::CPU)?.run_to_tensor(Inputs::new(a).b(b))
+    Ok((product.build()?, Inputs::new(a).b(b)))
 }

@@ -114,7 +114,7 @@ fn ten_threads_compile_one_product_once() {
 #[test]
 fn failures_reach_the_caller_and_are_not_kept() {
     let cache = cache(CacheLimits::default());
-    let wide = MatMul::builder(2, 2, 2).types(ElementTypes::uniform(ElementType::F64)).build().unwrap();
+    let wide = MatMul::builder(2, 2, 2).types(ElementTypes::uniform(ElementType::F16)).build().unwrap();
     for failures in 1..3 {
         let refused = cache.compile(&BackendId::CPU, &wide, &one_thread());
         assert!(matches!(refused, Err(Error::Refused { .. })));

@@ -24,6 +24,7 @@ const APPLE: bool = cfg!(target_vendor = "apple");
 type Part = (&'static str, ElementTypes, Scale, Device);
 
 const F32: Part = ("f32", ElementTypes::F32, Scale::Full, Device::Unknown);
+const F64: Part = ("f64", ElementTypes::F64, Scale::Full, Device::Unknown);
 const F16: Part = ("f16", ElementTypes::F16, Scale::Full, Device::Unknown);
 const BF16: Part = ("bf16", ElementTypes::BF16, Scale::Full, Device::Unknown);
 const F16_STORED_TYPES: ElementTypes =
@@ -45,7 +46,7 @@ fn parts(id: &BackendId) -> &'static [Part] {
     match id.as_str() {
         "metal" => &[F32, F16, BF16],
         "mpsgraph" => &[F32, F16, F16_STORED, F16_THROUGHOUT, NEURAL_ENGINE],
-        "cpu" => &[F32, F16, BF16, F16_STORED, BF16_STORED],
+        "cpu" => &[F32, F64, F16, BF16, F16_STORED, BF16_STORED],
         _ => &[F32],
     }
 }

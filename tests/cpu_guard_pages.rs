@@ -6,7 +6,8 @@
 mod support;
 
 use ane_matmul::{
-    Activation, CompileOptions, Executor, Inputs, Layout, MatMul, Operand, TensorView, TensorViewMut, Threads,
+    Activation, AnyView, CompileOptions, Element, ElementTypes, Executor, Inputs, Layout, MatMul, Operand,
+    TensorView, TensorViewMut, Threads,
 };
 use ane_matmul_conformance::{compile_on_cpu, some};
 use support::{emulated, on_every_kernel, report};
@@ -49,14 +50,20 @@ impl Arena {
     }
 
     /// `count` numbers.
-    fn slice(&mut self, place: Place, count: usize) -> &mut [f32] {
-        let bytes = count * size_of::<f32>();
+    fn slice<T: Number>(&mut self, place: Place, count: usize) -> &mut [T] {
+        let bytes = count * size_of::<T>();
         assert!(bytes <= self.bytes);
         let offset = if place == Place::AtTheirEnd { self.bytes - bytes } else { 0 };
         // SAFETY: readable and writable memory of this arena, borrowed with it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(offset).cast(), count) }
     }
 }
+
+/// f32 or f64.
+trait Number: Element + From<f32> {}
+
+impl Number for f32 {}
+impl Number for f64 {}
 
 struct Arenas([Arena; 5]);
 
@@ -86,20 +93,21 @@ fn factor(i: usize, seed: usize) -> f32 {
 }
 
 /// Writes `f(row, col)` of op(X) to where it is stored.
-fn fill(data: &mut [f32], layout: &Layout, transposed: bool, f: impl Fn(usize, usize) -> f32) {
-    data.fill(f32::NAN);
+fn fill<T: Number>(data: &mut [T], layout: &Layout, transposed: bool, f: impl Fn(usize, usize) -> f32) {
+    data.fill(f32::NAN.into());
     for row in 0..layout.rows() {
         for col in 0..layout.cols() {
             let (r, c) = if transposed { (col, row) } else { (row, col) };
-            data[row * layout.leading_dimension() + col] = f(r, c);
+            data[row * layout.leading_dimension() + col] = f(r, c).into();
         }
     }
 }
 
 impl Shape {
-    fn product(&self) -> MatMul {
+    fn product(&self, types: ElementTypes) -> MatMul {
         let Self { m, n, k, transpose_a, transpose_b, epilogue, gap, .. } = *self;
         MatMul::builder(m, n, k)
+            .types(types)
             .transpose_a(transpose_a)
             .transpose_b(transpose_b)
             .bias(epilogue)
@@ -112,36 +120,43 @@ impl Shape {
             .expect("a valid product")
     }
 
-    fn executor(&self, product: &MatMul, b: TensorView<'_, f32>) -> Executor {
+    fn executor(&self, product: &MatMul, b: AnyView<'_>) -> Executor {
         let options = CompileOptions::default().threads(Threads::count(self.threads).expect("not 0"));
-        compile_on_cpu(product, self.constant_b.then_some(b.into()), &options)
+        compile_on_cpu(product, self.constant_b.then_some(b), &options)
             .and_then(|compiled| compiled.executor())
             .expect("it compiles")
     }
 
     fn run(&self, arenas: &mut Arenas, place: Place) {
-        println!("{place:?}: {self:?}");
-        let product = self.product();
+        self.run_of::<f32>(arenas, place);
+        self.run_of::<f64>(arenas, place);
+    }
+
+    fn run_of<T: Number>(&self, arenas: &mut Arenas, place: Place) {
+        println!("{place:?}: {self:?} of {}", T::TYPE);
+        let product = self.product(ElementTypes::uniform(T::TYPE));
         let Self { m, n, k, .. } = *self;
         let [a, b, c, bias, residual] = &mut arenas.0;
-        let a = a.slice(place, product.a().span());
-        let b = b.slice(place, product.b().span());
-        let c = c.slice(place, product.c().span());
-        let bias = bias.slice(place, n);
+        let a = a.slice::<T>(place, product.a().span());
+        let b = b.slice::<T>(place, product.b().span());
+        let c = c.slice::<T>(place, product.c().span());
+        let bias = bias.slice::<T>(place, n);
         fill(a, product.a(), self.transpose_a, |r, p| factor(r, 1) * factor(p, 2));
         fill(b, product.b(), self.transpose_b, |p, c| factor(p, 5) * factor(c, 4));
         fill(c, product.c(), false, |_, _| f32::NAN);
         for (c, bias) in bias.iter_mut().enumerate() {
-            *bias = factor(c, 6);
+            *bias = factor(c, 6).into();
         }
-        let view = |data, layout| TensorView::with_layout(data, layout).expect("it covers its layout");
+        fn view<T: Number>(data: &[T], layout: Layout) -> AnyView<'_> {
+            TensorView::with_layout(data, layout).expect("it covers its layout").erased()
+        }
         let b = view(b, *product.b());
         let mut inputs = Inputs::new(view(a, *product.a()));
         if !self.constant_b {
             inputs = inputs.b(b);
         }
         if let Some(layout) = product.residual() {
-            let residual = residual.slice(place, layout.span());
+            let residual = residual.slice::<T>(place, layout.span());
             fill(residual, layout, false, |r, c| factor(r + c, 3));
             inputs = inputs.bias(view(bias, Layout::packed(1, 1, n).expect("a row")));
             inputs = inputs.residual(view(residual, *layout));
@@ -157,15 +172,18 @@ impl Shape {
                 if self.epilogue {
                     expected = (expected + factor(col, 6) + factor(row + col, 3)).max(0.0);
                 }
-                let x = c[row * product.c().leading_dimension() + col];
-                assert!((x - expected).abs() < 0.5, "{self:?}: ({row}, {col}) is {x}, not {expected}");
+                let x = c[row * product.c().leading_dimension() + col].to_f64();
+                assert!(
+                    (x - f64::from(expected)).abs() < 0.5,
+                    "{self:?}: ({row}, {col}) is {x}, not {expected}"
+                );
             }
         }
     }
 }
 
 fn edges() {
-    let mut arenas = Arenas::new(size_of::<f32>() * 132 * 132);
+    let mut arenas = Arenas::new(size_of::<f64>() * 132 * 132);
     let mut runs = 0;
     for (i, m) in EDGES.into_iter().enumerate() {
         for (j, n) in EDGES.into_iter().enumerate() {
@@ -203,7 +221,7 @@ fn forms() -> Vec<usize> {
 
 /// Products that are cut into blocks and shared among threads.
 fn blocks_and_threads() {
-    let mut arenas = Arenas::new(size_of::<f32>() * (1100 * 1310));
+    let mut arenas = Arenas::new(size_of::<f64>() * (1100 * 1310));
     let mut runs = 0;
     for [m, n, k] in [[150, 331, 1037], [67, 1301, 67], [1025, 35, 129], [1, 1301, 1037], [1025, 1, 1037]] {
         for form in forms() {

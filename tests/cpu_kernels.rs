@@ -5,21 +5,24 @@ mod support;
 
 use ane_matmul::{BackendId, Backends, CompileOptions, ElementType, ElementTypes, Threads};
 use ane_matmul_conformance::{
-    Scale, cases, cases_of_type, integer_cases, run_suite, shared_cases, some, weight_only_cases,
+    Scale, cases_of_type, integer_cases, run_suite, shared_cases, some, weight_only_cases,
 };
 use support::{FORCE, emulated, on_every_kernel, on_every_kernel_of_narrow_types, report};
 
 fn suite() {
     let backends = Backends::new();
-    for (part, threads) in [1, 2, 3].into_iter().enumerate() {
-        let cases = some(cases(if emulated() { Scale::Small } else { Scale::Full }), part, 3);
-        let options = CompileOptions::default().threads(Threads::count(threads).expect("not 0"));
-        let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
-        assert_eq!(summary.passed, cases.len());
-        report(&format!(
-            "threads: {threads}: {} cases passed, at most {:.2} of the bound",
-            summary.passed, summary.worst_ratio
-        ));
+    for (name, types) in [("f32", ElementTypes::F32), ("f64", ElementTypes::F64)] {
+        let all = cases_of_type(types, if emulated() { Scale::Small } else { Scale::Full });
+        for (part, threads) in [1, 2, 3].into_iter().enumerate() {
+            let cases = some(all.clone(), part, 3);
+            let options = CompileOptions::default().threads(Threads::count(threads).expect("not 0"));
+            let summary = run_suite(&backends, &BackendId::CPU, &options, &cases, &[]);
+            assert_eq!(summary.passed, cases.len());
+            report(&format!(
+                "{name}, threads: {threads}: {} cases passed, at most {:.2} of the bound",
+                summary.passed, summary.worst_ratio
+            ));
+        }
     }
 }
 

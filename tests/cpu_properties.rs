@@ -6,7 +6,8 @@ mod draws;
 
 use ane_matmul::accuracy::Reference;
 use ane_matmul::{
-    Activation, CompileOptions, Inputs, Layout, MatMul, Operand, TensorView, TensorViewMut, Threads,
+    Activation, CompileOptions, Element, ElementTypes, Inputs, Layout, MatMul, Operand, TensorView,
+    TensorViewMut, Threads,
 };
 use ane_matmul_conformance::{compile_on_cpu, normal};
 use draws::draws;
@@ -15,6 +16,39 @@ use proptest::prelude::*;
 
 /// The NaN around the elements of C: no arithmetic makes it.
 const GUARD: u32 = 0x7fd5_a5a5;
+
+/// f32 or f64.
+trait Number: Element {
+    /// What lies around the elements of C.
+    const GUARD: Self;
+    fn rounded(x: f64) -> Self;
+    fn bits(self) -> u64;
+}
+
+impl Number for f32 {
+    const GUARD: Self = f32::from_bits(GUARD);
+
+    #[allow(clippy::cast_possible_truncation, reason = "f32 numbers are wanted")]
+    fn rounded(x: f64) -> Self {
+        x as f32
+    }
+
+    fn bits(self) -> u64 {
+        self.to_bits().into()
+    }
+}
+
+impl Number for f64 {
+    const GUARD: Self = f64::from_bits(0x7ffa_5a5a_5a5a_5a5a);
+
+    fn rounded(x: f64) -> Self {
+        x
+    }
+
+    fn bits(self) -> u64 {
+        self.to_bits()
+    }
+}
 
 /// How an operand lies in memory: the gap after each row and after each item, or one matrix for all
 /// items.
@@ -41,6 +75,8 @@ struct Case {
     rows: Option<usize>,
     threads: usize,
     seed: u64,
+    /// Of f64.
+    wide: bool,
 }
 
 fn size() -> impl Strategy<Value = usize> {
@@ -65,14 +101,20 @@ fn case() -> impl Strategy<Value = Case> {
         (prop_oneof![3 => Just(1), 1 => 2..6usize], dims, any::<[bool; 2]>()),
         [strides(), strides(), strides(), strides()],
         epilogue,
-        (any::<bool>(), prop::option::weighted(0.2, 0.0..1.0f64), 1..6usize, any::<u64>()),
+        (
+            any::<bool>(),
+            prop::option::weighted(0.2, 0.0..1.0f64),
+            1..6usize,
+            any::<u64>(),
+            prop::bool::weighted(0.3),
+        ),
     )
         .prop_map(
             |(
                 (batch, dims, transposes),
                 strides,
                 (alpha, bias, residual, activation),
-                (constant_b, rows, threads, seed),
+                (constant_b, rows, threads, seed, wide),
             )| {
                 let rows = rows.map(|part| scaled(dims[0], part));
                 let batch = if dims.iter().product::<usize>() > 300_000 { 1 } else { batch };
@@ -89,6 +131,7 @@ fn case() -> impl Strategy<Value = Case> {
                     rows,
                     threads,
                     seed,
+                    wide,
                 }
             },
         )
@@ -109,6 +152,7 @@ impl Case {
         let [m, n, k] = self.dims;
         let [ta, tb] = self.transposes;
         let mut builder = MatMul::builder(m, n, k)
+            .types(if self.wide { ElementTypes::F64 } else { ElementTypes::F32 })
             .batch(self.batch)
             .transpose_a(ta)
             .transpose_b(tb)
@@ -134,11 +178,10 @@ impl Case {
 }
 
 /// Numbers where elements lie, NaN elsewhere.
-#[allow(clippy::cast_possible_truncation, reason = "f32 numbers are wanted")]
-fn input(layout: &Layout, random: &mut Rng) -> Vec<f32> {
-    let mut data = vec![f32::NAN; layout.span()];
+fn input<T: Number>(layout: &Layout, random: &mut Rng) -> Vec<T> {
+    let mut data = vec![T::rounded(f64::NAN); layout.span()];
     for index in elements(layout) {
-        data[index] = normal(random) as f32;
+        data[index] = T::rounded(normal(random));
     }
     data
 }
@@ -161,6 +204,10 @@ fn with_rows(layout: &Layout, rows: usize) -> Layout {
 }
 
 fn check(case: &Case) -> Result<(), TestCaseError> {
+    if case.wide { check_of::<f64>(case) } else { check_of::<f32>(case) }
+}
+
+fn check_of<T: Number>(case: &Case) -> Result<(), TestCaseError> {
     let product = case.product();
     let rows = case.rows.unwrap_or(product.m());
     let mut random = Rng::with_seed(case.seed);
@@ -171,42 +218,42 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     } else {
         with_rows(&full, rows)
     };
-    let (a, b) = (input(&a_layout, &mut random), input(product.b(), &mut random));
-    let bias = input(&Layout::packed(1, 1, product.n()).unwrap(), &mut random);
+    let (a, b) = (input::<T>(&a_layout, &mut random), input::<T>(product.b(), &mut random));
+    let bias = input::<T>(&Layout::packed(1, 1, product.n()).unwrap(), &mut random);
     let residual_layout = product.residual().map(|full| with_rows(full, rows));
-    let residual = residual_layout.map(|layout| input(&layout, &mut random)).unwrap_or_default();
+    let residual = residual_layout.map(|layout| input::<T>(&layout, &mut random)).unwrap_or_default();
     let c_layout = with_rows(product.c(), rows);
 
-    let b_view = TensorView::with_layout(&b, *product.b()).unwrap();
-    let mut inputs = Inputs::new(TensorView::with_layout(&a, a_layout).unwrap());
+    let b_view = TensorView::with_layout(&b, *product.b()).unwrap().erased();
+    let mut inputs = Inputs::new(TensorView::with_layout(&a, a_layout).unwrap().erased());
     if case.bias {
-        inputs = inputs.bias(TensorView::new(&bias, 1, product.n()).unwrap());
+        inputs = inputs.bias(TensorView::new(&bias, 1, product.n()).unwrap().erased());
     }
     if let Some(layout) = residual_layout {
-        inputs = inputs.residual(TensorView::with_layout(&residual, layout).unwrap());
+        inputs = inputs.residual(TensorView::with_layout(&residual, layout).unwrap().erased());
     }
     let with_b = inputs.b(b_view);
     let reference = Reference::new(&product, with_b).unwrap();
 
-    let known_b = case.constant_b.then(|| b_view.into());
+    let known_b = case.constant_b.then_some(b_view);
     let run = |threads: usize| {
         let options = CompileOptions::default().threads(Threads::count(threads).unwrap());
         let compiled = compile_on_cpu(&product, known_b, &options).unwrap();
-        let mut c = vec![f32::from_bits(GUARD); c_layout.span()];
-        let view = TensorViewMut::with_layout(&mut c, c_layout).unwrap();
+        let mut c = vec![T::GUARD; c_layout.span()];
+        let view = TensorViewMut::with_layout(&mut c, c_layout).unwrap().erased();
         let inputs = if case.constant_b { &inputs } else { &with_b };
         compiled.executor().unwrap().run(inputs, view).unwrap();
         c
     };
     let mut c = run(case.threads);
-    let deviation = reference.compare(TensorView::with_layout(&c, c_layout).unwrap()).unwrap();
+    let deviation = reference.compare(TensorView::with_layout(&c, c_layout).unwrap().erased()).unwrap();
     prop_assert!(deviation.is_within_bound(), "{product}: {deviation:?}");
-    let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let bits = |c: &[T]| c.iter().map(|x| x.bits()).collect::<Vec<_>>();
     prop_assert_eq!(bits(&c), bits(&run(1)), "{} on 1 and on {} threads", product, case.threads);
     for index in elements(&c_layout) {
-        c[index] = f32::from_bits(GUARD);
+        c[index] = T::GUARD;
     }
-    prop_assert!(c.iter().all(|x| x.to_bits() == GUARD), "{product}: written between the rows of C");
+    prop_assert!(c.iter().all(|x| x.bits() == T::GUARD.bits()), "{product}: written between the rows of C");
     Ok(())
 }
 
@@ -223,7 +270,7 @@ proptest! {
 #[test]
 fn a_large_product_is_within_its_bound_on_threads() {
     let no_gap = Strides { row_gap: 0, item_gap: 0, shared: false };
-    for (bits, threads) in (0..8).zip([2, 3, 4, 5, 2, 3, 4, 7]) {
+    for (bits, threads) in (0..16).zip([2, 3, 4, 5, 2, 3, 4, 7].into_iter().cycle()) {
         let case = Case {
             batch: 1,
             dims: [129, 301, 257],
@@ -237,6 +284,7 @@ fn a_large_product_is_within_its_bound_on_threads() {
             rows: None,
             threads,
             seed: bits,
+            wide: bits & 8 != 0,
         };
         check(&case).unwrap();
     }

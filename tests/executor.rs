@@ -117,7 +117,7 @@ fn weights_and_description_must_agree() {
     assert!(matches!(transposed.with_weights(&weights), Err(Error::Description { .. })));
     let twice = compiled.executor().unwrap().run(Inputs::new(&a).b(&b), &mut c);
     assert!(matches!(twice, Err(Error::Unexpected { operand: Operand::B, .. })), "{twice:?}");
-    // The weights say what they are of; no backend runs these.
+    // The weights say what they are of; no backend mixes these.
     let wide = constant.with_weights(&Weights::new(&b.to_f64().unwrap()).unwrap()).unwrap();
     assert_eq!(wide.product().types().b, ElementType::F64);
     match wide.compile(&BackendId::CPU) {
@@ -154,7 +154,8 @@ fn products_of_different_m_share_weights() {
 
 #[test]
 fn types_that_no_backend_runs_are_refused_with_the_reason() {
-    for types in [ElementTypes::uniform(ElementType::F16), ElementTypes::uniform(ElementType::F64)] {
+    let mixed = ElementTypes { b: ElementType::F32, ..ElementTypes::F64 };
+    for types in [ElementTypes::uniform(ElementType::F16), mixed] {
         let product = MatMul::builder(2, 2, 2).types(types).build().unwrap();
         match product.compile(&BackendId::CPU) {
             Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::ElementType),

@@ -107,8 +107,8 @@ impl fmt::Display for NodeRefusal {
 /// ```
 /// use ane_matmul::{BackendId, ElementType, ElementTypes, Error, MatMul, RefusalReason};
 ///
-/// let f64s = MatMul::builder(2, 2, 2).types(ElementTypes::uniform(ElementType::F64)).build()?;
-/// let error = f64s.compile(&BackendId::CPU).expect_err("it sums in f32");
+/// let f16s = MatMul::builder(2, 2, 2).types(ElementTypes::uniform(ElementType::F16)).build()?;
+/// let error = f16s.compile(&BackendId::CPU).expect_err("it sums in f32");
 /// assert!(matches!(error, Error::Refused { refusal, .. } if refusal.reason == RefusalReason::ElementType));
 /// # Ok::<(), ane_matmul::Error>(())
 /// ```

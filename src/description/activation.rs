@@ -63,9 +63,8 @@ impl Activation {
             Self::Gelu => 0.5 * x * libm::erfc(-x * FRAC_1_SQRT_2),
             Self::GeluTanh if x == f64::NEG_INFINITY => -0.0,
             Self::GeluTanh => {
-                let t = FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (x + GELU_CUBIC * x * x * x);
                 // (1 + tanh t) / 2 is the logistic function of 2 t.
-                x * logistic(2.0 * t)
+                x * logistic(2.0 * gelu_argument(x))
             }
             Self::Silu if x == f64::NEG_INFINITY => -0.0,
             Self::Silu => x * logistic(x),
@@ -106,6 +105,36 @@ impl Activation {
                 }
             }
         }
+    }
+
+    /// How far [`Activation::apply_f64`], and with it a product of f64, may be from the function at `x`, whose exact
+    /// value is `fx`.
+    ///
+    /// With u = 2^-53 it is 8 u of the result: what `libm`'s functions and the operations around them round. To the left
+    /// of 0 the rounding of what is exponentiated grows with its size: GELU's erfc takes the square of its
+    /// argument, which adds 4 u x^2 of the result, and the tanh form takes 2 t, t = sqrt(2 / pi) (x + 0.044715 x^3), which
+    /// adds 16 u |t|. 2^-1000 more is for results near the end of the range, whose factors underflow before they do. None
+    /// and ReLU are exact.
+    ///
+    /// ```
+    /// use ane_matmul::Activation;
+    ///
+    /// let sigmoid = Activation::Sigmoid.apply_f64(1.0);
+    /// let units = Activation::Sigmoid.error_f64(1.0, sigmoid) / (f64::EPSILON / 2.0 * sigmoid);
+    /// assert_eq!(units, 8.0);
+    /// ```
+    #[must_use]
+    pub fn error_f64(self, x: f64, fx: f64) -> f64 {
+        let below = x.min(0.0);
+        let units = match self {
+            Self::None | Self::Relu => 0.0,
+            Self::Silu | Self::Sigmoid | Self::Tanh => 8.0,
+            Self::Gelu => 8.0 + 4.0 * below * below,
+            Self::GeluTanh => 8.0 + 16.0 * gelu_argument(below).abs(),
+        };
+        let error = units * f64::EPSILON / 2.0 * fx.abs() + if units > 0.0 { 2f64.powi(-1000) } else { 0.0 };
+        // Infinite results are exact, and t is infinite only where the result is 0.
+        if error.is_finite() { error } else { 0.0 }
     }
 
     /// [`Activation::error_f32`] for any backend: 4 units in the last place of the argument more (whose size
@@ -151,6 +180,11 @@ impl Activation {
             Self::Tanh => "tanh",
         }
     }
+}
+
+/// The t of the tanh form of GELU.
+fn gelu_argument(x: f64) -> f64 {
+    FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (x + GELU_CUBIC * x * x * x)
 }
 
 fn logistic(x: f64) -> f64 {
@@ -222,6 +256,51 @@ mod tests {
                     got == expected || (got - expected).abs() <= bound,
                     "{activation}({x}): expected {expected}, got {got}, bound {bound}"
                 );
+            }
+        }
+    }
+
+    /// Exact values by mpmath with 300 bits.
+    #[test]
+    #[allow(clippy::unreadable_literal, reason = "as they were printed")]
+    fn f64_stays_within_the_stated_error() {
+        for (activation, x, exact) in [
+            (Activation::Gelu, -37.5, -1.7270073785932332e-306),
+            (Activation::Gelu, -23.0625, -1.2707506110650456e-116),
+            (Activation::Gelu, -8.3125, -3.894682710560588e-16),
+            (Activation::Gelu, -1.0625, -0.15300465268959412),
+            (Activation::Gelu, 0.3125, 0.1945842870219241),
+            (Activation::Gelu, 2.9375, 2.9326403443500793),
+            (Activation::GeluTanh, -20.5, -1.3502940601643467e-280),
+            (Activation::GeluTanh, -9.8125, -8.185312515124563e-36),
+            (Activation::GeluTanh, -2.3125, -0.02364577399617604),
+            (Activation::GeluTanh, 0.6875, 0.5184027048205461),
+            (Activation::GeluTanh, 3.0625, 3.059527344962557),
+            (Activation::Silu, -712.5, -2.6179811343073812e-307),
+            (Activation::Silu, -700.25, -5.377026350130888e-302),
+            (Activation::Silu, -30.0625, -2.6426961469269637e-12),
+            (Activation::Silu, -1.1875, -0.27752629883542285),
+            (Activation::Silu, 5.5625, 5.541226309726706),
+            (Activation::Sigmoid, -745.0, 5e-324),
+            (Activation::Sigmoid, -708.0, 3.307553003638408e-308),
+            (Activation::Sigmoid, -36.8125, 1.0292820165922371e-16),
+            (Activation::Sigmoid, -0.5625, 0.3629692055196168),
+            (Activation::Sigmoid, 12.3125, 0.9999955048184215),
+            (Activation::Tanh, -19.0625, -1.0),
+            (Activation::Tanh, -0.15625, -0.1549907303716235),
+            (Activation::Tanh, 0.0009765625, 0.0009765621895592603),
+            (Activation::Tanh, 2.5625, 0.9881778622875124),
+        ] {
+            let error = (activation.apply_f64(x) - exact).abs();
+            // That of the number above, which is rounded.
+            let bound = activation.error_f64(x, exact) + f64::EPSILON / 2.0 * exact.abs();
+            assert!(error <= bound, "{activation}({x}): off by {error:e}, bound {bound:e}");
+        }
+        assert_eq!(Activation::Relu.error_f64(-3.0, 0.0), 0.0);
+        for activation in Activation::ALL {
+            for x in [f64::INFINITY, f64::NEG_INFINITY, -1e300] {
+                let y = activation.apply_f64(x);
+                assert!(activation.error_f64(x, y).is_finite(), "{activation}({x})");
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::description::element::ElementType;
 use crate::description::matmul::{ElementTypes, MatMul};
 use crate::description::quantization::Quantization;
 use crate::description::with_weights::MatMulWithWeights;
-use crate::error::{Error, Operand, Result};
+use crate::error::{Error, Result};
 use crate::operands::view::IntoView;
 use crate::operands::weights::Weights;
 
@@ -68,7 +68,8 @@ impl Linear {
         self
     }
 
-    /// The element types of x, of the sums and of y; f32 by default. Weights and bias have their own.
+    /// The element types of x, of the sums and of y; by default f32, and f64 with weights of f64. Weights and bias have
+    /// their own.
     pub const fn types(mut self, types: ElementTypes) -> Self {
         self.types = types;
         self
@@ -89,24 +90,21 @@ impl Linear {
     /// Validates the layer: what [`crate::Backends::compile`] and [`crate::ProductCache::compile`] take.
     ///
     /// # Errors
-    /// [`Error::Type`] for weights of f64; [`Error::Description`] for 0 rows; as
+    /// [`Error::Description`] for 0 rows; as
     /// [`crate::MatMulBuilder::with_weights`] and [`MatMulWithWeights::with_bias`].
     pub fn build(&self) -> Result<MatMulWithWeights> {
         let weights = &self.weights;
-        if weights.element_type() == ElementType::F64 {
-            let (expected, got) = (ElementType::F32, ElementType::F64);
-            return Err(Error::Type { operand: Operand::B, expected, got });
-        }
         if self.max_rows == 0 {
             return Err(Error::Description {
                 problem: "a layer for 0 rows".into(),
                 help: "say the most rows of a run with Linear::max_rows",
             });
         }
+        let wide = weights.element_type() == ElementType::F64 && self.types == ElementTypes::F32;
         let product = MatMul::builder(self.max_rows, weights.n(), weights.k())
             .batch(weights.layout().batch())
             .variable_m(self.max_rows > 1)
-            .types(self.types)
+            .types(if wide { ElementTypes::F64 } else { self.types })
             .quantization(self.quantization)
             .activation(self.activation)
             .with_weights(weights)?;

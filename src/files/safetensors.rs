@@ -292,7 +292,7 @@ impl SafetensorsFile {
         }
     }
 
-    /// A 1-D, 2-D or batched 3-D tensor of f32, f16 or bf16, with its own element type, as stored: where that
+    /// A 1-D, 2-D or batched 3-D tensor of f64, f32, f16 or bf16, with its own element type, as stored: where that
     /// is outputs x inputs, as PyTorch does, it is [`Weights::transposed`].
     ///
     /// # Errors
@@ -302,6 +302,7 @@ impl SafetensorsFile {
         let stored = self.stored(name)?;
         let layout = self.layout(name, &stored.info.shape)?;
         match stored.info.dtype {
+            Dtype::F64 => typed::<f64>(stored, layout),
             Dtype::F32 => typed::<f32>(stored, layout),
             Dtype::F16 => typed::<f16>(stored, layout),
             Dtype::BF16 => typed::<bf16>(stored, layout),
@@ -311,7 +312,8 @@ impl SafetensorsFile {
                 } else {
                     ""
                 };
-                Err(self.problem(format!("`{name}` is of type {dtype:?}; expected F32, F16 or BF16{help}")))
+                Err(self
+                    .problem(format!("`{name}` is of type {dtype:?}; expected F64, F32, F16 or BF16{help}")))
             }
         }
     }
@@ -320,13 +322,14 @@ impl SafetensorsFile {
     /// tensors are not copied.
     ///
     /// # Errors
-    /// As [`SafetensorsFile::weights`].
+    /// As [`SafetensorsFile::weights`]; [`Error::Format`] for f64, which f32 does not hold.
     pub fn weights_f32(&self, name: &str) -> Result<Weights> {
         let stored = self.stored(name)?;
         let layout = self.layout(name, &stored.info.shape)?;
         match stored.info.dtype {
             Dtype::F16 => widened(stored, layout, |bits| float16::to_f32(f16::from_bits(bits))),
             Dtype::BF16 => widened(stored, layout, |bits| bf16::from_bits(bits).to_f32()),
+            Dtype::F64 => Err(self.problem(format!("`{name}` is of type F64; read it with `weights`"))),
             _ => self.weights(name),
         }
     }

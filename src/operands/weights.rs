@@ -59,6 +59,7 @@ macro_rules! data_from {
 
 #[cfg(feature = "safetensors")]
 data_from! {
+    F64: f64,
     F32: f32,
     F16: half::f16,
     Bf16: half::bf16,

@@ -25,6 +25,7 @@ pub(super) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(),
         != *quantization;
     let whole = |element| matches!(element, I8 | U8 | I4 | U4);
     let operands = match (types.a, types.b, types.accumulator) {
+        _ if product.is_f64() => return Ok(()),
         (a, b, F32) => float(a) && (float(b) || whole(b)),
         (I8 | U8, I8, I32) => true,
         (a, I8, I32) => float(a) && quantization.a == QuantA::DynamicPerRow,
@@ -34,7 +35,7 @@ pub(super) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(),
         return refuse(
             RefusalReason::ElementType,
             format!(
-                "does not run {} x {} summed in {}; it runs f32, f16 and bf16 by each other or by 8 and 4-bit integers summed in f32, and i8 or u8 (or a float A quantised per row) by i8 summed in i32",
+                "does not run {} x {} summed in {}; it runs f32, f16 and bf16 by each other or by 8 and 4-bit integers summed in f32, and i8 or u8 (or a float A quantised per row) by i8 summed in i32, and f64 where A, B, sums, C, bias and residual are f64",
                 types.a, types.b, types.accumulator
             ),
         );

@@ -237,14 +237,14 @@ fn a_product_that_the_cpu_refuses_is_waited_for() {
     let Fixture { backends, id, began, ends } = fixture(false);
     // The engine behind the test's backend cannot compile it either: that it was asked is the point.
     let wide = MatMul::builder(2, 2, 2)
-        .types(crate::ElementTypes::uniform(crate::ElementType::F64))
+        .types(crate::ElementTypes::uniform(crate::ElementType::F16))
         .build()
         .unwrap();
     ends.send(End::CannotBeOpened).unwrap();
     let compiled = backends.compile(&id, &wide, &options()).unwrap();
     began.recv().unwrap();
     assert!(
-        matches!(state(&compiled), InstantStart::Waited { reason } if reason.contains("does not run f64"))
+        matches!(state(&compiled), InstantStart::Waited { reason } if reason.contains("does not run f16"))
     );
 }
 

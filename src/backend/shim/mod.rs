@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::backend::{Backend, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs, Submitted};
+use crate::description::element::ElementType;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, NativeStatus, Result};
@@ -390,6 +391,14 @@ impl Backend for ShimBackend {
             return Err(Refusal::new(
                 RefusalReason::Threads,
                 "a shim cannot use a thread pool of the caller's; ask for a number of threads",
+            ));
+        }
+        let types = product.types();
+        let bias = if product.has_bias() { types.bias } else { types.a };
+        if [types.a, types.b, types.accumulator, types.output, bias].contains(&ElementType::F64) {
+            return Err(Refusal::new(
+                RefusalReason::ElementType,
+                "shims are not asked for f64, which no engine behind one has; use the cpu backend",
             ));
         }
         let table = self.device.table();

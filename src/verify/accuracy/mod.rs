@@ -26,9 +26,16 @@
 //! significant bits, as tf32 does, each losing less than d = 2^-10 of its size: gamma_k grows by
 //! (2 d + d^2)(1 + gamma_k) ([`Reference::of`], [`Reference::with_options`]).
 
+//!
+//! For sums of f64, float64 is the precision that is judged: the reference's sums are computed in twice of it (Ogita,
+//! Rump and Oishi, "Accurate sum and dot product", SIAM J. Sci. Comput. 26, 2005) and rounded once; e counts that
+//! rounding and those of the reference's own alpha, bias and residual, and E is twice
+//! [`crate::Activation::error_f64`]. Where magnitudes add up to more than float64's range, the reference itself may
+//! have overflowed, and any result passes.
+
 mod real;
 mod reference;
 
 pub(crate) use real::{IntegerOutput, quantize_row, scale_of_b, sums_integers, terms_to_a_scale};
-pub(crate) use reference::{Bounds, magnitude, ratio};
+pub(crate) use reference::{Bounds, add_product, is_twofold, magnitude, ratio, total};
 pub use reference::{Deviation, Reference};

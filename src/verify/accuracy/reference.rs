@@ -74,8 +74,14 @@ impl Deviation {
     }
 }
 
-/// The sums and the sums of magnitudes of some rows of op(A) op(B).
-fn multiply_rows(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut [f64], sizes: &mut [f64]) {
+/// The sums and the sums of magnitudes of some rows of op(A) op(B); with `TWOFOLD` as [`add_product`] has them.
+fn multiply_rows<const TWOFOLD: bool>(
+    a: &[f64],
+    b: &[f64],
+    (n, k): (usize, usize),
+    sums: &mut [f64],
+    sizes: &mut [f64],
+) {
     // Columns in strips that stay in the first-level cache while k runs.
     const STRIP: usize = 256;
     for (row, (sums, sizes)) in sums.chunks_mut(n).zip(sizes.chunks_mut(n)).enumerate() {
@@ -83,16 +89,47 @@ fn multiply_rows(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut [f64],
         for start in (0..n).step_by(STRIP) {
             let strip = start..n.min(start + STRIP);
             let (sums, sizes) = (&mut sums[strip.clone()], &mut sizes[strip.clone()]);
+            let mut errors = [0.0; STRIP];
             for (p, &a) in a.iter().enumerate() {
                 let b = &b[p * n..][strip.clone()];
-                for ((sum, size), &b) in sums.iter_mut().zip(sizes.iter_mut()).zip(b) {
-                    let product = a * b;
-                    *sum += product;
-                    *size += magnitude(product);
+                for (((sum, size), error), &b) in
+                    sums.iter_mut().zip(sizes.iter_mut()).zip(&mut errors).zip(b)
+                {
+                    *size += magnitude(add_product::<TWOFOLD>(sum, error, a, b));
                 }
+            }
+            for (sum, error) in sums.iter_mut().zip(errors) {
+                *sum = total(*sum, error);
             }
         }
     }
+}
+
+/// Adds a product to a sum, and returns it. With `TWOFOLD` what rounding took of the product and of the sum is added to
+/// `error`, so that the [`total`] of both is the sum computed in twice the precision and then rounded: Ogita, Rump and
+/// Oishi, "Accurate sum and dot product", SIAM J. Sci. Comput. 26 (2005), algorithm 5.3, with the product's error by a
+/// fused multiply-add (3.5 there) and the sum's by Knuth's `TwoSum` (3.1).
+#[inline]
+pub(crate) fn add_product<const TWOFOLD: bool>(sum: &mut f64, error: &mut f64, a: f64, b: f64) -> f64 {
+    let (before, product) = (*sum, a * b);
+    *sum += product;
+    if TWOFOLD {
+        let of_product = a.mul_add(b, -product);
+        let added = *sum - before;
+        let of_sum = (before - (*sum - added)) + (product - added);
+        *error += of_product + of_sum;
+    }
+    product
+}
+
+/// A sum with its error of [`add_product`], which has no meaning where the sum is not finite.
+pub(crate) fn total(sum: f64, error: f64) -> f64 {
+    if sum.is_finite() { sum + error } else { sum }
+}
+
+/// Whether float64 itself is not precise enough to judge a product: where its sums are float64.
+pub(crate) fn is_twofold(product: &MatMul) -> bool {
+    product.types().accumulator == ElementType::F64
 }
 
 /// The magnitude of a term, which counts towards rounding and overflow where it is finite.
@@ -134,6 +171,8 @@ pub(crate) struct Bounds {
     pub overflow: f64,
     /// Integers are summed exactly: the magnitude of their sum alone counts.
     sums_integers: bool,
+    /// Of what is computed in float64, as the reference is ([`is_twofold`]).
+    twofold: bool,
     activation: Activation,
 }
 
@@ -142,9 +181,12 @@ impl Bounds {
         let types = product.types();
         let alpha = f64::from(product.alpha());
         let (u_acc, u_out) = (types.accumulator.unit_roundoff(), types.output.unit_roundoff());
-        let sums_integers = sums_integers(product);
+        let (sums_integers, twofold) = (sums_integers(product), is_twofold(product));
         let (roundings, u_epilogue) = if sums_integers {
             (integer_roundings(product), ElementType::F32.unit_roundoff())
+        } else if twofold {
+            // Those of the reference count too, and that of its sum.
+            (2 * epilogue_roundings(product) + 1, u_acc)
         } else {
             (epilogue_roundings(product), u_acc)
         };
@@ -169,6 +211,7 @@ impl Bounds {
             underflow,
             overflow: largest(types.output).min(largest(types.accumulator)),
             sums_integers,
+            twofold,
             activation: product.activation(),
         }
     }
@@ -179,8 +222,8 @@ impl Bounds {
     /// each term less than 2 d + d^2 of its own.
     pub(crate) fn with_precision(product: &MatMul, reduced: bool) -> Self {
         let mut bounds = Self::new(product);
-        // Integers of eight bits are not truncated.
-        if reduced && !bounds.sums_integers {
+        // Integers of eight bits are not truncated, and who asks for sums of f64 does not get less.
+        if reduced && !bounds.sums_integers && !bounds.twofold {
             let lost = 2f64.powi(-10);
             bounds.gamma_k += (2.0 * lost + lost * lost) * (1.0 + bounds.gamma_k);
         }
@@ -196,7 +239,11 @@ impl Bounds {
         let linear = self.gamma_k * size + self.gamma_e * (size + addends);
         let value = self.activation.apply_f64(x);
         let bound = self.activation.lipschitz() * linear
-            + self.activation.error_of_any_backend(x, value)
+            + if self.twofold {
+                2.0 * self.activation.error_f64(x, value)
+            } else {
+                self.activation.error_of_any_backend(x, value)
+            }
             + self.u_out * magnitude(value)
             + self.underflow;
         // Magnitudes near the end of the range may overflow on the way to a finite sum, or to one
@@ -232,7 +279,8 @@ impl Reference {
     /// lies so near to the middle between two integers that an error allowed before the rounding may
     /// change the integer.
     ///
-    /// Costs four float64 operations per multiplication, on all allowed threads.
+    /// Costs four float64 operations per multiplication, on all allowed threads. Sums of f64 are computed in twice
+    /// the precision of float64, in three times as many.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Unexpected`], [`Error::Rows`] and [`Error::Shape`] for operands that do not
@@ -328,11 +376,13 @@ impl Reference {
             let real_b = real_b(product, &source, scales_b, scales)?;
             let range = item * m * n..(item + 1) * m * n;
             let (values, bounds) = (&mut reference.values[range.clone()], &mut reference.bounds[range]);
-            multiply_on_threads(&packed_a, &real_b.values, (n, k), values, bounds);
+            let multiply =
+                if is_twofold(product) { multiply_on_threads::<true> } else { multiply_on_threads::<false> };
+            multiply(&packed_a, &real_b.values, (n, k), values, bounds);
             if let Some(magnitudes) = &real_b.magnitudes {
                 let mut sums = alloc::filled(values.len(), 0.0, "the error bounds")?;
                 bounds.fill(0.0);
-                multiply_on_threads(&packed_a, magnitudes, (n, k), &mut sums, bounds);
+                multiply_on_threads::<false>(&packed_a, magnitudes, (n, k), &mut sums, bounds);
             }
             for (row, (values, bounds)) in values.chunks_mut(n).zip(bounds.chunks_mut(n)).enumerate() {
                 for (col, (value, bound)) in values.iter_mut().zip(bounds).enumerate() {
@@ -430,6 +480,10 @@ impl Reference {
 
 /// The error over its bound; at most 1 when the element is right.
 pub(crate) fn ratio(value: f64, got: f64, bound: f64, overflow: f64) -> f64 {
+    if bound == f64::INFINITY && overflow == f64::MAX {
+        // The reference itself may have overflowed.
+        return 0.0;
+    }
     if value.is_nan() || got.is_nan() {
         // Where partial sums may overflow, infinity minus infinity is possible.
         let right = got.is_nan() && (value.is_nan() || bound == f64::INFINITY);
@@ -455,12 +509,18 @@ pub(crate) fn ratio(value: f64, got: f64, bound: f64, overflow: f64) -> f64 {
     (got - value).abs() / bound
 }
 
-fn multiply_on_threads(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut [f64], sizes: &mut [f64]) {
+fn multiply_on_threads<const TWOFOLD: bool>(
+    a: &[f64],
+    b: &[f64],
+    (n, k): (usize, usize),
+    sums: &mut [f64],
+    sizes: &mut [f64],
+) {
     let rows = sums.len() / n;
     let threads = if rows * n * k < 1 << 20 { 1 } else { Threads::Auto.number().min(rows) };
     let rows_each = rows.div_ceil(threads);
     if threads == 1 || k == 0 {
-        multiply_rows(a, b, (n, k), sums, sizes);
+        multiply_rows::<TWOFOLD>(a, b, (n, k), sums, sizes);
         return;
     }
     let chunks = a.chunks(rows_each * k).zip(sums.chunks_mut(rows_each * n));
@@ -468,7 +528,7 @@ fn multiply_on_threads(a: &[f64], b: &[f64], (n, k): (usize, usize), sums: &mut 
     let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
         while let Some(((a, sums), sizes)) = next() {
-            multiply_rows(a, b, (n, k), sums, sizes);
+            multiply_rows::<TWOFOLD>(a, b, (n, k), sums, sizes);
         }
     };
     std::thread::scope(|scope| {
@@ -566,10 +626,64 @@ mod tests {
         let a = Tensor::random_normal(m, k, 1.0, 1).unwrap();
         let b = Tensor::random_normal(k, n, 1.0, 2).unwrap();
         let (mut sums, mut sizes) = (vec![0.0; m * n], vec![0.0; m * n]);
-        multiply_rows(a.data(), b.data(), (n, k), &mut sums, &mut sizes);
+        multiply_rows::<true>(a.data(), b.data(), (n, k), &mut sums, &mut sizes);
         let (mut sums2, mut sizes2) = (vec![0.0; m * n], vec![0.0; m * n]);
-        multiply_on_threads(a.data(), b.data(), (n, k), &mut sums2, &mut sizes2);
+        multiply_on_threads::<true>(a.data(), b.data(), (n, k), &mut sums2, &mut sizes2);
         assert_eq!((sums, sizes), (sums2, sizes2));
+    }
+
+    /// What float64 cannot tell from 0: (2^27 + 1) (2^27 - 1) - 2^54 is -1.
+    #[test]
+    fn a_sum_of_f64_is_computed_in_twice_the_precision() {
+        let big = 2f64.powi(27);
+        let a = [big + 1.0, big, 1e-9, 3.0];
+        let b = [big - 1.0, -big, 1e9, 2f64.powi(-60)];
+        let product = MatMul::builder(1, 1, 4).types(ElementTypes::F64).build().unwrap();
+        let reference = Reference::new(&product, Inputs::new(&a).b(&b)).unwrap();
+        let exact = -1.0 + 1e-9f64 * 1e9 + 1e-9f64.mul_add(1e9, -(1e-9 * 1e9)) + 3.0 * 2f64.powi(-60);
+        assert!(exact != 0.0 && (reference.values()[0] / exact - 1.0).abs() < 1e-15, "{exact:e}");
+        // k = 4, no roundings of the epilogue, one of the reference.
+        let (u, size) = (2f64.powi(-53), 2.0 * big * big + 1.0);
+        let bound = (4.0 + 1.0) * u * size;
+        assert!((reference.bounds()[0] / bound - 1.0).abs() < 1e-9, "{:e}", reference.bounds()[0]);
+        // f32's precision is not f64's.
+        let deviation = reference.compare(&[10.0 * big]).unwrap();
+        assert!(!deviation.is_within_bound());
+    }
+
+    #[test]
+    fn roundings_to_f32_are_beyond_the_bound_of_f64() {
+        let (m, n, k) = (5, 7, 300);
+        let product = MatMul::builder(m, n, k).types(ElementTypes::F64).build().unwrap();
+        let a = Tensor::random_normal(m, k, 1.0, 1).unwrap();
+        let b = Tensor::random_normal(k, n, 1.0, 2).unwrap();
+        let reference = Reference::new(&product, Inputs::new(&a).b(&b)).unwrap();
+        let compare = |round: fn(f64) -> f64, of_sum: fn(f64) -> f64| {
+            let element = |row: usize, col: usize| {
+                let terms = (0..k).map(|p| round(a.data()[row * k + p]) * b.data()[p * n + col]);
+                of_sum(terms.sum())
+            };
+            let c = Tensor::from_fn(m, n, element).unwrap();
+            reference.compare(&c).unwrap()
+        };
+        #[allow(clippy::cast_possible_truncation, reason = "the fault")]
+        let to_f32 = |x: f64| f64::from(x as f32);
+        assert!(compare(|x| x, |x| x).is_within_bound());
+        assert_eq!(compare(to_f32, |x| x).violations, m * n);
+        assert!(compare(|x| x, to_f32).violations > m * n / 2);
+    }
+
+    #[test]
+    fn sums_of_f64_that_overflow_may_be_anything() {
+        let product = MatMul::builder(1, 1, 2).types(ElementTypes::F64).build().unwrap();
+        let reference = Reference::new(&product, Inputs::new(&[1e200, 1e200]).b(&[1e200, -1e200])).unwrap();
+        for c in [0.0, f64::INFINITY, f64::NAN] {
+            assert!(reference.compare(&[c]).unwrap().is_within_bound(), "{c}");
+        }
+        // An infinite operand is no overflow.
+        let reference = Reference::new(&product, Inputs::new(&[f64::INFINITY, 1.0]).b(&[1.0, 1.0])).unwrap();
+        assert!(reference.compare(&[f64::INFINITY]).unwrap().is_within_bound());
+        assert!(!reference.compare(&[1.0]).unwrap().is_within_bound());
     }
 
     #[test]

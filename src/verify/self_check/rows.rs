@@ -5,7 +5,7 @@ use crate::description::matmul::MatMul;
 use crate::error::Result;
 use crate::executor::Inputs;
 use crate::operands::view::AnyView;
-use crate::verify::accuracy::{Bounds, magnitude, ratio};
+use crate::verify::accuracy::{Bounds, add_product, is_twofold, magnitude, ratio, total};
 use crate::verify::self_check::WrongElement;
 use crate::verify::self_check::reals::{Reals, read};
 
@@ -17,8 +17,8 @@ pub(super) struct Row {
     a: Vec<f64>,
     /// A run of B as stored.
     b: Vec<f64>,
-    /// The sums of one group, and those of their magnitudes.
-    group: [Vec<f64>; 2],
+    /// The sums of one group, those of their magnitudes, and the errors of the first.
+    group: [Vec<f64>; 3],
 }
 
 impl Row {
@@ -31,7 +31,7 @@ impl Row {
             bounds: room(n)?,
             a: room(k)?,
             b: room(if product.transpose_b() { k } else { n })?,
-            group: [room(per_group)?, room(per_group)?],
+            group: [room(per_group)?, room(per_group)?, room(per_group)?],
         })
     }
 
@@ -47,10 +47,11 @@ impl Row {
         self.values.fill(0.0);
         self.bounds.fill(0.0);
         let scale = reals.row_of_a(inputs.a_view(), item, row, &mut self.a);
-        if reals.product.transpose_b() {
-            self.add_columns(reals, b, item);
-        } else {
-            self.add_rows(reals, b, item);
+        match (reals.product.transpose_b(), is_twofold(&reals.product)) {
+            (true, true) => self.add_columns::<true>(reals, b, item),
+            (true, false) => self.add_columns::<false>(reals, b, item),
+            (false, true) => self.add_rows::<true>(reals, b, item),
+            (false, false) => self.add_rows::<false>(reals, b, item),
         }
         for (col, (value, bound)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
             let addend = |view: Option<AnyView<'_>>, item, row| {
@@ -67,38 +68,40 @@ impl Row {
     }
 
     /// The sums over k and those of the terms' magnitudes, of a B that is stored by rows.
-    fn add_rows(&mut self, reals: &Reals, b: AnyView<'_>, item: usize) {
-        let Self { values, bounds, a, b: run, group: [sums, sizes] } = self;
+    fn add_rows<const TWOFOLD: bool>(&mut self, reals: &Reals, b: AnyView<'_>, item: usize) {
+        let Self { values, bounds, a, b: run, group: [sums, sizes, errors] } = self;
         for (group, a) in a.chunks(reals.group).enumerate() {
             sums.fill(0.0);
             sizes.fill(0.0);
+            errors.fill(0.0);
             for (p, &a) in a.iter().enumerate() {
                 read(b, item, group * reals.group + p, run);
-                for ((sum, size), &b) in sums.iter_mut().zip(sizes.iter_mut()).zip(&*run) {
-                    *sum += a * (b - reals.zero);
+                let sums = sums.iter_mut().zip(&mut *errors);
+                for (((sum, error), size), &b) in sums.zip(sizes.iter_mut()).zip(&*run) {
+                    add_product::<TWOFOLD>(sum, error, a, b - reals.zero);
                     *size += magnitude(a * reals.magnitude(b));
                 }
             }
             for (col, (value, bound)) in values.iter_mut().zip(&mut *bounds).enumerate() {
                 let scale = reals.scale_of_b(item, group, col);
-                *value += scale * sums[col];
+                *value += scale * total(sums[col], errors[col]);
                 *bound += scale * sizes[col];
             }
         }
     }
 
     /// The same of a B that is stored by columns.
-    fn add_columns(&mut self, reals: &Reals, b: AnyView<'_>, item: usize) {
+    fn add_columns<const TWOFOLD: bool>(&mut self, reals: &Reals, b: AnyView<'_>, item: usize) {
         for (col, (value, bound)) in self.values.iter_mut().zip(&mut self.bounds).enumerate() {
             read(b, item, col, &mut self.b);
             for (group, (a, b)) in self.a.chunks(reals.group).zip(self.b.chunks(reals.group)).enumerate() {
-                let (mut sum, mut size) = (0.0, 0.0);
+                let (mut sum, mut error, mut size) = (0.0, 0.0, 0.0);
                 for (a, &b) in a.iter().zip(b) {
-                    sum += a * (b - reals.zero);
+                    add_product::<TWOFOLD>(&mut sum, &mut error, *a, b - reals.zero);
                     size += magnitude(a * reals.magnitude(b));
                 }
                 let scale = reals.scale_of_b(item, group, col);
-                *value += scale * sum;
+                *value += scale * total(sum, error);
                 *bound += scale * size;
             }
         }

@@ -13,6 +13,7 @@ use crate::cases::Contents;
 pub(crate) const GUARD: usize = 37;
 
 /// The bits of the NaN that guards hold; no arithmetic makes it.
+const GUARD_F64: u64 = 0x7FFA_5A5A_5A5A_5A5A;
 const GUARD_F32: u32 = 0x7FD5_A5A5;
 const GUARD_16: u16 = 0x7FE5;
 
@@ -30,6 +31,7 @@ pub struct Guarded {
 
 #[derive(Debug, Clone)]
 enum Elements {
+    F64(Vec<f64>),
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
@@ -44,6 +46,7 @@ enum Elements {
 macro_rules! with {
     ($elements:expr, |$data:ident| $body:expr) => {
         match $elements {
+            Elements::F64($data) => $body,
             Elements::F32($data) => $body,
             Elements::F16($data) => $body,
             Elements::Bf16($data) => $body,
@@ -58,6 +61,7 @@ macro_rules! with {
 impl Elements {
     fn guards(element: ElementType, count: usize) -> Self {
         match element {
+            ElementType::F64 => Self::F64(vec![f64::from_bits(GUARD_F64); count]),
             ElementType::F16 => Self::F16(vec![f16::from_bits(GUARD_16); count]),
             ElementType::Bf16 => Self::Bf16(vec![bf16::from_bits(GUARD_16); count]),
             ElementType::I32 => Self::I32(vec![GUARD_I32; count]),
@@ -101,6 +105,7 @@ impl Guarded {
     pub fn set(&mut self, index: usize, value: f64) {
         let guard = self.guard;
         match &mut self.elements {
+            Elements::F64(data) => data[guard + index] = value,
             Elements::F32(data) => data[guard + index] = value as f32,
             Elements::F16(data) => data[guard + index] = f16::from_f64(value),
             Elements::Bf16(data) => data[guard + index] = bf16::from_f64(value),
@@ -144,24 +149,26 @@ impl Guarded {
 
     /// The bits of everything, guards included.
     #[must_use]
-    pub fn bits(&self) -> Vec<u32> {
+    pub fn bits(&self) -> Vec<u64> {
         match &self.elements {
-            Elements::F32(data) => data.iter().map(|x| x.to_bits()).collect(),
-            Elements::F16(data) => data.iter().map(|x| u32::from(x.to_bits())).collect(),
-            Elements::Bf16(data) => data.iter().map(|x| u32::from(x.to_bits())).collect(),
-            Elements::I32(data) => data.iter().map(|x| x.cast_unsigned()).collect(),
-            Elements::I8(data) => data.iter().map(|x| u32::from(x.cast_unsigned())).collect(),
-            Elements::U8(data) | Elements::Int4(data, ..) => data.iter().copied().map(u32::from).collect(),
+            Elements::F64(data) => data.iter().map(|x| x.to_bits()).collect(),
+            Elements::F32(data) => data.iter().map(|x| x.to_bits().into()).collect(),
+            Elements::F16(data) => data.iter().map(|x| x.to_bits().into()).collect(),
+            Elements::Bf16(data) => data.iter().map(|x| x.to_bits().into()).collect(),
+            Elements::I32(data) => data.iter().map(|x| x.cast_unsigned().into()).collect(),
+            Elements::I8(data) => data.iter().map(|x| x.cast_unsigned().into()).collect(),
+            Elements::U8(data) | Elements::Int4(data, ..) => data.iter().copied().map(u64::from).collect(),
         }
     }
 
     /// [`Guarded::bits`], with the same for every NaN: whose sign and payload results have is open, in Rust
     /// as in IEEE 754.
     #[must_use]
-    pub fn bits_but_of_nan(&self) -> Vec<u32> {
-        let nan = |is_nan: bool, bits: u32| if is_nan { u32::from(GUARD_16) } else { bits };
+    pub fn bits_but_of_nan(&self) -> Vec<u64> {
+        let nan = |is_nan: bool, bits: u64| if is_nan { u64::from(GUARD_16) } else { bits };
         match &self.elements {
-            Elements::F32(data) => data.iter().map(|x| nan(x.is_nan(), x.to_bits())).collect(),
+            Elements::F64(data) => data.iter().map(|x| nan(x.is_nan(), x.to_bits())).collect(),
+            Elements::F32(data) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
             Elements::F16(data) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
             Elements::Bf16(data) => data.iter().map(|x| nan(x.is_nan(), x.to_bits().into())).collect(),
             _ => self.bits(),
@@ -173,10 +180,11 @@ impl Guarded {
     pub fn damaged_guard(&self) -> Option<isize> {
         let own = self.guard;
         let guard = match self.elements {
-            Elements::F32(_) => GUARD_F32,
-            Elements::F16(_) | Elements::Bf16(_) => u32::from(GUARD_16),
-            Elements::I32(_) => GUARD_I32.cast_unsigned(),
-            Elements::I8(_) | Elements::U8(_) | Elements::Int4(..) => u32::from(GUARD_8),
+            Elements::F64(_) => GUARD_F64,
+            Elements::F32(_) => GUARD_F32.into(),
+            Elements::F16(_) | Elements::Bf16(_) => u64::from(GUARD_16),
+            Elements::I32(_) => GUARD_I32.cast_unsigned().into(),
+            Elements::I8(_) | Elements::U8(_) | Elements::Int4(..) => u64::from(GUARD_8),
         };
         let mut bits = self.bits();
         for_each_element(&self.layout, |index, _, _, _| bits[own + index] = guard);
@@ -347,6 +355,7 @@ pub(crate) fn number(
         Contents::Normal => normal(random),
         Contents::Origin => 0.02 * normal(random),
         Contents::SmallIntegers => f64::from(random.i8(-4..=4)),
+        Contents::Tiny if element == ElementType::F64 => 1e-160 * normal(random),
         Contents::Tiny => 1e-21 * normal(random),
         Contents::IdentityTimesOnes => f64::from(!left || row == col),
         Contents::Special => match random.u8(..60) {

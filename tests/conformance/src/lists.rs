@@ -25,6 +25,8 @@ use crate::run::Way;
 pub enum List {
     /// f32 throughout.
     F32,
+    /// f64 throughout.
+    F64,
     /// f16 operands, sums and results in f32.
     F16,
     /// f16 operands, bias and results, sums in f32.
@@ -47,8 +49,9 @@ pub enum List {
 
 impl List {
     /// Every list.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
+        Self::F64,
         Self::F16,
         Self::F16Stored,
         Self::F16Throughout,
@@ -65,6 +68,7 @@ impl List {
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::F64 => "f64",
             Self::F16 => "f16",
             Self::F16Stored => "f16-stored",
             Self::F16Throughout => "f16-throughout",
@@ -94,6 +98,7 @@ impl List {
         let f16_stored = stored(ElementTypes::F16);
         let types = match self {
             Self::F32 => ElementTypes::F32,
+            Self::F64 => ElementTypes::F64,
             Self::F16 => ElementTypes::F16,
             Self::F16Stored => f16_stored,
             Self::F16Throughout => ElementTypes { accumulator: ElementType::F16, ..f16_stored },

@@ -61,7 +61,7 @@ impl Operands {
         inputs
     }
 
-    pub(crate) fn bits(&self) -> Vec<Vec<u32>> {
+    pub(crate) fn bits(&self) -> Vec<Vec<u64>> {
         [Some(&self.a), Some(&self.b), self.bias.as_ref(), self.residual.as_ref()]
             .into_iter()
             .flatten()

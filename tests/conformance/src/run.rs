@@ -184,7 +184,7 @@ pub struct Passed {
     /// The largest ratio of error to bound.
     pub worst_ratio: f64,
     /// The bits of C and of what lies around it, the same for every NaN.
-    pub bits: Vec<u32>,
+    pub bits: Vec<u64>,
 }
 
 /// Why a case did not pass.

@@ -11,7 +11,7 @@ mod weight_only;
 use super::blocking::{Blocking, Caches, K_MULTIPLE};
 use super::epilogue::Epilogue;
 use super::isa::Isa;
-use super::microkernel::instances;
+use super::microkernel::{MicroKernels, instances};
 use super::plan::{ConstantB, Method, Plan};
 use super::small::SmallProduct;
 use super::threads::Team;
@@ -23,8 +23,8 @@ use crate::description::options::{CompileOptions, Device, Threads};
 use crate::operands::view::{TensorView, TensorViewMut};
 use crate::random::Random;
 use crate::{
-    Activation, ElementType, ElementTypes, MatMul, MatMulBuilder, QuantA, QuantB, Quantization, Tensor,
-    Weights,
+    Activation, Element, ElementType, ElementTypes, MatMul, MatMulBuilder, QuantA, QuantB, Quantization,
+    Tensor, Weights,
 };
 
 /// Blocks so small that modest products have several of each.
@@ -61,13 +61,14 @@ fn plan(cpu: &Cpu, builder: MatMulBuilder) -> Arc<Plan> {
     compile_for(cpu, &product, None, &CompileOptions::default().threads(Threads::ONE), 1).0
 }
 
-struct Operands {
+/// Of f32 or f64.
+struct Operands<T = f32> {
     product: MatMul,
-    a: Tensor<f32>,
-    b: Tensor<f32>,
+    a: Tensor<T>,
+    b: Tensor<T>,
 }
 
-impl Operands {
+impl<T: Element + From<f32>> Operands<T> {
     /// Integers from -4 to 4, whose sums are exact in any order; else N(0, 1).
     #[allow(clippy::cast_possible_truncation, reason = "f32 numbers are wanted")]
     fn new(dims: [usize; 3], transposes: [bool; 2], constant_b: bool, integers: bool) -> Self {
@@ -77,12 +78,13 @@ impl Operands {
             let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
             Tensor::from_fn(rows, cols, |_, _| {
                 let x = random.normal() as f32;
-                if integers { (x * 2.0).round().clamp(-4.0, 4.0) } else { x }
+                T::from(if integers { (x * 2.0).round().clamp(-4.0, 4.0) } else { x })
             })
             .unwrap()
         };
         let (a, b) = (tensor(m, k, transposes[0]), tensor(k, n, transposes[1]));
         let product = MatMul::builder(m, n, k)
+            .types(ElementTypes::uniform(T::TYPE))
             .transpose_a(transposes[0])
             .transpose_b(transposes[1])
             .constant(constant_b)
@@ -92,14 +94,15 @@ impl Operands {
     }
 
     /// The result, between guards.
-    fn run(&self, cpu: &Cpu, threads: usize) -> Vec<f32> {
+    fn run(&self, cpu: &Cpu, threads: usize) -> Vec<T> {
         let product = &self.product;
         let weights = product.constant_b().then(|| Weights::new(&self.b).unwrap());
         let compiled = compile(cpu, product, weights.as_ref(), threads);
         let (m, n) = (product.m(), product.n());
-        let mut c = vec![f32::NAN; m * n + 2];
-        c[0] = 7.0;
-        c[m * n + 1] = 7.0;
+        let mut c = vec![T::from(f32::NAN); m * n + 2];
+        let guard = T::from(7.0);
+        c[0] = guard;
+        c[m * n + 1] = guard;
         let args = RunArgs {
             m,
             a: (&self.a).into(),
@@ -109,19 +112,19 @@ impl Operands {
             c: TensorViewMut::new(&mut c[1..=m * n], m, n).unwrap().into(),
         };
         compiled.open(0).unwrap().run(args).unwrap();
-        assert_eq!((c[0], c[m * n + 1]), (7.0, 7.0), "{product}: written beyond C");
+        assert_eq!((c[0], c[m * n + 1]), (guard, guard), "{product}: written beyond C");
         c[1..=m * n].to_vec()
     }
 
     /// The product in float64, which is exact on integers.
     fn reference(&self) -> Vec<f64> {
-        let op = |t: &Tensor<f32>, transposed: bool| {
+        let op = |t: &Tensor<T>, transposed: bool| {
             let layout = *t.view().layout();
             let (rows, cols) =
                 if transposed { (layout.cols(), layout.rows()) } else { (layout.rows(), layout.cols()) };
             let at =
                 |r: usize, c: usize| if transposed { t.data()[c * rows + r] } else { t.data()[r * cols + c] };
-            (0..rows * cols).map(|i| f64::from(at(i / cols, i % cols))).collect::<Vec<_>>()
+            (0..rows * cols).map(|i| at(i / cols, i % cols).to_f64()).collect::<Vec<_>>()
         };
         let (a, b) = (op(&self.a, self.product.transpose_a()), op(&self.b, self.product.transpose_b()));
         let (n, k) = (self.product.n(), self.product.k());
@@ -151,8 +154,7 @@ fn compile(cpu: &Cpu, product: &MatMul, weights: Option<&Weights>, threads: usiz
 }
 
 /// Sizes around every edge: vectors and micro-panels.
-fn edges(isa: Isa) -> (Vec<usize>, Vec<usize>, Vec<usize>) {
-    let kernels = &instances::of(isa).f32;
+fn edges(kernels: &MicroKernels) -> (Vec<usize>, Vec<usize>, Vec<usize>) {
     let (rows, panel, lanes) = (kernels.mr(), kernels.nr(), kernels.lanes());
     let around = |sizes: &[usize]| {
         let mut all: Vec<usize> = sizes.iter().flat_map(|&x| [x - 1, x, x + 1]).filter(|&x| x > 0).collect();
@@ -172,53 +174,63 @@ fn edges(isa: Isa) -> (Vec<usize>, Vec<usize>, Vec<usize>) {
 #[test]
 fn every_kernel_is_exact_on_integers_at_every_edge() {
     for isa in Isa::available() {
-        let (m, n, k) = edges(isa);
-        let cpu = cpu(isa, TINY);
-        let mut cases = 0;
-        for (i, &m) in m.iter().enumerate() {
-            for (j, &n) in n.iter().enumerate() {
-                for (l, &k) in k.iter().enumerate() {
-                    for form in 0..8 {
-                        if cfg!(miri) && ((i + j) % 2, form) != (0, (3 * i + j + 5 * l) % 8) {
-                            continue;
-                        }
-                        let transposes = [form & 1 != 0, form & 2 != 0];
-                        let operands = Operands::new([m, n, k], transposes, form & 4 != 0, true);
-                        let threads = 1 + (i + j + l + form) % 3;
-                        let c = operands.run(&cpu, threads);
-                        for (index, (&x, expected)) in c.iter().zip(operands.reference()).enumerate() {
-                            assert!(
-                                f64::from(x) == expected,
-                                "{}: {} on {threads} threads: element {index} is {x}, not {expected}",
-                                isa.name(),
-                                operands.product
-                            );
-                        }
-                        cases += 1;
+        let kernels = instances::of(isa);
+        exact_on_integers::<f32>(isa, &kernels.f32);
+        exact_on_integers::<f64>(isa, &kernels.f64);
+    }
+}
+
+fn exact_on_integers<T: Element + From<f32>>(isa: Isa, kernels: &MicroKernels) {
+    let (m, n, k) = edges(kernels);
+    let cpu = cpu(isa, TINY);
+    let mut cases = 0;
+    for (i, &m) in m.iter().enumerate() {
+        for (j, &n) in n.iter().enumerate() {
+            for (l, &k) in k.iter().enumerate() {
+                for form in 0..8 {
+                    if cfg!(miri) && ((i + j) % 2, form) != (0, (3 * i + j + 5 * l) % 8) {
+                        continue;
                     }
+                    let transposes = [form & 1 != 0, form & 2 != 0];
+                    let operands = Operands::<T>::new([m, n, k], transposes, form & 4 != 0, true);
+                    let threads = 1 + (i + j + l + form) % 3;
+                    let c = operands.run(&cpu, threads);
+                    for (index, (&x, expected)) in c.iter().zip(operands.reference()).enumerate() {
+                        assert!(
+                            x.to_f64() == expected,
+                            "{}: {} on {threads} threads: element {index} is {x:?}, not {expected}",
+                            kernels.name,
+                            operands.product
+                        );
+                    }
+                    cases += 1;
                 }
             }
         }
-        println!("{}: {cases} products", isa.name());
-        assert!(cases > 50);
     }
+    println!("{}: {cases} products", kernels.name);
+    assert!(cases > 50);
 }
 
 #[test]
 fn bits_depend_neither_on_threads_nor_on_blocks() {
     let (dims, counts) =
         if cfg!(miri) { ([7, 9, 17], &[1, 3][..]) } else { ([61, 203, 347], &[1, 2, 3, 5, 8][..]) };
-    for isa in Isa::available() {
+    fn check<T: Element + From<f32>>(dims: [usize; 3], counts: &[usize], isa: Isa) {
         for form in 0..8 {
-            let operands = Operands::new(dims, [form & 1 != 0, form & 2 != 0], form & 4 != 0, false);
+            let operands = Operands::<T>::new(dims, [form & 1 != 0, form & 2 != 0], form & 4 != 0, false);
             let expected = operands.run(&cpu(isa, TINY), 1);
             for &threads in counts {
                 for caches in [TINY, Caches { l1_bytes: 32 << 10, l2_bytes: 512 << 10 }] {
                     let c = operands.run(&cpu(isa, caches), threads);
-                    assert!(c == expected, "{} on {threads} threads, {caches:?}", isa.name());
+                    assert!(c == expected, "{} on {threads} threads, {caches:?}, {}", isa.name(), T::TYPE);
                 }
             }
         }
+    }
+    for isa in Isa::available() {
+        check::<f32>(dims, counts, isa);
+        check::<f64>(dims, counts, isa);
     }
 }
 
@@ -226,7 +238,7 @@ fn bits_depend_neither_on_threads_nor_on_blocks() {
 fn bits_of_a_row_do_not_depend_on_m_with_a_constant_b() {
     let [rows, n, k] = if cfg!(miri) { [16, 21, 19] } else { [29, 75, 131] };
     for isa in Isa::available() {
-        let all = Operands::new([rows, n, k], [false; 2], true, false);
+        let all = Operands::<f32>::new([rows, n, k], [false; 2], true, false);
         let whole = all.run(&cpu(isa, TINY), 1);
         for m in [1, 2, 3, 6, 7, 14, 15] {
             let a = Tensor::from_fn(m, k, |r, c| all.a.view().get(0, r, c).unwrap()).unwrap();
@@ -239,8 +251,12 @@ fn bits_of_a_row_do_not_depend_on_m_with_a_constant_b() {
 
 #[test]
 fn instruction_sets_with_fused_multiply_adds_agree_bit_for_bit() {
-    let operands =
-        Operands::new(if cfg!(miri) { [5, 9, 11] } else { [23, 57, 301] }, [false, true], false, false);
+    let operands = Operands::<f32>::new(
+        if cfg!(miri) { [5, 9, 11] } else { [23, 57, 301] },
+        [false, true],
+        false,
+        false,
+    );
     let results: Vec<_> = Isa::available()
         .filter(|isa| *isa != Isa::Portable)
         .map(|isa| operands.run(&cpu(isa, TINY), 1))
