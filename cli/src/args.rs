@@ -66,7 +66,7 @@ pub(crate) struct DevicesArgs {
 ///
 /// Files hold f32 or f64 (big-endian is converted), in C or Fortran order, with 2 dimensions, or 3
 /// for a batch; one matrix, also as a batch of one, multiplies every item of a batch. f64 is rounded
-/// to f32 for the product. NaN and infinity propagate. A file may be a pipe, and one of them `-`, standard
+/// to f32 for the product, but for --precision f64. NaN and infinity propagate. A file may be a pipe, and one of them `-`, standard
 /// input. The result is written whole or not at all; a symbolic link at its path is replaced, not followed.
 #[derive(Debug, Args)]
 pub(crate) struct MultiplyArgs {
@@ -82,11 +82,11 @@ pub(crate) struct MultiplyArgs {
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(crate) backend: String,
     /// The type that the product is computed in; sums are in f32 (int8: in int32, with a scale for each
-    /// row of A and each column of B). With any but f32 the error against float64 is printed, measured
+    /// row of A and each column of B; f64: in f64). With any but f32 and f64 the error against float64 is printed, measured
     /// on all rows, or on 64 random ones beyond 2^31 multiplications.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub(crate) precision: Precision,
-    /// The type of the result; by default the widest type of the inputs.
+    /// The type of the result; by default the widest type of the inputs, and f64 with --precision f64.
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) output_type: Option<OutputType>,
     /// The file holds A transposed: k x m.
@@ -104,7 +104,8 @@ pub(crate) struct MultiplyArgs {
     #[command(flatten)]
     pub(crate) threads: ThreadArgs,
     /// Verify the result before it is written, by Freivalds' method; with an activation its linear
-    /// part, and random rows of the result against a float64 recomputation.
+    /// part, and random rows of the result against a float64 recomputation. With --precision f64 random rows, against sums
+    /// in twice the precision.
     #[arg(long)]
     pub(crate) check: bool,
 }
@@ -168,7 +169,7 @@ impl QuantizedType {
 /// Time every backend of this machine on the same products, side by side.
 ///
 /// Every result is checked before anything is timed. Up to 2^27 multiplications (512^3) each element is
-/// compared with a float64 reference, and the largest error and error bound are printed. Larger results
+/// compared with a float64 reference (f64: always), and the largest error and error bound are printed. Larger results
 /// are checked by random projections (Freivalds' method, docs/self-check.md), which miss an error as large
 /// as the mean bound of its row with probability 2^-10 at most and measure none: the errors are then "-",
 /// and null in JSON. Samples of the backends are interleaved, so that all of them meet the same
@@ -183,7 +184,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "MxNxK,...", value_delimiter = ',')]
     pub(crate) shapes: Vec<Shape>,
     /// The type of the operands; sums and results are in f32 (int8: sums in int32; GFLOP/s then counts
-    /// operations on integers).
+    /// operations on integers; f64: all in f64).
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub(crate) precision: Precision,
     /// B is constant, and given when the product is compiled.
@@ -251,7 +252,7 @@ pub(crate) struct ExplainArgs {
     /// B is constant, and given when the product is compiled.
     #[arg(long)]
     pub(crate) constant_b: bool,
-    /// The type of the operands; sums are in f32 (int8: in int32).
+    /// The type of the operands; sums are in f32 (int8: in int32; f64: all in f64).
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub(crate) precision: Precision,
     /// Sums and results in the type of the operands too: the Neural Engine takes f16 only so.
@@ -285,7 +286,7 @@ pub(crate) struct VerifyArgs {
     pub(crate) backend: Option<String>,
     /// The type that the product is computed in; f16 for the Neural Engine has f16 sums [default: f16
     /// where the Neural Engine is requested, else f32].
-    #[arg(long, value_parser = float_precision())]
+    #[arg(long, value_parser = precision_of(&[Precision::F32, Precision::F16, Precision::Bf16]))]
     pub(crate) precision: Option<Precision>,
     /// The device to request [default: neural-engine on mpsgraph, and on auto where it is required, but for
     /// another precision than f16; else none].
@@ -318,7 +319,7 @@ pub(crate) struct ProbeArgs {
     #[arg(long)]
     pub(crate) constant_b: bool,
     /// The type of the operands.
-    #[arg(long, value_parser = float_precision(), default_value = "f32")]
+    #[arg(long, value_parser = precision_of(&[Precision::F32, Precision::F16, Precision::Bf16, Precision::F64]), default_value = "f32")]
     pub(crate) precision: Precision,
     /// Sums and results in the type of the operands too: the Neural Engine takes f16 only so.
     #[arg(long)]
@@ -354,7 +355,7 @@ pub(crate) struct ConformanceArgs {
     #[command(flatten)]
     pub(crate) run: RunArgs,
     /// The lists to run [default: all].
-    #[arg(long = "list", value_name = "LIST,...", value_delimiter = ',', value_parser = list_parser())]
+    #[arg(long = "list", visible_alias = "precision", value_name = "LIST,...", value_delimiter = ',', value_parser = list_parser())]
     pub(crate) lists: Vec<List>,
     /// The cases of one list to run, by their numbers; `N..` is all from N on [default: all].
     #[arg(long = "case", value_name = "N,...", value_delimiter = ',', requires = "lists")]
@@ -495,6 +496,8 @@ pub(crate) enum Precision {
     Bf16,
     /// 8-bit integers.
     Int8,
+    /// 64-bit floats: operands, sums and results.
+    F64,
 }
 
 impl Precision {
@@ -504,6 +507,7 @@ impl Precision {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
+            Self::F64 => "f64",
         }
     }
 
@@ -513,6 +517,7 @@ impl Precision {
             Self::F16 => ElementTypes::F16,
             Self::Bf16 => ElementTypes::BF16,
             Self::Int8 => ElementTypes::INT8,
+            Self::F64 => ElementTypes::F64,
         }
     }
 
@@ -527,15 +532,14 @@ impl Precision {
                     ..Quantization::default()
                 },
             ),
-            Self::F32 | Self::F16 | Self::Bf16 => (self.types(), Quantization::default()),
+            Self::F32 | Self::F16 | Self::Bf16 | Self::F64 => (self.types(), Quantization::default()),
         }
     }
 }
 
-/// Types of floats: what operands are made up in.
-fn float_precision() -> impl TypedValueParser<Value = Precision> {
-    const FLOATS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::Bf16];
-    let names = FLOATS.iter().filter_map(ValueEnum::to_possible_value);
+/// The types that operands are made up in.
+fn precision_of(types: &[Precision]) -> impl TypedValueParser<Value = Precision> + use<> {
+    let names = types.iter().filter_map(ValueEnum::to_possible_value);
     PossibleValuesParser::new(names).try_map(|name| Precision::from_str(&name, false))
 }
 

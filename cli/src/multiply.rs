@@ -5,7 +5,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use ane_matmul::npy::{self, NpyTensor};
-use ane_matmul::{Activation, BackendId, Error, Inputs, Layout, MatMul, Operand, Tensor, TensorView};
+use ane_matmul::{
+    Activation, BackendId, Element, Error, Inputs, Layout, MatMul, Operand, Tensor, TensorView,
+};
 
 use crate::args::{MultiplyArgs, OutputType, Precision, backend_id};
 use crate::check;
@@ -74,7 +76,9 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     let b = read(&args.b)?;
     let bias = args.bias.as_deref().map(read_bias).transpose()?;
     let types = [Some(&a), Some(&b), bias.as_ref()].into_iter().flatten().map(NpyTensor::element_type);
-    let output_type = args.output_type.unwrap_or_else(|| OutputType::widest(types));
+    let wide = args.precision == Precision::F64;
+    let default_type = if wide { OutputType::F64 } else { OutputType::widest(types) };
+    let output_type = args.output_type.unwrap_or(default_type);
     let batched = a.is_batched() || b.is_batched();
     let product = describe(args, &a, &b, bias.as_ref())?;
     let options = args.threads.options().expected_runs(1);
@@ -83,12 +87,32 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     }
     backends.supports(&id, &product, &options)?;
 
+    if wide {
+        let bias = bias.map(NpyTensor::into_f64).transpose()?;
+        let compiled = backends.compile(&id, &product, &options)?;
+        if let Some(text) = compiled.report().note {
+            note(text);
+        }
+        let (a, b) = (a.into_f64()?, b.into_f64()?);
+        let inputs = Inputs::new(TensorView::with_layout(a.data(), *product.a())?)
+            .b(TensorView::with_layout(b.data(), *product.b())?);
+        let inputs = match &bias {
+            Some(bias) => inputs.bias(bias.data()),
+            None => inputs,
+        };
+        let mut c = output(&product, batched)?;
+        compiled.run(inputs, &mut c)?;
+        if args.check {
+            report(args, check::check(&product, &inputs, (&c).into(), "")?)?;
+        }
+        return write(args, output_type, NpyTensor::F64(c));
+    }
     let bias = args.bias.as_ref().zip(bias).map(|(path, bias)| narrow(path, bias)).transpose()?;
     if args.precision != Precision::F32 {
         let given = Given { product: &product, a: &a, b: &b, bias: bias.as_ref() };
         let mut c = output(&product, batched)?;
         report(args, precision::multiply(&given, &backends, &id, &options, &mut c, args.check)?)?;
-        return write(args, output_type, &c);
+        return write(args, output_type, NpyTensor::F32(c));
     }
     let operands = Operands::new(product, narrow(&args.a, a)?, narrow(&args.b, b)?, bias);
     let compiled = backends.compile(&id, &operands.product, &options)?;
@@ -101,10 +125,10 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     if args.check {
         report(args, check::verify(&backends, &id, &options, &operands, &c)?)?;
     }
-    write(args, output_type, &c)
+    write(args, output_type, NpyTensor::F32(c))
 }
 
-fn output(product: &MatMul, batched: bool) -> Output<Tensor<f32>> {
+fn output<T: Element>(product: &MatMul, batched: bool) -> Output<Tensor<T>> {
     let (batch, m, n) = (product.batch(), product.m(), product.n());
     Ok(if batched { Tensor::zeros_batched(batch, m, n)? } else { Tensor::zeros(m, n)? })
 }
@@ -126,15 +150,24 @@ fn report(args: &MultiplyArgs, text: impl Display) -> Output {
     Ok(())
 }
 
-fn write(args: &MultiplyArgs, output_type: OutputType, c: &Tensor<f32>) -> Output {
-    let wide = if output_type == OutputType::F64 { Some(c.to_f64()?) } else { None };
-    if !is_standard(&args.output) {
-        return Ok(wide.map_or_else(|| npy::write(&args.output, c), |c| npy::write(&args.output, &c))?);
-    }
-    let written = with_stdout(|out| match wide {
-        Some(c) => npy::write_to(out, STDOUT, &c),
-        None => npy::write_to(out, STDOUT, c),
-    });
+/// Writes the result in the type asked for.
+fn write(args: &MultiplyArgs, output_type: OutputType, c: NpyTensor) -> Output {
+    let written = match output_type {
+        OutputType::F32 => {
+            let c = narrow(Path::new("the result"), c)?;
+            if !is_standard(&args.output) {
+                return Ok(npy::write(&args.output, &c)?);
+            }
+            with_stdout(|out| npy::write_to(out, STDOUT, &c))
+        }
+        OutputType::F64 => {
+            let c = c.into_f64()?;
+            if !is_standard(&args.output) {
+                return Ok(npy::write(&args.output, &c)?);
+            }
+            with_stdout(|out| npy::write_to(out, STDOUT, &c))
+        }
+    };
     match written {
         // Whoever reads it has seen enough.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(()),

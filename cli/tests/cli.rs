@@ -147,6 +147,39 @@ fn the_result_has_the_widest_input_type_or_the_one_asked_for() {
 }
 
 #[test]
+fn a_product_in_f64_is_not_rounded_on_the_way() {
+    let place = Place::new();
+    let tensor = |data: Vec<f64>, rows, cols| Tensor::from_vec(data, rows, cols).unwrap();
+    let (u, v) = (2f64.powi(-40), 2f64.powi(-30));
+    let a = place.save("a.npy", &tensor(vec![1.0 + u, v, 1.0 - u, -v], 2, 2));
+    let b = place.save("b.npy", &tensor(vec![1.0, v], 2, 1));
+    let bias = place.save("bias.npy", &tensor(vec![u], 1, 1));
+    let c = place.path("c.npy");
+    let result = |more: &[&str]| {
+        let text = succeeded(&multiply(&a, &b, &c, more));
+        (text, npy::read(&c).unwrap())
+    };
+    let wide = |x: [f64; 2]| NpyTensor::F64(tensor(x.to_vec(), 2, 1));
+    let exact = [1.0 + u + v * v, 1.0 - u - v * v];
+    let (text, c_f64) = result(&["--precision", "f64", "--check"]);
+    assert_eq!(c_f64, wide(exact));
+    assert!(text.contains("check passed: 2 random rows of 2 recomputed"), "{text}");
+    let bias = bias.to_str().unwrap();
+    let (_, c_relu) = result(&["--precision", "f64", "--bias", bias, "--activation", "relu", "--check"]);
+    assert_eq!(c_relu, wide(exact.map(|x| x + u)));
+    assert_eq!(result(&[]).1, wide([1.0; 2]), "f32 has no such numbers");
+    let (_, rounded) = result(&["--precision", "f64", "--output-type", "f32"]);
+    assert_eq!(rounded, NpyTensor::F32(Tensor::filled(2, 1, 1f32).unwrap()));
+    let narrow = place.save("narrow.npy", &Tensor::filled(2, 2, 3f32).unwrap());
+    succeeded(&multiply(&narrow, &b, &c, &["--precision", "f64"]));
+    assert_eq!(npy::read(&c).unwrap(), wide([3.0 + 3.0 * v; 2]));
+    let refused = multiply(&a, &b, &c, &["--precision", "f64", "--backend", "blas"]);
+    if !cfg!(target_vendor = "apple") && cfg!(feature = "blas") {
+        failed(&refused, "runs f32 only");
+    }
+}
+
+#[test]
 fn batches_and_shared_matrices() {
     let place = Place::new();
     let batch =

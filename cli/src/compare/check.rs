@@ -1,7 +1,7 @@
 //! Whether a result is right, before it is timed.
 
 use ane_matmul::accuracy::Reference;
-use ane_matmul::{Inputs, Product, ResultChecker, SelfCheck, Tensor};
+use ane_matmul::{AnyView, ElementType, Inputs, Product, ResultChecker, SelfCheck};
 
 use crate::failure::Output;
 
@@ -48,7 +48,9 @@ impl Checker {
     /// With the float64 product where it has at most `whole` multiplications, else by projections.
     pub(crate) fn new(product: &impl Product, inputs: &Inputs<'_>, whole: usize) -> Output<Self> {
         let size = product.product();
-        if size.m().saturating_mul(size.n()).saturating_mul(size.k()) <= whole {
+        // Projections in float64 have no precision left for f64.
+        let wide = size.types().accumulator == ElementType::F64;
+        if wide || size.m().saturating_mul(size.n()).saturating_mul(size.k()) <= whole {
             return Ok(Self::Reference(Reference::new(product, inputs)?));
         }
         let check = SelfCheck::every_run().failure_probability(FAILURE_PROBABILITY);
@@ -56,7 +58,7 @@ impl Checker {
     }
 
     /// How a result was found right, or what is wrong with it.
-    pub(crate) fn check(&mut self, inputs: &Inputs<'_>, c: &Tensor<f32>) -> Output<Result<Check, String>> {
+    pub(crate) fn check(&mut self, inputs: &Inputs<'_>, c: AnyView<'_>) -> Output<Result<Check, String>> {
         Ok(match self {
             Self::Reference(reference) => {
                 let deviation = reference.compare(c)?;
@@ -83,38 +85,51 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
+    use ane_matmul::{Element, Tensor};
+
     use super::*;
     use crate::args::Precision;
     use crate::compare::operands::{Kind, random};
 
-    fn a_wrong_result_is_found(product: &impl Product, inputs: &Inputs<'_>) {
+    fn a_wrong_result_is_found<T: Element + From<f32>>(product: &impl Product, inputs: &Inputs<'_>) {
         let name = product.product();
         let options = ane_matmul::CompileOptions::default();
         let compiled =
             ane_matmul::Backends::new().compile(&ane_matmul::BackendId::CPU, product, &options).unwrap();
-        let right = compiled.run_to_tensor(inputs).unwrap();
+        let mut right = Tensor::<T>::zeros(40, 30).unwrap();
+        compiled.run(inputs, &mut right).unwrap();
         for (whole, method) in [(40 * 30 * 20, "reference"), (40 * 30 * 20 - 1, "projections")] {
             let mut checker = Checker::new(product, inputs, whole).unwrap();
-            let check = checker.check(inputs, &right).unwrap().unwrap();
+            let check = checker.check(inputs, (&right).into()).unwrap().unwrap();
+            let method = if T::TYPE == ElementType::F64 { "reference" } else { method };
             assert_eq!(check.name(), method, "{name}");
             let mut wrong = right.clone();
-            wrong.data_mut()[777] += wrong.data()[777].abs().max(0.01);
-            let problem = checker.check(inputs, &wrong).unwrap().unwrap_err();
-            let part = if whole < 24_000 { "row 25, column 27" } else { "1 elements beyond" };
+            wrong.data_mut()[777] = T::from(if wrong.data()[777].to_f64() > 0.0 { -0.01 } else { 0.01 });
+            let problem = checker.check(inputs, (&wrong).into()).unwrap().unwrap_err();
+            let part = if method == "projections" { "row 25, column 27" } else { "1 elements beyond" };
             assert!(problem.contains(part), "{name}: {problem}");
         }
     }
 
     #[test]
     fn a_wrong_result_of_any_type_is_found_by_either_check() {
-        for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8] {
+        for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8, Precision::F64] {
             let shape = "40x30x20".parse().unwrap();
             let (a, b) = random(shape, precision).unwrap();
             let product = Kind { precision, constant_b: false, resident: false }.product(shape);
             let inputs = Inputs::new(a.view());
-            a_wrong_result_is_found(&product.clone().build().unwrap(), &inputs.b(b.view()));
-            let weights = b.into_weights().unwrap();
-            a_wrong_result_is_found(&product.with_weights(&weights).unwrap(), &inputs);
+            let dynamic = product.clone().build().unwrap();
+            if precision == Precision::F64 {
+                a_wrong_result_is_found::<f64>(&dynamic, &inputs.b(b.view()));
+            } else {
+                a_wrong_result_is_found::<f32>(&dynamic, &inputs.b(b.view()));
+            }
+            let constant = product.with_weights(&b.into_weights().unwrap()).unwrap();
+            if precision == Precision::F64 {
+                a_wrong_result_is_found::<f64>(&constant, &inputs);
+            } else {
+                a_wrong_result_is_found::<f32>(&constant, &inputs);
+            }
         }
     }
 }

@@ -1,19 +1,18 @@
 //! Timing backends on one product, interleaved.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use ane_matmul::{
-    BackendId, Backends, CompileOptions, Compiled, Device, DeviceTensor, Error, Executor, Inputs, Product,
-    Tensor,
+    BackendId, Backends, CompileOptions, Compiled, Device, DeviceTensor, ElementType, Error, Executor,
+    Inputs, Product,
 };
 use indicatif::ProgressBar;
 
 use crate::args::Shape;
 use crate::compare::check::{self, Check, Checker};
-use crate::compare::operands::{Kind, random};
+use crate::compare::operands::{Kind, Matrix, random};
 use crate::failure::{Failure, Output};
 
 /// A sample lasts at least this long, so that the clock's own time does not count.
@@ -99,36 +98,46 @@ impl Measured {
 
 /// Where the operands of a candidate are.
 enum Place {
-    Host { c: Tensor<f32> },
+    Host { c: Matrix },
     Device { a: DeviceTensor, b: Option<DeviceTensor>, c: DeviceTensor },
 }
 
 impl Place {
-    fn new(resident: bool, compiled: &Compiled, inputs: &Inputs<'_>, shape: Shape) -> Output<Self> {
-        let c = Tensor::filled(shape.m, shape.n, f32::NAN)?;
+    fn new(
+        kind: Kind,
+        resident: bool,
+        compiled: &Compiled,
+        inputs: &Inputs<'_>,
+        shape: Shape,
+    ) -> Output<Self> {
+        let c = Matrix::result(kind.precision, shape)?;
         if !resident {
             return Ok(Self::Host { c });
         }
         let upload = |view| compiled.memory().upload(view);
         let b = inputs.b_view().map(upload).transpose()?;
-        Ok(Self::Device { a: upload(inputs.a_view())?, b, c: upload((&c).into())? })
+        Ok(Self::Device { a: upload(inputs.a_view())?, b, c: upload(c.view())? })
     }
 
     /// One run on `inputs`, or on what was uploaded of them.
     fn run(&mut self, executor: &mut Executor, inputs: &Inputs<'_>) -> Output {
         match self {
-            Self::Host { c } => executor.run(inputs, c)?,
+            Self::Host { c } => executor.run(inputs, c.view_mut())?,
             Self::Device { a, b: None, c } => executor.run(Inputs::new(&*a), c)?,
             Self::Device { a, b: Some(b), c } => executor.run(Inputs::new(&*a).b(&*b), c)?,
         }
         Ok(())
     }
 
-    fn result(&self) -> Output<Cow<'_, Tensor<f32>>> {
-        Ok(match self {
-            Self::Host { c } => Cow::Borrowed(c),
-            Self::Device { c, .. } => Cow::Owned(c.download()?),
-        })
+    /// How the result was found right, or what is wrong with it.
+    fn check(&self, checker: &mut Checker, inputs: &Inputs<'_>) -> Output<Result<Check, String>> {
+        match self {
+            Self::Host { c } => checker.check(inputs, c.view()),
+            Self::Device { c, .. } if c.element_type() == ElementType::F64 => {
+                checker.check(inputs, (&c.download::<f64>()?).into())
+            }
+            Self::Device { c, .. } => checker.check(inputs, (&c.download::<f32>()?).into()),
+        }
     }
 }
 
@@ -216,11 +225,11 @@ fn measure_with(
         for resident in places {
             let start = Instant::now();
             let mut executor = compiled.executor()?;
-            let mut place = Place::new(resident, &compiled, &inputs, shape)?;
+            let mut place = Place::new(kind, resident, &compiled, &inputs, shape)?;
             place.run(&mut executor, &inputs)?;
             let first_run_ns = start.elapsed().as_nanos();
             let backend = Contender { id: id.clone(), resident };
-            let check = checker.check(&inputs, &*place.result()?)?.map_err(|problem| {
+            let check = place.check(&mut checker, &inputs)?.map_err(|problem| {
                 let what_to_do = match Backends::new().info(id) {
                     // A shim's.
                     Err(Error::UnknownBackend { .. }) => format!("run ane-matmul conformance --backend {id}"),

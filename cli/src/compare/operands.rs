@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ane_matmul::{AnyView, Element, MatMul, MatMulBuilder, Tensor, Weights};
+use ane_matmul::{AnyView, AnyViewMut, Element, MatMul, MatMulBuilder, Tensor, Weights};
 use half::{bf16, f16};
 
 use crate::args::{Precision, Shape};
@@ -41,6 +41,7 @@ pub(crate) enum Matrix {
     F16(Tensor<f16>),
     Bf16(Tensor<bf16>),
     I8(Tensor<i8>),
+    F64(Tensor<f64>),
 }
 
 impl Matrix {
@@ -52,6 +53,7 @@ impl Matrix {
             Precision::F32 => Self::F32(floats),
             Precision::F16 => Self::F16(rounded(&floats, f16::from_f32_const)?),
             Precision::Bf16 => Self::Bf16(rounded(&floats, bf16::from_f32)?),
+            Precision::F64 => Self::F64(Tensor::random_normal(rows, cols, sigma, seed)?),
             Precision::Int8 => Self::I8(rounded(&floats, |x| x.round().clamp(-127.0, 127.0) as i8)?),
         })
     }
@@ -62,6 +64,27 @@ impl Matrix {
             Self::F16(tensor) => tensor.into(),
             Self::Bf16(tensor) => tensor.into(),
             Self::I8(tensor) => tensor.into(),
+            Self::F64(tensor) => tensor.into(),
+        }
+    }
+
+    /// A result of a product, with NaN in it.
+    pub(crate) fn result(precision: Precision, shape: Shape) -> Output<Self> {
+        let Shape { m, n, .. } = shape;
+        Ok(match precision {
+            Precision::F64 => Self::F64(Tensor::filled(m, n, f64::NAN)?),
+            _ => Self::F32(Tensor::filled(m, n, f32::NAN)?),
+        })
+    }
+
+    /// To write a result to.
+    pub(crate) fn view_mut(&mut self) -> AnyViewMut<'_> {
+        match self {
+            Self::F32(tensor) => tensor.into(),
+            Self::F16(tensor) => tensor.into(),
+            Self::Bf16(tensor) => tensor.into(),
+            Self::I8(tensor) => tensor.into(),
+            Self::F64(tensor) => tensor.into(),
         }
     }
 
