@@ -43,12 +43,10 @@ impl<T: Copy + Default> Buffer<T> {
 
     /// The memory as whole words, to read: what is left of a last word is not among them.
     pub(crate) fn words(&self) -> &[f32] {
-        let elements_per_word = size_of::<f32>() / size_of::<T>();
+        let words = self.length * size_of::<T>() / size_of::<f32>();
         // SAFETY: the start is that of a cache line, the elements are plain numbers, and so many words lie
         // within them.
-        unsafe {
-            std::slice::from_raw_parts(self.as_slice().as_ptr().cast(), self.length / elements_per_word)
-        }
+        unsafe { std::slice::from_raw_parts(self.as_slice().as_ptr().cast(), words) }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
@@ -83,6 +81,12 @@ pub(crate) struct QuantizedB {
     pub(crate) int4: Vec<Weights>,
 }
 
+/// A, B and C of f64; C is this one.
+pub(crate) struct Wide {
+    pub(crate) pair: Pair<f64>,
+    pub(crate) c: Buffer<f64>,
+}
+
 /// The operands as a precision other than f32 has them; their numbers are those of the f32 ones.
 pub(crate) enum Narrow {
     Nothing,
@@ -90,6 +94,7 @@ pub(crate) enum Narrow {
     F16(Pair<f16>),
     Int8(Pair<i8>),
     Weights(QuantizedB),
+    F64(Wide),
 }
 
 /// Row-major A, B, bias and C of one case; the items of a batch lie one after the other.
@@ -105,6 +110,7 @@ pub(crate) struct Operands {
 
 const A_LINE: usize = 0;
 const B_LINE: usize = 5;
+const C_LINE: usize = 41;
 
 impl Operands {
     /// # Errors
@@ -122,6 +128,10 @@ impl Operands {
             Precision::Bf16 => Narrow::Bf16(pair(&a, &b, copies_of_b, bf16::from_f32)),
             Precision::F16 => Narrow::F16(pair(&a, &b, copies_of_b, f16::from_f32)),
             Precision::Int8 => Narrow::Int8(pair(&a, &b, copies_of_b, |x| x as i8)),
+            Precision::F64 => Narrow::F64(Wide {
+                pair: pair(&a, &b, copies_of_b, f64::from),
+                c: Buffer::zeros(m * n, C_LINE),
+            }),
             Precision::Weights => {
                 let weights = quantized(&mut b, k, n, copies_of_b);
                 Narrow::Weights(weights.map_err(|error| error.to_string())?)
@@ -135,19 +145,28 @@ impl Operands {
             a,
             b: std::iter::once(b).chain(more).collect(),
             bias: Buffer::of(numbers(n, 3), 21),
-            c: Buffer::zeros(batch * m * n, 41),
+            c: Buffer::zeros(batch * m * n, C_LINE),
             narrow,
         })
     }
 }
 
 impl Operands {
+    /// So that what C held before is seen where it is read.
+    pub(crate) fn spoil_c(&mut self) {
+        match &mut self.narrow {
+            Narrow::F64(wide) => wide.c.as_mut_slice().fill(f64::NAN),
+            _ => self.c.as_mut_slice().fill(f32::NAN),
+        }
+    }
+
     pub(crate) fn copies_of_b(&self) -> usize {
         match &self.narrow {
             Narrow::Nothing => self.b.len(),
             Narrow::Bf16(pair) => pair.b.len(),
             Narrow::F16(pair) => pair.b.len(),
             Narrow::Int8(pair) => pair.b.len(),
+            Narrow::F64(wide) => wide.pair.b.len(),
             Narrow::Weights(weights) => weights.int4.len(),
         }
     }
@@ -156,7 +175,7 @@ impl Operands {
 /// A number that the precision has.
 fn rounded(precision: Precision, x: f32) -> f32 {
     match precision {
-        Precision::F32 | Precision::Weights => x,
+        Precision::F32 | Precision::F64 | Precision::Weights => x,
         Precision::Bf16 => bf16::from_f32(x).to_f32(),
         Precision::F16 => f16::from_f32(x).to_f32(),
         Precision::Int8 => (x * 127.0).round(),

@@ -2,11 +2,14 @@
 
 use ane_matmul::Activation;
 
-use crate::operands::Operands;
+use crate::operands::{Narrow, Operands};
 use crate::shapes::Shape;
 
 /// The unit roundoff of f32.
 pub(crate) const UNIT: f64 = 1.0 / (1u32 << 24) as f64;
+
+/// What is allowed of f64 for each term: its own rounding, and that of this reference.
+const UNIT_F64: f64 = f64::EPSILON;
 
 /// What evaluating a GELU in f32 may add, relative to its argument.
 const GELU_ERROR: f64 = 2e-6;
@@ -62,24 +65,37 @@ impl Reference {
     /// The largest error of `c` relative to |A||B|, or what is wrong with `c`; `c_unit` is the unit
     /// roundoff of the type in which it was stored.
     pub(crate) fn check(&self, c: &[f32], fused: bool, c_unit: f64) -> Result<f64, String> {
-        if fused { self.check_fused(c) } else { self.check_plain(c, c_unit) }
+        if fused { self.check_fused(c) } else { self.check_plain(c, UNIT, c_unit) }
     }
 
-    fn check_plain(&self, c: &[f32], c_unit: f64) -> Result<f64, String> {
+    /// [`Reference::check`] of the C that a product of these operands has written.
+    pub(crate) fn check_operands(
+        &self,
+        operands: &Operands,
+        fused: bool,
+        c_unit: f64,
+    ) -> Result<f64, String> {
+        match &operands.narrow {
+            Narrow::F64(wide) => self.check_plain(wide.c.as_slice(), UNIT_F64, UNIT_F64),
+            _ => self.check(operands.c.as_slice(), fused, c_unit),
+        }
+    }
+
+    fn check_plain<T: Copy + Into<f64>>(&self, c: &[T], unit: f64, c_unit: f64) -> Result<f64, String> {
         let Shape { n, k, .. } = self.shape;
         // Higham, Accuracy and Stability of Numerical Algorithms, 3.5, and the rounding of C.
-        let bound = k as f64 * UNIT / (1.0 - k as f64 * UNIT) + c_unit;
+        let bound = k as f64 * unit / (1.0 - k as f64 * unit) + c_unit;
         let mut worst = 0f64;
         for row in &self.rows {
             let got = &c[row.index * n..][..n];
             for (j, ((&got, sum), magnitude)) in got.iter().zip(&row.sums).zip(&row.magnitudes).enumerate() {
-                let error = (f64::from(got) - sum).abs() / magnitude.max(f64::MIN_POSITIVE);
+                let error = (got.into() - sum).abs() / magnitude.max(f64::MIN_POSITIVE);
                 check_bound(error, bound, row.index, j)?;
                 worst = worst.max(error);
             }
         }
         for (i, got) in c.chunks_exact(n).enumerate() {
-            let signed: f64 = got.iter().zip(&self.signs).map(|(&x, s)| f64::from(x) * s).sum();
+            let signed: f64 = got.iter().zip(&self.signs).map(|(&x, s)| x.into() * s).sum();
             let error =
                 (signed - self.signed_sums[i]).abs() / self.signed_magnitudes[i].max(f64::MIN_POSITIVE);
             if error.is_nan() || error > bound {

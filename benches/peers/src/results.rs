@@ -142,12 +142,13 @@ impl Results {
         }
     }
 
-    /// The rate that no product exceeds; weight-only ones and those of f16 multiply in f32.
+    /// The rate that no product exceeds; weight-only ones and those of f16 multiply in f32, and the multiply-adds of
+    /// f64 are those of f32 on half as many lanes.
     pub(crate) fn peak_gflops(&self, precision: Precision, threads: usize) -> Option<f64> {
-        let in_f32 = matches!(precision, Precision::Weights | Precision::F16);
+        let in_f32 = matches!(precision, Precision::Weights | Precision::F16 | Precision::F64);
         let name = if in_f32 { Precision::F32 } else { precision }.name();
         let rate = self.rates.iter().find(|rate| rate.precision == name && rate.threads == threads);
-        rate.map(|rate| rate.gflops)
+        rate.map(|rate| if precision == Precision::F64 { rate.gflops / 2.0 } else { rate.gflops })
     }
 }
 

@@ -76,7 +76,7 @@ impl FromStr for Shape {
     }
 }
 
-/// The types of A and B; C and bias are f32 in all.
+/// The types of A and B; C and bias are f32 in all but f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Precision {
     F32,
@@ -88,6 +88,8 @@ pub(crate) enum Precision {
     Int8,
     /// An f32 A, and a B of 8-bit or 4-bit integers with a scale for every group.
     Weights,
+    /// f64 throughout.
+    F64,
 }
 
 impl Precision {
@@ -98,12 +100,14 @@ impl Precision {
             Self::F16 => "f16",
             Self::Int8 => "int8",
             Self::Weights => "weights",
+            Self::F64 => "f64",
         }
     }
 
     /// The bits of an element of B, the narrowest where there are several.
     const fn b_bits(self) -> usize {
         match self {
+            Self::F64 => 64,
             Self::F32 => 32,
             Self::Bf16 | Self::F16 => 16,
             Self::Int8 => 8,

@@ -95,6 +95,7 @@ fn one_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
         Precision::Bf16 | Precision::Int8 => one_narrow_case(verdicts, result),
         Precision::F16 => one_f16_case(verdicts, result),
         Precision::Weights => one_weights_case(verdicts, result),
+        Precision::F64 => one_f64_case(verdicts, result),
     }
 }
 
@@ -123,6 +124,18 @@ fn one_f16_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
         let best = compare(result.entry(OWN), result.best_rust_crate());
         add(verdicts, result, "f16: 1.0 of the best Rust crate", 1.0, best);
     }
+}
+
+/// f64, at one square shape and a layer.
+fn one_f64_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {
+    let Case { shape, cold, .. } = result.case;
+    if cold || ![Shape::square(512), LAYER_SHAPES[0]].contains(&shape) {
+        return;
+    }
+    let constant = compare(result.entry(OWN), result.best_peer());
+    add(verdicts, result, "f64, constant B: 0.95 of the best peer", 0.95, constant);
+    let dynamic = compare(result.entry(OWN_DYNAMIC), result.best_plain_peer());
+    add(verdicts, result, "f64, dynamic B: 0.95 of the best plain dgemm", 0.95, dynamic);
 }
 
 fn one_weights_case(verdicts: &mut Vec<Verdict>, result: &CaseResult) {

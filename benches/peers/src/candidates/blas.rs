@@ -9,43 +9,54 @@ use std::sync::Arc;
 use libloading::Library;
 
 use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
-use crate::operands::Operands;
-use crate::shapes::{Case, Shape};
+use crate::operands::{Narrow, Operands, Wide};
+use crate::shapes::{Case, Precision, Shape};
 
 const ROW_MAJOR: c_int = 101;
 const NO_TRANSPOSE: c_int = 111;
 const TRANSPOSE: c_int = 112;
 
-type Sgemm = unsafe extern "C" fn(
+type Gemm<T> = unsafe extern "C" fn(
     c_int,
     c_int,
     c_int,
     c_int,
     c_int,
     c_int,
-    f32,
-    *const f32,
+    T,
+    *const T,
     c_int,
-    *const f32,
+    *const T,
     c_int,
-    f32,
-    *mut f32,
-    c_int,
-);
-type Sgemv = unsafe extern "C" fn(
-    c_int,
-    c_int,
-    c_int,
-    c_int,
-    f32,
-    *const f32,
-    c_int,
-    *const f32,
-    c_int,
-    f32,
-    *mut f32,
+    T,
+    *mut T,
     c_int,
 );
+type Gemv<T> =
+    unsafe extern "C" fn(c_int, c_int, c_int, c_int, T, *const T, c_int, *const T, c_int, T, *mut T, c_int);
+
+/// The functions of one type.
+#[derive(Clone, Copy)]
+struct Functions<T> {
+    gemm: Gemm<T>,
+    gemv: Gemv<T>,
+}
+
+impl<T: From<f32> + Copy> Functions<T> {
+    /// # Safety
+    /// As the functions: packed row-major matrices of these dimensions, and a C that is this call's alone.
+    unsafe fn multiply(self, vector: bool, [m, n, k]: [c_int; 3], a: *const T, b: *const T, c: *mut T) {
+        let (zero, one) = (0f32.into(), 1f32.into());
+        // SAFETY: by the function's own contract.
+        unsafe {
+            if vector {
+                (self.gemv)(ROW_MAJOR, TRANSPOSE, k, n, one, b, n, a, 1, zero, c, 1);
+            } else {
+                (self.gemm)(ROW_MAJOR, NO_TRANSPOSE, NO_TRANSPOSE, m, n, k, one, a, k, b, n, zero, c, n);
+            }
+        }
+    }
+}
 
 /// Which implementation of BLAS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +101,8 @@ impl fmt::Display for BlasName {
 pub(crate) struct BlasLibrary {
     name: BlasName,
     path: PathBuf,
-    sgemm: Sgemm,
-    sgemv: Sgemv,
+    f32: Functions<f32>,
+    f64: Functions<f64>,
     set_threads: SetThreads,
     /// Keeps the functions above valid.
     library: Library,
@@ -115,9 +126,15 @@ impl BlasLibrary {
         let failure = |error: libloading::Error| format!("{}: {error}", path.display());
         // SAFETY: the functions have these types in cblas.h, openblas_config.h and blis.h; BLIS's
         // dim_t is 64 bits wide on 64-bit targets.
-        let (sgemm, sgemv, set_threads) = unsafe {
-            let sgemm = *library.get::<Sgemm>(b"cblas_sgemm").map_err(failure)?;
-            let sgemv = *library.get::<Sgemv>(b"cblas_sgemv").map_err(failure)?;
+        let (f32, f64, set_threads) = unsafe {
+            let f32 = Functions {
+                gemm: *library.get::<Gemm<f32>>(b"cblas_sgemm").map_err(failure)?,
+                gemv: *library.get::<Gemv<f32>>(b"cblas_sgemv").map_err(failure)?,
+            };
+            let f64 = Functions {
+                gemm: *library.get::<Gemm<f64>>(b"cblas_dgemm").map_err(failure)?,
+                gemv: *library.get::<Gemv<f64>>(b"cblas_dgemv").map_err(failure)?,
+            };
             let set_threads = match name {
                 BlasName::OpenBlas => {
                     SetThreads::OpenBlas(*library.get(b"openblas_set_num_threads").map_err(failure)?)
@@ -128,9 +145,9 @@ impl BlasLibrary {
                     SetThreads::Blis(*library.get(b"bli_thread_set_num_threads").map_err(failure)?)
                 }
             };
-            (sgemm, sgemv, set_threads)
+            (f32, f64, set_threads)
         };
-        Ok(Self { name, path, sgemm, sgemv, set_threads, library })
+        Ok(Self { name, path, f32, f64, set_threads, library })
     }
 
     /// The version and the kernels that the library chose for this CPU.
@@ -194,14 +211,14 @@ pub(super) fn add(candidates: &mut Candidates, wanted: impl Fn(&str) -> bool) {
                 let library = Arc::new(library);
                 candidates.add_peer(name.name(), library.version());
                 candidates.add(Blas { library: library.clone(), vector: false, name: name.to_string() });
-                candidates.add(Blas { library, vector: true, name: format!("{name}/sgemv") });
+                candidates.add(Blas { library, vector: true, name: format!("{name}/gemv") });
             }
             Err(reason) => candidates.add_missing(name.name(), reason, true),
         }
     }
 }
 
-/// sgemm, or sgemv for one row.
+/// sgemm or dgemm, or sgemv or dgemv for one row.
 struct Blas {
     library: Arc<BlasLibrary>,
     vector: bool,
@@ -219,6 +236,10 @@ impl Candidate for Blas {
 
     fn origin(&self) -> Origin {
         Origin::NativeLibrary
+    }
+
+    fn does(&self, precision: Precision) -> bool {
+        matches!(precision, Precision::F32 | Precision::F64)
     }
 
     fn prepare(&self, case: &Case, _: &Operands) -> Result<Box<dyn Product>, String> {
@@ -244,20 +265,21 @@ struct BlasProduct {
 
 impl Product for BlasProduct {
     fn run(&mut self, operands: &mut Operands, calls: usize) {
-        let Operands { shape: Shape { m, n, k, .. }, a, b, c, .. } = operands;
-        let [m, n, k] = [*m, *n, *k].map(|size| c_int::try_from(size).expect("BLAS takes sizes as int"));
-        let (a, c) = (a.as_slice().as_ptr(), c.as_mut_slice().as_mut_ptr());
-        let BlasLibrary { sgemm, sgemv, .. } = *self.library;
+        let Operands { shape: Shape { m, n, k, .. }, a, b, c, narrow, .. } = operands;
+        let dims = [*m, *n, *k].map(|size| c_int::try_from(size).expect("BLAS takes sizes as int"));
+        let BlasLibrary { f32, f64, .. } = *self.library;
         self.library.set_threads(self.threads);
         for _ in 0..calls {
-            let b = b[self.rotation.next(b.len())].as_slice().as_ptr();
             // SAFETY: the buffers hold packed row-major matrices of these dimensions, and C is
             // this call's alone.
             unsafe {
-                if self.vector {
-                    sgemv(ROW_MAJOR, TRANSPOSE, k, n, 1.0, b, n, a, 1, 0.0, c, 1);
+                if let Narrow::F64(Wide { pair, c }) = narrow {
+                    let b = pair.b[self.rotation.next(pair.b.len())].as_slice().as_ptr();
+                    let (a, c) = (pair.a.as_slice().as_ptr(), c.as_mut_slice().as_mut_ptr());
+                    f64.multiply(self.vector, dims, a, b, c);
                 } else {
-                    sgemm(ROW_MAJOR, NO_TRANSPOSE, NO_TRANSPOSE, m, n, k, 1.0, a, k, b, n, 0.0, c, n);
+                    let b = b[self.rotation.next(b.len())].as_slice().as_ptr();
+                    f32.multiply(self.vector, dims, a.as_slice().as_ptr(), b, c.as_mut_slice().as_mut_ptr());
                 }
             }
         }

@@ -41,7 +41,8 @@ impl Candidate for Own {
     }
 
     fn does(&self, precision: Precision) -> bool {
-        self.weights.is_some() == (precision == Precision::Weights)
+        let fused_f64 = precision == Precision::F64 && self.kind == Kind::Fused;
+        !fused_f64 && self.weights.is_some() == (precision == Precision::Weights)
     }
 
     fn does_batches(&self) -> bool {
@@ -66,6 +67,7 @@ impl Own {
             Precision::Bf16 => ElementTypes::BF16,
             Precision::F16 => ElementTypes::F16,
             Precision::Int8 => ElementTypes::INT8,
+            Precision::F64 => ElementTypes::F64,
         };
         let product = MatMul::builder(m, n, k).batch(batch).types(types).bias(fused).activation(activation);
         if self.kind == Kind::Plain {
@@ -89,6 +91,7 @@ fn a(operands: &Operands) -> AnyView<'_> {
         Narrow::Bf16(pair) => view(pair.a.as_slice(), batch, m, k),
         Narrow::F16(pair) => view(pair.a.as_slice(), batch, m, k),
         Narrow::Int8(pair) => view(pair.a.as_slice(), batch, m, k),
+        Narrow::F64(wide) => view(wide.pair.a.as_slice(), batch, m, k),
     }
 }
 
@@ -99,6 +102,7 @@ fn b(operands: &Operands, copy: usize) -> AnyView<'_> {
         Narrow::Bf16(pair) => view(pair.b[copy].as_slice(), batch, k, n),
         Narrow::F16(pair) => view(pair.b[copy].as_slice(), batch, k, n),
         Narrow::Int8(pair) => view(pair.b[copy].as_slice(), batch, k, n),
+        Narrow::F64(wide) => view(wide.pair.b[copy].as_slice(), batch, k, n),
     }
 }
 
@@ -121,6 +125,10 @@ impl Product for OwnProduct {
     fn run(&mut self, operands: &mut Operands, calls: usize) {
         let Shape { batch, m, n, .. } = operands.shape;
         let mut c = std::mem::take(&mut operands.c);
+        let mut wide_c = match &mut operands.narrow {
+            Narrow::F64(wide) => Some(std::mem::take(&mut wide.c)),
+            _ => None,
+        };
         let a = a(operands);
         let bias = operands.bias.as_slice();
         for _ in 0..calls {
@@ -131,9 +139,17 @@ impl Product for OwnProduct {
                 Kind::Packed => (&mut self.executors[copy], inputs),
                 Kind::Fused => (&mut self.executors[copy], inputs.bias(bias)),
             };
-            let c = TensorViewMut::with_layout(c.as_mut_slice(), Layout::packed(batch, m, n).expect(VALID))
-                .expect(VALID);
-            executor.run(inputs, c).expect("a valid run");
+            let layout = Layout::packed(batch, m, n).expect(VALID);
+            match &mut wide_c {
+                Some(c) => {
+                    executor.run(inputs, TensorViewMut::with_layout(c.as_mut_slice(), layout).expect(VALID))
+                }
+                None => executor.run(inputs, TensorViewMut::with_layout(c.as_mut_slice(), layout).expect(VALID)),
+            }
+            .expect("a valid run");
+        }
+        if let (Narrow::F64(wide), Some(c)) = (&mut operands.narrow, wide_c) {
+            wide.c = c;
         }
         operands.c = c;
     }

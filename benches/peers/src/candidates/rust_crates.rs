@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use faer::linalg::matmul::matmul;
+use faer::traits::ComplexField;
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -10,15 +11,15 @@ use rayon::ThreadPool;
 
 use super::{Candidate, Candidates, Kind, Origin, Product, Rotation};
 use crate::machine::locked_version;
-use crate::operands::{Narrow, Operands};
+use crate::operands::{Narrow, Operands, Wide};
 use crate::shapes::{Case, Precision, Shape};
 
 /// One product by a library, with row-major operands.
-type Multiply = fn(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f32]);
+type Multiply<T> = fn(shape: Shape, threads: usize, a: &[T], b: &[T], c: &mut [T]);
 
 struct RustCrate {
     name: &'static str,
-    multiply: Multiply,
+    multiply: (Multiply<f32>, Multiply<f64>),
     /// matrixmultiply has one number of threads for the process.
     pool: Option<Arc<ThreadPool>>,
 }
@@ -37,10 +38,13 @@ pub(super) fn add(candidates: &mut Candidates, max_threads: usize) {
         format!("{}, private-gemm-x86 {}", locked_version("faer"), locked_version("private-gemm-x86")),
     );
     candidates.add_peer("matrixmultiply", locked_version("matrixmultiply"));
-    candidates.add(RustCrate { name: "gemm", multiply: multiply_gemm, pool: pool.clone() });
+    let gemm = (multiply_gemm as Multiply<f32>, multiply_gemm as Multiply<f64>);
+    candidates.add(RustCrate { name: "gemm", multiply: gemm, pool: pool.clone() });
     candidates.add(GemmF16 { pool: pool.clone() });
-    candidates.add(RustCrate { name: "faer", multiply: multiply_faer, pool });
-    candidates.add(RustCrate { name: "matrixmultiply", multiply: multiply_matrixmultiply, pool: None });
+    let faer = (multiply_faer as Multiply<f32>, multiply_faer as Multiply<f64>);
+    candidates.add(RustCrate { name: "faer", multiply: faer, pool });
+    let matrixmultiply = (multiply_sgemm as Multiply<f32>, multiply_dgemm as Multiply<f64>);
+    candidates.add(RustCrate { name: "matrixmultiply", multiply: matrixmultiply, pool: None });
 }
 
 impl Candidate for RustCrate {
@@ -54,6 +58,10 @@ impl Candidate for RustCrate {
 
     fn origin(&self) -> Origin {
         Origin::RustCrate
+    }
+
+    fn does(&self, precision: Precision) -> bool {
+        matches!(precision, Precision::F32 | Precision::F64)
     }
 
     fn prepare(&self, case: &Case, _: &Operands) -> Result<Box<dyn Product>, String> {
@@ -71,7 +79,7 @@ impl Candidate for RustCrate {
 }
 
 struct RustProduct {
-    multiply: Multiply,
+    multiply: (Multiply<f32>, Multiply<f64>),
     threads: usize,
     pool: Option<Arc<ThreadPool>>,
     rotation: Rotation,
@@ -80,11 +88,16 @@ struct RustProduct {
 impl Product for RustProduct {
     fn run(&mut self, operands: &mut Operands, calls: usize) {
         let Self { multiply, threads, pool, rotation } = self;
-        let Operands { shape, a, b, c, .. } = operands;
+        let Operands { shape, a, b, c, narrow, .. } = operands;
         let mut batch = || {
             for _ in 0..calls {
-                let b = &b[rotation.next(b.len())];
-                multiply(*shape, *threads, a.as_slice(), b.as_slice(), c.as_mut_slice());
+                if let Narrow::F64(Wide { pair, c }) = narrow {
+                    let b = &pair.b[rotation.next(pair.b.len())];
+                    multiply.1(*shape, *threads, pair.a.as_slice(), b.as_slice(), c.as_mut_slice());
+                } else {
+                    let b = &b[rotation.next(b.len())];
+                    multiply.0(*shape, *threads, a.as_slice(), b.as_slice(), c.as_mut_slice());
+                }
             }
         };
         // Calls from within the pool are spared the way into it.
@@ -190,35 +203,28 @@ fn multiply_gemm<T: From<f16> + 'static>(shape: Shape, threads: usize, a: &[T], 
     }
 }
 
-fn multiply_faer(shape: Shape, threads: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+fn multiply_faer<T: ComplexField>(shape: Shape, threads: usize, a: &[T], b: &[T], c: &mut [T]) {
     let Shape { m, n, k, .. } = shape;
     let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
     let a = MatRef::from_row_major_slice(a, m, k);
     let b = MatRef::from_row_major_slice(b, k, n);
     let c = MatMut::from_row_major_slice_mut(c, m, n);
-    matmul(c, Accum::Replace, a, b, 1.0f32, par);
+    matmul(c, Accum::Replace, a, b, T::one_impl(), par);
 }
 
-fn multiply_matrixmultiply(shape: Shape, _: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-    let Shape { m, n, k, .. } = shape;
-    let (n_stride, k_stride) = (n.cast_signed(), k.cast_signed());
-    // SAFETY: the slices hold packed row-major matrices of these dimensions.
-    unsafe {
-        matrixmultiply::sgemm(
-            m,
-            k,
-            n,
-            1.0,
-            a.as_ptr(),
-            k_stride,
-            1,
-            b.as_ptr(),
-            n_stride,
-            1,
-            0.0,
-            c.as_mut_ptr(),
-            n_stride,
-            1,
-        );
-    }
+macro_rules! matrixmultiply {
+    ($name:ident, $type:ty, $gemm:ident) => {
+        fn $name(shape: Shape, _: usize, a: &[$type], b: &[$type], c: &mut [$type]) {
+            let Shape { m, n, k, .. } = shape;
+            let (n_stride, k_stride) = (n.cast_signed(), k.cast_signed());
+            let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+            // SAFETY: the slices hold packed row-major matrices of these dimensions.
+            unsafe {
+                matrixmultiply::$gemm(m, k, n, 1.0, a, k_stride, 1, b, n_stride, 1, 0.0, c, n_stride, 1);
+            }
+        }
+    };
 }
+
+matrixmultiply!(multiply_sgemm, f32, sgemm);
+matrixmultiply!(multiply_dgemm, f64, dgemm);

@@ -111,6 +111,7 @@ impl Product for ReadProduct {
                 Narrow::Bf16(pair) => pair.b[copy].words(),
                 Narrow::F16(pair) => pair.b[copy].words(),
                 Narrow::Int8(pair) => pair.b[copy].words(),
+                Narrow::F64(wide) => wide.pair.b[copy].words(),
             };
             let mut parts = b.chunks(b.len().div_ceil(helpers.len() + 1));
             let own = parts.next().unwrap_or_default();

@@ -123,7 +123,7 @@ impl Candidate for OneDnnCandidate {
 
     fn does(&self, precision: Precision) -> bool {
         match precision {
-            Precision::Weights => false,
+            Precision::Weights | Precision::F64 => false,
             Precision::Int8 => self.int8,
             Precision::F32 | Precision::Bf16 | Precision::F16 => true,
         }
@@ -185,7 +185,9 @@ fn inputs(operands: &Operands) -> (Type, *mut c_void, Vec<*mut c_void>) {
         b.iter().map(start).collect()
     }
     match &operands.narrow {
-        Narrow::Nothing | Narrow::Weights(_) => (Type::F32, start(&operands.a), starts(&operands.b)),
+        Narrow::Nothing | Narrow::Weights(_) | Narrow::F64(_) => {
+            (Type::F32, start(&operands.a), starts(&operands.b))
+        }
         Narrow::Bf16(pair) => (Type::Bf16, start(&pair.a), starts(&pair.b)),
         Narrow::F16(pair) => (Type::F16, start(&pair.a), starts(&pair.b)),
         Narrow::Int8(pair) => (Type::S8, start(&pair.a), starts(&pair.b)),
