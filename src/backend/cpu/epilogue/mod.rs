@@ -175,41 +175,54 @@ unsafe fn each<V: Vector, F: Function<V>>(e: &Epilogue, f: F) {
     // SAFETY: by the contract of [`apply`].
     unsafe {
         let whole = e.cols / V::LANES * V::LANES;
-        let mask = V::mask(e.cols - whole);
         for row in 0..e.rows {
             for col in (0..whole).step_by(V::LANES) {
-                element(e, f, row, col, None);
+                vectors::<V, F, 1>(e, f, (row, col), None);
             }
-            if whole < e.cols {
-                element(e, f, row, whole, Some(mask));
+        }
+        if whole < e.cols {
+            // A masked load waits for a masked store just before it in memory: several rows are loaded before one is
+            // stored.
+            let mask = Some(V::mask(e.cols - whole));
+            let fours = e.rows / 4 * 4;
+            for row in (0..fours).step_by(4) {
+                vectors::<V, F, 4>(e, f, (row, whole), mask);
+            }
+            for row in fours..e.rows {
+                vectors::<V, F, 1>(e, f, (row, whole), mask);
             }
         }
     }
 }
 
-/// One vector of results.
+/// A vector of results in each of `ROWS` rows.
 #[inline(always)]
-unsafe fn element<V: Vector, F: Function<V>>(
+unsafe fn vectors<V: Vector, F: Function<V>, const ROWS: usize>(
     e: &Epilogue,
     f: F,
-    row: usize,
-    col: usize,
+    (row, col): (usize, usize),
     mask: Option<V::Mask>,
 ) {
     // SAFETY: by the contract of [`apply`].
     unsafe {
         let col = col * words_of::<V>();
-        let c = e.c.add(row * e.c_stride + col).cast();
-        let mut x = V::load_part(c, mask);
-        if let Some(alpha) = e.alpha {
-            x = x.mul(V::splat(alpha.into()));
+        let c = e.c.add(row * e.c_stride + col);
+        let mut results = [V::zero(); ROWS];
+        for (i, result) in results.iter_mut().enumerate() {
+            let mut x = V::load_part(c.add(i * e.c_stride).cast(), mask);
+            if let Some(alpha) = e.alpha {
+                x = x.mul(V::splat(alpha.into()));
+            }
+            if let Some(bias) = e.bias {
+                x = x.add(V::load_part(bias.add(col).cast(), mask));
+            }
+            if let Some((residual, stride)) = e.residual {
+                x = x.add(V::load_part(residual.add((row + i) * stride + col).cast(), mask));
+            }
+            *result = f.apply(x);
         }
-        if let Some(bias) = e.bias {
-            x = x.add(V::load_part(bias.add(col).cast(), mask));
+        for (i, result) in results.into_iter().enumerate() {
+            result.store_part(c.add(i * e.c_stride).cast(), mask);
         }
-        if let Some((residual, stride)) = e.residual {
-            x = x.add(V::load_part(residual.add(row * stride + col).cast(), mask));
-        }
-        f.apply(x).store_part(c, mask);
     }
 }
