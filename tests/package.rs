@@ -27,7 +27,7 @@ const INSIDE: [&str; 19] = [
 
 /// The command line, the test double, the corpora, the peers of the benchmarks, examples that are packages and the scripts: a checkout has
 /// them.
-const OUTSIDE: [&str; 9] = [
+const OUTSIDE: [&str; 10] = [
     "cli/",
     "tests/",
     "fuzz/",
@@ -35,6 +35,7 @@ const OUTSIDE: [&str; 9] = [
     "benches/peers/",
     "examples/service/",
     "examples/candle/",
+    "examples/sentence_embeddings",
     "target/",
     ".",
 ];
