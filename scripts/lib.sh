@@ -97,6 +97,21 @@ add_cargo_tool() {
     cargo install -q --locked "$1"
 }
 
+# Prints the interpreter of a virtual environment that has what a requirements file names, and all of that alone.
+python_environment() {
+    local place
+    place=$target/venvs/$(dirname "$1" | tr / -)
+    if ! cmp -s "$1" "$place/requirements.txt"; then
+        echo "fetching from PyPI: $(tr '\n' ' ' <"$1")" >&2
+        rm -rf "$place"
+        "${PYTHON:-python3}" -m venv "$place" >&2
+        "$place/bin/python" -m pip install -q --disable-pip-version-check --no-deps -r "$1" >&2
+        # Last, so that what was interrupted is done again.
+        cp "$1" "$place/requirements.txt"
+    fi
+    echo "$place/bin/python"
+}
+
 # The tests of a command must pass, and be at least so many: a filter that matches nothing passes too.
 expect() {
     local least=$1 output passed
