@@ -482,6 +482,7 @@ impl Compiled {
     pub(crate) fn holding(&self) -> Weight {
         let CompiledInfo { bytes_held, shared, instant_start, .. } = self.shared.compiled.info();
         let may_change = matches!(instant_start, Some(InstantStart::Compiling { .. }));
+        let shared = shared.into_iter().flatten().collect();
         let weight = Weight { own: size_of::<Shared>() + bytes_held, shared, may_change };
         Weight { own: weight.own.saturating_sub(weight.shared_bytes()), ..weight }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Barrier;
 
+use ane_matmul::graph::{Graph, GraphBuilder};
 use ane_matmul::{
     BackendId, Backends, CacheLimits, CompileOptions, Device, ElementType, ElementTypes, Error, Inputs,
     MatMul, MatMulWithWeights, Product, ProductCache, ShimLibrary, Tensor, Threads, Weights,
@@ -233,4 +234,49 @@ fn a_product_that_is_quarantined_later_is_not_handed_out() {
     assert_eq!(cache.statistics().hits, hits + 1);
     Profile::update(&path, |profile| profile.retain_quarantine(|_| false)).unwrap();
     compile(8).unwrap();
+}
+
+/// An encoder's layer for sentences of so many words.
+fn sentences(words: usize, weights: &Weights) -> Graph {
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", ElementType::F32, &[4, words, 64]).unwrap();
+    let y = g.linear("layer", x, weights, None).unwrap();
+    let y = g.softmax(y, -1).unwrap();
+    g.finish(&[("y", y)]).unwrap()
+}
+
+#[test]
+fn graphs_of_several_lengths_have_their_weights_in_common() {
+    let cache = cache(CacheLimits::default());
+    let weights = Weights::from_tensor(Tensor::filled(64, 256, 0.5f32).unwrap());
+    let graphs = [16, 32].map(|words| sentences(words, &weights).variable_leading(&["x"]).unwrap());
+    let options = CompileOptions::default().threads(Threads::ONE);
+    let compile = |graph: &Graph| cache.compile_graph(&BackendId::CPU, graph, &options).unwrap();
+    compile(&graphs[0]);
+    let one = cache.statistics().bytes;
+    compile(&graphs[1]);
+    let two = cache.statistics().bytes;
+    let packed = 64 * 256 * size_of::<f32>();
+    assert!(one > packed && two - one < packed, "{one} and {two} bytes");
+    // Clones are the same graph, and so are those of one leading dimension.
+    compile(&graphs[0].clone());
+    let of_three = |graph: &Graph| graph.with_leading(3).unwrap();
+    let (third, again, other) = (of_three(&graphs[0]), of_three(&graphs[0]), of_three(&graphs[1]));
+    for graph in [&third, &again, &other] {
+        compile(graph);
+    }
+    let statistics = cache.statistics();
+    assert_eq!((statistics.misses, statistics.hits, statistics.products), (4, 2, 4));
+    // A product of the weights has them in common too.
+    let before = cache.statistics().bytes;
+    let layer = MatMul::new(8, 64, 256).unwrap().with_weights(&weights).unwrap();
+    cache.compile(&BackendId::CPU, &layer, &options).unwrap();
+    assert!(cache.statistics().bytes - before < packed);
+    // What nobody can ask for again goes.
+    drop((third, again));
+    assert_eq!(cache.statistics().products, 5);
+    drop(graphs);
+    assert_eq!(cache.statistics().products, 3);
+    drop(other);
+    assert_eq!(cache.statistics().products, 1);
 }

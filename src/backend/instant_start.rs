@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::refusal::Refusal;
-use crate::backend::{Backend, CompiledInfo, CompiledProduct, Run, RunArgs, Submitted};
+use crate::backend::{
+    Backend, CompiledInfo, CompiledProduct, GraphInfo, GraphProgram, GraphRun, Run, RunArgs, Submitted,
+};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::executor::RunObservation;
+use crate::graph::{Array, Graph};
 use crate::operands::device_tensor::with_host_copies;
 use crate::operands::weights::Weights;
 
@@ -121,103 +124,193 @@ impl Backend for WithInstantStart<'_> {
                 return Ok(Box::new(WaitedFor { compiled, reason: reason.clone() }));
             }
         };
-        let shared = Arc::new(Shared {
-            outcome: OnceLock::new(),
-            cpu: Mutex::new(Some(cpu.compile(product, weights, &for_cpu(options))?.into())),
-            runs_on_cpu: AtomicU64::new(0),
-        });
-        let in_background = Background {
-            backend: Arc::clone(self.asked_for),
-            product: product.clone(),
-            weights: weights.map(Weights::for_product),
-            options: options.clone(),
-            shared: Arc::downgrade(&shared),
-        };
-        let thread = std::thread::Builder::new().name("ane-matmul-compile".into());
-        if let Err(error) = thread.spawn(move || in_background.compile()) {
-            shared.fail(product, format!("no thread could be started to compile in ({error})"));
-        }
-        Ok(Box::new(InstantProduct(shared)))
-    }
-}
-
-/// The work of the background thread. It keeps nothing alive for a product that was dropped.
-struct Background {
-    backend: Arc<dyn Backend>,
-    product: MatMul,
-    weights: Option<Weights>,
-    options: CompileOptions,
-    shared: std::sync::Weak<Shared>,
-}
-
-impl Background {
-    fn compile(self) {
-        let Self { backend, product, weights, options, shared } = self;
-        if shared.strong_count() == 0 {
-            return;
-        }
-        let compile = || {
+        let cpu = cpu.compile(product, weights, &for_cpu(options))?;
+        let shared = Shared::new(product.to_string(), cpu.into());
+        let (backend, product, options) = (Arc::clone(self.asked_for), product.clone(), options.clone());
+        let weights = weights.map(Weights::for_product);
+        shared.compile_in_background(move || {
             let prepare_time = backend.prepare()?;
             let start = Instant::now();
             let compiled = backend.compile(&product, weights.as_ref(), &options)?;
             // An executor that cannot be opened is a reason not to move either.
             drop(compiled.open(0)?);
-            Ok::<_, Error>(Ready { compiled, compile_time: start.elapsed(), prepare_time })
-        };
-        let result = catch_unwind(AssertUnwindSafe(compile));
-        let Some(shared) = shared.upgrade() else {
-            log::debug!("{product} was dropped before it was compiled");
-            return;
-        };
-        match result {
-            Ok(Ok(ready)) => {
-                log::debug!("compiled {product} in the background in {:?}", ready.compile_time);
-                shared.switch(ready);
-            }
-            Ok(Err(error)) => shared.fail(&product, error.to_string()),
-            Err(_) => shared.fail(&product, "the compilation panicked".into()),
-        }
+            Ok(Ready { compiled, compile_time: start.elapsed(), prepare_time })
+        });
+        Ok(Box::new(InstantProduct(shared)))
     }
 }
 
-struct Ready {
-    compiled: Box<dyn CompiledProduct>,
+struct Ready<P: ?Sized> {
+    compiled: Box<P>,
     compile_time: Duration,
     prepare_time: Option<Duration>,
 }
 
-/// What product, executors and background thread have in common.
-struct Shared {
-    /// The product to move to, or why there is none; empty while it is being compiled.
-    outcome: OnceLock<Result<Ready, String>>,
+/// What product (or graph), executors and background thread have in common.
+struct Shared<P: ?Sized> {
+    /// What it is called in the log.
+    name: String,
+    /// What to move to, or why there is nothing; empty while it is being compiled.
+    outcome: OnceLock<Result<Ready<P>, String>>,
     /// Until the move; executors that have not moved hold what they need of it.
-    cpu: Mutex<Option<Arc<dyn CompiledProduct>>>,
+    cpu: Mutex<Option<Arc<P>>>,
     runs_on_cpu: AtomicU64,
 }
 
-impl Shared {
-    fn cpu(&self) -> Option<Arc<dyn CompiledProduct>> {
+impl<P: ?Sized + Send + Sync + 'static> Shared<P> {
+    fn new(name: String, cpu: Arc<P>) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            outcome: OnceLock::new(),
+            cpu: Mutex::new(Some(cpu)),
+            runs_on_cpu: AtomicU64::new(0),
+        })
+    }
+
+    /// Compiles in a thread, which keeps nothing alive for what was dropped.
+    fn compile_in_background(self: &Arc<Self>, compile: impl FnOnce() -> Result<Ready<P>> + Send + 'static) {
+        let shared = Arc::downgrade(self);
+        let work = move || {
+            if shared.strong_count() == 0 {
+                return;
+            }
+            let result = catch_unwind(AssertUnwindSafe(compile));
+            let Some(shared) = shared.upgrade() else {
+                log::debug!("a product was dropped before it was compiled");
+                return;
+            };
+            match result {
+                Ok(Ok(ready)) => {
+                    log::debug!("compiled {} in the background in {:?}", shared.name, ready.compile_time);
+                    shared.switch(ready);
+                }
+                Ok(Err(error)) => shared.fail(error.to_string()),
+                Err(_) => shared.fail("the compilation panicked".into()),
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("ane-matmul-compile".into()).spawn(work) {
+            self.fail(format!("no thread could be started to compile in ({error})"));
+        }
+    }
+
+    fn cpu(&self) -> Option<Arc<P>> {
         self.cpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn switch(&self, ready: Ready) {
+    fn switch(&self, ready: Ready<P>) {
         // The background thread alone sets it.
         let _ = self.outcome.set(Ok(ready));
         let cpu = self.cpu.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(cpu);
     }
 
-    fn fail(&self, product: &MatMul, reason: String) {
-        log::warn!("{product} stays on the CPU: {reason}");
+    fn fail(&self, reason: String) {
+        log::warn!("{} stays on the CPU: {reason}", self.name);
         let _ = self.outcome.set(Err(reason));
     }
 
-    fn ready(&self) -> Option<&Ready> {
+    fn ready(&self) -> Option<&Ready<P>> {
         self.outcome.get()?.as_ref().ok()
+    }
+
+    fn state(&self) -> InstantStart {
+        let runs_on_cpu = self.runs_on_cpu.load(Ordering::Relaxed);
+        match self.outcome.get() {
+            Some(Ok(ready)) => InstantStart::Switched { runs_on_cpu, compile_time: ready.compile_time },
+            Some(Err(reason)) => InstantStart::Failed { runs_on_cpu, reason: reason.clone() },
+            None => InstantStart::Compiling { runs_on_cpu },
+        }
     }
 }
 
-struct InstantProduct(Arc<Shared>);
+/// A graph compiled by `asked_for`, with `cpu` to answer meanwhile, if it refuses no node.
+pub(crate) fn compile_graph(
+    cpu: Result<&Arc<dyn Backend>>,
+    asked_for: &Arc<dyn Backend>,
+    graph: &Graph,
+    options: &CompileOptions,
+) -> Result<Box<dyn GraphProgram>> {
+    let cpu = cpu.map_err(|error| error.to_string()).and_then(|cpu| {
+        match cpu.refused_nodes(graph, &for_cpu(options)).first() {
+            None => Ok(cpu),
+            Some(refused) => Err(refused.to_string()),
+        }
+    });
+    let cpu = match cpu {
+        Ok(cpu) => cpu.compile_graph(graph, &for_cpu(options), false)?,
+        Err(reason) => {
+            asked_for.prepare()?;
+            let program = asked_for.compile_graph(graph, options, false)?;
+            return Ok(Box::new(WaitedFor { compiled: program, reason }));
+        }
+    };
+    let shared = Shared::new(format!("a graph of {} nodes", graph.nodes.len()), cpu.into());
+    let (backend, graph, options) = (Arc::clone(asked_for), graph.clone(), options.clone());
+    shared.compile_in_background(move || {
+        let prepare_time = backend.prepare()?;
+        let start = Instant::now();
+        let compiled = backend.compile_graph(&graph, &options, false)?;
+        drop(compiled.open()?);
+        Ok(Ready { compiled, compile_time: start.elapsed(), prepare_time })
+    });
+    Ok(Box::new(InstantGraph(shared)))
+}
+
+struct InstantGraph(Arc<Shared<dyn GraphProgram>>);
+
+impl GraphProgram for InstantGraph {
+    fn open(&self) -> Result<Box<dyn GraphRun>> {
+        let cpu = self.0.cpu();
+        match (self.0.ready(), cpu) {
+            (Some(ready), _) => ready.compiled.open(),
+            (None, Some(cpu)) => {
+                let run = cpu.open()?;
+                Ok(Box::new(InstantGraphRun { run, moved: false, shared: Arc::clone(&self.0) }))
+            }
+            // Empty only after the move.
+            (None, None) => self.open(),
+        }
+    }
+
+    fn info(&self) -> GraphInfo {
+        let cpu = self.0.cpu();
+        let state = self.0.state();
+        let info = match (self.0.ready(), cpu) {
+            (Some(ready), _) => ready.compiled.info(),
+            (None, cpu) => cpu.map(|cpu| cpu.info()).unwrap_or_default(),
+        };
+        GraphInfo { instant_start: Some(state), ..info }
+    }
+}
+
+struct InstantGraphRun {
+    // Before `shared`: a run context goes before what it came from.
+    run: Box<dyn GraphRun>,
+    moved: bool,
+    shared: Arc<Shared<dyn GraphProgram>>,
+}
+
+impl GraphRun for InstantGraphRun {
+    fn run(
+        &mut self,
+        leading: usize,
+        inputs: &[&Array],
+        outputs: &mut [&mut Array],
+        step_ns: Option<&mut [u64]>,
+    ) -> Result<()> {
+        if let Some(ready) = self.shared.ready().filter(|_| !self.moved) {
+            self.run = ready.compiled.open()?;
+            self.moved = true;
+        }
+        self.run.run(leading, inputs, outputs, step_ns)?;
+        if !self.moved {
+            self.shared.runs_on_cpu.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+struct InstantProduct(Arc<Shared<dyn CompiledProduct>>);
 
 impl CompiledProduct for InstantProduct {
     fn open(&self, queue_depth: usize) -> Result<Box<dyn Run>> {
@@ -236,21 +329,11 @@ impl CompiledProduct for InstantProduct {
     }
 
     fn info(&self) -> CompiledInfo {
-        let runs_on_cpu = self.0.runs_on_cpu.load(Ordering::Relaxed);
         let cpu = self.0.cpu();
-        let (info, state) = match (self.0.outcome.get(), cpu) {
-            (Some(Ok(ready)), _) => (
-                CompiledInfo { prepare_time: ready.prepare_time, ..ready.compiled.info() },
-                InstantStart::Switched { runs_on_cpu, compile_time: ready.compile_time },
-            ),
-            (outcome, cpu) => {
-                let info = cpu.map(|cpu| cpu.info()).unwrap_or_default();
-                let state = match outcome {
-                    Some(Err(reason)) => InstantStart::Failed { runs_on_cpu, reason: reason.clone() },
-                    _ => InstantStart::Compiling { runs_on_cpu },
-                };
-                (info, state)
-            }
+        let state = self.0.state();
+        let info = match (self.0.ready(), cpu) {
+            (Some(ready), _) => CompiledInfo { prepare_time: ready.prepare_time, ..ready.compiled.info() },
+            (None, cpu) => cpu.map(|cpu| cpu.info()).unwrap_or_default(),
         };
         CompiledInfo { instant_start: Some(state), ..info }
     }
@@ -261,7 +344,7 @@ struct InstantRun {
     run: Box<dyn Run>,
     moved: bool,
     queue_depth: usize,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<dyn CompiledProduct>>,
 }
 
 impl InstantRun {
@@ -308,13 +391,24 @@ impl Run for InstantRun {
     }
 }
 
-/// A product that the CPU could not answer for.
-struct WaitedFor {
-    compiled: Box<dyn CompiledProduct>,
+/// What the CPU could not answer for.
+struct WaitedFor<P: ?Sized> {
+    compiled: Box<P>,
     reason: String,
 }
 
-impl CompiledProduct for WaitedFor {
+impl GraphProgram for WaitedFor<dyn GraphProgram> {
+    fn open(&self) -> Result<Box<dyn GraphRun>> {
+        self.compiled.open()
+    }
+
+    fn info(&self) -> GraphInfo {
+        let state = InstantStart::Waited { reason: self.reason.clone() };
+        GraphInfo { instant_start: Some(state), ..self.compiled.info() }
+    }
+}
+
+impl CompiledProduct for WaitedFor<dyn CompiledProduct> {
     fn open(&self, queue_depth: usize) -> Result<Box<dyn Run>> {
         self.compiled.open(queue_depth)
     }

@@ -202,11 +202,14 @@ pub(crate) struct GraphInfo {
     pub steps: Vec<String>,
     /// Packed weights and constants of the backend's own.
     pub weight_bytes: usize,
+    /// The parts of these that graphs and products have in common, by their addresses.
+    pub shared: Vec<(usize, usize)>,
     /// What each executor has for values.
     pub arena_bytes: usize,
     /// What all values would take next to each other.
     pub values_bytes: usize,
     pub threads: Option<usize>,
+    pub instant_start: Option<InstantStart>,
 }
 
 /// The run context of one thread.
@@ -603,7 +606,15 @@ impl Backends {
         if let Some(refusal) = refusal_of_nodes(&refused) {
             return Err(Error::Refused { backend: id.clone(), refusal });
         }
-        CompiledGraph::new(id, self.get(id)?.as_ref(), graph, options)
+        let backend = self.get(id)?;
+        let compile = |graph: &Graph| {
+            if options.instant_start && *id != BackendId::CPU {
+                return instant_start::compile_graph(self.get(&BackendId::CPU), backend, graph, options);
+            }
+            backend.prepare()?;
+            backend.compile_graph(graph, options, false)
+        };
+        CompiledGraph::new(id, graph, compile)
     }
 
     /// Initialises now what the first product compiled for `id` would initialise otherwise: a driver's context, a

@@ -9,15 +9,22 @@ use std::sync::Arc;
 use crate::backend::BackendId;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, ThreadPool, Threads};
-use crate::operands::weights::Weights;
+use crate::graph::description::GraphId;
 use crate::verify::self_check::SelfCheckKey;
+
+/// What is compiled.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Subject {
+    /// A product, and the identity of its weights.
+    Product(MatMul, Option<u64>),
+    Graph(GraphId),
+}
 
 /// All that what is compiled depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     backend: BackendId,
-    product: MatMul,
-    weights: Option<u64>,
+    subject: Subject,
     threads: ThreadsKey,
     device: Device,
     fast_math: bool,
@@ -64,12 +71,7 @@ impl Hash for ThreadsKey {
 }
 
 impl Key {
-    pub(super) fn new(
-        backend: &BackendId,
-        product: &MatMul,
-        weights: Option<&Weights>,
-        options: &CompileOptions,
-    ) -> Self {
+    pub(super) fn new(backend: &BackendId, subject: Subject, options: &CompileOptions) -> Self {
         // Named one by one, so that a new option cannot be forgotten here.
         let CompileOptions {
             threads,
@@ -88,8 +90,7 @@ impl Key {
         } = options;
         Self {
             backend: backend.clone(),
-            product: product.clone(),
-            weights: weights.map(Weights::id),
+            subject,
             threads: match threads {
                 Threads::Auto => ThreadsKey::Auto,
                 Threads::Count(count) => ThreadsKey::Count(*count),

@@ -14,9 +14,10 @@ use crate::description::options::CompileOptions;
 use crate::description::with_weights::Product;
 use crate::error::{Error, Result};
 use crate::executor::Compiled;
+use crate::graph::{CompiledGraph, Graph};
 use crate::operands::weights::Weights;
 
-use key::Key;
+use key::{Key, Subject};
 use store::{Counts, Limits, Store};
 
 pub(crate) use store::Weight;
@@ -132,8 +133,8 @@ pub struct CacheStatistics {
 /// whose backend it keeps from products of this class is let go of and refused, or, with `auto`, compiled
 /// for another backend.
 ///
-/// **Weights** whose last handle outside of products is gone cannot be asked for again: their products
-/// go at the next compilation, trim or look at the statistics.
+/// **Weights** whose last handle outside of products is gone cannot be asked for again, and neither can a graph:
+/// their products go at the next compilation, trim or look at the statistics.
 ///
 /// ```
 /// use ane_matmul::{BackendId, Backends, CacheLimits, CompileOptions, Inputs, MatMul, ProductCache, Tensor};
@@ -153,12 +154,32 @@ pub struct CacheStatistics {
 pub struct ProductCache {
     backends: Backends,
     limits: CacheLimits,
-    store: Store<Key, Compiled, Error>,
+    store: Store<Key, Held, Error>,
 }
 
-fn weigh(compiled: &Compiled) -> Weight {
-    let holding = compiled.holding();
-    Weight { own: holding.own.saturating_add(Store::<Key, Compiled, Error>::RECORD_BYTES), ..holding }
+/// What is held.
+#[derive(Clone)]
+enum Held {
+    Product(Compiled),
+    Graph(CompiledGraph),
+}
+
+impl Held {
+    /// Whether anyone can ask for it again.
+    fn can_be_named(&self) -> bool {
+        match self {
+            Self::Product(compiled) => compiled.weights().is_none_or(Weights::can_be_named),
+            Self::Graph(compiled) => compiled.can_be_named(),
+        }
+    }
+}
+
+fn weigh(held: &Held) -> Weight {
+    let holding = match held {
+        Held::Product(compiled) => compiled.holding(),
+        Held::Graph(compiled) => compiled.holding(),
+    };
+    Weight { own: holding.own.saturating_add(Store::<Key, Held, Error>::RECORD_BYTES), ..holding }
 }
 
 impl ProductCache {
@@ -188,7 +209,10 @@ impl ProductCache {
         if backend::quarantined(compiled.backend(), product, options).is_ok() {
             return Ok(compiled.for_caller(bias));
         }
-        self.store.retain(|held| held.product() != product || held.backend() != compiled.backend());
+        self.store.retain(|held| match held {
+            Held::Product(held) => held.product() != product || held.backend() != compiled.backend(),
+            Held::Graph(_) => true,
+        });
         Ok(self.get(id, product, weights, options)?.for_caller(bias))
     }
 
@@ -199,19 +223,53 @@ impl ProductCache {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Compiled> {
-        let key = Key::new(id, product, weights, options);
-        self.store.get(key, || {
+        let subject = Subject::Product(product.clone(), weights.map(Weights::id));
+        let held = self.store.get(Key::new(id, subject, options), || {
             self.let_go_of_the_orphaned();
             let compiled = self.backends.compile_parts(id, product, weights, options)?;
-            let bytes = compiled.report().bytes_held;
-            if bytes > self.limits.bytes {
-                log::warn!(
-                    "{product} for {id} holds {bytes} bytes, beyond the limit of {}: it is not kept",
-                    self.limits.bytes
-                );
-            }
-            Ok(compiled)
-        })
+            self.warn_of(product, id, compiled.report().bytes_held);
+            Ok(Held::Product(compiled))
+        })?;
+        match held {
+            Held::Product(compiled) => Ok(compiled),
+            Held::Graph(_) => unreachable!("the key of a product finds one"),
+        }
+    }
+
+    /// The graph for this backend, as [`ProductCache::compile`] has it for products: it counts as one of these, with the
+    /// weights that graphs and products have in common counted once. Its key is the graph instead of the description:
+    /// clones, and [`Graph::with_leading`] of the same number, are the same graph.
+    ///
+    /// # Errors
+    /// As [`Backends::compile_graph`].
+    ///
+    /// # Panics
+    /// As [`ProductCache::compile`].
+    pub fn compile_graph(
+        &self,
+        id: &BackendId,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph> {
+        let held = self.store.get(Key::new(id, Subject::Graph(graph.id), options), || {
+            self.let_go_of_the_orphaned();
+            let compiled = self.backends.compile_graph(id, graph, options)?;
+            self.warn_of("a graph", id, compiled.report().weight_bytes);
+            Ok(Held::Graph(compiled))
+        })?;
+        match held {
+            Held::Graph(compiled) => Ok(compiled),
+            Held::Product(_) => unreachable!("the key of a graph finds one"),
+        }
+    }
+
+    fn warn_of(&self, what: impl fmt::Display, id: &BackendId, bytes: usize) {
+        if bytes > self.limits.bytes {
+            log::warn!(
+                "{what} for {id} holds {bytes} bytes, beyond the limit of {}: it is not kept",
+                self.limits.bytes
+            );
+        }
     }
 
     /// Lets go of the least recently used products until at most `bytes` are held; call it on memory
@@ -260,7 +318,7 @@ impl ProductCache {
     }
 
     fn let_go_of_the_orphaned(&self) {
-        self.store.retain(|compiled| compiled.weights().is_none_or(Weights::can_be_named));
+        self.store.retain(Held::can_be_named);
     }
 }
 

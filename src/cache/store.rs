@@ -12,13 +12,13 @@ use std::sync::{Arc as KeyRef, PoisonError};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// What a value weighs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Weight {
     /// Bytes of its own.
     pub own: usize,
     /// Parts that it has in common with other values: whose each is (an address, good while the value lives),
     /// and how many bytes.
-    pub shared: [Option<(usize, usize)>; 2],
+    pub shared: Vec<(usize, usize)>,
     /// Whether it may weigh something else later.
     pub may_change: bool,
 }
@@ -26,7 +26,7 @@ pub(crate) struct Weight {
 impl Weight {
     /// The bytes of all parts that it has in common with others.
     pub(crate) fn shared_bytes(&self) -> usize {
-        self.shared.iter().flatten().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+        self.shared.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 }
 
@@ -301,7 +301,7 @@ impl<K: Eq + Hash, V: Clone, E> State<K, V, E> {
 
     fn add(&mut self, weight: &Weight) {
         self.counts.bytes = self.counts.bytes.saturating_add(weight.own);
-        for (part, bytes) in weight.shared.into_iter().flatten() {
+        for (part, bytes) in weight.shared.iter().copied() {
             let (users, counted) = self.shared.entry(part).or_default();
             *users += 1;
             if *users == 1 {
@@ -313,7 +313,7 @@ impl<K: Eq + Hash, V: Clone, E> State<K, V, E> {
 
     fn subtract(&mut self, weight: &Weight) {
         self.counts.bytes = self.counts.bytes.saturating_sub(weight.own);
-        for (part, _) in weight.shared.into_iter().flatten() {
+        for (part, _) in weight.shared.iter().copied() {
             let Some((users, bytes)) = self.shared.get_mut(&part) else { continue };
             *users -= 1;
             if *users == 0 {
@@ -328,7 +328,7 @@ impl<K: Eq + Hash, V: Clone, E> State<K, V, E> {
         for key in std::mem::take(&mut self.unsettled) {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             let weight = weigh(&entry.value);
-            let before = std::mem::replace(&mut entry.weight, weight);
+            let before = std::mem::replace(&mut entry.weight, weight.clone());
             self.subtract(&before);
             self.add(&weight);
             if weight.may_change {

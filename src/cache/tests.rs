@@ -19,7 +19,7 @@ type Value = Arc<AtomicUsize>;
 fn store(bytes: usize, count: usize) -> Store<&'static str, Value, ()> {
     Store::new(Limits { bytes, count }, |value| Weight {
         own: value.load(Ordering::Relaxed),
-        shared: [None; 2],
+        shared: Vec::new(),
         may_change: true,
     })
 }
@@ -120,7 +120,11 @@ impl ThreadPool for Serial {
 fn threads_are_a_part_of_the_key() {
     let product = MatMul::new(2, 3, 4).unwrap();
     let key = |threads: Threads| {
-        Key::new(&BackendId::CPU, &product, None, &CompileOptions::default().threads(threads))
+        Key::new(
+            &BackendId::CPU,
+            Subject::Product(product.clone(), None),
+            &CompileOptions::default().threads(threads),
+        )
     };
     let hash = |key: &Key| BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
     let keys = [key(Threads::Auto), key(Threads::ONE), key(Threads::Count(2.try_into().unwrap()))];
@@ -146,7 +150,7 @@ fn a_cache_tells_its_limits_backends_and_what_it_holds() {
     assert_eq!(cache.backends().info(&id).unwrap().description, "scripted");
     let product = MatMul::new(2, 3, 4).unwrap();
     let compiled = cache.compile(&BackendId::CPU, &product, &CompileOptions::default()).unwrap();
-    let record = Store::<Key, Compiled, Error>::RECORD_BYTES;
+    let record = Store::<Key, Held, Error>::RECORD_BYTES;
     assert_eq!(cache.statistics().bytes, compiled.holding().own + record);
     let text = format!("{cache:?}");
     assert!(text.contains("limits") && text.contains("statistics"), "{text}");

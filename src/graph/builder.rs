@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::alloc;
 use crate::description::element::ElementType;
@@ -10,7 +9,7 @@ use crate::description::layout::Layout;
 use crate::description::quantization::{NibbleOrder, QuantB};
 use crate::error::{Error, Result};
 use crate::graph::array::{Array, ArrayElement};
-use crate::graph::description::{Graph, NodeInfo, Source, ValueInfo};
+use crate::graph::description::{Graph, GraphId, NodeInfo, Source, ValueInfo};
 use crate::graph::operator::{Attention, Groups, Operator, PoolKernel, Reduce, Window};
 use crate::graph::shape::{Shape, TensorType};
 use crate::operands::int4::{self, Int4View};
@@ -21,7 +20,7 @@ use crate::operands::weights::Weights;
 /// [`GraphBuilder`] has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Value {
-    builder: u64,
+    builder: GraphId,
     index: usize,
     tensor_type: TensorType,
 }
@@ -69,8 +68,7 @@ impl Value {
 /// ```
 #[derive(Debug)]
 pub struct GraphBuilder {
-    /// A number that no other builder has.
-    id: u64,
+    id: GraphId,
     values: Vec<ValueInfo>,
     nodes: Vec<NodeInfo>,
     inputs: Vec<usize>,
@@ -88,9 +86,8 @@ impl GraphBuilder {
     /// A graph without values.
     #[must_use]
     pub fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id: GraphId::new(),
             values: Vec::new(),
             nodes: Vec::new(),
             inputs: Vec::new(),
@@ -254,6 +251,8 @@ impl GraphBuilder {
             return Err(Error::graph(format!("no node reads the inputs {}", unused.join(", "))));
         }
         Ok(Graph {
+            id: self.id,
+            named: Some(Arc::new(())),
             values: self.values,
             nodes: self.nodes,
             inputs: self.inputs,

@@ -1,10 +1,12 @@
 //! Graphs compiled for a backend, and what runs them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::alloc;
-use crate::backend::{BUILT_IN, Backend, BackendId, GraphProgram, GraphRun};
+use crate::backend::instant_start::InstantStart;
+use crate::backend::{BUILT_IN, BackendId, GraphProgram, GraphRun};
+use crate::cache::Weight;
 use crate::description::options::CompileOptions;
 use crate::error::{Error, Result};
 use crate::graph::array::Array;
@@ -34,6 +36,7 @@ struct Shared {
     // Before the graph: it may refer to the constants.
     program: Box<dyn GraphProgram>,
     graph: Graph,
+    named: Weak<()>,
     backend: BackendId,
     compile_time: Duration,
 }
@@ -67,19 +70,18 @@ struct Shared {
 pub struct CompiledGraph(Arc<Shared>);
 
 impl CompiledGraph {
-    /// `backend` refuses no node of `graph`.
     pub(crate) fn new(
         id: &BackendId,
-        backend: &dyn Backend,
         graph: &Graph,
-        options: &CompileOptions,
+        compile: impl FnOnce(&Graph) -> Result<Box<dyn GraphProgram>>,
     ) -> Result<Self> {
-        backend.prepare()?;
+        let mut graph = graph.clone();
+        let named = graph.named.take().map_or_else(Weak::new, |named| Arc::downgrade(&named));
         let start = Instant::now();
-        let program = backend.compile_graph(graph, options, false)?;
+        let program = compile(&graph)?;
         let compile_time = start.elapsed();
         log::debug!("compiled a graph of {} nodes for {id} in {compile_time:?}", graph.nodes.len());
-        Ok(Self(Arc::new(Shared { program, graph: graph.clone(), backend: id.clone(), compile_time })))
+        Ok(Self(Arc::new(Shared { program, graph, named, backend: id.clone(), compile_time })))
     }
 
     /// Opens a run context, with all memory that runs need; each thread that runs the graph needs its own.
@@ -100,6 +102,22 @@ impl CompiledGraph {
     #[must_use]
     pub fn backend(&self) -> &BackendId {
         &self.0.backend
+    }
+
+    /// Whether a handle of the graph is left that is not a compiled graph's.
+    pub(crate) fn can_be_named(&self) -> bool {
+        self.0.named.strong_count() > 0
+    }
+
+    /// What a cache holds with it.
+    pub(crate) fn holding(&self) -> Weight {
+        let info = self.0.program.info();
+        let weight = Weight {
+            own: size_of::<Shared>() + info.weight_bytes,
+            shared: info.shared,
+            may_change: matches!(info.instant_start, Some(InstantStart::Compiling { .. })),
+        };
+        Weight { own: weight.own.saturating_sub(weight.shared_bytes()), ..weight }
     }
 
     /// What was made of the graph.

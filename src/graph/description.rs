@@ -2,12 +2,27 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::graph::array::Array;
 use crate::graph::leading::Leading;
 use crate::graph::operator::Operator;
 use crate::graph::shape::TensorType;
 use crate::operands::weights::Weights;
+
+/// What no other graph has: clones share it, and so do those that [`Graph::with_leading`] makes for the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct GraphId {
+    number: u64,
+    pub leading: Option<usize>,
+}
+
+impl GraphId {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self { number: NEXT.fetch_add(1, Ordering::Relaxed), leading: None }
+    }
+}
 
 /// What is known of a value's contents.
 #[derive(Debug, Clone)]
@@ -56,6 +71,9 @@ pub(crate) struct NodeInfo {
 /// Cloning shares the constants.
 #[derive(Debug, Clone)]
 pub struct Graph {
+    pub(crate) id: GraphId,
+    /// Counts the handles but those of compiled graphs.
+    pub(crate) named: Option<Arc<()>>,
     pub(crate) values: Vec<ValueInfo>,
     /// In an order in which each comes after those whose results it reads.
     pub(crate) nodes: Vec<NodeInfo>,

@@ -1,7 +1,7 @@
 //! Runs with fewer of the leading dimension, where every node is proved independent along it.
 
 use crate::error::{Error, Result};
-use crate::graph::description::{Graph, NodeInfo};
+use crate::graph::description::{Graph, GraphId, NodeInfo};
 use crate::graph::infer::axes_of;
 use crate::graph::operator::Operator;
 use crate::graph::shape::{Shape, TensorType};
@@ -90,6 +90,7 @@ impl Graph {
             }
         }
         self.leading = Some(Leading { most, values });
+        self.id = GraphId::new();
         Ok(self)
     }
 
@@ -119,6 +120,7 @@ impl Graph {
         }
         let mut graph = self.clone();
         graph.leading = None;
+        graph.id.leading = Some(leading);
         for (value, varying) in graph.values.iter_mut().zip(values) {
             if let Some(Varying { axis, count }) = varying {
                 let mut dims = value.tensor_type.shape.dims().to_vec();

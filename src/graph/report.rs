@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
+use crate::backend::instant_start::InstantStart;
 use crate::backend::{BackendId, GraphInfo};
 use crate::graph::description::{Graph, NodeInfo};
 use crate::graph::operator::{Attention, Operator};
@@ -68,6 +69,9 @@ pub struct GraphReport {
     pub values_bytes: usize,
     /// The CPU threads of a run, where they are known.
     pub threads: Option<usize>,
+    /// Where an instant start stands; `None` where none was asked for
+    /// ([`crate::CompileOptions::instant_start`]) or the backend is the CPU's.
+    pub instant_start: Option<InstantStart>,
     /// How long compiling took, as its caller saw it.
     pub compile_time: Duration,
 }
@@ -99,6 +103,7 @@ impl GraphReport {
             arena_bytes: info.arena_bytes,
             values_bytes: info.values_bytes,
             threads: info.threads,
+            instant_start: info.instant_start.clone(),
             compile_time,
         }
     }

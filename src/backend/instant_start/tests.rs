@@ -3,8 +3,9 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
-use crate::backend::refusal::RefusalReason;
+use crate::backend::refusal::{NodeRefusal, RefusalReason};
 use crate::backend::{BackendId, Backends};
+use crate::error::Error;
 use crate::executor::{Compiled, Inputs};
 use crate::operands::tensor::Tensor;
 use crate::verify::accuracy::Reference;
@@ -78,18 +79,56 @@ impl Backend for Slow {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>> {
+        Ok(Box::new(Made(if self.begin()? {
+            Some(self.engine.compile(product, weights, &for_cpu(options))?)
+        } else {
+            None
+        })))
+    }
+
+    fn refused_nodes(&self, _: &Graph, _: &CompileOptions) -> Vec<NodeRefusal> {
+        Vec::new()
+    }
+
+    fn compile_graph(
+        &self,
+        graph: &Graph,
+        options: &CompileOptions,
+        keep_values: bool,
+    ) -> Result<Box<dyn GraphProgram>> {
+        Ok(Box::new(MadeGraph(if self.begin()? {
+            Some(self.engine.compile_graph(graph, &for_cpu(options), keep_values)?)
+        } else {
+            None
+        })))
+    }
+}
+
+impl Slow {
+    /// Waits for the test; whether what is compiled can be opened.
+    fn begin(&self) -> Result<bool> {
         self.began.lock().unwrap().send(()).unwrap();
         let end = self.ends.lock().unwrap().recv().unwrap();
         match end {
-            End::Good => {
-                let options = CompileOptions { device: Device::Unknown, ..options.clone() };
-                Ok(Box::new(Made(Some(self.engine.compile(product, weights, &options)?))))
-            }
+            End::Good => Ok(true),
             End::Fails => Err(error()),
             // Without the hook's message.
             End::Panics => std::panic::resume_unwind(Box::new("a test")),
-            End::CannotBeOpened => Ok(Box::new(Made(None))),
+            End::CannotBeOpened => Ok(false),
         }
+    }
+}
+
+/// A graph that cannot be opened, or one that can.
+struct MadeGraph(Option<Box<dyn GraphProgram>>);
+
+impl GraphProgram for MadeGraph {
+    fn open(&self) -> Result<Box<dyn GraphRun>> {
+        self.0.as_ref().ok_or_else(error)?.open()
+    }
+
+    fn info(&self) -> GraphInfo {
+        GraphInfo { weight_bytes: 12345, ..GraphInfo::default() }
     }
 }
 
@@ -276,6 +315,43 @@ fn the_backend_that_was_asked_for_speaks_for_itself() {
                 (backend.describe(), backend.device(), backend.is_foreign(), supports)
             };
             assert_eq!(said(&both), said(&**asked_for));
+        }
+    }
+}
+
+fn doubling() -> Graph {
+    use crate::description::element::ElementType::F32;
+    let mut g = crate::graph::GraphBuilder::new();
+    let x = g.input("x", F32, &[2]).unwrap();
+    let y = g.add(x, x).unwrap();
+    g.finish(&[("y", y)]).unwrap()
+}
+
+#[test]
+fn the_cpu_answers_for_a_graph_until_the_backend_has_compiled() {
+    let (x, expected) = (Array::new(&[2], vec![1f32, 2.0]).unwrap(), [2f32, 4.0]);
+    for end in [End::Good, End::Fails, End::Panics, End::CannotBeOpened] {
+        let good = matches!(end, End::Good);
+        let Fixture { backends, id, began, ends } = fixture(false);
+        let compiled = backends.compile_graph(&id, &doubling(), &options()).unwrap();
+        let mut executor = compiled.executor().unwrap();
+        let mut run = || executor.run_to_arrays(&[&x]).unwrap()[0].data::<f32>().unwrap() == expected;
+        began.recv().unwrap();
+        assert!(run() && run());
+        let waiting = InstantStart::Compiling { runs_on_cpu: 2 };
+        assert_eq!(compiled.report().instant_start, Some(waiting.clone()));
+        ends.send(end).unwrap();
+        while compiled.report().instant_start == Some(waiting.clone()) {
+            std::thread::yield_now();
+        }
+        assert!(run());
+        let state = compiled.report().instant_start.unwrap();
+        match state {
+            InstantStart::Switched { runs_on_cpu: 2, .. } if good => {
+                assert_eq!(compiled.report().weight_bytes, 12345);
+            }
+            InstantStart::Failed { runs_on_cpu: 3, .. } if !good => {}
+            state => panic!("{state:?}"),
         }
     }
 }

@@ -68,7 +68,7 @@ macro_rules! implement {
             let grown = value.grown.load($crate::Ordering::Relaxed);
             $store::Weight {
                 own: value.bytes + grown,
-                shared: [value.shared, None],
+                shared: value.shared.into_iter().collect(),
                 may_change: value.key == 5,
             }
         }

@@ -144,7 +144,9 @@ impl Product for OwnProduct {
                 Some(c) => {
                     executor.run(inputs, TensorViewMut::with_layout(c.as_mut_slice(), layout).expect(VALID))
                 }
-                None => executor.run(inputs, TensorViewMut::with_layout(c.as_mut_slice(), layout).expect(VALID)),
+                None => {
+                    executor.run(inputs, TensorViewMut::with_layout(c.as_mut_slice(), layout).expect(VALID))
+                }
             }
             .expect("a valid run");
         }

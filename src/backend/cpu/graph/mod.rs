@@ -233,9 +233,11 @@ impl GraphProgram for CpuGraph {
             step_of: program.step_of.clone(),
             steps: program.steps.iter().map(name).collect(),
             weight_bytes: program.products().map(|product| product.plan.bytes()).sum(),
+            shared: program.products().filter_map(|product| product.plan.b.shared()).collect(),
             arena_bytes: program.arena_bytes,
             values_bytes: program.values_bytes,
             threads: Some(program.threads),
+            instant_start: None,
         }
     }
 }
