@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ane_matmul::{
     BackendId, Backends, CompileOptions, Compiled, Device, ElementType, ElementTypes, Error, Executor,
     ExecutorPool, Inputs, Layout, Linear, MatMul, MatMulWithWeights, Operand, PooledExecutor, QuantB,
-    Quantization, RefusalReason, SharedBuffer, ShimLibrary, Tensor, TensorView, TensorViewMut, ThreadPool,
-    Threads, Weights,
+    Quantization, RefusalReason, ResultChecker, SelfCheck, SharedBuffer, ShimLibrary, Tensor, TensorView,
+    TensorViewMut, ThreadPool, Threads, Weights, matmul_f64,
 };
 use ane_matmul_conformance::{Case, Failure, run_case, shared_cases};
 use approx::assert_abs_diff_eq;
@@ -150,6 +150,47 @@ fn products_of_different_m_share_weights() {
     let mut c = Tensor::<f32>::zeros(9, 4).unwrap();
     let error = executor.run(Inputs::new(&x), &mut c).unwrap_err();
     assert!(error.to_string().contains("m = 8 rows at most, got m = 9"), "{error}");
+}
+
+#[test]
+fn products_of_f64_take_their_operands_as_they_are() {
+    let wide = 1.0 + 2f64.powi(-40);
+    let (a, b) = (Tensor::filled(2, 3, wide).unwrap(), Tensor::filled(3, 2, 1.0).unwrap());
+    let bias = [2f64.powi(-45), -wide];
+    let residual = Tensor::filled(2, 2, 2f64.powi(-48)).unwrap();
+    let expected = |plus: f64| Tensor::from_fn(2, 2, |_, col| 1.5 * wide + bias[col] + plus).unwrap();
+    let builder = || MatMul::builder(2, 2, 3).types(ElementTypes::F64).alpha(0.5).bias(true).residual(true);
+    let inputs = Inputs::new(&a).bias(&bias).residual(&residual);
+    let compiled = builder().build().unwrap().compile(&BackendId::AUTO).unwrap();
+    assert_eq!(compiled.report().backend, BackendId::CPU);
+    let mut c = Tensor::zeros(2, 2).unwrap();
+    let mut executor = compiled.executor().unwrap();
+    executor.run(inputs.b(&b), &mut c).unwrap();
+    assert_eq!(c, expected(2f64.powi(-48)));
+    // Of such a product, the run that rounds for products of f32 rounds nothing.
+    executor.run_f64(inputs.b(&b), c.view_mut()).unwrap();
+    assert_eq!(c, expected(2f64.powi(-48)));
+
+    let weights = Weights::new(&b).unwrap();
+    let compiled = builder().with_weights(&weights).unwrap().compile(&BackendId::CPU).unwrap();
+    compiled.run(inputs, &mut c).unwrap();
+    assert_eq!(c, expected(2f64.powi(-48)));
+    let layer = Linear::new(&weights).max_rows(2).bias(&bias).build().unwrap();
+    layer.compile(&BackendId::CPU).unwrap().run(Inputs::new(&a), &mut c).unwrap();
+    assert_eq!(c, Tensor::from_fn(2, 2, |_, col| 3.0 * wide + bias[col]).unwrap());
+    assert_eq!(matmul_f64(&a, &b).unwrap(), Tensor::filled(2, 2, 3.0 * wide).unwrap());
+
+    let (narrow, mut narrow_c) = (b.to_f32().unwrap(), Tensor::<f32>::zeros(2, 2).unwrap());
+    for operand in [executor.run(inputs.b(&narrow), &mut c), executor.run(inputs.b(&b), &mut narrow_c)] {
+        assert!(matches!(operand, Err(Error::Type { .. })), "{operand:?}");
+    }
+    assert!(matches!(matmul_f64(&a, &narrow), Err(Error::Type { operand: Operand::B, .. })));
+    // Freivalds' method has no precision left: rows are verified.
+    let mut checker = ResultChecker::new(&builder().build().unwrap(), &SelfCheck::every_run()).unwrap();
+    let mut c = expected(2f64.powi(-48));
+    assert_eq!(checker.check(inputs.b(&b), &c).unwrap(), None);
+    c.data_mut().fill(1.5);
+    assert!(checker.check(inputs.b(&b), &c).unwrap().is_some());
 }
 
 #[test]

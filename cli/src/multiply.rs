@@ -76,9 +76,8 @@ pub(crate) fn run(args: &MultiplyArgs) -> Output {
     let b = read(&args.b)?;
     let bias = args.bias.as_deref().map(read_bias).transpose()?;
     let types = [Some(&a), Some(&b), bias.as_ref()].into_iter().flatten().map(NpyTensor::element_type);
-    let wide = args.precision == Precision::F64;
-    let default_type = if wide { OutputType::F64 } else { OutputType::widest(types) };
-    let output_type = args.output_type.unwrap_or(default_type);
+    let (wide, widest) = (args.precision == Precision::F64, OutputType::widest(types));
+    let output_type = args.output_type.unwrap_or(if wide { OutputType::F64 } else { widest });
     let batched = a.is_batched() || b.is_batched();
     let product = describe(args, &a, &b, bias.as_ref())?;
     let options = args.threads.options().expected_runs(1);

@@ -638,7 +638,7 @@ mod tests {
         let big = 2f64.powi(27);
         let a = [big + 1.0, big, 1e-9, 3.0];
         let b = [big - 1.0, -big, 1e9, 2f64.powi(-60)];
-        let product = MatMul::builder(1, 1, 4).types(ElementTypes::F64).build().unwrap();
+        let product = MatMul::builder(1, 1, 4).transpose_b(true).types(ElementTypes::F64).build().unwrap();
         let reference = Reference::new(&product, Inputs::new(&a).b(&b)).unwrap();
         let exact = -1.0 + 1e-9f64 * 1e9 + 1e-9f64.mul_add(1e9, -(1e-9 * 1e9)) + 3.0 * 2f64.powi(-60);
         assert!(exact != 0.0 && (reference.values()[0] / exact - 1.0).abs() < 1e-15, "{exact:e}");
@@ -675,7 +675,7 @@ mod tests {
 
     #[test]
     fn sums_of_f64_that_overflow_may_be_anything() {
-        let product = MatMul::builder(1, 1, 2).types(ElementTypes::F64).build().unwrap();
+        let product = MatMul::builder(1, 1, 2).transpose_b(true).types(ElementTypes::F64).build().unwrap();
         let reference = Reference::new(&product, Inputs::new(&[1e200, 1e200]).b(&[1e200, -1e200])).unwrap();
         for c in [0.0, f64::INFINITY, f64::NAN] {
             assert!(reference.compare(&[c]).unwrap().is_within_bound(), "{c}");

@@ -100,7 +100,7 @@ impl Call<'_> {
         for (index, sums) in sums.chunks(lanes).enumerate() {
             // SAFETY: these columns of C are this thread's alone, and do not overlap its scratch memory.
             unsafe {
-                std::ptr::copy_nonoverlapping(sums.as_ptr().cast(), c.add(index * c_stride), cols.len())
+                std::ptr::copy_nonoverlapping(sums.as_ptr().cast(), c.add(index * c_stride), cols.len());
             };
         }
         if let Some(epilogue) = self.output.epilogue(*item, rows, cols) {

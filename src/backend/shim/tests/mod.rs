@@ -11,6 +11,7 @@ use std::ffi::CStr;
 use std::time::Duration;
 
 use super::*;
+use crate::description::matmul::ElementTypes;
 use crate::error::NativeStatus;
 use crate::executor::Inputs;
 use crate::operands::tensor::Tensor;
@@ -241,6 +242,25 @@ fn a_pool_of_the_callers_is_refused() {
     assert!(
         matches!(result, Err(Error::Refused { refusal, .. }) if refusal.reason == RefusalReason::Threads)
     );
+}
+
+#[test]
+fn f64_is_refused_before_a_shim_is_asked() {
+    let (backends, id) = with_mock(|_| {});
+    let supports = |types: ElementTypes, bias: bool| {
+        let product = MatMul::builder(1, 1, 1).types(types).bias(bias).build().unwrap();
+        backends.supports(&id, &product, &CompileOptions::default())
+    };
+    let of_bias = ElementTypes { bias: ElementType::F64, ..ElementTypes::F32 };
+    let of_output = ElementTypes { output: ElementType::F64, ..ElementTypes::F32 };
+    for (types, bias) in [(ElementTypes::F64, false), (of_bias, true), (of_output, false)] {
+        let result = supports(types, bias);
+        assert!(
+            matches!(&result, Err(Error::Refused { refusal, .. }) if refusal.message.contains("not asked for f64")),
+            "{result:?}"
+        );
+    }
+    assert!(supports(of_bias, false).is_ok(), "there is no bias");
 }
 
 /// A table with one field changed, and a part of the message.
