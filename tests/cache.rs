@@ -269,7 +269,7 @@ fn graphs_of_several_lengths_have_their_weights_in_common() {
     assert_eq!((statistics.misses, statistics.hits, statistics.products), (4, 2, 4));
     // A product of the weights has them in common too.
     let before = cache.statistics().bytes;
-    let layer = MatMul::new(8, 64, 256).unwrap().with_weights(&weights).unwrap();
+    let layer = MatMul::new(8, 256, 64).unwrap().with_weights(&weights).unwrap();
     cache.compile(&BackendId::CPU, &layer, &options).unwrap();
     assert!(cache.statistics().bytes - before < packed);
     // What nobody can ask for again goes.
