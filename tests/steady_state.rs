@@ -7,6 +7,7 @@ mod counting;
 
 use std::sync::Arc;
 
+use ane_matmul::graph::{Array, Attention, GraphBuilder, Operator};
 use ane_matmul::{
     Activation, BackendId, Backends, CompileOptions, ElementType, ElementTypes, Inputs, InstantStart, MatMul,
     QuantB, Quantization, SelfCheck, ShimLibrary, Submission, Tensor, Threads, Weights,
@@ -132,6 +133,46 @@ fn narrow_types_of_the_suite() -> impl Iterator<Item = ((ElementTypes, Quantizat
     })
 }
 
+/// A graph with a step of every kind, with all of the leading dimension and fewer, on one thread and on two.
+fn graphs() {
+    let mut g = GraphBuilder::new();
+    let ids = g.input("ids", ElementType::I64, &[4, 6]).unwrap();
+    let table = Weights::from_tensor(Tensor::random_normal_f32(9, 32, 1.0, 1).unwrap());
+    let table = g.weights("table", &table).unwrap();
+    let x = g.gather(table, ids, 0).unwrap();
+    let layer = Weights::from_tensor(Tensor::random_normal_f32(32, 96, 0.2, 2).unwrap());
+    let heads = g.linear("heads", x, &layer, None).unwrap();
+    let parts = g.split(heads, -1, &[32, 32, 32]).unwrap();
+    let seen = g.cast(ids, ElementType::Bool).unwrap();
+    let seen = g.unsqueeze(seen, &[1, 2]).unwrap();
+    let attributes = Attention::new().heads(2, 2);
+    let attended = g.attention(parts[0], parts[1], parts[2], Some(seen), attributes).unwrap();
+    let ones = g.constant("ones", Array::new(&[32], vec![1f32; 32]).unwrap()).unwrap();
+    let normal = g.layer_normalization(attended, ones, ones, 1e-5).unwrap();
+    let turned = g.transpose(normal, &[0, 2, 1]).unwrap();
+    let scores = g.matmul(normal, turned).unwrap();
+    let weights = g.softmax(scores, -1).unwrap();
+    let clipped = g.relu(weights).unwrap();
+    let backwards = Operator::Slice { starts: vec![-1], ends: vec![-7], axes: vec![2], steps: vec![-1] };
+    let backwards = g.node(backwards, &[Some(clipped)]).unwrap()[0];
+    let joined = g.concat(&[clipped, backwards], -1).unwrap();
+    let padded = g.node(Operator::Pad { pads: vec![0, 0, 1, 0, 0, 2] }, &[Some(joined)]).unwrap()[0];
+    let sum = g.reduce_sum(padded, &[1], true).unwrap();
+    let y = g.div(padded, sum).unwrap();
+    let graph = g.finish(&[("y", y)]).unwrap().variable_leading(&["ids"]).unwrap();
+    for threads in [1, 2] {
+        let options = CompileOptions::default().threads(Threads::count(threads).unwrap());
+        let mut executor = graph.compile_with(&BackendId::CPU, &options).unwrap().executor().unwrap();
+        let ids = [4, 1].map(|batch| Array::new(&[batch, 6], vec![3i64; batch * 6]).unwrap());
+        let mut y = Array::new(&[4, 6, 15], vec![0f32; 4 * 6 * 15]).unwrap();
+        let mut run = || ids.iter().for_each(|ids| executor.run(&[ids], &mut [&mut y]).unwrap());
+        (0..50).for_each(|_| run());
+        let before = (allocations(), bytes_live());
+        (0..1000).for_each(|_| run());
+        assert_eq!((allocations(), bytes_live()), before, "allocations of a graph on {threads} threads");
+    }
+}
+
 fn main() {
     let weights = Weights::from_tensor(Tensor::random_normal_f32(24, 40, 1.0, 1).unwrap());
     let layer = MatMul::builder(8, 40, 24)
@@ -159,6 +200,7 @@ fn main() {
     assert_eq!(total, 0);
 
     submissions();
+    graphs();
 
     // With a bias that is known, on executors of a pool and of the product's own.
     let known = layer.with_bias(&bias).unwrap().compile_with(&BackendId::CPU, &options).unwrap();

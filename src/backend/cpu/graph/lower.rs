@@ -18,6 +18,7 @@ use crate::operands::weights::Weights;
 use super::attention::AttentionStep;
 use super::elementwise;
 use super::groups::{Group, activation_of, is_one_matrix};
+use super::movement::Slice;
 use super::product::Product;
 use super::reduce;
 use super::step::{Kind, Step};
@@ -115,8 +116,10 @@ fn kind_of(graph: &Graph, node: &NodeInfo) -> Answer<Kind> {
         Operator::Transpose { .. }
         | Operator::Concat { .. }
         | Operator::Split { .. }
-        | Operator::Slice { .. }
         | Operator::Expand { .. } => Kind::Move(node.operator.clone()),
+        Operator::Slice { .. } => Kind::Slice(
+            Slice::of(&node.operator, &x.shape).map_err(|problem| Refusal::new(RefusalReason::Other, problem))?,
+        ),
         Operator::Pad { .. } => Kind::Pad(node.operator.clone()),
         Operator::Trilu { upper, k } => Kind::Trilu { upper: *upper, k: *k },
         Operator::Gather { axis } => Kind::Gather { axis: axis_of(*axis)? },

@@ -71,7 +71,37 @@ pub(crate) fn count_of(operator: &Operator, inputs: usize, outputs: usize) -> us
     }
 }
 
-/// The movement `index` of an operator, with the numbers of its output and its input, for inputs and results of these
+/// Where a Slice begins along each axis of its input, and how far it goes on from index to index.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slice {
+    first: [usize; MAX_RANK],
+    step: [isize; MAX_RANK],
+}
+
+impl Slice {
+    /// Of an operator and its largest input: they are the same for a smaller leading dimension, which no Slice cuts.
+    pub(crate) fn of(operator: &Operator, source: &Shape) -> Result<Self, String> {
+        let mut slice = Self { first: [0; MAX_RANK], step: [1; MAX_RANK] };
+        for (axis, first, count, step) in operator.slices(source)? {
+            slice.first[axis] = first;
+            // A single element has no next one, however far the step.
+            slice.step[axis] = if count > 1 { isize::try_from(step).map_err(|_| "a step beyond memory")? } else { 1 };
+        }
+        Ok(slice)
+    }
+
+    pub(crate) fn movement(&self, result: &Shape, source: &Shape) -> Movement {
+        let packed = source.strides();
+        let (mut first, mut strides) = (0, packed);
+        for axis in 0..source.rank() {
+            first += self.first[axis] * packed[axis];
+            strides[axis] = packed[axis].wrapping_mul(self.step[axis].cast_unsigned());
+        }
+        Movement::new(result, (0, result.strides()), (first, strides))
+    }
+}
+
+/// The movement `index` of an operator other than Slice, with the numbers of its output and its input, for inputs and results of these
 /// shapes. `None` for one without elements.
 pub(crate) fn movement_of(
     operator: &Operator,
@@ -108,18 +138,6 @@ pub(crate) fn movement_of(
                 *permuted = strides[*axis];
             }
             Movement::new(&result, (0, result.strides()), (0, permuted))
-        }
-        Operator::Slice { .. } => {
-            let (mut first, mut strides) = (0, source.strides());
-            let packed = strides;
-            for (axis, start, _, step) in operator.slices(&source).ok()? {
-                first += start * packed[axis];
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "modulo 2^64")]
-                {
-                    strides[axis] = packed[axis].wrapping_mul(step as usize);
-                }
-            }
-            Movement::new(&result, (0, result.strides()), (first, strides))
         }
         // The result is filled before.
         Operator::Pad { pads } => {

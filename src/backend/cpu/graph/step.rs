@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use super::attention::AttentionStep;
 use super::elementwise::{self, Elements, Loops};
 use super::memory::Place;
-use super::movement;
+use super::movement::{self, Slice};
 use super::product::{Product, Scratches};
 use super::reduce::{self, Reduction};
 use crate::backend::cpu::microkernel::instances::VectorFunctions;
@@ -53,6 +53,7 @@ pub(crate) enum Kind {
     Fold(elementwise::Kernel),
     Clip(elementwise::Kernel),
     Move(Operator),
+    Slice(Slice),
     /// Of x and optionally what fills the margin.
     Pad(Operator),
     Trilu {
@@ -182,7 +183,7 @@ impl Step {
                 parts(threads, count.saturating_mul(10), pieces)
             }
             Kind::Unary(_) => parts(threads, count.saturating_mul(10), count),
-            Kind::Elementwise { .. } | Kind::Fold(_) | Kind::Clip(_) | Kind::Trilu { .. } => {
+            Kind::Elementwise { .. } | Kind::Fold(_) | Kind::Clip(_) | Kind::Slice(_) | Kind::Trilu { .. } => {
                 parts(threads, count, count)
             }
             Kind::Move(_) => {
@@ -294,6 +295,10 @@ impl Step {
                     frame.each(index, (*kernel, [0.0; 2]), y, inputs, part);
                 }
                 Kind::Move(operator) => self.move_elements(operator, part, frame),
+                Kind::Slice(slice) => {
+                    let movement = slice.movement(&result, &frame.shape(self.x()));
+                    movement.run(part, frame.bytes(y), frame.start_mut(y), frame.start(self.x()));
+                }
                 Kind::Pad(operator) => {
                     let bytes = frame.bytes(y);
                     let to = frame.start_mut(y);
