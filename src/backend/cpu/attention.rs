@@ -15,7 +15,7 @@ use super::macrokernel::{B, MacroTile, blocks, even, multiply, scratch_a_len};
 use super::microkernel::MicroKernels;
 use super::pack::{Matrix, Panels, Word, pack_b, packed_b_len};
 use super::plan::SETS_BYTES;
-use super::rows::{Pass, Scaled, Tail, fold_row};
+use super::rows::{Exponentials, Largest, Scaled, Source, Tail, fold_row};
 
 /// What is computed, of which sizes. Each of `kv_heads` heads of K and V serves equally many of `q_heads` heads of Q, one
 /// after the other.
@@ -81,11 +81,11 @@ const KEYS: usize = 512;
 /// Blocks of keys but the last are multiples of this.
 const KEYS_MULTIPLE: usize = 64;
 
-/// The most micro-panels of queries in a block.
-const QUERY_PANELS: usize = 4;
+/// The most queries in a block, or fewer in whole micro-panels.
+const QUERIES: usize = 64;
 
 /// Up to so many rows by the same K and V read them as they lie: to pack them would take longer.
-const FEW_ROWS: usize = 2;
+const FEW_ROWS: usize = 6;
 
 /// What begins on a cache line.
 const LINE: usize = 16;
@@ -141,7 +141,7 @@ impl Attention {
 
     /// The queries in a block, the same however the work is divided.
     fn query_block(&self) -> usize {
-        even(self.queries, QUERY_PANELS * self.kernels.mr(), 1)
+        even(self.queries, QUERIES / self.kernels.mr() * self.kernels.mr(), 1)
     }
 
     fn query_blocks(&self) -> usize {
@@ -419,6 +419,7 @@ impl Piece<'_> {
         }
     }
 
+    #[allow(clippy::cast_ptr_alignment, reason = "a mask is aligned for its elements")]
     fn mask(&self, head: usize, query: usize, key: usize) -> Mask {
         let AttentionOperands { mask, mask_strides: strides, .. } = *self.operands;
         let first: usize = [self.item, head, query, key]
@@ -511,7 +512,7 @@ pub(crate) unsafe fn weigh<V: Simd>(w: &Weights) {
 }
 
 #[inline(always)]
-unsafe fn weigh_row<V: Simd, T: Terms<V>>(w: &Weights, row: usize, terms: &T) {
+unsafe fn weigh_row<V: Simd, T: Source<V>>(w: &Weights, row: usize, terms: &T) {
     // SAFETY: by the contract of [`weigh`].
     unsafe {
         let scores = w.scores.add(row * w.stride);
@@ -520,13 +521,13 @@ unsafe fn weigh_row<V: Simd, T: Terms<V>>(w: &Weights, row: usize, terms: &T) {
             Some((by_first, before)) => (by_first + row).saturating_sub(before).min(w.cols),
             None => w.cols,
         };
-        let scale = V::splat(w.scale);
+        let x = &Scores { start: scores.cast_const(), scale: V::splat(w.scale), terms };
         let (old_max, old_sum) = if w.is_first { (f32::NEG_INFINITY, 0.0) } else { (*state, *state.add(1)) };
-        let largest = fold_row::<V, _>(&Largest { scores, scale, terms }, seen).largest();
+        let largest = fold_row::<V, _>(&Largest { x }, seen).largest();
         let max = old_max.max(largest);
         // Where nothing was seen yet, weights are e^-infinity instead of NaN.
         let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        let exponentials = Exponentials { scores, scale, terms, base: V::splat(base) };
+        let exponentials = Exponentials { x, base: V::splat(base), y: scores };
         let mut sum = fold_row::<V, _>(&exponentials, seen).sum();
         scores.add(seen).write_bytes(0, w.cols - seen);
         #[allow(clippy::float_cmp, reason = "the factor is 1 where they are the same")]
@@ -544,29 +545,42 @@ unsafe fn weigh_row<V: Simd, T: Terms<V>>(w: &Weights, row: usize, terms: &T) {
     }
 }
 
-/// What is added to a row of scores.
-trait Terms<V: Simd> {
-    /// # Safety
-    /// As [`Simd`], for the columns from this one on.
-    unsafe fn at(&self, col: usize, tail: Option<Tail<V>>) -> V;
+/// Scores times a factor, with a mask.
+struct Scores<'a, V, T> {
+    start: *const f32,
+    scale: V,
+    terms: &'a T,
 }
 
+impl<V: Simd, T: Source<V>> Source<V> for Scores<'_, V, T> {
+    #[inline(always)]
+    unsafe fn at(&self, col: usize, tail: Option<Tail<V>>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let score = V::load_part(self.start.add(col), tail.map(|tail| tail.mask));
+            score.mul_add(self.scale, self.terms.at(col, tail))
+        }
+    }
+}
+
+/// The same term for each key.
 struct Constant<V> {
     term: V,
 }
 
-impl<V: Simd> Terms<V> for Constant<V> {
+impl<V: Simd> Source<V> for Constant<V> {
     #[inline(always)]
     unsafe fn at(&self, _: usize, _: Option<Tail<V>>) -> V {
         self.term
     }
 }
 
+/// Terms from memory.
 struct Added {
     start: *const f32,
 }
 
-impl<V: Simd> Terms<V> for Added {
+impl<V: Simd> Source<V> for Added {
     #[inline(always)]
     unsafe fn at(&self, col: usize, tail: Option<Tail<V>>) -> V {
         // SAFETY: by the trait's contract.
@@ -574,11 +588,12 @@ impl<V: Simd> Terms<V> for Added {
     }
 }
 
+/// 0 where a byte is not 0, else minus infinity.
 struct Seen {
     start: *const u8,
 }
 
-impl<V: Simd> Terms<V> for Seen {
+impl<V: Simd> Source<V> for Seen {
     #[inline(always)]
     unsafe fn at(&self, col: usize, tail: Option<Tail<V>>) -> V {
         // SAFETY: by the trait's contract.
@@ -593,63 +608,6 @@ impl<V: Simd> Terms<V> for Seen {
             };
             V::splat(0.0).select_less(seen, V::splat(0.0), V::splat(f32::NEG_INFINITY))
         }
-    }
-}
-
-/// The largest score, where none is NaN.
-struct Largest<'a, V, T> {
-    scores: *const f32,
-    scale: V,
-    terms: &'a T,
-}
-
-impl<V: Simd, T: Terms<V>> Pass<V> for Largest<'_, V, T> {
-    const START: f32 = f32::NEG_INFINITY;
-
-    #[inline(always)]
-    unsafe fn vector(&self, col: usize, tail: Option<Tail<V>>) -> V {
-        // SAFETY: by the trait's contract.
-        unsafe {
-            let score = V::load_part(self.scores.add(col), tail.map(|tail| tail.mask));
-            let score = score.mul_add(self.scale, self.terms.at(col, tail));
-            Tail::fill(tail, score, f32::NEG_INFINITY)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn fold(so_far: V, x: V) -> V {
-        // SAFETY: by the trait's contract.
-        unsafe { so_far.max(x) }
-    }
-}
-
-/// Weights in place of scores, and their sum, which is NaN where a score is.
-struct Exponentials<'a, V, T> {
-    scores: *mut f32,
-    scale: V,
-    terms: &'a T,
-    base: V,
-}
-
-impl<V: Simd, T: Terms<V>> Pass<V> for Exponentials<'_, V, T> {
-    const START: f32 = 0.0;
-
-    #[inline(always)]
-    unsafe fn vector(&self, col: usize, tail: Option<Tail<V>>) -> V {
-        // SAFETY: by the trait's contract.
-        unsafe {
-            let (mask, scores) = (tail.map(|tail| tail.mask), self.scores.add(col));
-            let score = V::load_part(scores, mask).mul_add(self.scale, self.terms.at(col, tail));
-            let weight = exp_of_negative(score.sub(self.base));
-            weight.store_part(scores, mask);
-            Tail::fill(tail, weight, 0.0)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn fold(so_far: V, x: V) -> V {
-        // SAFETY: by the trait's contract.
-        unsafe { so_far.add(x) }
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`microkernel`]: the micro-kernels, and the list of all that are compiled; [`isa`]: instruction sets and
 //!   their vectors.
 //! - [`graph`]: whole graphs.
+//! - [`rows`]: normalisations, softmax and functions of single numbers, and [`attention`]: in blocks, for graphs.
 //! - [`pack`]: operands in the order of the micro-kernels; [`epilogue`]: what follows the sums; [`threads`].
 
 #![allow(

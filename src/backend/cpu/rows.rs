@@ -119,6 +119,15 @@ fn as_f32(count: usize) -> f32 {
     count as f32
 }
 
+/// Where the numbers of a row come from.
+pub(super) trait Source<V: Simd> {
+    /// The vector from a column on; lanes that are not there hold any numbers.
+    ///
+    /// # Safety
+    /// As [`Simd`], for the columns.
+    unsafe fn at(&self, col: usize, tail: Option<Tail<V>>) -> V;
+}
+
 /// What is done with each vector of a row, and what comes of all.
 pub(super) trait Pass<V: Simd> {
     /// What each lane starts from.
@@ -236,9 +245,17 @@ macro_rules! results {
     };
 }
 
-/// The sum of x.
+/// x as it is; as a pass, its sum.
 struct Plain {
     x: *const f32,
+}
+
+impl<V: Simd> Source<V> for Plain {
+    #[inline(always)]
+    unsafe fn at(&self, col: usize, tail: Option<Tail<V>>) -> V {
+        // SAFETY: by the trait's contract.
+        unsafe { V::load_part(self.x.add(col), tail.map(|tail| tail.mask)) }
+    }
 }
 
 impl<V: Simd> Pass<V> for Plain {
@@ -246,8 +263,8 @@ impl<V: Simd> Pass<V> for Plain {
 
     #[inline(always)]
     unsafe fn vector(&self, col: usize, tail: Option<Tail<V>>) -> V {
-        // SAFETY: by the trait's contract.
-        unsafe { V::load_part(self.x.add(col), tail.map(|tail| tail.mask)) }
+        // SAFETY: by the trait's contract; lanes that are not there are 0.
+        unsafe { self.at(col, tail) }
     }
 }
 
@@ -374,27 +391,25 @@ pub(crate) unsafe fn softmax<V: Simd>(s: &Softmax) {
 unsafe fn softmax_row<V: Simd>(x: *const f32, y: *mut f32, len: usize) {
     // SAFETY: by the function's own contract.
     unsafe {
-        let max = V::splat(fold_row::<V, _>(&Largest { x }, len).largest());
-        let sum = fold_row(&Exponentials { x, max, y }, len).sum();
+        let x = &Plain { x };
+        let base = V::splat(fold_row::<V, _>(&Largest { x }, len).largest());
+        let sum = fold_row(&Exponentials { x, base, y }, len).sum();
         fold_row::<V, _>(&Scaled { y, factor: V::splat(1.0 / sum) }, len);
     }
 }
 
 /// The largest x, where none is NaN.
-struct Largest {
-    x: *const f32,
+pub(super) struct Largest<'a, S> {
+    pub x: &'a S,
 }
 
-impl<V: Simd> Pass<V> for Largest {
+impl<V: Simd, S: Source<V>> Pass<V> for Largest<'_, S> {
     const START: f32 = f32::NEG_INFINITY;
 
     #[inline(always)]
     unsafe fn vector(&self, col: usize, tail: Option<Tail<V>>) -> V {
         // SAFETY: by the trait's contract.
-        unsafe {
-            let x = V::load_part(self.x.add(col), tail.map(|tail| tail.mask));
-            Tail::fill(tail, x, f32::NEG_INFINITY)
-        }
+        unsafe { Tail::fill(tail, self.x.at(col, tail), f32::NEG_INFINITY) }
     }
 
     #[inline(always)]
@@ -404,23 +419,22 @@ impl<V: Simd> Pass<V> for Largest {
     }
 }
 
-/// y = e^(x - max), and its sum, which is NaN where an x is.
-struct Exponentials<V> {
-    x: *const f32,
-    max: V,
-    y: *mut f32,
+/// y = e^(x - base), and its sum, which is NaN where an x is. The base is no less than x.
+pub(super) struct Exponentials<'a, V, S> {
+    pub x: &'a S,
+    pub base: V,
+    pub y: *mut f32,
 }
 
-impl<V: Simd> Pass<V> for Exponentials<V> {
+impl<V: Simd, S: Source<V>> Pass<V> for Exponentials<'_, V, S> {
     sums!();
 
     #[inline(always)]
     unsafe fn vector(&self, col: usize, tail: Option<Tail<V>>) -> V {
         // SAFETY: by the trait's contract.
         unsafe {
-            let mask = tail.map(|tail| tail.mask);
-            let e = exp_of_negative(V::load_part(self.x.add(col), mask).sub(self.max));
-            e.store_part(self.y.add(col), mask);
+            let e = exp_of_negative(self.x.at(col, tail).sub(self.base));
+            e.store_part(self.y.add(col), tail.map(|tail| tail.mask));
             Tail::fill(tail, e, 0.0)
         }
     }

@@ -244,7 +244,9 @@ fn heads_of_a_batch_share_keys_as_in_the_interpreter() {
 /// Queries before, at and beyond the last key; blocks of keys that some, all or no queries of a block see.
 #[test]
 fn causal_attention_is_that_of_the_interpreter() {
-    for (queries, keys) in [(1, 5), (2, 1), (7, 7), (70, 70), (200, 200), (130, 40), (40, 130), (3, 600)] {
+    for (queries, keys) in
+        [(1, 5), (2, 1), (7, 7), (70, 70), (200, 200), (80, 60), (80, 30), (130, 40), (40, 130), (3, 600)]
+    {
         let case = Case { queries, keys, size: 8, value_size: 20, is_causal: true, ..PLAIN };
         check(case, MaskKind::None, [1; 4]);
         check(case, MaskKind::Added, [1, 1, queries, keys]);
@@ -263,7 +265,7 @@ fn masks_are_broadcast_as_in_the_interpreter() {
         }
     }
     check(Case { is_causal: true, is_flat: true, ..case }, MaskKind::Seen, [2, 1, 1, 75]);
-    // A single query reads K and V as they lie.
+    // Few queries read K and V as they lie.
     let case = Case { queries: 1, keys: 133, is_flat: true, ..PLAIN };
     check(case, MaskKind::Seen, [1, 1, 1, 133]);
     check(case, MaskKind::Added, [1, 1, 1, 133]);
@@ -275,10 +277,10 @@ fn masks_are_broadcast_as_in_the_interpreter() {
 
 #[test]
 fn a_query_that_sees_no_key_has_no_number() {
-    let case = Case { queries: 5, keys: 150, ..PLAIN };
-    let seen: Vec<bool> = (0..5 * 150).map(|at| at / 150 != 2).collect();
+    let case = Case { queries: 9, keys: 150, ..PLAIN };
+    let seen: Vec<bool> = (0..9 * 150).map(|at| at / 150 != 2).collect();
     let added = seen.iter().map(|seen| if *seen { 0.5 } else { f32::NEG_INFINITY }).collect();
-    for mask in [MaskData::Seen([1, 1, 5, 150], seen), MaskData::Added([1, 1, 5, 150], added)] {
+    for mask in [MaskData::Seen([1, 1, 9, 150], seen), MaskData::Added([1, 1, 9, 150], added)] {
         let y = case.run(&cpu(best(), TINY), &case.vectors(), &mask, 1);
         assert!(y.iter().enumerate().all(|(at, y)| y.is_nan() == (at / 32 == 2)));
         case.check(&case.vectors(), &mask);
@@ -288,11 +290,11 @@ fn a_query_that_sees_no_key_has_no_number() {
 /// In the first block of keys, a later one, and the last.
 #[test]
 fn scores_that_are_not_finite_are_those_of_the_interpreter() {
-    let case = Case { queries: 5, keys: 150, size: 4, ..PLAIN };
+    let case = Case { queries: 9, keys: 150, size: 4, ..PLAIN };
     for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for key in [0, 100, 149] {
-            let mask = (0..5 * 150).map(|at| if at == 2 * 150 + key { special } else { 0.25 }).collect();
-            case.check(&case.vectors(), &MaskData::Added([1, 1, 5, 150], mask));
+            let mask = (0..9 * 150).map(|at| if at == 2 * 150 + key { special } else { 0.25 }).collect();
+            case.check(&case.vectors(), &MaskData::Added([1, 1, 9, 150], mask));
             let mut vectors = case.vectors();
             vectors.v[key * 32 + 3] = special;
             case.check(&vectors, &MaskData::None);
@@ -306,9 +308,13 @@ fn scores_of_any_size_and_scale_are_those_of_the_interpreter() {
         let case = Case { queries: 9, keys: 140, size: 3, scale: Some(scale), ..PLAIN };
         check(case, MaskKind::None, [1; 4]);
     }
+    // Far below 0: the largest one counts, and not what is beyond a row's end.
+    let case = Case { queries: 8, keys: 77, ..PLAIN };
+    case.check(&case.vectors(), &MaskData::Added([1; 4], vec![-500.0]));
+    case.check(&case.vectors(), &MaskData::Added([1, 1, 1, 77], vec![-500.0; 77]));
     // Scores that grow or fall from block to block, by more than the weights' range.
     for step in [2.0, -2.0, 1e30] {
-        let case = Case { queries: 3, keys: 200, size: 0, scale: Some(1.0), ..PLAIN };
+        let case = Case { queries: 8, keys: 200, size: 0, scale: Some(1.0), ..PLAIN };
         let mask = (0..200u8).map(|key| step * f32::from(key)).collect();
         case.check(&case.vectors(), &MaskData::Added([1, 1, 1, 200], mask));
     }

@@ -219,6 +219,9 @@ fn softmax_is_that_of_the_interpreter_along_any_axis() {
         let x: Vec<f32> = normal(2 * 5 * len, len).iter().map(|x| 4.0 * x - 30.0).collect();
         check_softmax([2, 5, len], &x);
         check_softmax([2, len, 5], &x);
+        // Columns whose exponentials have no range in common.
+        let apart = |(at, x): (usize, &f32)| x + 200.0 * f32::from(u8::try_from(at % len).unwrap_or(u8::MAX));
+        check_softmax([2, 5, len], &x.iter().enumerate().map(apart).collect::<Vec<_>>());
     }
     for sizes in [[0, 3, 1], [3, 0, 1], [2, 0, 3], [2, 3, 0], [0, 3, 4]] {
         check_softmax(sizes, &[]);
