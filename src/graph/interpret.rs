@@ -16,8 +16,9 @@ use crate::graph::array::Array;
 use crate::graph::description::{Graph, NodeInfo, Source};
 #[cfg(doc)]
 use crate::graph::operator::Operator;
-use real::Real;
-use values::Values;
+pub(crate) use operators::{broadcast, scale_index};
+pub(crate) use real::Real;
+pub(crate) use values::{Data, Values, range};
 
 impl Graph {
     /// The outputs in f64: what they are but for the errors of that type.
@@ -80,6 +81,26 @@ impl Graph {
         self.outputs_of(&interpret::<f32>(self, inputs)?, |element| element)
     }
 
+    /// Whether a run has an array of the right type for each input.
+    pub(crate) fn check_inputs(&self, inputs: &[&Array]) -> Result<()> {
+        if inputs.len() != self.inputs.len() {
+            let names: Vec<_> = self.inputs().map(|(name, _)| name).collect();
+            return Err(Error::graph(format!(
+                "expected {} inputs ({}), got {}",
+                names.len(),
+                names.join(", "),
+                inputs.len()
+            )));
+        }
+        for (array, (name, tensor_type)) in inputs.iter().zip(self.inputs()) {
+            if array.tensor_type() != tensor_type {
+                let got = array.tensor_type();
+                return Err(Error::graph(format!("input `{name}`: expected {tensor_type}, got {got}")));
+            }
+        }
+        Ok(())
+    }
+
     fn outputs_of<R: Real>(
         &self,
         values: &[Values<R>],
@@ -95,15 +116,7 @@ impl Graph {
 
 /// All values of a run, in the order of the graph's.
 pub(crate) fn interpret<R: Real>(graph: &Graph, inputs: &[&Array]) -> Result<Vec<Values<R>>> {
-    if inputs.len() != graph.inputs.len() {
-        let names: Vec<_> = graph.inputs().map(|(name, _)| name).collect();
-        return Err(Error::graph(format!(
-            "expected {} inputs ({}), got {}",
-            names.len(),
-            names.join(", "),
-            inputs.len()
-        )));
-    }
+    graph.check_inputs(inputs)?;
     let mut values: Vec<Option<Values<R>>> = alloc::with_capacity(graph.values.len(), "values of a graph")?;
     for value in &graph.values {
         values.push(match &value.source {
@@ -113,15 +126,6 @@ pub(crate) fn interpret<R: Real>(graph: &Graph, inputs: &[&Array]) -> Result<Vec
         });
     }
     for (array, index) in inputs.iter().zip(&graph.inputs) {
-        let input = &graph.values[*index];
-        if array.tensor_type() != input.tensor_type {
-            return Err(Error::graph(format!(
-                "input `{}`: expected {}, got {}",
-                input.name,
-                input.tensor_type,
-                array.tensor_type()
-            )));
-        }
         values[*index] = Some(Values::of_array(array)?);
     }
     for node in &graph.nodes {

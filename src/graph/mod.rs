@@ -8,6 +8,8 @@
 //!
 //! [`Graph::compile`] makes a [`CompiledGraph`] for a backend, and [`CompiledGraph::executor`] what runs it.
 
+#[cfg_attr(not(test), allow(dead_code, reason = "engines of graphs are held to it"))]
+mod accuracy;
 mod array;
 mod builder;
 pub(crate) mod compiled;

@@ -268,7 +268,7 @@ fn broadcast_strides(from: &Shape, to: &Shape) -> Index {
 }
 
 /// For each element of the dimensions that an array is broadcast to, the offset of its own element.
-fn broadcast(from: &Shape, to: &Shape) -> impl Iterator<Item = usize> {
+pub(crate) fn broadcast(from: &Shape, to: &Shape) -> impl Iterator<Item = usize> {
     let strides = broadcast_strides(from, to);
     indices(to.dims()).map(move |index| offset(&index, &strides))
 }
@@ -805,7 +805,7 @@ fn attention<R: Real>(inputs: &Inputs<'_, R>, attributes: &Attention, shape: &Sh
 }
 
 /// Which scale an element has: the only one, that of its index along an axis, or that of its block.
-fn scale_index(
+pub(crate) fn scale_index(
     x: &Shape,
     scale: &Shape,
     axis: i64,

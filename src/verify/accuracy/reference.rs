@@ -143,7 +143,7 @@ pub(crate) fn magnitude(term: f64) -> f64 {
 /// arithmetic", SIAM J. Matrix Anal. Appl. 34, 2013), and a 32nd more for the roundings after the sum,
 /// which gamma_k has room for.
 #[allow(clippy::cast_precision_loss, reason = "a bound, rounded by far less than it is wide")]
-fn gamma(k: usize, u: f64) -> f64 {
+pub(crate) fn gamma(k: usize, u: f64) -> f64 {
     let ku = k as f64 * u;
     let long = ku * (1.0 + 1.0 / 32.0);
     if ku < 1.0 { long.min(ku / (1.0 - ku)) } else { long }
