@@ -12,6 +12,8 @@
 mod accuracy;
 mod array;
 mod builder;
+#[cfg_attr(not(test), allow(dead_code, reason = "engines of graphs are held to it"))]
+pub(crate) mod check;
 pub(crate) mod compiled;
 pub(crate) mod description;
 pub(crate) mod infer;

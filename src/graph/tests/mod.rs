@@ -1,6 +1,9 @@
 //! Descriptions: what is taken, and what is refused with which words.
 
+pub(crate) mod cases;
+mod checks;
 pub(crate) mod fixtures;
+pub(crate) mod random;
 
 use super::operator::{Attention, Groups, Operator, PoolKernel, Reduce, Window};
 use super::{Array, Graph, GraphBuilder, Shape, TensorType};
