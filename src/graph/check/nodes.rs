@@ -3,6 +3,7 @@
 use crate::alloc;
 use crate::description::element::ElementType;
 use crate::error::{Error, Result};
+use crate::graph::Operator;
 use crate::graph::accuracy::{self, Estimate};
 use crate::graph::array::Array;
 use crate::graph::description::{Graph, Source};
@@ -114,7 +115,8 @@ pub(crate) fn check_nodes(graph: &Graph, inputs: &[&Array], values: &[Option<Arr
                 return Err(Error::Graph { node: node.name.clone(), problem });
             }
             let got = Estimate::known(Values::of_array(got)?)?;
-            let (worst, element) = compare(&result, &got, &mut report);
+            let is_open = matches!(node.operator, Operator::Attention(_));
+            let (worst, element) = compare(&result, &got, is_open, &mut report);
             report.worst[number] = Some(report.worst[number].unwrap_or(0f64).max(worst));
             if worst > 1.0 && report.wrong.is_none() {
                 report.wrong = Some(WrongElement {
@@ -138,13 +140,17 @@ pub(crate) fn check_nodes(graph: &Graph, inputs: &[&Array], values: &[Option<Arr
     Ok(report)
 }
 
-/// The largest ratio of an error to its bound, and the element that has it.
-fn compare(result: &Estimate, got: &Estimate, report: &mut NodesReport) -> (f64, usize) {
+/// The largest ratio of an error to its bound, and the element that has it. Where `is_open`, an element without a bound
+/// may be anything: of a V that is not finite, for a key that is not seen, attention may take 0 times it or nothing.
+fn compare(result: &Estimate, got: &Estimate, is_open: bool, report: &mut NodesReport) -> (f64, usize) {
     let element = result.values.tensor_type.element;
     let mut worst = (0.0, 0);
     let count = result.shape().count();
     for index in 0..count {
-        let ratio = ratio_of(element, result.number(index), got.number(index), result.error(index));
+        let ratio = match result.error(index) {
+            f64::INFINITY if is_open => 0.0,
+            bound => ratio_of(element, result.number(index), got.number(index), bound),
+        };
         if ratio > worst.0 {
             worst = (ratio, index);
         }

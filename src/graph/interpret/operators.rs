@@ -437,14 +437,20 @@ fn sigmoid<R: Real>(x: R) -> R {
     R::ONE / (R::ONE + (-x).exp())
 }
 
-/// By erfc, since 1 + erf cancels below 0.
+/// By erfc, since 1 + erf cancels below 0; 0 is the limit below.
 fn gelu<R: Real>(x: R) -> R {
+    if x == R::MINUS_INFINITY {
+        return R::ZERO;
+    }
     let half = R::from_f64(0.5);
     half * x * (-x * R::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erfc()
 }
 
-/// By the logistic function, which is (1 + tanh(t)) / 2 of 2 t, since the sum cancels below 0.
+/// By the logistic function, which is (1 + tanh(t)) / 2 of 2 t, since the sum cancels below 0; 0 is the limit below.
 fn gelu_tanh<R: Real>(x: R) -> R {
+    if x == R::MINUS_INFINITY {
+        return R::ZERO;
+    }
     let factor = R::from_f64((8.0 / std::f64::consts::PI).sqrt());
     x * sigmoid(factor * (x + R::from_f64(0.044_715) * x * x * x))
 }

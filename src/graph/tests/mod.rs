@@ -1,7 +1,7 @@
 //! Descriptions: what is taken, and what is refused with which words.
 
 pub(crate) mod cases;
-mod checks;
+pub(crate) mod checks;
 pub(crate) mod fixtures;
 pub(crate) mod random;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::description::element::ElementType::{self, Bool, F32, F64, I8, I32, I64, U8};
 use crate::description::quantization::QuantB;
-use crate::graph::description::{Graph, NodeInfo, Source};
+use crate::graph::description::{Graph, GraphId, NodeInfo, Source};
 use crate::graph::interpret::{Data, Values, compute};
 use crate::graph::operator::{Attention, Groups, Operator, PoolKernel, Reduce, Window};
 use crate::graph::{Array, GraphBuilder, Value};
@@ -724,7 +724,15 @@ pub(crate) fn part_of(
     nodes.reverse();
     let computed: Vec<_> = nodes.iter().flat_map(|node| node.outputs.clone()).collect();
     let mut places = vec![None; graph.values.len()];
-    let mut part = Graph { values: vec![], nodes: vec![], inputs: vec![], outputs: vec![], leading: None };
+    let mut part = Graph {
+        id: GraphId::new(),
+        named: None,
+        values: vec![],
+        nodes: vec![],
+        inputs: vec![],
+        outputs: vec![],
+        leading: None,
+    };
     let mut arrays = Vec::new();
     for (index, value) in graph.values.iter().enumerate().filter(|(index, _)| needed[*index]) {
         let mut value = value.clone();

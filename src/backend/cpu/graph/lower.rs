@@ -118,7 +118,8 @@ fn kind_of(graph: &Graph, node: &NodeInfo) -> Answer<Kind> {
         | Operator::Split { .. }
         | Operator::Expand { .. } => Kind::Move(node.operator.clone()),
         Operator::Slice { .. } => Kind::Slice(
-            Slice::of(&node.operator, &x.shape).map_err(|problem| Refusal::new(RefusalReason::Other, problem))?,
+            Slice::of(&node.operator, &x.shape)
+                .map_err(|problem| Refusal::new(RefusalReason::Other, problem))?,
         ),
         Operator::Pad { .. } => Kind::Pad(node.operator.clone()),
         Operator::Trilu { upper, k } => Kind::Trilu { upper: *upper, k: *k },

@@ -85,7 +85,8 @@ impl Slice {
         for (axis, first, count, step) in operator.slices(source)? {
             slice.first[axis] = first;
             // A single element has no next one, however far the step.
-            slice.step[axis] = if count > 1 { isize::try_from(step).map_err(|_| "a step beyond memory")? } else { 1 };
+            slice.step[axis] =
+                if count > 1 { isize::try_from(step).map_err(|_| "a step beyond memory")? } else { 1 };
         }
         Ok(slice)
     }

@@ -183,9 +183,11 @@ impl Step {
                 parts(threads, count.saturating_mul(10), pieces)
             }
             Kind::Unary(_) => parts(threads, count.saturating_mul(10), count),
-            Kind::Elementwise { .. } | Kind::Fold(_) | Kind::Clip(_) | Kind::Slice(_) | Kind::Trilu { .. } => {
-                parts(threads, count, count)
-            }
+            Kind::Elementwise { .. }
+            | Kind::Fold(_)
+            | Kind::Clip(_)
+            | Kind::Slice(_)
+            | Kind::Trilu { .. } => parts(threads, count, count),
             Kind::Move(_) => {
                 let of = |value: &usize| types[*value].shape.count();
                 let count: usize = self.outputs.iter().map(of).sum();

@@ -1,13 +1,18 @@
 //! Graphs on the engine, beside the float64 interpreter.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use crate::backend::BackendId;
+use crate::backend::{BackendId, Backends};
 use crate::description::element::ElementType::I64;
 use crate::description::options::{CompileOptions, ThreadPool, Threads};
 use crate::error::Result;
+use crate::graph::check::{check_nodes, check_whole};
+use crate::graph::tests::cases::cases;
+use crate::graph::tests::checks::plain_values;
 use crate::graph::tests::fixtures::Encoder;
+use crate::graph::tests::random::{part_of, random_graph, shrink};
 use crate::graph::{Array, Graph, GraphBuilder};
 use crate::operands::tensor::Tensor;
 use crate::operands::weights::Weights;
@@ -173,4 +178,90 @@ fn an_encoder_is_that_of_the_interpreter() {
             assert_close(&executor.run_to_arrays(&[&ids, &mask]).unwrap(), &expected);
         }
     }
+}
+
+/// What the engine computes of each value, where it is one of memory, and of the outputs.
+fn values_of(graph: &Graph, inputs: &[Array], threads: usize) -> (Vec<Option<Array>>, Vec<Array>) {
+    let backends = Backends::new();
+    let cpu = backends.get(&BackendId::CPU).unwrap();
+    let program = cpu.compile_graph(graph, &options(threads), true).unwrap();
+    let mut run = program.open().unwrap();
+    let mut outputs: Vec<_> = graph.outputs().map(|(_, of)| Array::zeros(of)).collect::<Result<_>>().unwrap();
+    let inputs: Vec<_> = inputs.iter().collect();
+    run.run(0, &inputs, &mut outputs.iter_mut().collect::<Vec<_>>(), None).unwrap();
+    let mut values: Vec<_> = (0..graph.values.len()).map(|value| run.value(value).unwrap()).collect();
+    for ((_, value), array) in graph.outputs.iter().zip(&outputs) {
+        values[*value] = Some(array.clone());
+    }
+    (values, outputs)
+}
+
+/// The part of a graph that the engine computes: what it refuses is given.
+fn taken(graph: &Graph, inputs: &[Array]) -> (Graph, Vec<Array>) {
+    let refused = Backends::new().refused_nodes(&BackendId::CPU, graph, &options(1)).unwrap();
+    let mut values = plain_values(graph, inputs);
+    let is_refused = |name: &str| refused.iter().any(|refused| refused.node == name);
+    let mut cut = HashMap::new();
+    for node in graph.nodes.iter().filter(|node| is_refused(&node.name)) {
+        for value in &node.outputs {
+            cut.extend(values[*value].take().map(|array| (*value, array)));
+        }
+    }
+    let outputs: Vec<_> =
+        graph.outputs.iter().map(|(_, value)| *value).filter(|value| !cut.contains_key(value)).collect();
+    part_of(graph, inputs, &outputs, &cut)
+}
+
+/// What is wrong with the engine's values of a graph, node by node.
+fn wrong_node(graph: &Graph, inputs: &[Array], values: &[Option<Array>]) -> Option<String> {
+    let inputs: Vec<_> = inputs.iter().collect();
+    check_nodes(graph, &inputs, values).unwrap().wrong.map(|wrong| format!("{wrong:?}"))
+}
+
+/// What is wrong node by node, or with the whole.
+fn faults(graph: &Graph, inputs: &[Array], threads: usize) -> Option<String> {
+    let (values, outputs) = values_of(graph, inputs, threads);
+    wrong_node(graph, inputs, &values).or_else(|| {
+        let (inputs, outputs): (Vec<_>, Vec<_>) = (inputs.iter().collect(), outputs.iter().collect());
+        let whole = check_whole(graph, &inputs, &outputs).unwrap();
+        // What is undetermined is that of the graph.
+        let wrong = whole.outputs.iter().find(|output| !output.is_right());
+        wrong.map(|wrong| format!("{wrong:?}"))
+    })
+}
+
+#[test]
+fn every_operator_by_itself_is_within_its_bound() {
+    let refused = |graph: &Graph| {
+        !Backends::new().refused_nodes(&BackendId::CPU, graph, &options(1)).unwrap().is_empty()
+    };
+    let all = cases();
+    let count = all.len();
+    let taken: Vec<_> = all.into_iter().filter(|(_, graph, _)| !refused(graph)).collect();
+    println!("{} of {count} cases; the engine refuses the others", taken.len());
+    assert!(taken.len() >= 100);
+    for (name, graph, inputs) in &taken {
+        for threads in [1, 3] {
+            let (values, _) = values_of(graph, inputs, threads);
+            assert_eq!(wrong_node(graph, inputs, &values), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn random_graphs_are_within_the_bounds_of_their_nodes() {
+    let mut nodes = 0;
+    for seed in 0..40 {
+        let (graph, inputs) = random_graph(seed, 60, |_| true);
+        let (graph, inputs) = taken(&graph, &inputs);
+        nodes += graph.nodes.len();
+        let threads = 1 + seed as usize % 2;
+        if faults(&graph, &inputs, threads).is_some() {
+            let (graph, inputs) =
+                shrink(graph, inputs, |graph, inputs| faults(graph, inputs, threads).is_some());
+            panic!("seed {seed}: {}\n{graph}", faults(&graph, &inputs, threads).unwrap());
+        }
+    }
+    println!("{nodes} nodes");
+    assert!(nodes > 1000);
 }
