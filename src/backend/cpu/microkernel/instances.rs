@@ -190,14 +190,16 @@ macro_rules! float64 {
 /// A module with all of one instruction set, whose functions enable `$feature`.
 ///
 /// `rows`: up to MR for one micro-panel of B, `packing` those of more than half of MR; `two`, `four`: for so many
-/// micro-panels. `half`: [`MicroKernels::half`]. `upcast`: the same for a B of 16-bit elements. `weight_only`: rows x chains.
+/// micro-panels. `half`: [`MicroKernels::half`]. `upcast`: the same for a B of 16-bit elements. `weight_only`: rows x chains, of
+/// 4-bit integers and of 8-bit ones, which have half as many in a word.
 macro_rules! instruction_set {
     (
         $(#[$cfg:meta])* $module:ident, f64: $f64:ident, $vector:ty, $name:literal, $(features: $feature:literal,)?
         panel_vectors: $panel:literal, half: $half:expr,
         rows: [$($one:literal)*], packing: [$($packing:literal)*], two: [$($two:literal)*], four: [$($four:literal)*],
         upcast: [$($upcast_one:literal)*], [$($upcast_two:literal)*], [$($upcast_four:literal)*],
-        weight_only: [$($wo_rows:literal x $wo_chains:literal)*]
+        weight_only: [$($w4_rows:literal x $w4_chains:literal)*],
+        [$($w8_rows:literal x $w8_chains:literal)*]
     ) => {
         $(#[$cfg])*
         mod $module {
@@ -281,8 +283,8 @@ macro_rules! instruction_set {
                 epilogue,
                 weight_only: weight_only::Kernels {
                     panels: [
-                        [&[$(weight_only::<4, $wo_rows, $wo_chains, false>),*], &[$(weight_only::<4, $wo_rows, $wo_chains, true>),*]],
-                        [&[$(weight_only::<8, $wo_rows, $wo_chains, false>),*], &[$(weight_only::<8, $wo_rows, $wo_chains, true>),*]],
+                        [&[$(weight_only::<4, $w4_rows, $w4_chains, false>),*], &[$(weight_only::<4, $w4_rows, $w4_chains, true>),*]],
+                        [&[$(weight_only::<8, $w8_rows, $w8_chains, false>),*], &[$(weight_only::<8, $w8_rows, $w8_chains, true>),*]],
                     ],
                     halves_apart: V::HALVES_APART,
                 },
@@ -325,7 +327,7 @@ instruction_set! {
     panel_vectors: 2, half: HALF_OF_AVX512,
     rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], packing: [8 9 10 11 12 13 14], two: [1 2 3 4 5 6], four: [1 2 3],
     upcast: [1 2 3 4], [1 2 3 4], [1 2 3],
-    weight_only: [1 x 8 2 x 4 4 x 2 8 x 1]
+    weight_only: [1 x 8 2 x 4 4 x 2 8 x 1], [1 x 8 2 x 4 4 x 2 8 x 1]
 }
 
 // 16 registers: 6 x 2 sums, 2 of B, 1 of A.
@@ -335,7 +337,7 @@ instruction_set! {
     panel_vectors: 2, half: &[],
     rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1],
     upcast: [1 2 3 4], [1 2 3], [1],
-    weight_only: [1 x 4 2 x 2 4 x 1]
+    weight_only: [1 x 4 2 x 4 4 x 2], [1 x 4 2 x 2 4 x 1]
 }
 
 // 32 registers: 6 x 4 sums, 4 of B, 1 of A.
@@ -345,7 +347,7 @@ instruction_set! {
     panel_vectors: 4, half: &[],
     rows: [1 2 3 4 5 6], packing: [4 5 6], two: [1 2 3], four: [1],
     upcast: [1 2 3 4], [1 2 3], [1],
-    weight_only: [1 x 4 2 x 2 4 x 1]
+    weight_only: [1 x 4 2 x 2 4 x 1], [1 x 4 2 x 2 4 x 1]
 }
 
 // 16 registers of 4 lanes at least on every 64-bit machine: 3 x 8 numbers of sums and 8 of B.
@@ -354,7 +356,7 @@ instruction_set! {
     panel_vectors: 1, half: &[],
     rows: [1 2 3 4], packing: [3 4], two: [1 2], four: [1],
     upcast: [1 2], [1 2], [1],
-    weight_only: [1 x 2 2 x 1]
+    weight_only: [1 x 2 2 x 1], [1 x 2 2 x 1]
 }
 
 /// AVX2's of f64, as of f32.
