@@ -26,7 +26,8 @@ pub(super) fn quotient_error((a, of_a): Number, (b, of_b): Number) -> f64 {
         return 0.0;
     }
     // Also where one of these is NaN.
-    if !(b.abs() > of_b) {
+    let is_apart = b.abs() > of_b;
+    if !is_apart {
         return f64::INFINITY;
     }
     (of_a + part(a / b, of_b)) / (b.abs() - of_b)
@@ -137,7 +138,8 @@ pub(super) fn arithmetic(operator: &Operator, a: Number, b: Number, y: f64) -> O
 /// Whether a comparison may come out differently, or any truth of numbers that lie so close.
 pub(super) fn is_open((a, of_a): Number, (b, of_b): Number) -> bool {
     // Two infinities, or a NaN, are what they are.
-    of_a + of_b > 0.0 && !((a - b).abs() > of_a + of_b)
+    let is_apart = (a - b).abs() > of_a + of_b;
+    of_a + of_b > 0.0 && !is_apart
 }
 
 /// Whether a number with this error may be beyond the range of f32.
