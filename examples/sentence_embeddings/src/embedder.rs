@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ane_matmul::graph::Array;
-use ane_matmul::{CompileOptions, Tensor};
+use ane_matmul::graph::{Array, GraphExecutor};
+use ane_matmul::{BackendId, CompileOptions, Tensor};
 use serde::Deserialize;
 use tokenizers::{PostProcessor, Tokenizer};
 
 use crate::encoder::{Config, Encoder};
 use crate::error::{Error, read};
-use crate::program::Program;
 
 /// Encoders are compiled for multiples of this many tokens.
 const STEP: usize = 32;
@@ -48,7 +47,7 @@ pub struct Embedder {
     options: Options,
     max_length: usize,
     /// By the length they are compiled for.
-    programs: BTreeMap<usize, Program>,
+    executors: BTreeMap<usize, GraphExecutor>,
     compile_time: Duration,
     truncated: usize,
 }
@@ -81,7 +80,7 @@ impl Embedder {
             tokenizer,
             options,
             max_length,
-            programs: BTreeMap::new(),
+            executors: BTreeMap::new(),
             compile_time: Duration::ZERO,
             truncated: 0,
         })
@@ -102,7 +101,7 @@ impl Embedder {
     /// The lengths for which the encoder was compiled so far, and how long that took.
     #[must_use]
     pub fn compiled(&self) -> (Vec<usize>, Duration) {
-        (self.programs.keys().copied().collect(), self.compile_time)
+        (self.executors.keys().copied().collect(), self.compile_time)
     }
 
     /// A row for each sentence, of length 1: the dot product of two of them is the cosine of their angle.
@@ -167,22 +166,24 @@ impl Embedder {
             ids[..row.len()].copy_from_slice(row);
             mask[..row.len()].fill(1);
         }
-        let dims = [rows.len(), length];
+        let (dims, width) = ([rows.len(), length], self.encoder.config().hidden_size);
         let (ids, mask) = (Array::new(&dims, ids)?, Array::new(&dims, mask)?);
-        Ok(self.program(length)?.run(&[&ids, &mask])?)
+        let mut embeddings = Array::new(&[rows.len(), width], vec![0f32; rows.len() * width])?;
+        self.executor(length)?.run(&[&ids, &mask], &mut [&mut embeddings])?;
+        Ok(embeddings)
     }
 
     /// The encoder for a length, compiled when it is first needed.
-    fn program(&mut self, length: usize) -> Result<&mut Program, Error> {
+    fn executor(&mut self, length: usize) -> Result<&mut GraphExecutor, Error> {
         use std::collections::btree_map::Entry;
-        match self.programs.entry(length) {
+        match self.executors.entry(length) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let start = Instant::now();
                 let graph = self.encoder.graph(self.options.batch, length)?;
-                let program = Program::compile(graph, &self.options.compile)?;
+                let compiled = graph.compile_with(&BackendId::CPU, &self.options.compile)?;
                 self.compile_time += start.elapsed();
-                Ok(entry.insert(program))
+                Ok(entry.insert(compiled.executor()?))
             }
         }
     }

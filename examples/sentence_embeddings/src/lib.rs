@@ -6,9 +6,7 @@
 mod embedder;
 mod encoder;
 mod error;
-mod program;
 
 pub use embedder::{Embedder, Options};
 pub use encoder::{Config, Encoder};
 pub use error::Error;
-pub use program::Program;
