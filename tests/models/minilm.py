@@ -8,6 +8,7 @@ DIRECTORY holds config.json and model.safetensors. Without sizes the dimensions 
 
 import argparse
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -69,8 +70,48 @@ class Builder:
         return self.add("Mul", product, self.constant(0.5))
 
 
-def build(directory, batch="batch", sequence="sequence"):
-    """The model: from input_ids, attention_mask and token_type_ids to last_hidden_state and sentence_embedding."""
+def reference(directory, ids):
+    """The embeddings of sequences without padding, computed in float64."""
+    directory = Path(directory)
+    config = json.loads((directory / "config.json").read_text())
+    weights = {name: x.astype(np.float64) for name, x in read_safetensors(directory / "model.safetensors").items()}
+    heads = config["num_attention_heads"]
+    erf = np.vectorize(math.erf)
+
+    def dense(name, x):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name, x):
+        centred = x - x.mean(-1, keepdims=True)
+        normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config["layer_norm_eps"])
+        return normal * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    ids = np.asarray(ids)
+    batch, length = ids.shape
+    x = weights["embeddings.word_embeddings.weight"][ids]
+    x = x + weights["embeddings.token_type_embeddings.weight"][0]
+    x = norm("embeddings.LayerNorm", x + weights["embeddings.position_embeddings.weight"][:length])
+    for layer in range(config["num_hidden_layers"]):
+        name = f"encoder.layer.{layer}"
+        q, k, v = (
+            dense(f"{name}.attention.self.{part}", x).reshape(batch, length, heads, -1).swapaxes(1, 2)
+            for part in ("query", "key", "value")
+        )
+        scores = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1])
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        attended = scores / scores.sum(-1, keepdims=True) @ v
+        attended = attended.swapaxes(1, 2).reshape(batch, length, -1)
+        x = norm(f"{name}.attention.output.LayerNorm", dense(f"{name}.attention.output.dense", attended) + x)
+        inner = dense(f"{name}.intermediate.dense", x)
+        inner = inner * (1 + erf(inner / math.sqrt(2))) / 2
+        x = norm(f"{name}.output.LayerNorm", dense(f"{name}.output.dense", inner) + x)
+    mean = x.mean(1)
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+def build(directory, batch="batch", sequence="sequence", hidden=True):
+    """The model: from input_ids, attention_mask and token_type_ids to sentence_embedding, and last_hidden_state unless
+    `hidden` is false."""
     directory = Path(directory)
     config = json.loads((directory / "config.json").read_text())
     weights = read_safetensors(directory / "model.safetensors")
@@ -118,8 +159,9 @@ def build(directory, batch="batch", sequence="sequence"):
         x = norm(f"{name}.attention.output.LayerNorm", attended)
         inner = b.gelu(dense(f"{name}.intermediate.dense", x))
         x = norm(f"{name}.output.LayerNorm", b.add("Add", dense(f"{name}.output.dense", inner), x))
-    b.add("Identity", x)
-    b.nodes[-1].output[0] = "last_hidden_state"
+    if hidden:
+        b.add("Identity", x)
+        b.nodes[-1].output[0] = "last_hidden_state"
 
     # As sentence-transformers pools and normalises.
     seen = b.add("Unsqueeze", "attention_mask", b.constant([-1], np.int64))
@@ -137,10 +179,9 @@ def build(directory, batch="batch", sequence="sequence"):
         return helper.make_tensor_value_info(name, kind, dims)
 
     inputs = [value(name, TensorProto.INT64, batch, sequence) for name in ("input_ids", "attention_mask", "token_type_ids")]
-    outputs = [
-        value("last_hidden_state", TensorProto.FLOAT, batch, sequence, width),
-        value("sentence_embedding", TensorProto.FLOAT, batch, width),
-    ]
+    outputs = [value("sentence_embedding", TensorProto.FLOAT, batch, width)]
+    if hidden:
+        outputs.insert(0, value("last_hidden_state", TensorProto.FLOAT, batch, sequence, width))
     graph = helper.make_graph(b.nodes, "main_graph", inputs, outputs, b.initializers)
     # The IR of this opset's time, so that older runtimes read it.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=7)
