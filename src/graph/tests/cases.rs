@@ -88,7 +88,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Op::Clip,
     ];
     for function in &functions {
-        cases.push(all(function, &[special.clone()]));
+        cases.push(all(function, std::slice::from_ref(&special)));
         for dims in [&[][..], &[1], &[0], &[1, 0, 3], &[1, 1, 1, 1]] {
             cases.push(all(function, &[ramp(dims)]));
         }
@@ -126,7 +126,7 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.push(all(pair, &[a, b]));
     }
     for reduction in [Op::Min, Op::Max] {
-        cases.push(all(&reduction, &[special.clone()]));
+        cases.push(all(&reduction, std::slice::from_ref(&special)));
         cases.push(all(&reduction, &[special.clone(), column.clone(), Array::scalar(0.25f32)]));
     }
     let truths = array(&[2, 1], &[true, false]);
@@ -134,7 +134,7 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.push(all(&logical, &[truths.clone(), array(&[2], &[true, false])]));
         cases.push(all(&logical, &[array::<bool>(&[0], &[]), array(&[1], &[true])]));
     }
-    cases.push(all(&Op::Not, &[truths.clone()]));
+    cases.push(all(&Op::Not, std::slice::from_ref(&truths)));
     cases.push(all(&Op::Not, &[array::<bool>(&[0, 2], &[])]));
     // What is not chosen does not count.
     cases.push(all(&Op::Where, &[truths.clone(), special.clone(), Array::scalar(NAN)]));

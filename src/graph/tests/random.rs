@@ -1,5 +1,7 @@
 //! Random graphs, whose values stay bounded and whose divisors stay away from 0; and smaller ones that still fail.
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers")]
+
 use std::collections::HashMap;
 
 use crate::description::element::ElementType::{self, Bool, F32, F64, I8, I32, I64, U8};
@@ -193,7 +195,9 @@ impl Generator<'_> {
             }
         }
         self.pool.extend(items.iter().cloned());
-        items.iter_mut().for_each(|item| item.is_read = true);
+        for item in &mut items {
+            item.is_read = true;
+        }
         Some(items)
     }
 
@@ -713,7 +717,9 @@ pub(crate) fn part_of(
     cut: &HashMap<usize, Array>,
 ) -> (Graph, Vec<Array>) {
     let mut needed = vec![false; graph.values.len()];
-    outputs.iter().for_each(|index| needed[*index] = true);
+    for index in outputs {
+        needed[*index] = true;
+    }
     let mut nodes = Vec::new();
     for node in graph.nodes.iter().rev() {
         if node.outputs.iter().any(|index| needed[*index] && !cut.contains_key(index)) {
