@@ -237,10 +237,10 @@ pub(crate) fn compile_graph(
         }
     });
     let cpu = match cpu {
-        Ok(cpu) => cpu.compile_graph(graph, &for_cpu(options), false)?,
+        Ok(cpu) => cpu.compile_graph(graph, &for_cpu(options))?,
         Err(reason) => {
             asked_for.prepare()?;
-            let program = asked_for.compile_graph(graph, options, false)?;
+            let program = asked_for.compile_graph(graph, options)?;
             return Ok(Box::new(WaitedFor { compiled: program, reason }));
         }
     };
@@ -249,8 +249,8 @@ pub(crate) fn compile_graph(
     shared.compile_in_background(move || {
         let prepare_time = backend.prepare()?;
         let start = Instant::now();
-        let compiled = backend.compile_graph(&graph, &options, false)?;
-        drop(compiled.open()?);
+        let compiled = backend.compile_graph(&graph, &options)?;
+        drop(compiled.open(false)?);
         Ok(Ready { compiled, compile_time: start.elapsed(), prepare_time })
     });
     Ok(Box::new(InstantGraph(shared)))
@@ -259,16 +259,16 @@ pub(crate) fn compile_graph(
 struct InstantGraph(Arc<Shared<dyn GraphProgram>>);
 
 impl GraphProgram for InstantGraph {
-    fn open(&self) -> Result<Box<dyn GraphRun>> {
+    fn open(&self, keep_values: bool) -> Result<Box<dyn GraphRun>> {
         let cpu = self.0.cpu();
         match (self.0.ready(), cpu) {
-            (Some(ready), _) => ready.compiled.open(),
+            (Some(ready), _) => ready.compiled.open(keep_values),
             (None, Some(cpu)) => {
-                let run = cpu.open()?;
-                Ok(Box::new(InstantGraphRun { run, moved: false, shared: Arc::clone(&self.0) }))
+                let run = cpu.open(keep_values)?;
+                Ok(Box::new(InstantGraphRun { run, moved: false, keep_values, shared: Arc::clone(&self.0) }))
             }
             // Empty only after the move.
-            (None, None) => self.open(),
+            (None, None) => self.open(keep_values),
         }
     }
 
@@ -287,6 +287,7 @@ struct InstantGraphRun {
     // Before `shared`: a run context goes before what it came from.
     run: Box<dyn GraphRun>,
     moved: bool,
+    keep_values: bool,
     shared: Arc<Shared<dyn GraphProgram>>,
 }
 
@@ -299,7 +300,7 @@ impl GraphRun for InstantGraphRun {
         step_ns: Option<&mut [u64]>,
     ) -> Result<()> {
         if let Some(ready) = self.shared.ready().filter(|_| !self.moved) {
-            self.run = ready.compiled.open()?;
+            self.run = ready.compiled.open(self.keep_values)?;
             self.moved = true;
         }
         self.run.run(leading, inputs, outputs, step_ns)?;
@@ -307,6 +308,10 @@ impl GraphRun for InstantGraphRun {
             self.shared.runs_on_cpu.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    fn value(&self, value: usize) -> Result<Option<Array>> {
+        self.run.value(value)
     }
 }
 
@@ -398,8 +403,8 @@ struct WaitedFor<P: ?Sized> {
 }
 
 impl GraphProgram for WaitedFor<dyn GraphProgram> {
-    fn open(&self) -> Result<Box<dyn GraphRun>> {
-        self.compiled.open()
+    fn open(&self, keep_values: bool) -> Result<Box<dyn GraphRun>> {
+        self.compiled.open(keep_values)
     }
 
     fn info(&self) -> GraphInfo {

@@ -20,7 +20,7 @@ use crate::operands::device_tensor::{DeviceMemory, Storage};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
 use crate::operands::view::{AnyView, AnyViewMut};
 use crate::operands::weights::Weights;
-use crate::verify::self_check::{CheckCounts, Mismatch};
+use crate::verify::self_check::{CheckCounts, CheckSchedule, Mismatch};
 
 pub(crate) mod auto;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
@@ -175,21 +175,16 @@ pub(crate) trait Backend: Send + Sync {
             .map(|node| NodeRefusal::new(graph, node, refusal("this backend has no graphs; use `cpu`")))
             .collect()
     }
-    /// Compiles a graph of which it refuses no node. To `keep_values` is to leave in place what [`GraphRun::value`]
-    /// asks for.
-    fn compile_graph(
-        &self,
-        _graph: &Graph,
-        _options: &CompileOptions,
-        _keep_values: bool,
-    ) -> Result<Box<dyn GraphProgram>> {
+    /// Compiles a graph of which it refuses no node.
+    fn compile_graph(&self, _graph: &Graph, _options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {
         Err(Error::graph("this backend has no graphs".into()))
     }
 }
 
 /// What a backend makes of a graph.
 pub(crate) trait GraphProgram: Send + Sync {
-    fn open(&self) -> Result<Box<dyn GraphRun>>;
+    /// To `keep_values` is to leave in place what [`GraphRun::value`] asks for.
+    fn open(&self, keep_values: bool) -> Result<Box<dyn GraphRun>>;
     fn info(&self) -> GraphInfo;
 }
 
@@ -594,14 +589,18 @@ impl Backends {
     /// Compiles `graph` for the backend `id`, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Refused`] with every node that the backend does not run; [`Error::UnknownBackend`],
-    /// [`Error::Unavailable`], [`Error::OutOfMemory`], [`Error::Threads`], [`Error::Native`].
+    /// [`Error::Refused`] with every node that the backend does not run; [`Error::Graph`] with a schedule of self-checks
+    /// in the options; [`Error::UnknownBackend`], [`Error::Unavailable`], [`Error::OutOfMemory`], [`Error::Threads`], [`Error::Native`].
     pub fn compile_graph(
         &self,
         id: &BackendId,
         graph: &Graph,
         options: &CompileOptions,
     ) -> Result<CompiledGraph> {
+        if options.self_check.schedule != CheckSchedule::Off {
+            let problem = "graphs have no scheduled self-checks: CompiledGraph::check_nodes checks one run";
+            return Err(Error::graph(problem.into()));
+        }
         let refused = self.refused_nodes(id, graph, options)?;
         if let Some(refusal) = refusal_of_nodes(&refused) {
             return Err(Error::Refused { backend: id.clone(), refusal });
@@ -612,7 +611,7 @@ impl Backends {
                 return instant_start::compile_graph(self.get(&BackendId::CPU), backend, graph, options);
             }
             backend.prepare()?;
-            backend.compile_graph(graph, options, false)
+            backend.compile_graph(graph, options)
         };
         CompiledGraph::new(id, graph, compile)
     }

@@ -10,6 +10,7 @@ use crate::cache::Weight;
 use crate::description::options::CompileOptions;
 use crate::error::{Error, Result};
 use crate::graph::array::Array;
+use crate::graph::check::{NodesReport, WholeReport, check_nodes, check_whole};
 use crate::graph::description::Graph;
 use crate::graph::report::GraphReport;
 use crate::graph::shape::TensorType;
@@ -89,7 +90,51 @@ impl CompiledGraph {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Native`].
     pub fn executor(&self) -> Result<GraphExecutor> {
-        Ok(GraphExecutor { run: self.0.program.open()?, shared: Arc::clone(&self.0) })
+        Ok(GraphExecutor { run: self.0.program.open(false)?, shared: Arc::clone(&self.0) })
+    }
+
+    /// Runs the graph once, and computes each node that `chosen` names in float64 from the values that the backend has
+    /// of its inputs: whether the backend's are within the bounds of [graphs.md]. Where nodes are fused, a group of them
+    /// is computed from what goes into it.
+    ///
+    /// A check takes far longer than a run, and memory for all values.
+    ///
+    /// [graphs.md]: https://docs.rs/crate/ane-matmul/latest/source/docs/graphs.md
+    ///
+    /// # Errors
+    /// As [`GraphExecutor::run`]; [`Error::OutOfMemory`]; [`Error::Graph`] for a group whose inner values decide what no
+    /// bound can follow, such as an index.
+    pub fn check_nodes(&self, inputs: &[&Array], chosen: impl Fn(&str) -> bool) -> Result<NodesReport> {
+        let (graph, run, outputs) = self.run_keeping_values(inputs)?;
+        let mut values = alloc::with_capacity(graph.values.len(), "values of a graph")?;
+        for value in 0..graph.values.len() {
+            values.push(run.value(value)?);
+        }
+        for ((_, value), output) in graph.outputs.iter().zip(outputs) {
+            values[*value] = Some(output);
+        }
+        check_nodes(&graph, inputs, &values, chosen)
+    }
+
+    /// Runs the graph once, and compares its outputs with those of the float64 interpretation, by the errors that
+    /// plain f32 has ([`Graph::interpret_f32`]).
+    ///
+    /// # Errors
+    /// As [`GraphExecutor::run`]; [`Error::OutOfMemory`].
+    pub fn check_whole(&self, inputs: &[&Array]) -> Result<WholeReport> {
+        let (graph, _, outputs) = self.run_keeping_values(inputs)?;
+        check_whole(&graph, inputs, &outputs.iter().collect::<Vec<_>>())
+    }
+
+    /// The graph of the inputs' leading dimension, the run, and its outputs.
+    fn run_keeping_values(&self, inputs: &[&Array]) -> Result<(Graph, Box<dyn GraphRun>, Vec<Array>)> {
+        let mut executor = GraphExecutor { run: self.0.program.open(true)?, shared: Arc::clone(&self.0) };
+        let outputs = executor.run_to_arrays(inputs)?;
+        let graph = match &self.0.graph.leading {
+            Some(_) => self.0.graph.with_leading(leading_of(&self.0.graph, inputs)?)?,
+            None => self.0.graph.clone(),
+        };
+        Ok((graph, executor.run, outputs))
     }
 
     /// The graph.

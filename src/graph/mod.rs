@@ -8,7 +8,6 @@
 //!
 //! [`Graph::compile`] makes a [`CompiledGraph`] for a backend, and [`CompiledGraph::executor`] what runs it.
 
-#[cfg_attr(not(test), allow(dead_code, reason = "engines of graphs are held to it"))]
 mod accuracy;
 mod array;
 mod builder;
@@ -27,6 +26,7 @@ pub(crate) mod tests;
 
 pub use array::{Array, ArrayElement};
 pub use builder::{GraphBuilder, Value};
+pub use check::{NodesReport, OutputReport, WholeReport, WrongNode};
 pub use compiled::{CompiledGraph, GraphExecutor};
 pub use description::Graph;
 pub use operator::{Attention, Groups, Operator, PoolKernel, Reduce, Window};

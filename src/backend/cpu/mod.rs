@@ -157,13 +157,8 @@ impl Backend for Cpu {
         self.refused_graph_nodes(graph)
     }
 
-    fn compile_graph(
-        &self,
-        graph: &Graph,
-        options: &CompileOptions,
-        keep_values: bool,
-    ) -> Result<Box<dyn GraphProgram>> {
-        Ok(Box::new(self.compile_graph_program(graph, options, keep_values)?))
+    fn compile_graph(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {
+        Ok(Box::new(self.compile_graph_program(graph, options)?))
     }
 }
 

@@ -90,14 +90,9 @@ impl Backend for Slow {
         Vec::new()
     }
 
-    fn compile_graph(
-        &self,
-        graph: &Graph,
-        options: &CompileOptions,
-        keep_values: bool,
-    ) -> Result<Box<dyn GraphProgram>> {
+    fn compile_graph(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {
         Ok(Box::new(MadeGraph(if self.begin()? {
-            Some(self.engine.compile_graph(graph, &for_cpu(options), keep_values)?)
+            Some(self.engine.compile_graph(graph, &for_cpu(options))?)
         } else {
             None
         })))
@@ -123,8 +118,8 @@ impl Slow {
 struct MadeGraph(Option<Box<dyn GraphProgram>>);
 
 impl GraphProgram for MadeGraph {
-    fn open(&self) -> Result<Box<dyn GraphRun>> {
-        self.0.as_ref().ok_or_else(error)?.open()
+    fn open(&self, keep_values: bool) -> Result<Box<dyn GraphRun>> {
+        self.0.as_ref().ok_or_else(error)?.open(keep_values)
     }
 
     fn info(&self) -> GraphInfo {

@@ -5,11 +5,9 @@ mod nodes;
 mod undetermined;
 mod whole;
 
-#[cfg(test)]
-pub(crate) use nodes::NodesReport;
-#[cfg_attr(not(test), allow(unused_imports, reason = "engines of graphs are held to it"))]
 pub(crate) use nodes::check_nodes;
-#[cfg_attr(not(test), allow(unused_imports, reason = "engines of graphs are held to it"))]
+pub use nodes::{NodesReport, WrongNode};
 pub(crate) use whole::check_whole;
+pub use whole::{OutputReport, WholeReport};
 
 const WHAT: &str = "values of a graph";

@@ -16,43 +16,66 @@ const TIMES_PLAIN: f64 = 4.0;
 /// and by this part of the largest number.
 const PART_OF_LARGEST: f64 = 8.0 * U;
 
-/// An output of a graph.
+/// An output of a graph. [`WholeReport`] has an example.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct OutputReport {
+#[non_exhaustive]
+pub struct OutputReport {
+    /// Its name.
     pub name: String,
-    /// The largest error of the engine; infinite where NaN, an infinity, an integer or a boolean is wrong.
+    /// The largest error of the backend; infinite where NaN, an infinity, an integer or a boolean is wrong.
     pub error: f64,
     /// The element that has it.
     pub element: usize,
     /// The largest error of plain f32.
     pub plain_error: f64,
-    /// The largest error that the engine may have.
+    /// The largest error that the backend may have.
     pub limit: f64,
     /// The elements that count for nothing, since they depend on one that is close to a threshold.
     pub undetermined: usize,
+    /// All its elements.
     pub elements: usize,
 }
 
 impl OutputReport {
-    pub(crate) fn is_right(&self) -> bool {
+    /// Whether the error is within the limit.
+    #[must_use]
+    pub fn is_right(&self) -> bool {
         self.error <= self.limit
     }
 }
 
-/// What [`check_whole`] found.
+/// What [`CompiledGraph::check_whole`](crate::graph::CompiledGraph::check_whole) found.
+///
+/// ```
+/// use ane_matmul::graph::{Array, GraphBuilder};
+/// use ane_matmul::{BackendId, ElementType};
+///
+/// let mut g = GraphBuilder::new();
+/// let x = g.input("x", ElementType::F32, &[2, 3])?;
+/// let y = g.softmax(x, -1)?;
+/// let compiled = g.finish(&[("y", y)])?.compile(&BackendId::CPU)?;
+/// let report = compiled.check_whole(&[&Array::new(&[2, 3], vec![0.5f32; 6])?])?;
+/// println!("off by {} of at most {}", report.outputs[0].error, report.outputs[0].limit);
+/// assert!(report.is_right());
+/// # Ok::<(), ane_matmul::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct WholeReport {
+#[non_exhaustive]
+pub struct WholeReport {
+    /// Those of the graph, in its order.
     pub outputs: Vec<OutputReport>,
 }
 
 impl WholeReport {
     /// Whether all outputs are right, and too few of their elements undetermined to hide anything: at most 1 in 100.
-    pub(crate) fn is_right(&self) -> bool {
+    #[must_use]
+    pub fn is_right(&self) -> bool {
         self.is_decided() && self.outputs.iter().all(OutputReport::is_right)
     }
 
     /// Whether at most 1 element in 100 is undetermined.
-    pub(crate) fn is_decided(&self) -> bool {
+    #[must_use]
+    pub fn is_decided(&self) -> bool {
         let sum = |of: fn(&OutputReport) -> usize| self.outputs.iter().map(of).sum::<usize>();
         sum(|output| output.undetermined) * 100 <= sum(|output| output.elements)
     }

@@ -42,18 +42,22 @@ use step::{Kind, Step};
 pub(crate) struct Program {
     graph: Graph,
     steps: Vec<Step>,
+    vector: &'static VectorFunctions,
+    team: Option<Team>,
+    threads: usize,
+    /// For each node the step that it is part of.
+    step_of: Vec<Option<usize>>,
+}
+
+/// Where the values of a run lie.
+pub(crate) struct Memory {
     /// Of each value.
     places: Vec<Place>,
     /// Outputs that lie elsewhere: each is copied from a value at the end.
     copied_outputs: Vec<(usize, usize)>,
     arena_bytes: usize,
     values_bytes: usize,
-    vector: &'static VectorFunctions,
-    team: Option<Team>,
-    threads: usize,
-    /// For each node the step that it is part of.
-    step_of: Vec<Option<usize>>,
-    /// Constants that lie otherwise than the graph says.
+    /// Constants that lie otherwise than the graph says; places point into them.
     copies: Vec<Vec<f32>>,
 }
 
@@ -64,13 +68,7 @@ impl Cpu {
         refused.map(|(index, refusal)| NodeRefusal::new(graph, index, refusal)).collect()
     }
 
-    /// With `keep_values`, no value takes the place of another: all can be read after a run.
-    pub(super) fn compile_graph_program(
-        &self,
-        graph: &Graph,
-        options: &CompileOptions,
-        keep_values: bool,
-    ) -> Result<CpuGraph> {
+    pub(super) fn compile_graph_program(&self, graph: &Graph, options: &CompileOptions) -> Result<CpuGraph> {
         let work_ns = work_ns(graph);
         let threads = worthwhile_threads(work_ns, options.threads.number());
         let (team, threads) = self.team(options, threads, work_ns.max(2.0 * WORK_TO_WAKE_NS))?;
@@ -86,21 +84,10 @@ impl Cpu {
             }
             steps.push(lowering.step(&group)?);
         }
-        let mut program = Program {
-            graph: graph.clone(),
-            steps,
-            places: vec![Place::Nowhere; graph.values.len()],
-            copied_outputs: Vec::new(),
-            arena_bytes: 0,
-            values_bytes: 0,
-            vector: instances::of(self.isa).f32.vector,
-            team,
-            threads,
-            step_of,
-            copies: Vec::new(),
-        };
-        program.place(keep_values)?;
-        Ok(CpuGraph(Arc::new(program)))
+        let vector = instances::of(self.isa).f32.vector;
+        let program = Program { graph: graph.clone(), steps, vector, team, threads, step_of };
+        let memory = program.memory(false)?;
+        Ok(CpuGraph { program: Arc::new(program), memory: Arc::new(memory) })
     }
 }
 
@@ -111,9 +98,10 @@ fn work_ns(graph: &Graph) -> f64 {
 }
 
 impl Program {
-    /// Decides where all values lie.
-    fn place(&mut self, keep_values: bool) -> Result<()> {
+    /// Decides where all values lie. Those that are kept take no other's place: all can be read after a run.
+    fn memory(&self, keep_values: bool) -> Result<Memory> {
         let graph = &self.graph;
+        let (mut copies, mut copied_outputs, mut values_bytes) = (Vec::new(), Vec::new(), 0usize);
         // The value whose elements a value has.
         let mut root: Vec<usize> = (0..graph.values.len()).collect();
         for node in graph.nodes.iter().filter(|node| is_alias(graph, node)) {
@@ -141,7 +129,7 @@ impl Program {
                 Source::Weights(weights) => {
                     let is_read = self.steps.iter().any(|step| step.inputs.contains(&Some(value)));
                     if is_read {
-                        places[value] = Place::Constant(constant(weights, &mut self.copies)?);
+                        places[value] = Place::Constant(constant(weights, &mut copies)?);
                     }
                 }
                 Source::Input | Source::Node => {}
@@ -155,7 +143,7 @@ impl Program {
             if lifetimes[value].is_some() && places[value] == Place::Nowhere {
                 places[value] = Place::Output(output);
             } else {
-                self.copied_outputs.push((output, value));
+                copied_outputs.push((output, value));
                 if let Some(lifetime) = &mut lifetimes[value] {
                     lifetime.last = end;
                 }
@@ -165,20 +153,19 @@ impl Program {
         let mut of_part = Vec::new();
         for (value, lifetime) in lifetimes.iter().enumerate() {
             if let Some(lifetime) = lifetime.filter(|_| places[value] == Place::Nowhere) {
-                self.values_bytes = self.values_bytes.saturating_add(lifetime.bytes);
+                values_bytes = values_bytes.saturating_add(lifetime.bytes);
                 let lifetime =
                     if keep_values { Lifetime { first: 0, last: end, ..lifetime } } else { lifetime };
                 parts.push(lifetime);
                 of_part.push(value);
             }
         }
-        let (starts, bytes) = arrange(&parts);
+        let (starts, arena_bytes) = arrange(&parts);
         for (start, value) in starts.into_iter().zip(of_part) {
             places[value] = Place::Arena(start);
         }
-        self.arena_bytes = bytes;
-        self.places = root.iter().map(|root| places[*root]).collect();
-        Ok(())
+        let places = root.iter().map(|root| places[*root]).collect();
+        Ok(Memory { places, copied_outputs, arena_bytes, values_bytes, copies })
     }
 
     /// The scratch memory of a thread for attention.
@@ -219,23 +206,29 @@ fn constant(weights: &Weights, copies: &mut Vec<Vec<f32>>) -> Result<*const u8> 
     Ok(copies.last().map_or(std::ptr::dangling(), |copy| copy.as_ptr().cast()))
 }
 
-pub(crate) struct CpuGraph(Arc<Program>);
+pub(crate) struct CpuGraph {
+    program: Arc<Program>,
+    memory: Arc<Memory>,
+}
 
 impl GraphProgram for CpuGraph {
-    fn open(&self) -> Result<Box<dyn GraphRun>> {
-        Ok(Box::new(CpuGraphRun::new(Arc::clone(&self.0))?))
+    fn open(&self, keep_values: bool) -> Result<Box<dyn GraphRun>> {
+        let memory =
+            if keep_values { Arc::new(self.program.memory(true)?) } else { Arc::clone(&self.memory) };
+        Ok(Box::new(CpuGraphRun::new(Arc::clone(&self.program), memory)?))
     }
 
     fn info(&self) -> GraphInfo {
-        let program = &*self.0;
+        let program = &*self.program;
         let name = |step: &Step| program.graph.nodes[step.node].name.clone();
+        let copies: usize = self.memory.copies.iter().map(|copy| size_of_val(copy.as_slice())).sum();
         GraphInfo {
             step_of: program.step_of.clone(),
             steps: program.steps.iter().map(name).collect(),
-            weight_bytes: program.products().map(|product| product.plan.bytes()).sum(),
+            weight_bytes: copies + program.products().map(|product| product.plan.bytes()).sum::<usize>(),
             shared: program.products().filter_map(|product| product.plan.b.shared()).collect(),
-            arena_bytes: program.arena_bytes,
-            values_bytes: program.values_bytes,
+            arena_bytes: self.memory.arena_bytes,
+            values_bytes: self.memory.values_bytes,
             threads: Some(program.threads),
             instant_start: None,
         }

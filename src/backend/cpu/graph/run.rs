@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::Program;
 use super::memory::Place;
 use super::product::Scratches;
 use super::step::{Failure, Frame, Kind};
+use super::{Memory, Program};
 use crate::alloc;
 use crate::backend::GraphRun;
 use crate::backend::cpu::threads::split::Split;
@@ -20,6 +20,7 @@ use crate::operands::shared_buffer::{BufferMemory, HostMemory};
 /// The run context of one executor.
 pub(crate) struct CpuGraphRun {
     program: Arc<Program>,
+    memory: Arc<Memory>,
     arena: HostMemory,
     workers: Workers<Scratches>,
     progress: Vec<Progress>,
@@ -40,7 +41,7 @@ unsafe impl Send for CpuGraphRun {}
 const WHAT: &str = "a graph's run context";
 
 impl CpuGraphRun {
-    pub(crate) fn new(program: Arc<Program>) -> Result<Self> {
+    pub(crate) fn new(program: Arc<Program>, memory: Arc<Memory>) -> Result<Self> {
         let (graph, steps) = (&program.graph, program.steps.len());
         let plans = || program.products().map(|product| &product.plan);
         let attention = program.attention_words();
@@ -49,7 +50,7 @@ impl CpuGraphRun {
         let mut progress = alloc::with_capacity(steps, WHAT)?;
         progress.extend((0..steps).map(|_| Progress::default()));
         Ok(Self {
-            arena: HostMemory::zeroed(program.arena_bytes, "the values of a graph")?,
+            arena: HostMemory::zeroed(memory.arena_bytes, "the values of a graph")?,
             workers: Workers::new(program.threads, || Scratches::new(plans(), attention))?,
             progress,
             failure: Failure::default(),
@@ -60,6 +61,7 @@ impl CpuGraphRun {
             inputs: alloc::filled(graph.inputs.len(), std::ptr::null(), WHAT)?,
             outputs: alloc::filled(graph.outputs.len(), std::ptr::null_mut(), WHAT)?,
             program,
+            memory,
         })
     }
 
@@ -76,7 +78,7 @@ impl CpuGraphRun {
             self.splits[index] = None;
             if let Kind::Product(product) = &step.kind {
                 let frame = Frame {
-                    places: &program.places,
+                    places: &self.memory.places,
                     types: &self.types,
                     arena: self.arena.start().as_ptr(),
                     inputs: &self.inputs,
@@ -112,7 +114,7 @@ impl GraphRun for CpuGraphRun {
         self.failure.reset();
         let program = &*self.program;
         let frame = Frame {
-            places: &program.places,
+            places: &self.memory.places,
             types: &self.types,
             arena: self.arena.start().as_ptr(),
             inputs: &self.inputs,
@@ -152,7 +154,7 @@ impl GraphRun for CpuGraphRun {
     }
 
     fn value(&self, value: usize) -> Result<Option<Array>> {
-        let Place::Arena(offset) = self.program.places[value] else { return Ok(None) };
+        let Place::Arena(offset) = self.memory.places[value] else { return Ok(None) };
         let mut array = Array::zeros(self.types[value])?;
         let bytes = self.types[value].bytes();
         // SAFETY: the value has so many bytes there, as its type says, and so has the array.
@@ -171,8 +173,8 @@ impl CpuGraphRun {
             return Err(self.error_of(step, index));
         }
         let program = &*self.program;
-        for (output, value) in &program.copied_outputs {
-            let from = match program.places[*value] {
+        for (output, value) in &self.memory.copied_outputs {
+            let from = match self.memory.places[*value] {
                 Place::Nowhere => continue,
                 Place::Constant(start) => start,
                 Place::Input(input) => self.inputs[input],

@@ -184,8 +184,8 @@ fn an_encoder_is_that_of_the_interpreter() {
 fn values_of(graph: &Graph, inputs: &[Array], threads: usize) -> (Vec<Option<Array>>, Vec<Array>) {
     let backends = Backends::new();
     let cpu = backends.get(&BackendId::CPU).unwrap();
-    let program = cpu.compile_graph(graph, &options(threads), true).unwrap();
-    let mut run = program.open().unwrap();
+    let program = cpu.compile_graph(graph, &options(threads)).unwrap();
+    let mut run = program.open(true).unwrap();
     let mut outputs: Vec<_> = graph.outputs().map(|(_, of)| Array::zeros(of)).collect::<Result<_>>().unwrap();
     let inputs: Vec<_> = inputs.iter().collect();
     run.run(0, &inputs, &mut outputs.iter_mut().collect::<Vec<_>>(), None).unwrap();
@@ -215,7 +215,7 @@ fn taken(graph: &Graph, inputs: &[Array]) -> (Graph, Vec<Array>) {
 /// What is wrong with the engine's values of a graph, node by node.
 fn wrong_node(graph: &Graph, inputs: &[Array], values: &[Option<Array>]) -> Option<String> {
     let inputs: Vec<_> = inputs.iter().collect();
-    check_nodes(graph, &inputs, values).unwrap().wrong.map(|wrong| format!("{wrong:?}"))
+    check_nodes(graph, &inputs, values, |_| true).unwrap().wrong.map(|wrong| format!("{wrong:?}"))
 }
 
 /// What is wrong node by node, or with the whole.
@@ -264,4 +264,30 @@ fn random_graphs_are_within_the_bounds_of_their_nodes() {
     }
     println!("{nodes} nodes");
     assert!(nodes > 1000);
+}
+
+#[test]
+fn an_encoder_checks_itself_and_runs_on_several_threads_at_once() {
+    let encoder = Encoder { batch: 4, ..Encoder::SMALL };
+    let graph = encoder.bert().unwrap().variable_leading(&["ids", "mask"]).unwrap();
+    let compiled = graph.compile_with(&BackendId::CPU, &options(2)).unwrap();
+    let [ids, mask] = sentences(&encoder, 3);
+    let all = compiled.check_nodes(&[&ids, &mask], |_| true).unwrap();
+    assert!(all.is_right() && all.compared > 1000, "{all:?}");
+    let some = compiled.check_nodes(&[&ids, &mask], |name| name.ends_with("norm")).unwrap();
+    let checked: Vec<_> = graph.nodes().zip(&some.worst).filter(|(_, worst)| worst.is_some()).collect();
+    assert!(!checked.is_empty() && checked.iter().all(|((name, _), _)| name.ends_with("norm")));
+    let whole = compiled.check_whole(&[&ids, &mask]).unwrap();
+    assert!(whole.is_right(), "{whole:?}");
+    let expected = compiled.executor().unwrap().run_to_arrays(&[&ids, &mask]).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut executor = compiled.executor().unwrap();
+                for _ in 0..20 {
+                    assert_eq!(executor.run_to_arrays(&[&ids, &mask]).unwrap(), expected);
+                }
+            });
+        }
+    });
 }
