@@ -120,7 +120,10 @@ impl Scratch {
                 if !matches!(plan.b, ConstantB::Packed(_)) && is_loaded_first(product) {
                     scratch.upcast_b = block(product.transpose_b(), blocks.k, blocks.cols)?;
                 }
-                scratch.b = words(packed_b_len(kernels, blocks.k, blocks.cols))?;
+                // A single row reads a B of 16-bit elements as it lies.
+                if !is_row_by_16_bits(product, m) {
+                    scratch.b = words(packed_b_len(kernels, blocks.k, blocks.cols))?;
+                }
                 scratch.c = words(c)?;
                 scratch.sums = alloc::filled(if integers { c } else { 0 }, 0, WHAT)?;
                 scratch.row = alloc::filled(blocks.cols.max(if is_row { k } else { 0 }), 0.0, WHAT)?;
