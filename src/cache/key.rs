@@ -14,6 +14,7 @@ use crate::verify::self_check::SelfCheckKey;
 
 /// What is compiled.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(clippy::large_enum_variant, reason = "every look-up would allocate")]
 pub(super) enum Subject {
     /// A product, and the identity of its weights.
     Product(MatMul, Option<u64>),

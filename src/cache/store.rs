@@ -313,12 +313,12 @@ impl<K: Eq + Hash, V: Clone, E> State<K, V, E> {
 
     fn subtract(&mut self, weight: &Weight) {
         self.counts.bytes = self.counts.bytes.saturating_sub(weight.own);
-        for (part, _) in weight.shared.iter().copied() {
-            let Some((users, bytes)) = self.shared.get_mut(&part) else { continue };
+        for (part, _) in &weight.shared {
+            let Some((users, bytes)) = self.shared.get_mut(part) else { continue };
             *users -= 1;
             if *users == 0 {
                 self.counts.bytes = self.counts.bytes.saturating_sub(*bytes);
-                self.shared.remove(&part);
+                self.shared.remove(part);
             }
         }
     }

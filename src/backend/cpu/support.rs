@@ -6,20 +6,24 @@ use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::description::quantization::{QuantA, QuantB, Quantization};
 
+/// Refuses another device.
+pub(super) fn check_device(options: &CompileOptions) -> Result<(), Refusal> {
+    if matches!(options.device, Device::Unknown | Device::Cpu) {
+        return Ok(());
+    }
+    let message = format!(
+        "runs on the CPU, not on {}; leave the device open or choose another backend",
+        options.device
+    );
+    Err(Refusal::new(RefusalReason::Device, message))
+}
+
 /// Refuses what no algorithm computes.
 pub(super) fn supports(product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
+    check_device(options)?;
     let types = product.types();
     let quantization = product.quantization();
     let refuse = |reason, message: String| Err(Refusal::new(reason, message));
-    if !matches!(options.device, Device::Unknown | Device::Cpu) {
-        return refuse(
-            RefusalReason::Device,
-            format!(
-                "runs on the CPU, not on {}; leave the device open or choose another backend",
-                options.device
-            ),
-        );
-    }
     let float = |element| matches!(element, F32 | F16 | Bf16);
     let quantized = (Quantization { nibble_order: quantization.nibble_order, ..Quantization::default() })
         != *quantization;

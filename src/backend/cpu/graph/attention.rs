@@ -60,8 +60,8 @@ impl AttentionStep {
         Ok(Self { largest, attributes: attributes.clone(), words: largest.scratch_words() })
     }
 
-    /// For Q, K and V of these dimensions, which differ from the largest in the batch.
-    pub(crate) fn sized(&self, [q, _, _]: [Shape; 3]) -> Attention {
+    /// For a Q of these dimensions, which differ from the largest in the batch.
+    pub(crate) fn sized(&self, q: &Shape) -> Attention {
         Attention { batch: q.dims().first().copied().unwrap_or(0), ..self.largest }
     }
 
@@ -76,7 +76,7 @@ impl AttentionStep {
         frame: &Frame<'_>,
         scratch: &mut Scratches,
     ) {
-        let attention = self.sized([q, k, v].map(|value| frame.shape(value)));
+        let attention = self.sized(&frame.shape(q));
         let Attention { batch, q_heads, kv_heads, queries, keys, size, value_size, .. } = attention;
         let scores = [batch, q_heads, queries, keys];
         let scores = (0..4).fold(Shape::new(&[1; 4]).unwrap_or(Shape::SCALAR), |shape, axis| {

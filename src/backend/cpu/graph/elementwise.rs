@@ -144,6 +144,7 @@ macro_rules! quotient {
 /// inputs, are of two here, and Clip has both bounds.
 #[allow(
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     reason = "casts are what is asked for: floats saturate, integers wrap"
@@ -304,8 +305,8 @@ impl<const N: usize> Loops<N> {
                 });
             let at = if merges { loops.rank - 1 } else { loops.rank };
             loops.dims[at] = if merges { loops.dims[at] * dim } else { *dim };
-            for input in 0..N {
-                loops.strides[input][at] = strides[input][axis];
+            for (own, of_input) in loops.strides.iter_mut().zip(&strides) {
+                own[at] = of_input[axis];
             }
             loops.rank = at + 1;
         }

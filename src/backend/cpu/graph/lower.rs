@@ -95,7 +95,7 @@ fn kind_of(graph: &Graph, node: &NodeInfo) -> Answer<Kind> {
             Kind::Unary(UnaryFunction::Exp)
         }
         Operator::Where => Kind::Elementwise {
-            kernel: elementwise::select_of(type_of(1).map_or(0, |x| x.element.bits() as usize / 8))
+            kernel: elementwise::select_of(type_of(1).map_or(0, |x| x.element.bits() / 8))
                 .ok_or_else(|| Refusal::new(RefusalReason::ElementType, "no such elements"))?,
             constants: [0.0; 2],
         },
@@ -198,19 +198,11 @@ struct Shapes {
 }
 
 impl Shapes {
-    fn of(graph: &Graph, node: &NodeInfo) -> Answer<Self> {
-        let (Some(Some(a)), Some(Some(b))) = (node.inputs.first(), node.inputs.get(1)) else {
-            return refuse(RefusalReason::Other, "an operand is missing");
-        };
-        let (a_type, b_type) = (graph.values[*a].tensor_type, graph.values[*b].tensor_type);
-        only_f32(graph, node)?;
-        let varying = |value: usize| graph.leading.as_ref().and_then(|leading| leading.values[value]);
-        let (a_dims, b_dims) = (a_type.shape.dims(), b_type.shape.dims());
-        let result = graph.values[node.outputs[0]].tensor_type.shape;
-        let plain = Self {
-            m: 1,
-            n: 1,
-            k: 1,
+    fn new(m: usize, n: usize, k: usize) -> Self {
+        Self {
+            m,
+            n,
+            k,
             transpose_a: false,
             transpose_b: false,
             alpha: 1.0,
@@ -218,73 +210,77 @@ impl Shapes {
             variable_m: false,
             bias: None,
             residual: None,
+        }
+    }
+
+    fn of(graph: &Graph, node: &NodeInfo) -> Answer<Self> {
+        let (Some(Some(a)), Some(Some(b))) = (node.inputs.first(), node.inputs.get(1)) else {
+            return refuse(RefusalReason::Other, "an operand is missing");
         };
-        let shapes = match &node.operator {
-            Operator::Gemm { alpha, beta, transpose_a, transpose_b } => {
-                let ([rows, cols], [m, n]) = (a_dims, result.dims()) else {
-                    return refuse(RefusalReason::Other, "its operands are no matrices");
-                };
-                if *transpose_a && varying(*a).is_some() {
-                    let message = "a leading dimension along the rows of a transposed A: transpose it before";
-                    return refuse(RefusalReason::VariableM, message);
-                }
-                let mut shapes = Self {
-                    m: *m,
-                    n: *n,
-                    k: if *transpose_a { *rows } else { *cols },
-                    transpose_a: *transpose_a,
-                    transpose_b: *transpose_b,
-                    alpha: *alpha,
-                    variable_m: varying(*a).is_some(),
-                    ..plain
-                };
-                if let Some(c) = node.inputs.get(2).copied().flatten().filter(|_| *beta != 0.0) {
-                    let c_shape = graph.values[c].tensor_type.shape;
-                    let is_row = c_shape.count() == *n && c_shape.dims().last() == Some(n);
-                    if *beta != 1.0 {
-                        return refuse(
-                            RefusalReason::Epilogue,
-                            "a beta other than 0 and 1: multiply C first",
-                        );
-                    } else if is_row {
-                        shapes.bias = Some(c);
-                    } else if c_shape == result {
-                        shapes.residual = Some(c);
-                    } else {
-                        let message =
-                            format!("a C of {c_shape}: give it {n} columns, or the result's dimensions");
-                        return refuse(RefusalReason::Epilogue, message);
-                    }
-                }
-                shapes
-            }
-            _ => {
-                let (m, k) = match a_dims {
-                    [.., m, k] => (*m, *k),
-                    [k] => (1, *k),
-                    [] => (1, 1),
-                };
-                let n = if b_dims.len() < 2 { 1 } else { b_dims[b_dims.len() - 1] };
-                if is_one_matrix(&b_type) && (a_dims.len() > 1 || b_dims.len() <= 2) {
-                    let rows =
-                        if n == 0 { a_dims.iter().rev().skip(1).product() } else { result.count() / n };
-                    if varying(*b).is_some() {
-                        let message = "a leading dimension along B's columns: transpose the product";
-                        return refuse(RefusalReason::VariableM, message);
-                    }
-                    Self { m: rows, n, k, variable_m: varying(*a).is_some(), ..plain }
-                } else {
-                    let matrix_axes = usize::from(a_dims.len() > 1) + usize::from(b_dims.len() > 1);
-                    let in_matrix =
-                        varying(node.outputs[0]).is_some_and(|own| own.axis + matrix_axes >= result.rank());
-                    if in_matrix {
-                        let message = "a leading dimension within the matrices of a batch";
-                        return refuse(RefusalReason::VariableM, message);
-                    }
-                    Self { m, n, k, matrix_axes: Some(matrix_axes), ..plain }
-                }
-            }
+        only_f32(graph, node)?;
+        if let Operator::Gemm { .. } = &node.operator {
+            return Self::of_gemm(graph, node, *a);
+        }
+        let varying = |value: usize| graph.leading.as_ref().and_then(|leading| leading.values[value]);
+        let (a_type, b_type) = (graph.values[*a].tensor_type, graph.values[*b].tensor_type);
+        let (a_dims, b_dims) = (a_type.shape.dims(), b_type.shape.dims());
+        let (m, k) = match a_dims {
+            [.., m, k] => (*m, *k),
+            [k] => (1, *k),
+            [] => (1, 1),
         };
+        let n = if b_dims.len() < 2 { 1 } else { b_dims[b_dims.len() - 1] };
+        if is_one_matrix(&b_type) && (a_dims.len() > 1 || b_dims.len() <= 2) {
+            if varying(*b).is_some() {
+                let message = "a leading dimension along B's columns: transpose the product";
+                return refuse(RefusalReason::VariableM, message);
+            }
+            let rows = a_dims.iter().rev().skip(1).product();
+            return Ok(Self { variable_m: varying(*a).is_some(), ..Self::new(rows, n, k) });
+        }
+        let matrix_axes = usize::from(a_dims.len() > 1) + usize::from(b_dims.len() > 1);
+        let result = graph.values[node.outputs[0]].tensor_type.shape;
+        if varying(node.outputs[0]).is_some_and(|own| own.axis + matrix_axes >= result.rank()) {
+            let message = "a leading dimension within the matrices of a batch";
+            return refuse(RefusalReason::VariableM, message);
+        }
+        Ok(Self { matrix_axes: Some(matrix_axes), ..Self::new(m, n, k) })
+    }
+
+    fn of_gemm(graph: &Graph, node: &NodeInfo, a: usize) -> Answer<Self> {
+        let result = graph.values[node.outputs[0]].tensor_type.shape;
+        let (Operator::Gemm { alpha, beta, transpose_a, transpose_b }, [rows, cols], [m, n]) =
+            (&node.operator, graph.values[a].tensor_type.shape.dims(), result.dims())
+        else {
+            return refuse(RefusalReason::Other, "its operands are no matrices");
+        };
+        let varies = graph.leading.as_ref().is_some_and(|leading| leading.values[a].is_some());
+        if *transpose_a && varies {
+            let message = "a leading dimension along the rows of a transposed A: transpose it before";
+            return refuse(RefusalReason::VariableM, message);
+        }
+        let mut shapes = Self {
+            transpose_a: *transpose_a,
+            transpose_b: *transpose_b,
+            alpha: *alpha,
+            variable_m: varies,
+            ..Self::new(*m, *n, if *transpose_a { *rows } else { *cols })
+        };
+        let Some(c) = node.inputs.get(2).copied().flatten().filter(|_| *beta != 0.0) else {
+            return Ok(shapes);
+        };
+        let c_shape = graph.values[c].tensor_type.shape;
+        if *beta != 1.0 {
+            return refuse(RefusalReason::Epilogue, "a beta other than 0 and 1: multiply C first");
+        }
+        if c_shape.count() == *n && c_shape.dims().last() == Some(n) {
+            shapes.bias = Some(c);
+        } else if c_shape == result {
+            shapes.residual = Some(c);
+        } else {
+            let message = format!("a C of {c_shape}: give it {n} columns, or the result's dimensions");
+            return refuse(RefusalReason::Epilogue, message);
+        }
         Ok(shapes)
     }
 }

@@ -5,6 +5,8 @@
 //!   and the parts that threads take; [`product`], [`attention`], [`elementwise`], [`movement`], [`reduce`]: what they compute.
 //! - [`memory`]: where values lie; [`run`]: one run.
 
+#![allow(clippy::cast_ptr_alignment, reason = "values are aligned for their elements")]
+
 mod attention;
 mod elementwise;
 mod groups;
@@ -18,9 +20,11 @@ mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::microkernel::instances::{self, VectorFunctions};
+use super::support::check_device;
 use super::threads::Team;
 use super::{Cpu, WORK_TO_WAKE_NS, worthwhile_threads};
 use crate::alloc;
@@ -61,13 +65,15 @@ pub(crate) struct Memory {
     copies: Vec<Vec<f32>>,
 }
 
-impl Cpu {
-    pub(super) fn refused_graph_nodes(&self, graph: &Graph) -> Vec<NodeRefusal> {
-        let answers = graph.nodes.iter().map(|node| lower::check(graph, node));
-        let refused = answers.enumerate().filter_map(|(index, answer)| Some((index, answer.err()?)));
-        refused.map(|(index, refusal)| NodeRefusal::new(graph, index, refusal)).collect()
-    }
+/// The nodes that the engine has no step for.
+pub(super) fn refused_nodes(graph: &Graph, options: &CompileOptions) -> Vec<NodeRefusal> {
+    let answer = |node| check_device(options).and_then(|()| lower::check(graph, node));
+    let answers = graph.nodes.iter().map(answer).enumerate();
+    let refused = answers.filter_map(|(index, answer)| Some((index, answer.err()?)));
+    refused.map(|(index, refusal)| NodeRefusal::new(graph, index, refusal)).collect()
+}
 
+impl Cpu {
     pub(super) fn compile_graph_program(&self, graph: &Graph, options: &CompileOptions) -> Result<CpuGraph> {
         let work_ns = work_ns(graph);
         let threads = worthwhile_threads(work_ns, options.threads.number());
@@ -222,11 +228,19 @@ impl GraphProgram for CpuGraph {
         let program = &*self.program;
         let name = |step: &Step| program.graph.nodes[step.node].name.clone();
         let copies: usize = self.memory.copies.iter().map(|copy| size_of_val(copy.as_slice())).sum();
+        // Two products of the same weights have them in common.
+        let shared: HashMap<usize, usize> =
+            program.products().filter_map(|product| product.plan.b.shared()).collect();
+        let own = |product: &product::Product| {
+            product.plan.bytes() - product.plan.b.shared().map_or(0, |(_, bytes)| bytes)
+        };
         GraphInfo {
             step_of: program.step_of.clone(),
             steps: program.steps.iter().map(name).collect(),
-            weight_bytes: copies + program.products().map(|product| product.plan.bytes()).sum::<usize>(),
-            shared: program.products().filter_map(|product| product.plan.b.shared()).collect(),
+            weight_bytes: copies
+                + program.products().map(own).sum::<usize>()
+                + shared.values().sum::<usize>(),
+            shared: shared.into_iter().collect(),
             arena_bytes: self.memory.arena_bytes,
             values_bytes: self.memory.values_bytes,
             threads: Some(program.threads),

@@ -50,10 +50,7 @@ impl Reduction {
         range: std::ops::Range<usize>,
         to: *mut T,
         x: *const T,
-        zero: S,
-        add: impl Fn(S, T) -> S,
-        join: impl Fn(S, S) -> S,
-        finish: impl Fn(S) -> T,
+        (zero, add, join, finish): (S, impl Fn(S, T) -> S, impl Fn(S, S) -> S, impl Fn(S) -> T),
     ) {
         let (cols, [col_stride]) = self.kept.inner();
         let (count, [stride]) = self.reduced.inner();
@@ -112,7 +109,9 @@ macro_rules! kernel {
     ($type:ty, $zero:expr, $add:expr, $join:expr, |$r:ident, $sum:ident| $finish:expr) => {{
         unsafe fn kernel($r: &Reduction, range: std::ops::Range<usize>, to: *mut u8, x: *const u8) {
             // SAFETY: the contract of `Kernel`.
-            unsafe { $r.run::<$type, $type>(range, to.cast(), x.cast(), $zero, $add, $join, |$sum| $finish) }
+            unsafe {
+                $r.run::<$type, $type>(range, to.cast(), x.cast(), ($zero, $add, $join, |$sum| $finish))
+            }
         }
         Some(kernel as Kernel)
     }};

@@ -171,11 +171,7 @@ impl Step {
         let count = result.count();
         match &self.kind {
             Kind::Product(product) => product.parts(types, split),
-            Kind::Attention(attention) => {
-                let shapes =
-                    [0, 1, 2].map(|input| self.input(input).map_or(result, |value| types[value].shape));
-                attention.sized(shapes).pieces(threads)
-            }
+            Kind::Attention(attention) => attention.sized(&types[self.x()].shape).pieces(threads),
             Kind::Normalize { axis, .. } => parts(threads, count, split_at(&result, *axis).0),
             Kind::Softmax { axis } => {
                 let pieces = split_at(&result, *axis).0;
@@ -213,6 +209,7 @@ impl Step {
     /// # Safety
     /// The frame's memory is as its types say; the inputs are computed, nothing else accesses the outputs' elements of
     /// this part, and the instruction set is here.
+    #[allow(clippy::too_many_lines, reason = "a table of steps")]
     pub(crate) unsafe fn run(
         &self,
         index: usize,
@@ -273,13 +270,13 @@ impl Step {
                 }
                 Kind::Elementwise { kernel, constants } => {
                     let inputs = [0, 1, 2].map(|input| self.input(input).map(|value| frame.operand(value)));
-                    frame.each(index, (*kernel, *constants), y, inputs, part);
+                    frame.each(index, (*kernel, *constants), y, &inputs, part);
                 }
                 Kind::Fold(kernel) => {
                     let mut first = frame.operand(self.x());
                     for input in self.inputs.iter().skip(1).flatten() {
                         let inputs = [Some(first), Some(frame.operand(*input)), None];
-                        frame.each(index, (*kernel, [0.0; 2]), y, inputs, part);
+                        frame.each(index, (*kernel, [0.0; 2]), y, &inputs, part);
                         first = frame.operand(y);
                     }
                 }
@@ -294,7 +291,7 @@ impl Step {
                         given.unwrap_or((bounds[input - 1], Shape::SCALAR, 0))
                     };
                     let inputs = [Some(frame.operand(self.x())), Some(bound(1)), Some(bound(2))];
-                    frame.each(index, (*kernel, [0.0; 2]), y, inputs, part);
+                    frame.each(index, (*kernel, [0.0; 2]), y, &inputs, part);
                 }
                 Kind::Move(operator) => self.move_elements(operator, part, frame),
                 Kind::Slice(slice) => {
@@ -319,7 +316,8 @@ impl Step {
                     let bytes = frame.bytes(y);
                     let (to, from) = (frame.start_mut(y), frame.start(self.x()));
                     for element in part_of(result.count(), part) {
-                        let diagonal = (element % cols) as i64 - (element / cols % rows) as i64;
+                        let signed = |index: usize| i64::try_from(index).unwrap_or(i64::MAX);
+                        let diagonal = signed(element % cols) - signed(element / cols % rows);
                         let stays = if *upper { diagonal >= *k } else { diagonal <= *k };
                         let to = to.add(element * bytes);
                         if stays {
@@ -414,7 +412,7 @@ impl Frame<'_> {
 
     /// The bytes of an element of a value, none of which has fewer than one.
     fn bytes(&self, value: usize) -> usize {
-        self.types[value].element.bits() as usize / 8
+        self.types[value].element.bits() / 8
     }
 
     /// A part of the elements of y by a kernel, of inputs that are broadcast to it.
@@ -426,7 +424,7 @@ impl Frame<'_> {
         step: usize,
         (kernel, constants): (elementwise::Kernel, [f32; 2]),
         y: usize,
-        inputs: [Option<Operand>; 3],
+        inputs: &[Option<Operand>; 3],
         part: (usize, usize),
     ) {
         let (result, bytes) = (self.shape(y), self.bytes(y));

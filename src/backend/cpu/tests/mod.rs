@@ -214,8 +214,6 @@ fn exact_on_integers<T: Element + From<f32>>(isa: Isa, kernels: &MicroKernels) {
 
 #[test]
 fn bits_depend_neither_on_threads_nor_on_blocks() {
-    let (dims, counts) =
-        if cfg!(miri) { ([7, 9, 17], &[1, 3][..]) } else { ([61, 203, 347], &[1, 2, 3, 5, 8][..]) };
     fn check<T: Element + From<f32>>(dims: [usize; 3], counts: &[usize], isa: Isa) {
         for form in 0..8 {
             let operands = Operands::<T>::new(dims, [form & 1 != 0, form & 2 != 0], form & 4 != 0, false);
@@ -228,6 +226,8 @@ fn bits_depend_neither_on_threads_nor_on_blocks() {
             }
         }
     }
+    let (dims, counts) =
+        if cfg!(miri) { ([7, 9, 17], &[1, 3][..]) } else { ([61, 203, 347], &[1, 2, 3, 5, 8][..]) };
     for isa in Isa::available() {
         check::<f32>(dims, counts, isa);
         check::<f64>(dims, counts, isa);
