@@ -37,5 +37,5 @@ mod real;
 mod reference;
 
 pub(crate) use real::{IntegerOutput, quantize_row, scale_of_b, sums_integers, terms_to_a_scale};
-pub(crate) use reference::{Bounds, add_product, gamma, is_twofold, magnitude, ratio, total};
+pub(crate) use reference::{Bounds, add_product, gamma, is_twofold, magnitude, ratio, term_size, total};
 pub use reference::{Deviation, Reference};

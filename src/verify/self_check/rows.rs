@@ -5,7 +5,7 @@ use crate::description::matmul::MatMul;
 use crate::error::Result;
 use crate::executor::Inputs;
 use crate::operands::view::AnyView;
-use crate::verify::accuracy::{Bounds, add_product, is_twofold, magnitude, ratio, total};
+use crate::verify::accuracy::{Bounds, add_product, is_twofold, ratio, term_size, total};
 use crate::verify::self_check::WrongElement;
 use crate::verify::self_check::reals::{Reals, read};
 
@@ -79,7 +79,7 @@ impl Row {
                 let sums = sums.iter_mut().zip(&mut *errors);
                 for (((sum, error), size), &b) in sums.zip(sizes.iter_mut()).zip(&*run) {
                     add_product::<TWOFOLD>(sum, error, a, b - reals.zero);
-                    *size += magnitude(a * reals.magnitude(b));
+                    *size += term_size::<TWOFOLD>(a, reals.magnitude(b));
                 }
             }
             for (col, (value, bound)) in values.iter_mut().zip(&mut *bounds).enumerate() {
@@ -98,7 +98,7 @@ impl Row {
                 let (mut sum, mut error, mut size) = (0.0, 0.0, 0.0);
                 for (a, &b) in a.iter().zip(b) {
                     add_product::<TWOFOLD>(&mut sum, &mut error, *a, b - reals.zero);
-                    size += magnitude(a * reals.magnitude(b));
+                    size += term_size::<TWOFOLD>(*a, reals.magnitude(b));
                 }
                 let scale = reals.scale_of_b(item, group, col);
                 *value += scale * total(sum, error);
@@ -144,7 +144,7 @@ mod tests {
                             .map(|(p, of_b)| (numbers.real_a(item, at, p), of_b(&numbers, item, p, col)))
                     };
                     let sum = terms(Integers::real_b).map(|(a, b)| a * b).sum();
-                    let size = terms(Integers::size_b).map(|(a, b)| magnitude(a * b)).sum();
+                    let size = terms(Integers::size_b).map(|(a, b)| term_size::<false>(a, b)).sum();
                     let (bias, residual) = (numbers.bias(col), numbers.residual(item, at, col));
                     let (value, bound) = numbers.bounds.element(sum, size, bias, residual);
                     assert_eq!(row.values[col], value, "{}", numbers.product);
