@@ -536,7 +536,7 @@ static ANEStatus perform(Queue *queue, const char *slot, uint64_t extent, const 
     if (status == ANE_STATUS_OK) status = queue->work(queue->executor, extent, operands, err);
     uint64_t end_ns = clock_ns();
     const ANEOperand *last = &operands[queue->operand_count - 1];
-    if (status == ANE_STATUS_OK && is_kind(fault, "wrong") && last->length_bytes > 0 && due(fault, slot)) {
+    if (status == ANE_STATUS_OK && is_kind(fault, "wrong") && last->length_bytes >= sizeof(float) && due(fault, slot)) {
         float *c = operand(last);
         c[0] += 1 + fabsf(c[0]);
     }
