@@ -231,9 +231,9 @@ pub(crate) fn compile_graph(
     options: &CompileOptions,
 ) -> Result<Box<dyn GraphProgram>> {
     let cpu = cpu.map_err(|error| error.to_string()).and_then(|cpu| {
-        match cpu.refused_nodes(graph, &for_cpu(options)).first() {
-            None => Ok(cpu),
-            Some(refused) => Err(refused.to_string()),
+        match cpu.refused_nodes(graph, &for_cpu(options)) {
+            Ok(refused) => refused.first().map_or(Ok(cpu), |refused| Err(refused.to_string())),
+            Err(error) => Err(error.to_string()),
         }
     });
     let cpu = match cpu {

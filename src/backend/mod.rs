@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::backend::instant_start::{InstantStart, WithInstantStart};
-use crate::backend::refusal::{NodeRefusal, Refusal, RefusalReason};
+use crate::backend::refusal::{NodeRefusal, Refusal};
 use crate::description::linear::Linear;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
@@ -168,12 +168,10 @@ pub(crate) trait Backend: Send + Sync {
         weights: Option<&Weights>,
         options: &CompileOptions,
     ) -> Result<Box<dyn CompiledProduct>>;
-    /// The nodes of `graph` that it does not run; without any it compiles the graph.
-    fn refused_nodes(&self, graph: &Graph, _options: &CompileOptions) -> Vec<NodeRefusal> {
-        let refusal = |message: &str| Refusal::new(RefusalReason::Other, message);
-        (0..graph.nodes.len())
-            .map(|node| NodeRefusal::new(graph, node, refusal("this backend has no graphs; use `cpu`")))
-            .collect()
+    /// The nodes of `graph` that it does not run; without any it compiles the graph. An error where the graph is
+    /// refused as a whole, or where the backend could not say.
+    fn refused_nodes(&self, graph: &Graph, _options: &CompileOptions) -> Result<Vec<NodeRefusal>> {
+        Ok(NodeRefusal::of_all(graph, "this backend has no graphs; use `cpu`"))
     }
     /// Compiles a graph of which it refuses no node.
     fn compile_graph(&self, _graph: &Graph, _options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {
@@ -575,7 +573,9 @@ impl Backends {
     /// The nodes of `graph` that `id` does not run, and why: none where it compiles the graph.
     ///
     /// # Errors
-    /// [`Error::UnknownBackend`], [`Error::Unavailable`], [`Error::Threads`].
+    /// [`Error::Refused`] where not its nodes but the graph as a whole is refused, or the options; [`Error::Native`]
+    /// where the engine failed when it was asked; [`Error::UnknownBackend`], [`Error::Unavailable`],
+    /// [`Error::Threads`], [`Error::OutOfMemory`].
     pub fn refused_nodes(
         &self,
         id: &BackendId,
@@ -583,7 +583,7 @@ impl Backends {
         options: &CompileOptions,
     ) -> Result<Vec<NodeRefusal>> {
         options.threads.check()?;
-        Ok(self.get(id)?.refused_nodes(graph, options))
+        self.get(id)?.refused_nodes(graph, options)
     }
 
     /// Compiles `graph` for the backend `id`, whole or not at all.

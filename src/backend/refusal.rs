@@ -94,6 +94,12 @@ impl NodeRefusal {
         let node = &graph.nodes[node];
         Self { node: node.name.clone(), operator: node.operator.name(), refusal }
     }
+
+    /// Every node of a graph, for one reason.
+    pub(crate) fn of_all(graph: &Graph, message: &str) -> Vec<Self> {
+        let refusal = || Refusal::new(RefusalReason::Other, message);
+        (0..graph.nodes.len()).map(|node| Self::new(graph, node, refusal())).collect()
+    }
 }
 
 impl fmt::Display for NodeRefusal {

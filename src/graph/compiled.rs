@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::graph::array::Array;
 use crate::graph::check::{NodesReport, WholeReport, check_nodes, check_whole};
 use crate::graph::description::Graph;
-use crate::graph::report::GraphReport;
+use crate::graph::report::{GraphReport, NOT_MEASURED};
 use crate::graph::shape::TensorType;
 
 impl Graph {
@@ -223,13 +223,13 @@ impl GraphExecutor {
     }
 
     /// Runs the graph and measures each step: the report with the time of each node, that of a step at the node that it
-    /// is named after.
+    /// is named after. Shims do not tell the times of their steps.
     ///
     /// # Errors
     /// As [`GraphExecutor::run`]; [`Error::OutOfMemory`].
     pub fn profile(&mut self, inputs: &[&Array], outputs: &mut [&mut Array]) -> Result<GraphReport> {
         let info = self.shared.program.info();
-        let mut step_ns = alloc::filled(info.steps.len(), 0, "times of steps")?;
+        let mut step_ns = alloc::filled(info.steps.len(), NOT_MEASURED, "times of steps")?;
         self.run_timed(inputs, outputs, Some(&mut step_ns))?;
         let shared = &self.shared;
         let mut report = GraphReport::new(&shared.graph, &shared.backend, &info, shared.compile_time);

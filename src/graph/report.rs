@@ -76,6 +76,9 @@ pub struct GraphReport {
     pub compile_time: Duration,
 }
 
+/// The time of a step whose time the backend does not tell.
+pub(crate) const NOT_MEASURED: u64 = u64::MAX;
+
 impl GraphReport {
     pub(crate) fn new(graph: &Graph, backend: &BackendId, info: &GraphInfo, compile_time: Duration) -> Self {
         let nodes: Vec<_> = graph
@@ -111,7 +114,8 @@ impl GraphReport {
     pub(crate) fn add_times(&mut self, info: &GraphInfo, step_ns: &[u64]) {
         for node in &mut self.nodes {
             let own = |name: &String| *name == node.name;
-            node.elapsed_ns = info.steps.iter().position(own).and_then(|step| step_ns.get(step)).copied();
+            let time = info.steps.iter().position(own).and_then(|step| step_ns.get(step)).copied();
+            node.elapsed_ns = time.filter(|time| *time != NOT_MEASURED);
         }
     }
 

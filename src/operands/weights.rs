@@ -13,7 +13,7 @@ use crate::description::quantization::{NibbleOrder, QuantB};
 use crate::description::scales::{is_scale, shape_of_b};
 use crate::error::{Error, Operand, Result};
 use crate::operands::device_tensor::not_on_the_host;
-use crate::operands::int4::Int4View;
+use crate::operands::int4::{self, Int4View};
 use crate::operands::tensor::Tensor;
 use crate::operands::view::{AnyView, IntoView, TensorView};
 
@@ -83,6 +83,21 @@ struct Inner {
     derived: Mutex<Vec<(DerivedKey, Weak<dyn Any + Send + Sync>)>>,
     /// Handles outside of products hold it.
     named: Weak<()>,
+}
+
+impl Inner {
+    fn new(
+        data: Arc<Data>,
+        layout: Layout,
+        transposed: bool,
+        scales: Option<(QuantB, Weights)>,
+        named: Weak<()>,
+    ) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let (hash, derived) = (OnceLock::new(), Mutex::default());
+        Self { id, data, layout, transposed, scales, hash, derived, named }
+    }
 }
 
 /// A constant B: its elements, how they are stored, and for a quantised B its scheme, scales and zero point.
@@ -165,13 +180,62 @@ impl Weights {
         transposed: bool,
         scales: Option<(QuantB, Weights)>,
     ) -> Self {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let name = Arc::new(());
         let named = Arc::downgrade(&name);
-        let (hash, derived) = (OnceLock::new(), Mutex::default());
-        let inner = Inner { id, data, layout, transposed, scales, hash, derived, named };
-        Self(Arc::new(inner), Some(name))
+        Self(Arc::new(Inner::new(data, layout, transposed, scales, named)), Some(name))
+    }
+
+    /// The same elements packed in the order of the logical k x n matrix, or of the batch of them, without scales: a
+    /// copy where they are stored otherwise, made once for all that use it at the same time.
+    pub(crate) fn in_order(&self) -> Result<Self> {
+        if self.layout().is_packed() && !self.is_transposed() {
+            return Ok(self.for_product());
+        }
+        let copy = || {
+            let layout = Layout::packed(self.layout().batch(), self.k(), self.n())?;
+            Ok(Inner::new(Arc::new(self.data_in_order()?), layout, false, None, Weak::new()))
+        };
+        self.derived(("in order", self.is_transposed(), QuantB::None), copy).map(|inner| Self(inner, None))
+    }
+
+    fn data_in_order(&self) -> Result<Data> {
+        const WHAT: &str = "weights in another order";
+        let (batch, k, n) = (self.layout().batch(), self.k(), self.n());
+        let places = || (0..batch * k).flat_map(move |row| (0..n).map(move |col| (row / k, row % k, col)));
+        let transposed = self.is_transposed();
+        let stored = |(item, row, col): (usize, usize, usize)| {
+            if transposed { (item, col, row) } else { (item, row, col) }
+        };
+        macro_rules! all {
+            ($view:ident) => {{
+                let mut all = alloc::with_capacity(batch * k * n, WHAT)?;
+                all.extend(places().filter_map(|place| {
+                    let (item, row, col) = stored(place);
+                    $view.get(item, row, col)
+                }));
+                Box::new(all)
+            }};
+        }
+        Ok(match self.view() {
+            AnyView::F64(view) => Data::F64(all!(view)),
+            AnyView::F32(view) => Data::F32(all!(view)),
+            #[cfg(feature = "half")]
+            AnyView::F16(view) => Data::F16(all!(view)),
+            #[cfg(feature = "half")]
+            AnyView::Bf16(view) => Data::Bf16(all!(view)),
+            AnyView::I32(view) => Data::I32(all!(view)),
+            AnyView::I8(view) => Data::I8(all!(view)),
+            AnyView::U8(view) => Data::U8(all!(view)),
+            AnyView::Int4(view) => {
+                let mut bytes = alloc::with_capacity((batch * k * n).div_ceil(2), WHAT)?;
+                let all: Box<Vec<i8>> = all!(view);
+                int4::pack(*all, view.nibble_order(), &mut bytes);
+                let signed = view.element_type() == ElementType::I4;
+                Data::Int4 { bytes: Box::new(bytes), signed, order: view.nibble_order() }
+            }
+            // Weights copy what they are made of.
+            AnyView::Device(_) => return Err(Error::Memory { problem: "weights lie on the host".into() }),
+        })
     }
 
     /// The handle that a product keeps.
@@ -459,6 +523,37 @@ mod tests {
         assert_ne!(one, two);
         assert_eq!(one, one.clone());
         assert_eq!(one.content_hash(), two.content_hash());
+    }
+
+    #[test]
+    fn other_orders_are_copied_once_and_the_logical_one_is_not() {
+        let packed = Weights::from_tensor(Tensor::filled(2, 3, 1f32).unwrap());
+        assert_eq!(packed.in_order().unwrap().view().memory(), packed.view().memory());
+        // Two items of 2 x 3, with gaps between rows and items.
+        let layout = Layout::strided(2, 2, 3, 4, 9).unwrap();
+        let data: Vec<f32> = (0u8..16).map(f32::from).collect();
+        let gaps = Weights::new(TensorView::with_layout(&data, layout).unwrap()).unwrap();
+        let elements = |weights: &Weights| match weights.view() {
+            AnyView::F32(view) => view.data().to_vec(),
+            other => panic!("{other:?}"),
+        };
+        let copy = gaps.in_order().unwrap();
+        assert_eq!(elements(&copy), [0.0, 1.0, 2.0, 4.0, 5.0, 6.0, 9.0, 10.0, 11.0, 13.0, 14.0, 15.0]);
+        assert_eq!(gaps.in_order().unwrap().view().memory(), copy.view().memory());
+        let turned = gaps.transposed().unwrap().in_order().unwrap();
+        assert_eq!((turned.layout().shape(), turned.is_transposed()), ([2, 3, 2], false));
+        assert_eq!(elements(&turned), [0.0, 4.0, 1.0, 5.0, 2.0, 6.0, 9.0, 13.0, 10.0, 14.0, 11.0, 15.0]);
+        // 1 2 -3 / 4 5 6, two to a byte.
+        for order in [NibbleOrder::LowFirst, NibbleOrder::HighFirst] {
+            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+            int4::pack([1, 2, -3, 4, 5, 6], order, &mut bytes);
+            int4::pack([1, 4, 2, 5, -3, 6], order, &mut expected);
+            let view = Int4View::signed(&bytes, Layout::packed(1, 2, 3).unwrap(), order).unwrap();
+            let turned = Weights::new(view).unwrap().transposed().unwrap().in_order().unwrap();
+            let AnyView::Int4(view) = turned.view() else { panic!("{:?}", turned.view()) };
+            assert_eq!((view.bytes(), view.nibble_order()), (&expected[..], order));
+            assert_eq!(turned.element_type(), ElementType::I4);
+        }
     }
 
     #[test]

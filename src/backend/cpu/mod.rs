@@ -153,8 +153,8 @@ impl Backend for Cpu {
         Ok(Box::new(self.compile_product(product, weights, options)?))
     }
 
-    fn refused_nodes(&self, graph: &Graph, options: &CompileOptions) -> Vec<NodeRefusal> {
-        graph::refused_nodes(graph, options)
+    fn refused_nodes(&self, graph: &Graph, options: &CompileOptions) -> Result<Vec<NodeRefusal>> {
+        Ok(graph::refused_nodes(graph, options))
     }
 
     fn compile_graph(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {

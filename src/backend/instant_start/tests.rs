@@ -86,8 +86,8 @@ impl Backend for Slow {
         })))
     }
 
-    fn refused_nodes(&self, _: &Graph, _: &CompileOptions) -> Vec<NodeRefusal> {
-        Vec::new()
+    fn refused_nodes(&self, _: &Graph, _: &CompileOptions) -> Result<Vec<NodeRefusal>> {
+        Ok(Vec::new())
     }
 
     fn compile_graph(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {

@@ -33,6 +33,13 @@ pub(super) fn element_type(element: ElementType) -> sys::ANEType {
     }
 }
 
+pub(super) fn nibble_order(order: NibbleOrder) -> i32 {
+    match order {
+        NibbleOrder::LowFirst => sys::ANE_NIBBLE_LOW_FIRST,
+        NibbleOrder::HighFirst => sys::ANE_NIBBLE_HIGH_FIRST,
+    }
+}
+
 pub(super) fn activation(activation: Activation) -> sys::ANEActivation {
     match activation {
         Activation::None => sys::ANE_ACTIVATION_NONE,
@@ -120,10 +127,7 @@ pub(super) fn description(product: &MatMul) -> sys::ANEMatMulDesc {
         zero_point_a: quantization.a.zero_point(),
         zero_point_b: quantization.b.zero_point(),
         group_size: group_size(quantization),
-        nibble_order: match quantization.nibble_order {
-            NibbleOrder::LowFirst => sys::ANE_NIBBLE_LOW_FIRST,
-            NibbleOrder::HighFirst => sys::ANE_NIBBLE_HIGH_FIRST,
-        },
+        nibble_order: nibble_order(quantization.nibble_order),
         quant_c: match quantization.output {
             QuantOutput::None => sys::ANE_QUANT_C_NONE,
             QuantOutput::Static { .. } => sys::ANE_QUANT_C_STATIC,

@@ -2,6 +2,7 @@
 
 mod buffers;
 mod convert;
+mod graph;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -12,14 +13,17 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::refusal::{Refusal, RefusalReason};
-use crate::backend::{Backend, BackendId, CompiledInfo, CompiledProduct, Run, RunArgs, Submitted};
+use crate::backend::refusal::{NodeRefusal, Refusal, RefusalReason};
+use crate::backend::{
+    Backend, BackendId, CompiledInfo, CompiledProduct, GraphProgram, Run, RunArgs, Submitted,
+};
 use crate::description::element::ElementType;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, NativeStatus, Result};
 use crate::executor::RunObservation;
 use crate::files::package::PackageStore;
+use crate::graph::Graph;
 use crate::operands::device_tensor::Storage;
 use crate::operands::shared_buffer::BufferMemory;
 use crate::operands::weights::Weights;
@@ -388,10 +392,7 @@ impl Backend for ShimBackend {
 
     fn supports(&self, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
         if let Threads::Pool(_) = options.threads {
-            return Err(Refusal::new(
-                RefusalReason::Threads,
-                "a shim cannot use a thread pool of the caller's; ask for a number of threads",
-            ));
+            return Err(pool_refusal());
         }
         let types = product.types();
         let bias = if product.has_bias() { types.bias } else { types.a };
@@ -460,6 +461,21 @@ impl Backend for ShimBackend {
         });
         Ok(Box::new(ShimProduct { handle, note }))
     }
+
+    fn refused_nodes(&self, graph: &Graph, options: &CompileOptions) -> Result<Vec<NodeRefusal>> {
+        self.refused_graph_nodes(graph, options)
+    }
+
+    fn compile_graph(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {
+        Ok(Box::new(self.compile_shim_graph(graph, options)?))
+    }
+}
+
+fn pool_refusal() -> Refusal {
+    Refusal::new(
+        RefusalReason::Threads,
+        "a shim cannot use a thread pool of the caller's; ask for a number of threads",
+    )
 }
 
 impl ShimBackend {
@@ -495,7 +511,10 @@ impl ShimBackend {
         })?;
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object(step))?;
         let handle = Arc::new(ProductHandle { raw, constants, device: Arc::clone(&self.device) });
-        self.check_arithmetic(&handle, &native_options)?;
+        // What cannot be asked is noted in the product's report.
+        if let Ok(info) = handle.info() {
+            self.check_arithmetic(info.arithmetic, &native_options)?;
+        }
         Ok(handle)
     }
 
@@ -520,12 +539,10 @@ impl ShimBackend {
         Ok(held)
     }
 
-    /// Refuses a product that makes use of arithmetic that was not allowed.
-    fn check_arithmetic(&self, handle: &ProductHandle, options: &sys::ANECompileOptions) -> Result<()> {
-        // What cannot be asked is noted in the product's report.
-        let Ok(info) = handle.info() else { return Ok(()) };
+    /// Refuses a product or a graph that makes use of arithmetic that was not allowed.
+    fn check_arithmetic(&self, arithmetic: u32, options: &sys::ANECompileOptions) -> Result<()> {
         let allowed = |option: i32| options.flags & option.cast_unsigned() != 0;
-        let used = convert::arithmetic(info.arithmetic);
+        let used = convert::arithmetic(arithmetic);
         let reduced = used.tf32 || used.bf16 || used.f16;
         if (used.fast_math && !allowed(sys::ANE_OPTION_FAST_MATH))
             || (reduced && !allowed(sys::ANE_OPTION_REDUCED_PRECISION))

@@ -23,15 +23,16 @@ const NAME_LIMIT: usize = 32;
 const LOG_BYTES: usize = 16 * 1024;
 
 macro_rules! slots {
-    ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
+    ($(#[$meta:meta])* $slots:ident of $table:ident: $($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
         /// The functions of a table, none of them missing.
         #[derive(Clone)]
-        pub(super) struct Slots {
+        $(#[$meta])*
+        pub(super) struct $slots {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
         }
 
-        impl Slots {
-            fn new(table: &sys::ANEShim) -> Result<Self, &'static str> {
+        impl $slots {
+            fn new(table: &sys::$table) -> Result<Self, &'static str> {
                 Ok(Self { $($name: table.$name.ok_or(stringify!($name))?,)* })
             }
         }
@@ -39,6 +40,7 @@ macro_rules! slots {
 }
 
 slots! {
+    Slots of ANEShim:
     device_count: fn(*mut u32, *mut sys::ANEError) -> sys::ANEStatus;
     device_info: fn(u32, *mut sys::ANEDeviceInfo, *mut sys::ANEError) -> sys::ANEStatus;
     device_open: fn(u32, *mut *mut sys::ANEDevice, *mut sys::ANEError) -> sys::ANEStatus;
@@ -65,23 +67,58 @@ slots! {
     executor_destroy: fn(*mut sys::ANEMatMulExecutor);
 }
 
-/// What is wrong with a table of graphs, or `None`.
-fn graph_problem(table: &sys::ANEGraphTable) -> Option<String> {
-    macro_rules! missing {
-        ($($name:ident)*) => {$(
-            if table.$name.is_none() {
-                return Some(missing_slot(stringify!($name)));
+slots! {
+    #[allow(dead_code, reason = "packages and submissions of graphs must be there, and are not used yet")]
+    GraphSlots of ANEGraphTable:
+    graph_supports: fn(*mut sys::ANEDevice, *const sys::ANEGraphDesc, *const sys::ANECompileOptions, *mut sys::ANENodeRefusal, u32, *mut u32, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_save: fn(*mut sys::ANEGraph, *const c_char, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_load: fn(*mut sys::ANEDevice, *const sys::ANEGraphDesc, *const sys::ANECompileOptions, *const c_char, *mut *mut sys::ANEGraph, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_info: fn(*mut sys::ANEGraph, *mut sys::ANEGraphInfo, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_node_info: fn(*mut sys::ANEGraph, u32, *mut sys::ANENodeInfo, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_destroy: fn(*mut sys::ANEGraph);
+    graph_executor_create: fn(*mut sys::ANEGraph, *const sys::ANEExecutorOptions, *mut *mut sys::ANEGraphExecutor, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_executor_run: fn(*mut sys::ANEGraphExecutor, *const sys::ANEGraphRunArgs, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_executor_submit: fn(*mut sys::ANEGraphExecutor, *const sys::ANEGraphRunArgs, *mut sys::ANETicket, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_executor_wait: fn(*mut sys::ANEGraphExecutor, sys::ANETicket, u64, *mut sys::ANERunInfo, *mut sys::ANEError) -> sys::ANEStatus;
+    graph_executor_destroy: fn(*mut sys::ANEGraphExecutor);
+}
+
+type GraphCompile = unsafe extern "C" fn(
+    *mut sys::ANEDevice,
+    *const sys::ANEGraphDesc,
+    *const sys::ANECompileOptions,
+    *mut *mut sys::ANEGraph,
+    *mut sys::ANEError,
+) -> sys::ANEStatus;
+
+/// How a shim comes by a graph.
+#[derive(Clone)]
+pub(super) enum GraphSource {
+    Compiled(GraphCompile),
+    /// It reads packages of this format alone.
+    Packages(String),
+}
+
+/// A checked table of graphs.
+pub(super) struct Graphs {
+    pub(super) slots: GraphSlots,
+    pub(super) source: GraphSource,
+}
+
+impl Graphs {
+    /// # Safety
+    /// The strings of `table` end in NUL.
+    unsafe fn new(table: &sys::ANEGraphTable) -> Result<Self, String> {
+        let source = match table.graph_compile {
+            Some(compile) => GraphSource::Compiled(compile),
+            None if table.package_format.is_null() => {
+                return Err("its graph table has neither `graph_compile` nor a package_format".into());
             }
-        )*};
+            // SAFETY: by the function's contract.
+            None => GraphSource::Packages(unsafe { text(table.package_format) }),
+        };
+        Ok(Self { slots: GraphSlots::new(table).map_err(missing_slot)?, source })
     }
-    if table.graph_compile.is_none() && table.package_format.is_null() {
-        return Some("its graph table has neither `graph_compile` nor a package_format".into());
-    }
-    missing! {
-        graph_supports graph_save graph_load graph_info graph_node_info graph_destroy graph_executor_create
-        graph_executor_run graph_executor_submit graph_executor_wait graph_executor_destroy
-    }
-    None
 }
 
 fn missing_slot(slot: &str) -> String {
@@ -92,6 +129,8 @@ fn missing_slot(slot: &str) -> String {
 #[derive(Clone)]
 pub(super) struct Table {
     pub(super) slots: Slots,
+    /// Where it has graphs.
+    pub(super) graphs: Option<Arc<Graphs>>,
     /// The backend, as errors name it.
     pub(super) name: BackendId,
     pub(super) version: String,
@@ -152,6 +191,7 @@ impl Table {
             return Err(truncated("table", size, MINIMUM_SIZE));
         }
         let slots = Slots::new(&table).map_err(|slot| problem(missing_slot(slot)))?;
+        let mut graphs = None;
         if !table.graphs.is_null() {
             if !table.graphs.is_aligned() {
                 return Err(problem(format!("its graph table at {:p} is not aligned", table.graphs)));
@@ -161,10 +201,8 @@ impl Table {
             if size < size_of::<sys::ANEGraphTable>() {
                 return Err(truncated("graph table", size, size_of::<sys::ANEGraphTable>()));
             }
-            // SAFETY: of this size, and never changed.
-            if let Some(text) = graph_problem(unsafe { &*table.graphs }) {
-                return Err(problem(text));
-            }
+            // SAFETY: of this size, and never changed; the caller promises strings that end in NUL.
+            graphs = Some(Arc::new(unsafe { Graphs::new(&*table.graphs) }.map_err(problem)?));
         }
         // SAFETY: the caller promises strings that end in NUL.
         let (name, version) = unsafe { (text(table.name), text(table.version)) };
@@ -177,6 +215,7 @@ impl Table {
         }
         Ok(Self {
             slots,
+            graphs,
             name: BackendId::new(name),
             version,
             writable_by_others: None,
@@ -242,8 +281,7 @@ impl Table {
         if status == sys::ANE_STATUS_OK {
             return Ok(());
         }
-        let message = characters(&error.message);
-        let message = if message.is_empty() { "the shim gave no message".to_owned() } else { message };
+        let message = message_in(&error.message);
         if status == sys::ANE_STATUS_REFUSED {
             let refusal = Refusal::new(reason(error.refusal), message);
             return Err(Error::Refused { backend: self.name.clone(), refusal });
@@ -345,6 +383,12 @@ pub(super) fn characters(array: &[c_char]) -> String {
     lossy(&bytes)
 }
 
+/// [`characters`], or that there are none.
+pub(super) fn message_in(array: &[c_char]) -> String {
+    let message = characters(array);
+    if message.is_empty() { "the shim gave no message".to_owned() } else { message }
+}
+
 fn lossy(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     let text = String::from_utf8_lossy(&bytes[..end]);
@@ -354,7 +398,7 @@ fn lossy(bytes: &[u8]) -> String {
         .collect()
 }
 
-fn reason(code: sys::ANERefusal) -> RefusalReason {
+pub(super) fn reason(code: sys::ANERefusal) -> RefusalReason {
     usize::try_from(code)
         .ok()
         .and_then(|code| code.checked_sub(1))

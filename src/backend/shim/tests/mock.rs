@@ -600,6 +600,10 @@ pub(super) fn check(table: &sys::ANEShim) -> Result<ShimLibrary> {
 
 /// A registry with the mock, whose state is fresh but for `fail`.
 pub(super) fn with_mock(setup: impl FnOnce(&mut Mock)) -> (Backends, BackendId) {
+    with_table(&good_table(), setup)
+}
+
+pub(super) fn with_table(table: &sys::ANEShim, setup: impl FnOnce(&mut Mock)) -> (Backends, BackendId) {
     mock(|mock| {
         *mock = Mock {
             message: b"a message\0".to_vec(),
@@ -612,7 +616,7 @@ pub(super) fn with_mock(setup: impl FnOnce(&mut Mock)) -> (Backends, BackendId) 
         setup(mock);
     });
     let mut backends = Backends::new();
-    let id = backends.add(check(&good_table()).unwrap()).unwrap();
+    let id = backends.add(check(table).unwrap()).unwrap();
     (backends, id)
 }
 

@@ -2,8 +2,11 @@
 //! foreign code, so that Miri can run it.
 
 mod buffers;
+mod graphs;
 mod mock;
 mod packages;
+#[cfg(not(miri))]
+mod reference_graphs;
 mod resident;
 mod scales;
 
