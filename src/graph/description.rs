@@ -107,6 +107,14 @@ impl Graph {
         self.nodes.iter().map(|node| (node.name.as_str(), &node.operator))
     }
 
+    /// Those of its constants that are weights.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = &Weights> {
+        self.values.iter().filter_map(|value| match &value.source {
+            Source::Weights(weights) => Some(weights),
+            _ => None,
+        })
+    }
+
     /// The bytes of all constants, each counted once.
     #[must_use]
     pub fn constant_bytes(&self) -> usize {

@@ -69,6 +69,7 @@ slots! {
 
 slots! {
     #[allow(dead_code, reason = "packages and submissions of graphs must be there, and are not used yet")]
+    #[allow(clippy::struct_field_names, reason = "the slots' names")]
     GraphSlots of ANEGraphTable:
     graph_supports: fn(*mut sys::ANEDevice, *const sys::ANEGraphDesc, *const sys::ANECompileOptions, *mut sys::ANENodeRefusal, u32, *mut u32, *mut sys::ANEError) -> sys::ANEStatus;
     graph_save: fn(*mut sys::ANEGraph, *const c_char, *mut sys::ANEError) -> sys::ANEStatus;

@@ -27,14 +27,12 @@ use super::microkernel::instances::{self, VectorFunctions};
 use super::support::check_device;
 use super::threads::Team;
 use super::{Cpu, WORK_TO_WAKE_NS, worthwhile_threads};
-use crate::alloc;
 use crate::backend::refusal::NodeRefusal;
 use crate::backend::{GraphInfo, GraphProgram, GraphRun};
 use crate::description::options::CompileOptions;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::description::{Graph, Source};
 use crate::graph::report;
-use crate::operands::view::AnyView;
 use crate::operands::weights::Weights;
 
 use lower::{Lowering, is_alias};
@@ -61,8 +59,8 @@ pub(crate) struct Memory {
     copied_outputs: Vec<(usize, usize)>,
     arena_bytes: usize,
     values_bytes: usize,
-    /// Constants that lie otherwise than the graph says; places point into them.
-    copies: Vec<Vec<f32>>,
+    /// Weights in the order of their values; places point into them.
+    constants: Vec<Weights>,
 }
 
 /// The nodes that the engine has no step for.
@@ -107,7 +105,7 @@ impl Program {
     /// Decides where all values lie. Those that are kept take no other's place: all can be read after a run.
     fn memory(&self, keep_values: bool) -> Result<Memory> {
         let graph = &self.graph;
-        let (mut copies, mut copied_outputs, mut values_bytes) = (Vec::new(), Vec::new(), 0usize);
+        let (mut constants, mut copied_outputs, mut values_bytes) = (Vec::new(), Vec::new(), 0usize);
         // The value whose elements a value has.
         let mut root: Vec<usize> = (0..graph.values.len()).collect();
         for node in graph.nodes.iter().filter(|node| is_alias(graph, node)) {
@@ -135,7 +133,9 @@ impl Program {
                 Source::Weights(weights) => {
                     let is_read = self.steps.iter().any(|step| step.inputs.contains(&Some(value)));
                     if is_read {
-                        places[value] = Place::Constant(constant(weights, &mut copies)?);
+                        let in_order = weights.in_order()?;
+                        places[value] = Place::Constant(in_order.view().memory().0);
+                        constants.push(in_order);
                     }
                 }
                 Source::Input | Source::Node => {}
@@ -171,7 +171,7 @@ impl Program {
             places[value] = Place::Arena(start);
         }
         let places = root.iter().map(|root| places[*root]).collect();
-        Ok(Memory { places, copied_outputs, arena_bytes, values_bytes, copies })
+        Ok(Memory { places, copied_outputs, arena_bytes, values_bytes, constants })
     }
 
     /// The scratch memory of a thread for attention.
@@ -191,27 +191,6 @@ impl Program {
     }
 }
 
-/// Where the elements of weights lie in the order of a graph's values.
-fn constant(weights: &Weights, copies: &mut Vec<Vec<f32>>) -> Result<*const u8> {
-    let view = weights.view();
-    if weights.layout().is_packed() && !weights.is_transposed() {
-        return Ok(view.memory().0);
-    }
-    let AnyView::F32(view) = view else {
-        return Err(Error::graph("constants with gaps, or transposed, are read as f32".into()));
-    };
-    let (k, n) = (weights.k(), weights.n());
-    let mut copy = alloc::with_capacity(weights.layout().batch() * k * n, "a constant")?;
-    for item in 0..weights.layout().batch() {
-        for (row, col) in (0..k).flat_map(|row| (0..n).map(move |col| (row, col))) {
-            let (row, col) = if weights.is_transposed() { (col, row) } else { (row, col) };
-            copy.extend(view.get(item, row, col));
-        }
-    }
-    copies.push(copy);
-    Ok(copies.last().map_or(std::ptr::dangling(), |copy| copy.as_ptr().cast()))
-}
-
 pub(crate) struct CpuGraph {
     program: Arc<Program>,
     memory: Arc<Memory>,
@@ -227,19 +206,24 @@ impl GraphProgram for CpuGraph {
     fn info(&self) -> GraphInfo {
         let program = &*self.program;
         let name = |step: &Step| program.graph.nodes[step.node].name.clone();
-        let copies: usize = self.memory.copies.iter().map(|copy| size_of_val(copy.as_slice())).sum();
         // Two products of the same weights have them in common.
-        let shared: HashMap<usize, usize> =
+        let mut shared: HashMap<usize, usize> =
             program.products().filter_map(|product| product.plan.b.shared()).collect();
+        let is_copy = |weights: &Weights| {
+            let memory = weights.view().memory().0;
+            !program.graph.weights().any(|own| std::ptr::eq(own.view().memory().0, memory))
+        };
+        for copy in self.memory.constants.iter().filter(|weights| is_copy(weights)) {
+            let (start, bytes) = copy.view().memory();
+            shared.insert(start.addr(), bytes);
+        }
         let own = |product: &product::Product| {
             product.plan.bytes() - product.plan.b.shared().map_or(0, |(_, bytes)| bytes)
         };
         GraphInfo {
             step_of: program.step_of.clone(),
             steps: program.steps.iter().map(name).collect(),
-            weight_bytes: copies
-                + program.products().map(own).sum::<usize>()
-                + shared.values().sum::<usize>(),
+            weight_bytes: program.products().map(own).sum::<usize>() + shared.values().sum::<usize>(),
             shared: shared.into_iter().collect(),
             arena_bytes: self.memory.arena_bytes,
             values_bytes: self.memory.values_bytes,

@@ -201,6 +201,7 @@ pub(super) struct ShimGraph {
 impl GraphProgram for ShimGraph {
     /// What lies between nodes, a shim does not show.
     fn open(&self, _keep_values: bool) -> Result<Box<dyn GraphRun>> {
+        const WHAT: &str = "operands of a graph";
         let (table, slots) = (self.handle.device.table(), &self.handle.graphs.slots);
         let options =
             sys::ANEExecutorOptions { struct_size: size_u32::<sys::ANEExecutorOptions>(), queue_depth: 0 };
@@ -219,7 +220,6 @@ impl GraphProgram for ShimGraph {
         let raw = NonNull::new(raw).ok_or_else(|| table.no_object("graph_executor_create"))?;
         // First: it is destroyed where memory is lacking.
         let executor = ExecutorHandle { raw, graph: Arc::clone(&self.handle) };
-        const WHAT: &str = "operands of a graph";
         Ok(Box::new(ShimGraphRun {
             inputs: alloc::filled(self.graph.inputs.len(), NO_OPERAND, WHAT)?,
             outputs: alloc::with_capacity(self.graph.outputs.len(), WHAT)?,

@@ -632,17 +632,6 @@ fn shims_without_graphs_and_pools_of_the_callers_are_refused_in_words() {
     let all = refused(&backends, &id, &chain()).unwrap();
     assert!(all[2].to_string().contains("reads graphs from packages (mlpackage)"), "{}", all[2]);
     drop(backends);
-
-    #[derive(Debug)]
-    struct Inline;
-    impl crate::description::options::ThreadPool for Inline {
-        fn threads(&self) -> usize {
-            1
-        }
-        fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-            (0..tasks).for_each(task);
-        }
-    }
     let (backends, id) = with_graphs(|_| {}, Seen::default());
     let options = CompileOptions::default().threads(Threads::Pool(Arc::new(Inline)));
     assert!(

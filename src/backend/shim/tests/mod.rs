@@ -20,6 +20,18 @@ use crate::executor::Inputs;
 use crate::operands::tensor::Tensor;
 use mock::{assert_nothing_leaked, check, compile_on, good_table, mock, run_on, with_mock};
 
+/// A pool of the caller's.
+#[derive(Debug)]
+struct Inline;
+impl crate::description::options::ThreadPool for Inline {
+    fn threads(&self) -> usize {
+        1
+    }
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
+}
+
 /// Miri runs a fifth of the pairs, with every slot and every code among them.
 fn thinned(first: usize, second: usize) -> bool {
     !cfg!(miri) || (first + second).is_multiple_of(5)
@@ -229,16 +241,6 @@ fn what_a_run_observed_is_read_and_nothing_made_of_clocks_that_stand_still() {
 
 #[test]
 fn a_pool_of_the_callers_is_refused() {
-    #[derive(Debug)]
-    struct Inline;
-    impl crate::description::options::ThreadPool for Inline {
-        fn threads(&self) -> usize {
-            1
-        }
-        fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-            (0..tasks).for_each(task);
-        }
-    }
     let (backends, id) = with_mock(|_| {});
     let options = CompileOptions::default().threads(Threads::Pool(Arc::new(Inline)));
     let result = backends.supports(&id, &MatMul::new(1, 1, 1).unwrap(), &options);

@@ -49,8 +49,9 @@ fn check(graph: &Graph, inputs: &[&Array], what: &str) {
 }
 
 fn ids(encoder: Encoder, batch: usize) -> [Array; 2] {
-    let (count, vocabulary) = (batch * encoder.sequence, encoder.vocabulary);
-    let ids = (0..count).map(|id| (id * 7 % vocabulary) as i64).collect();
+    let count = batch * encoder.sequence;
+    let vocabulary = i64::try_from(encoder.vocabulary).unwrap();
+    let ids = (0..).take(count).map(|id| id * 7 % vocabulary).collect();
     // Of lengths that differ.
     let seen = |index: usize| index % encoder.sequence <= 2 + 2 * (index / encoder.sequence);
     let mask = (0..count).map(|index| i64::from(seen(index))).collect();
@@ -119,8 +120,8 @@ fn each_operator_of_the_reference_shim_is_that_of_the_interpreter() {
     let over = |axes: Option<&[i64]>, keepdims| Reduce { axes: axes.map(<[i64]>::to_vec), keepdims };
     let x = || random(&[3, 4, 5], 1);
     let integers = |dims: &[usize]| {
-        let count = dims.iter().product::<usize>() as i64;
-        Array::new(dims, (0..count).map(|i| i % 5 - 2).collect::<Vec<i64>>()).unwrap()
+        let count = dims.iter().product();
+        Array::new(dims, (0..).take(count).map(|i| i % 5 - 2).collect::<Vec<i64>>()).unwrap()
     };
     let bits = Array::new(&[4, 5], (0..20).map(|i| i % 3 == 0).collect()).unwrap();
     let slice = |starts: &[i64], ends: &[i64], axes: &[i64], steps: &[i64]| {
