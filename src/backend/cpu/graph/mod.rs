@@ -131,8 +131,10 @@ impl Program {
             match &info.source {
                 Source::Constant(array) => places[value] = Place::Constant(array.elements().start()),
                 Source::Weights(weights) => {
-                    let is_read = self.steps.iter().any(|step| step.inputs.contains(&Some(value)));
-                    if is_read {
+                    // Those of products are in their plans.
+                    let mut read = self.steps.iter().flat_map(|step| step.inputs.iter().flatten());
+                    let is_output = graph.outputs.iter().any(|(_, output)| root[*output] == value);
+                    if is_output || read.any(|input| root[*input] == value) {
                         let in_order = weights.in_order()?;
                         places[value] = Place::Constant(in_order.view().memory().0);
                         constants.push(in_order);

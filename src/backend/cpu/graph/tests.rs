@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::backend::{BackendId, Backends};
-use crate::description::element::ElementType::I64;
+use crate::description::element::ElementType::{F32, I64};
 use crate::description::options::{CompileOptions, ThreadPool, Threads};
 use crate::error::Result;
 use crate::graph::check::{check_nodes, check_whole};
@@ -293,4 +293,51 @@ fn an_encoder_checks_itself_and_runs_on_several_threads_at_once() {
             });
         }
     });
+}
+
+#[test]
+fn weights_and_inputs_under_other_names_are_read_where_they_lie() {
+    let weights = Weights::from_tensor(Tensor::from_vec((0u8..6).map(f32::from).collect(), 2, 3).unwrap());
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", F32, &[3, 2]).unwrap();
+    let turned = g.weights("turned", &weights.transposed().unwrap()).unwrap();
+    let flat = g.reshape(turned, &[6]).unwrap();
+    let given = g.reshape(x, &[6]).unwrap();
+    let sum = g.add(flat, given).unwrap();
+    let outputs = [("sum", sum), ("flat", flat), ("given", given), ("again", given), ("same", sum)];
+    let graph = g.finish(&outputs).unwrap();
+    let x = Array::new(&[3, 2], vec![10f32, 20.0, 30.0, 40.0, 50.0, 60.0]).unwrap();
+    let expected = graph.interpret_f32(&[&x]).unwrap();
+    assert_eq!(expected[1].data::<f32>().unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    for threads in [1, 2] {
+        let compiled = graph.compile_with(&BackendId::CPU, &options(threads)).unwrap();
+        assert_eq!(compiled.executor().unwrap().run_to_arrays(&[&x]).unwrap(), expected);
+        assert!(compiled.check_nodes(&[&x], |_| true).unwrap().is_right());
+    }
+}
+
+#[test]
+fn dimensions_of_0_are_computed_in_every_step() {
+    for (batch, words) in [(0, 5), (3, 0), (1, 1)] {
+        let mut g = GraphBuilder::new();
+        let x = g.input("x", F32, &[batch, words, 8]).unwrap();
+        let weights = Weights::from_tensor(Tensor::random_normal_f32(8, 24, 0.3, 1).unwrap());
+        let bias = g.constant("bias", random(&[24], 2)).unwrap();
+        let projected = g.linear("projected", x, &weights, Some(bias)).unwrap();
+        let parts = g.split(projected, -1, &[8, 8, 8]).unwrap();
+        let attributes = crate::graph::Attention::new().heads(2, 2);
+        let attended = g.attention(parts[0], parts[1], parts[2], None, attributes).unwrap();
+        let sum = g.add(attended, x).unwrap();
+        let turned = g.transpose(sum, &[0, 2, 1]).unwrap();
+        let square = g.matmul(turned, sum).unwrap();
+        let weights = g.softmax(square, -1).unwrap();
+        let total = g.reduce_sum(weights, &[0], true).unwrap();
+        let largest = g.reduce_max(weights, &[1], false).unwrap();
+        let joined = g.concat(&[weights, weights], 1).unwrap();
+        let graph = g.finish(&[("total", total), ("largest", largest), ("joined", joined)]).unwrap();
+        let inputs = [random(&[batch, words, 8], 3)];
+        for threads in [1, 2] {
+            assert_eq!(faults(&graph, &inputs, threads), None, "{batch} x {words}");
+        }
+    }
 }
