@@ -1253,7 +1253,7 @@ fn compare_times_auto_beside_the_others() {
 fn compare_times_every_precision_with_and_without_a_constant_b() {
     let place = Place::new();
     let (json, svg, report) = (place.path("out.json"), place.path("out.svg"), place.path("out.html"));
-    for precision in ["f32", "f16", "bf16", "int8"] {
+    for precision in ["f32", "f16", "bf16", "int8", "f64"] {
         for constant_b in [false, true] {
             let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![
                 &"compare",
@@ -1288,7 +1288,7 @@ fn compare_times_every_precision_with_and_without_a_constant_b() {
             assert!(cpu["max_abs_error"].as_f64() <= cpu["error_bound"].as_f64(), "{cpu}");
         }
     }
-    usage(&run(&[&"compare", &"--precision", &"f64"]), "possible values: f32, f16, bf16, int8");
+    usage(&run(&[&"compare", &"--precision", &"f8"]), "possible values: f32, f16, bf16, int8, f64");
 }
 
 #[test]
