@@ -15,7 +15,7 @@ use crate::description::with_weights::{MatMulWithWeights, Product};
 use crate::error::{Error, Result};
 use crate::executor::{Arithmetic, Compiled, RunObservation};
 use crate::graph::compiled::CompiledGraph;
-use crate::graph::{Array, Graph};
+use crate::graph::{Array, Graph, PassReport};
 use crate::operands::device_tensor::{DeviceMemory, Storage};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
 use crate::operands::view::{AnyView, AnyViewMut};
@@ -27,7 +27,7 @@ pub(crate) mod auto;
 #[allow(unsafe_code, reason = "CBLAS is a foreign interface")]
 mod blas;
 #[allow(unsafe_code, reason = "kernels and thread pool")]
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
 mod epilogue;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
@@ -172,6 +172,10 @@ pub(crate) trait Backend: Send + Sync {
     /// refused as a whole, or where the backend could not say.
     fn refused_nodes(&self, graph: &Graph, _options: &CompileOptions) -> Result<Vec<NodeRefusal>> {
         Ok(NodeRefusal::of_all(graph, "this backend has no graphs; use `cpu`"))
+    }
+    /// The graph after each pass that changes it.
+    fn passes(&self, _graph: &Graph) -> Vec<PassReport> {
+        Vec::new()
     }
     /// Compiles a graph of which it refuses no node.
     fn compile_graph(&self, _graph: &Graph, _options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {

@@ -11,7 +11,8 @@ use crate::description::options::CompileOptions;
 use crate::error::{Error, Result};
 use crate::graph::array::Array;
 use crate::graph::check::{NodesReport, WholeReport, check_nodes, check_whole};
-use crate::graph::description::Graph;
+use crate::graph::description::{Graph, Source};
+use crate::graph::passes::PassReport;
 use crate::graph::report::{GraphReport, NOT_MEASURED};
 use crate::graph::shape::TensorType;
 
@@ -30,6 +31,15 @@ impl Graph {
     /// As [`crate::Backends::compile_graph`].
     pub fn compile_with(&self, backend: &BackendId, options: &CompileOptions) -> Result<CompiledGraph> {
         BUILT_IN.compile_graph(backend, self, options)
+    }
+
+    /// What the passes of the CPU's engine make of it before it is compiled: the graph after each one that changed
+    /// something, in their order. [`PassReport`] has an example.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable) where the engine cannot be used.
+    pub fn passes(&self) -> Result<Vec<PassReport>> {
+        Ok(BUILT_IN.get(&BackendId::CPU)?.passes(self))
     }
 }
 
@@ -107,8 +117,8 @@ impl CompiledGraph {
     pub fn check_nodes(&self, inputs: &[&Array], chosen: impl Fn(&str) -> bool) -> Result<NodesReport> {
         let (graph, run, outputs) = self.run_keeping_values(inputs)?;
         let mut values = alloc::with_capacity(graph.values.len(), "values of a graph")?;
-        for value in 0..graph.values.len() {
-            values.push(run.value(value)?);
+        for (value, info) in graph.values.iter().enumerate() {
+            values.push(if matches!(info.source, Source::Node) { run.value(value)? } else { None });
         }
         for ((_, value), output) in graph.outputs.iter().zip(outputs) {
             values[*value] = Some(output);

@@ -31,6 +31,8 @@ pub(crate) enum Source {
     Input,
     /// A node computes it.
     Node,
+    /// Nothing computes it any more: a pass made it superfluous.
+    Absent,
     Constant(Arc<Array>),
     /// The logical k x n matrix, or the batch of them, whichever way it is stored; without its scales.
     Weights(Weights),

@@ -121,6 +121,9 @@ pub(crate) fn interpret<R: Real>(graph: &Graph, inputs: &[&Array]) -> Result<Vec
     for value in &graph.values {
         values.push(match &value.source {
             Source::Input | Source::Node => None,
+            Source::Absent => {
+                Some(Values { tensor_type: value.tensor_type, data: Data::empty(value.tensor_type.element) })
+            }
             Source::Constant(array) => Some(Values::of_array(array)?),
             Source::Weights(weights) => Some(Values::of_weights(weights, value.tensor_type)?),
         });

@@ -94,6 +94,16 @@ impl Graph {
         Ok(self)
     }
 
+    /// Whether its nodes are proved to vary as it says of their results, after a pass has put others in their place.
+    pub(crate) fn varies_as_it_says(&self) -> bool {
+        self.leading.as_ref().is_none_or(|Leading { most, values }| {
+            self.nodes.iter().all(|node| {
+                self.prove(node, *most, values)
+                    .is_ok_and(|proof| node.outputs.iter().all(|output| values[*output] == proof))
+            })
+        })
+    }
+
     /// The type of a value in a run with `leading` of a variable leading dimension.
     pub(crate) fn type_for(&self, value: usize, leading: usize) -> TensorType {
         let described = self.values[value].tensor_type;

@@ -19,6 +19,7 @@ pub(crate) mod infer;
 mod interpret;
 pub(crate) mod leading;
 pub(crate) mod operator;
+pub(crate) mod passes;
 pub(crate) mod report;
 pub(crate) mod shape;
 #[cfg(test)]
@@ -30,5 +31,6 @@ pub use check::{NodesReport, OutputReport, WholeReport, WrongNode};
 pub use compiled::{CompiledGraph, GraphExecutor};
 pub use description::Graph;
 pub use operator::{Attention, Groups, Operator, PoolKernel, Reduce, Window};
+pub use passes::PassReport;
 pub use report::{GraphReport, NodeReport};
 pub use shape::{MAX_RANK, Shape, TensorType};

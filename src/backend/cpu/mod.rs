@@ -46,7 +46,8 @@ use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::Result;
-use crate::graph::Graph;
+use crate::graph::passes::Rewritten;
+use crate::graph::{Graph, PassReport};
 use crate::operands::weights::Weights;
 
 use blocking::{Blocking, Caches};
@@ -71,7 +72,7 @@ const WORK_TO_WAKE_NS: f64 = 400_000.0;
 const MULTIPLY_ADDS_PER_NS: f64 = 60.0;
 const BYTES_PER_NS: f64 = 20.0;
 
-pub(super) struct Cpu {
+pub(crate) struct Cpu {
     isa: Isa,
     /// For f32 and for f64.
     blocking: [Blocking; 2],
@@ -82,7 +83,7 @@ pub(super) struct Cpu {
 impl Cpu {
     /// # Errors
     /// With the reason, when the environment asks for kernels that are not here.
-    pub(super) fn new() -> Result<Self, String> {
+    pub(crate) fn new() -> Result<Self, String> {
         let isa = Isa::detect()?;
         let (kernels, caches) = (instances::of(isa), Caches::of_this_machine());
         let blocking = [&kernels.f32, &kernels.f64].map(|kernels| Blocking::new(kernels, caches));
@@ -154,7 +155,13 @@ impl Backend for Cpu {
     }
 
     fn refused_nodes(&self, graph: &Graph, options: &CompileOptions) -> Result<Vec<NodeRefusal>> {
-        Ok(graph::refused_nodes(graph, options))
+        Ok(self.refused_graph_nodes(graph, options))
+    }
+
+    fn passes(&self, graph: &Graph) -> Vec<PassReport> {
+        let mut reports = Vec::new();
+        Rewritten::new(graph, self, |name, graph| reports.push(PassReport { name, graph: graph.clone() }));
+        reports
     }
 
     fn compile_graph(&self, graph: &Graph, options: &CompileOptions) -> Result<Box<dyn GraphProgram>> {

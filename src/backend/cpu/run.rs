@@ -134,7 +134,7 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// Takes over what is longer there, so that this serves the products of both.
+    /// Takes over what is longer there, so that this serves the products of both, of f32 by f32 or by weights of integers.
     pub(crate) fn absorb(&mut self, other: Self) {
         let keep = |own: &mut Buffer, other: Buffer| {
             if own.bytes() < other.bytes() {
@@ -145,6 +145,9 @@ impl Scratch {
         keep(&mut self.b, other.b);
         keep(&mut self.upcast_b, other.upcast_b);
         keep(&mut self.c, other.c);
+        if self.row.len() < other.row.len() {
+            self.row = other.row;
+        }
     }
 
     /// Another product follows.

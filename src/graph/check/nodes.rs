@@ -135,7 +135,7 @@ pub(crate) fn check_nodes(
                     Source::Weights(weights) => {
                         Some(Estimate::known(Values::of_weights(weights, value.tensor_type)?)?)
                     }
-                    Source::Input | Source::Node => None,
+                    Source::Input | Source::Node | Source::Absent => None,
                 };
             }
         }

@@ -63,7 +63,7 @@ fn normal(dims: &[usize], seed: u64) -> Array {
     Array::new(dims, (0..dims.iter().product()).map(|_| random.normal() as f32).collect()).unwrap()
 }
 
-fn fixtures() -> Vec<(&'static str, Graph, Vec<Array>)> {
+pub(crate) fn fixtures() -> Vec<(&'static str, Graph, Vec<Array>)> {
     let small = Encoder::SMALL;
     let ids = || Array::new(&[2, 7], (0..14).map(|id| id * 5 % 11).collect::<Vec<i64>>()).unwrap();
     let mask = Array::new(&[2, 7], (0..14).map(|at| i64::from(at % 7 < 5)).collect::<Vec<i64>>()).unwrap();

@@ -75,6 +75,56 @@ impl Encoder {
         g.finish(&[("embedding", pooled), ("hidden", x)])
     }
 
+    /// As exporters to ONNX write the same encoder, without what is pooled: attention, norms and GELU in their parts, a
+    /// mask that is added, heads split and merged by `Reshape` and `Transpose`.
+    pub(crate) fn exported(&self) -> Result<Graph> {
+        let Self { batch, sequence, width, heads, layers, .. } = *self;
+        let mut g = GraphBuilder::new();
+        let ids = g.input("ids", I64, &[batch, sequence])?;
+        let mask = g.input("mask", I64, &[batch, sequence])?;
+        let words = table(&mut g, "words", self.vocabulary, width, 1)?;
+        let places = table(&mut g, "places", sequence, width, 2)?;
+        let words = g.gather(words, ids, 0)?;
+        let sum = g.add(words, places)?;
+        let mut x = norm_in_parts(&mut g, "embedding", sum, width)?;
+        let seen = g.cast(mask, F32)?;
+        let seen = g.unsqueeze(seen, &[1, 2])?;
+        let one = g.scalar(1f32);
+        let hidden = g.sub(one, seen)?;
+        let hidden = g.mul_scalar(hidden, -1e4)?;
+        let size = width / heads;
+        let split = [0, -1, heads as i64, size as i64].map(|dim| if dim == 0 { batch as i64 } else { dim });
+        for layer in 0..layers {
+            let seed = 10 * (layer as u64 + 1);
+            let name = |part: &str| format!("layer.{layer}.{part}");
+            let headed = |g: &mut GraphBuilder, part: &str, perm: &[usize], seed| {
+                let projected = linear(g, &name(part), x, width, width, seed)?;
+                let split = g.reshape(projected, &split)?;
+                g.transpose(split, perm)
+            };
+            let q = headed(&mut g, "query", &[0, 2, 1, 3], seed)?;
+            let k = headed(&mut g, "key", &[0, 2, 3, 1], seed + 1)?;
+            let v = headed(&mut g, "value", &[0, 2, 1, 3], seed + 2)?;
+            let scores = g.matmul(q, k)?;
+            let root = g.scalar((size as f32).sqrt());
+            let scores = g.div(scores, root)?;
+            let scores = g.add(scores, hidden)?;
+            let weights = g.softmax(scores, -1)?;
+            let attended = g.matmul(weights, v)?;
+            let attended = g.transpose(attended, &[0, 2, 1, 3])?;
+            let attended = g.reshape(attended, &[batch as i64, -1, width as i64])?;
+            let attended = linear(&mut g, &name("output"), attended, width, width, seed + 3)?;
+            let sum = g.add(attended, x)?;
+            x = norm_in_parts(&mut g, &name("attention.norm"), sum, width)?;
+            let up = linear(&mut g, &name("up"), x, width, 4 * width, seed + 4)?;
+            let up = gelu_in_parts(&mut g, up)?;
+            let down = linear(&mut g, &name("down"), up, 4 * width, width, seed + 5)?;
+            let sum = g.add(down, x)?;
+            x = norm_in_parts(&mut g, &name("norm"), sum, width)?;
+        }
+        g.finish(&[("hidden", x)])
+    }
+
     /// As Core ML's Neural Engine wants the same encoder: (batch, channels, 1, sequence), convolutions in place of
     /// linear layers, each head by itself, the norm of the channels in its parts; without a mask.
     pub(crate) fn lowered(&self) -> Result<Graph> {
@@ -197,6 +247,31 @@ fn scale_and_bias(g: &mut GraphBuilder, name: &str, dims: &[usize]) -> Result<(V
     let scale = random(g, &format!("{name}.scale"), dims, 0.1, 2)?;
     let bias = random(g, &format!("{name}.bias"), dims, 0.1, 3)?;
     Ok((g.add_scalar(scale, 1.0)?, bias))
+}
+
+/// As PyTorch's exporter writes it.
+fn norm_in_parts(g: &mut GraphBuilder, name: &str, x: Value, width: usize) -> Result<Value> {
+    let (scale, bias) = scale_and_bias(g, name, &[width])?;
+    let mean = g.reduce_mean(x, &[-1], true)?;
+    let centred = g.sub(x, mean)?;
+    let two = g.scalar(2f32);
+    let squared = g.pow(centred, two)?;
+    let variance = g.reduce_mean(squared, &[-1], true)?;
+    let variance = g.add_scalar(variance, EPSILON.into())?;
+    let deviation = g.sqrt(variance)?;
+    let normal = g.div(centred, deviation)?;
+    let scaled = g.mul(normal, scale)?;
+    g.add(scaled, bias)
+}
+
+/// As PyTorch's exporter writes it.
+fn gelu_in_parts(g: &mut GraphBuilder, x: Value) -> Result<Value> {
+    let root = g.scalar(std::f32::consts::SQRT_2);
+    let scaled = g.div(x, root)?;
+    let erf = g.erf(scaled)?;
+    let sum = g.add_scalar(erf, 1.0)?;
+    let product = g.mul(x, sum)?;
+    g.mul_scalar(product, 0.5)
 }
 
 /// Over axis 1, in its parts.

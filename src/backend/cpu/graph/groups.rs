@@ -2,8 +2,10 @@
 
 use crate::description::activation::Activation;
 use crate::description::element::ElementType;
-use crate::graph::description::{Graph, Source};
+use crate::description::quantization::QuantB;
+use crate::graph::description::{Graph, NodeInfo, Source};
 use crate::graph::{Operator, TensorType};
+use crate::operands::weights::Weights;
 
 /// Nodes that are computed together.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,11 +17,18 @@ pub(crate) struct Group {
     /// What is added to a product element by element.
     pub residual: Option<usize>,
     pub activation: Activation,
+    /// The node that dequantises the weights of a product.
+    pub dequantize: Option<usize>,
 }
 
 impl Group {
     const fn new(nodes: Vec<usize>) -> Self {
-        Self { nodes, bias: None, residual: None, activation: Activation::None }
+        Self { nodes, bias: None, residual: None, activation: Activation::None, dequantize: None }
+    }
+
+    /// All nodes that it stands for.
+    pub(crate) fn all(&self) -> impl Iterator<Item = usize> {
+        self.dequantize.iter().chain(&self.nodes).copied()
     }
 
     /// The last node, whose result is the group's.
@@ -55,13 +64,16 @@ pub(crate) fn groups(graph: &Graph) -> Vec<Group> {
         [reader] if !is_output(value) => Some(reader),
         _ => None,
     };
-    let mut taken = vec![false; graph.nodes.len()];
+    // Products read quantised weights as they are.
+    let mut taken: Vec<bool> =
+        graph.nodes.iter().map(|node| quantized_weights(graph, node).is_some()).collect();
     let mut groups = Vec::with_capacity(graph.nodes.len());
     for (first, node) in graph.nodes.iter().enumerate() {
         if std::mem::replace(&mut taken[first], true) {
             continue;
         }
         let mut group = Group::new(vec![first]);
+        group.dequantize = node.inputs.get(1).copied().flatten().and_then(|b| dequantizing(graph, b));
         if is_product_of_rows(graph, first) {
             let mut value = node.outputs[0];
             while let Some(reader) = only_reader(value).filter(|_| group.activation == Activation::None) {
@@ -119,6 +131,35 @@ fn is_product_of_rows(graph: &Graph, node: usize) -> bool {
         Operator::Gemm { .. } => is_f32 && of(2).is_none(),
         _ => false,
     }
+}
+
+/// The node that dequantises the weights of products alone, if a value is its result.
+fn dequantizing(graph: &Graph, value: usize) -> Option<usize> {
+    let index = graph.nodes.iter().position(|node| node.outputs[..] == [value])?;
+    quantized_weights(graph, &graph.nodes[index]).map(|_| index)
+}
+
+/// Quantised weights that a node dequantises for products alone, which compute with the integers.
+pub(crate) fn quantized_weights<'a>(graph: &'a Graph, node: &NodeInfo) -> Option<&'a Weights> {
+    let (Operator::DequantizeLinear { output: ElementType::F32, .. }, Some(&Some(integers)), &[result]) =
+        (&node.operator, node.inputs.first(), &node.outputs[..])
+    else {
+        return None;
+    };
+    // A builder takes scales and zero points from the handle.
+    let Source::Weights(weights) = &graph.values[integers].source else { return None };
+    let is_b_of = |reader: &NodeInfo| match reader.operator {
+        Operator::MatMul | Operator::Gemm { transpose_b: false, .. } => {
+            let is_f32 = |a: &usize| graph.values[*a].tensor_type.element == ElementType::F32;
+            reader.inputs[1] == Some(result)
+                && reader.inputs.iter().filter(|input| **input == Some(result)).count() == 1
+                && reader.inputs[0].as_ref().is_some_and(is_f32)
+        }
+        _ => false,
+    };
+    let mut readers = graph.nodes.iter().filter(|reader| reader.inputs.contains(&Some(result)));
+    let is_output = graph.outputs.iter().any(|(_, output)| *output == result);
+    (weights.scheme() != QuantB::None && !is_output && readers.all(is_b_of)).then_some(weights)
 }
 
 fn is_vector(operand: Option<TensorType>) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::alloc;
 use crate::backend::cpu::Cpu;
-use crate::backend::cpu::plan::{Algorithm, Plan};
+use crate::backend::cpu::plan::Plan;
 use crate::backend::cpu::rows::UnaryFunction;
 use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::description::activation::Activation;
@@ -17,7 +17,7 @@ use crate::operands::weights::Weights;
 
 use super::attention::AttentionStep;
 use super::elementwise;
-use super::groups::{Group, activation_of, is_one_matrix};
+use super::groups::{Group, activation_of, is_one_matrix, quantized_weights};
 use super::movement::Slice;
 use super::product::Product;
 use super::reduce;
@@ -54,6 +54,7 @@ pub(crate) fn check(graph: &Graph, node: &NodeInfo) -> Answer<()> {
         return Ok(());
     }
     match &node.operator {
+        Operator::DequantizeLinear { .. } if quantized_weights(graph, node).is_some() => Ok(()),
         Operator::MatMul | Operator::Gemm { .. } => Shapes::of(graph, node).map(drop),
         Operator::Attention(_) => only_f32(graph, node),
         _ => kind_of(graph, node).map(drop),
@@ -296,7 +297,7 @@ fn weights_of(graph: &Graph, value: usize) -> Result<Option<Weights>> {
             let copied = crate::operands::tensor::Tensor::from_vec(alloc::copied(data, "weights")?, k, n)?;
             Some(Weights::from_tensor(copied))
         }
-        Source::Input | Source::Node => None,
+        Source::Input | Source::Node | Source::Absent => None,
     })
 }
 
@@ -340,7 +341,11 @@ impl Lowering<'_> {
             .bias(bias.is_some())
             .residual(residual.is_some())
             .activation(group.activation);
-        let weights = if shapes.matrix_axes.is_none() { weights_of(graph, *b)? } else { None };
+        let weights = match group.dequantize.and_then(|node| quantized_weights(graph, &graph.nodes[node])) {
+            Some(weights) => Some(weights.clone()),
+            None if shapes.matrix_axes.is_none() => weights_of(graph, *b)?,
+            None => None,
+        };
         // Weights that are multiplied as they are, or as their transpose.
         let weights = match weights {
             Some(weights) if shapes.transpose_b => Some(weights.transposed()?),
@@ -351,7 +356,7 @@ impl Lowering<'_> {
             None => builder.transpose_b(shapes.transpose_b).build()?,
         };
         let plan = Plan::new(
-            Algorithm::Direct,
+            self.cpu.algorithm(&product, weights.as_ref()),
             self.cpu.isa,
             self.cpu.blocking[0],
             (None, self.threads),

@@ -1,5 +1,5 @@
-//! Whole graphs on the CPU engine: nodes become steps, values lie in one arena, and a run goes through the steps with
-//! one wake-up of the pool.
+//! Whole graphs on the CPU engine: after the [passes](crate::graph::passes) nodes become steps, values lie in one arena,
+//! and a run goes through the steps with one wake-up of the pool.
 //!
 //! - [`groups`]: which nodes become one step; [`lower`]: which step that is, or why there is none; [`step`]: the steps,
 //!   and the parts that threads take; [`product`], [`attention`], [`elementwise`], [`movement`], [`reduce`]: what they compute.
@@ -20,7 +20,8 @@ mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::microkernel::instances::{self, VectorFunctions};
@@ -29,10 +30,12 @@ use super::threads::Team;
 use super::{Cpu, WORK_TO_WAKE_NS, worthwhile_threads};
 use crate::backend::refusal::NodeRefusal;
 use crate::backend::{GraphInfo, GraphProgram, GraphRun};
-use crate::description::options::CompileOptions;
+use crate::description::options::{CompileOptions, Threads};
 use crate::error::Result;
-use crate::graph::description::{Graph, Source};
+use crate::graph::description::{Graph, NodeInfo, Source};
+use crate::graph::passes::{Engine, Rewritten};
 use crate::graph::report;
+use crate::graph::{Array, Operator};
 use crate::operands::weights::Weights;
 
 use lower::{Lowering, is_alias};
@@ -42,13 +45,16 @@ use step::{Kind, Step};
 
 /// A graph, and how it is computed.
 pub(crate) struct Program {
+    /// After the passes: its values are those of the given graph, and more behind them.
     graph: Graph,
     steps: Vec<Step>,
     vector: &'static VectorFunctions,
     team: Option<Team>,
     threads: usize,
-    /// For each node the step that it is part of.
+    /// For each node of the given graph the step that it is part of.
     step_of: Vec<Option<usize>>,
+    /// Of the constants that passes have made.
+    folded_bytes: usize,
 }
 
 /// Where the values of a run lie.
@@ -63,33 +69,78 @@ pub(crate) struct Memory {
     constants: Vec<Weights>,
 }
 
-/// The nodes that the engine has no step for.
-pub(super) fn refused_nodes(graph: &Graph, options: &CompileOptions) -> Vec<NodeRefusal> {
-    let answer = |node| check_device(options).and_then(|()| lower::check(graph, node));
-    let answers = graph.nodes.iter().map(answer).enumerate();
-    let refused = answers.filter_map(|(index, answer)| Some((index, answer.err()?)));
-    refused.map(|(index, refusal)| NodeRefusal::new(graph, index, refusal)).collect()
+impl Engine for Cpu {
+    fn takes(&self, graph: &Graph, node: &NodeInfo) -> bool {
+        // Quantised weights stay what they are.
+        !matches!(node.operator, Operator::DequantizeLinear { .. }) && lower::check(graph, node).is_ok()
+    }
+
+    fn outputs(&self, graph: &Graph) -> Result<Vec<Array>> {
+        let options = CompileOptions::default().threads(Threads::Count(NonZeroUsize::MIN));
+        let compiled = self.compile_rewritten(graph, Rewritten::unchanged(graph), &options)?;
+        let types = graph.outputs.iter().map(|(_, value)| graph.values[*value].tensor_type);
+        let mut outputs = types.map(Array::zeros).collect::<Result<Vec<_>>>()?;
+        compiled.open(false)?.run(0, &[], &mut outputs.iter_mut().collect::<Vec<_>>(), None)?;
+        Ok(outputs)
+    }
 }
 
 impl Cpu {
+    /// The nodes that the engine has no step for.
+    pub(super) fn refused_graph_nodes(&self, graph: &Graph, options: &CompileOptions) -> Vec<NodeRefusal> {
+        let Rewritten { graph: rewritten, sources } = Rewritten::new(graph, self, |_, _| ());
+        let answer = |node| check_device(options).and_then(|()| lower::check(&rewritten, node));
+        let answers = rewritten.nodes.iter().map(answer).zip(sources);
+        let refused = answers.filter_map(|(answer, sources)| Some((*sources.last()?, answer.err()?)));
+        refused.map(|(index, refusal)| NodeRefusal::new(graph, index, refusal)).collect()
+    }
+
     pub(super) fn compile_graph_program(&self, graph: &Graph, options: &CompileOptions) -> Result<CpuGraph> {
-        let work_ns = work_ns(graph);
+        self.compile_rewritten(graph, Rewritten::new(graph, self, |_, _| ()), options)
+    }
+
+    fn compile_rewritten(
+        &self,
+        given: &Graph,
+        rewritten: Rewritten,
+        options: &CompileOptions,
+    ) -> Result<CpuGraph> {
+        let Rewritten { mut graph, sources } = rewritten;
+        let work_ns = work_ns(&graph);
         let threads = worthwhile_threads(work_ns, options.threads.number());
         let (team, threads) = self.team(options, threads, work_ns.max(2.0 * WORK_TO_WAKE_NS))?;
-        let mut lowering = Lowering { cpu: self, graph, threads, products: 0 };
+        let mut lowering = Lowering { cpu: self, graph: &graph, threads, products: 0 };
         let mut steps = Vec::with_capacity(graph.nodes.len());
-        let mut step_of = vec![None; graph.nodes.len()];
-        for group in groups::groups(graph) {
-            if is_alias(graph, &graph.nodes[group.last()]) {
+        let mut step_of = vec![None; given.nodes.len()];
+        for group in groups::groups(&graph) {
+            if is_alias(&graph, &graph.nodes[group.last()]) {
                 continue;
             }
-            for node in &group.nodes {
-                step_of[*node] = Some(steps.len());
+            // A node that a fusion stands for, but others read as well, comes before it, with a step of its own.
+            for source in group.all().flat_map(|node| &sources[node]) {
+                step_of[*source].get_or_insert(steps.len());
             }
             steps.push(lowering.step(&group)?);
         }
+        // Constants that passes have made: those of products are in their plans.
+        let mut folded_bytes = 0;
+        let roots = roots(&graph);
+        let of_steps = steps.iter().flat_map(|step| step.inputs.iter().flatten());
+        let of_outputs = graph.outputs.iter().map(|(_, value)| value);
+        let read: HashSet<usize> = of_steps.chain(of_outputs).map(|value| roots[*value]).collect();
+        for (index, value) in graph.values.iter_mut().enumerate() {
+            let is_given = given.values.get(index).is_some_and(|given| !matches!(given.source, Source::Node));
+            if is_given || !matches!(value.source, Source::Constant(_)) {
+                continue;
+            }
+            if read.contains(&index) {
+                folded_bytes += value.tensor_type.bytes();
+            } else {
+                value.source = Source::Absent;
+            }
+        }
         let vector = instances::of(self.isa).f32.vector;
-        let program = Program { graph: graph.clone(), steps, vector, team, threads, step_of };
+        let program = Program { graph, steps, vector, team, threads, step_of, folded_bytes };
         let memory = program.memory(false)?;
         Ok(CpuGraph { program: Arc::new(program), memory: Arc::new(memory) })
     }
@@ -101,18 +152,23 @@ fn work_ns(graph: &Graph) -> f64 {
     graph.nodes.iter().map(|node| report::flops(graph, node) as f64 / 2.0 / super::MULTIPLY_ADDS_PER_NS).sum()
 }
 
+/// For each value that whose elements it has.
+fn roots(graph: &Graph) -> Vec<usize> {
+    let mut roots: Vec<usize> = (0..graph.values.len()).collect();
+    for node in graph.nodes.iter().filter(|node| is_alias(graph, node)) {
+        if let Some(input) = node.inputs[0] {
+            roots[node.outputs[0]] = roots[input];
+        }
+    }
+    roots
+}
+
 impl Program {
     /// Decides where all values lie. Those that are kept take no other's place: all can be read after a run.
     fn memory(&self, keep_values: bool) -> Result<Memory> {
         let graph = &self.graph;
         let (mut constants, mut copied_outputs, mut values_bytes) = (Vec::new(), Vec::new(), 0usize);
-        // The value whose elements a value has.
-        let mut root: Vec<usize> = (0..graph.values.len()).collect();
-        for node in graph.nodes.iter().filter(|node| is_alias(graph, node)) {
-            if let Some(input) = node.inputs[0] {
-                root[node.outputs[0]] = root[input];
-            }
-        }
+        let root = roots(graph);
         let end = self.steps.len();
         let mut lifetimes: Vec<Option<Lifetime>> = vec![None; graph.values.len()];
         for (index, step) in self.steps.iter().enumerate() {
@@ -140,7 +196,7 @@ impl Program {
                         constants.push(in_order);
                     }
                 }
-                Source::Input | Source::Node => {}
+                Source::Input | Source::Node | Source::Absent => {}
             }
         }
         for (input, value) in graph.inputs.iter().enumerate() {
@@ -225,7 +281,9 @@ impl GraphProgram for CpuGraph {
         GraphInfo {
             step_of: program.step_of.clone(),
             steps: program.steps.iter().map(name).collect(),
-            weight_bytes: program.products().map(own).sum::<usize>() + shared.values().sum::<usize>(),
+            weight_bytes: program.products().map(own).sum::<usize>()
+                + shared.values().sum::<usize>()
+                + program.folded_bytes,
             shared: shared.into_iter().collect(),
             arena_bytes: self.memory.arena_bytes,
             values_bytes: self.memory.values_bytes,

@@ -13,6 +13,7 @@ use crate::backend::GraphRun;
 use crate::backend::cpu::threads::split::Split;
 use crate::backend::cpu::threads::workers::{Progress, Workers};
 use crate::error::{Error, Result};
+use crate::graph::description::Source;
 use crate::graph::shape::TensorType;
 use crate::graph::{Array, Operator};
 use crate::operands::shared_buffer::{BufferMemory, HostMemory};
@@ -154,12 +155,16 @@ impl GraphRun for CpuGraphRun {
     }
 
     fn value(&self, value: usize) -> Result<Option<Array>> {
-        let Place::Arena(offset) = self.memory.places[value] else { return Ok(None) };
+        let from = match (self.memory.places[value], &self.program.graph.values[value].source) {
+            (Place::Arena(offset), _) => self.arena.start().as_ptr().wrapping_add(offset).cast_const(),
+            // What a pass has computed.
+            (Place::Constant(start), Source::Constant(_)) => start,
+            _ => return Ok(None),
+        };
         let mut array = Array::zeros(self.types[value])?;
         let bytes = self.types[value].bytes();
         // SAFETY: the value has so many bytes there, as its type says, and so has the array.
         unsafe {
-            let from = self.arena.start().as_ptr().add(offset).cast_const();
             from.copy_to_nonoverlapping(array.elements_mut().start_mut(), bytes);
         }
         Ok(Some(array))

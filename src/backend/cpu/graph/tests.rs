@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::backend::{BackendId, Backends};
 use crate::description::element::ElementType::{F32, I64};
 use crate::description::options::{CompileOptions, ThreadPool, Threads};
+use crate::description::quantization::QuantB;
 use crate::error::Result;
 use crate::graph::check::{check_nodes, check_whole};
 use crate::graph::tests::cases::cases;
@@ -14,6 +15,7 @@ use crate::graph::tests::checks::plain_values;
 use crate::graph::tests::fixtures::Encoder;
 use crate::graph::tests::random::{part_of, random_graph, shrink};
 use crate::graph::{Array, Graph, GraphBuilder};
+use crate::operands::quantize::WeightScheme;
 use crate::operands::tensor::Tensor;
 use crate::operands::weights::Weights;
 
@@ -340,4 +342,51 @@ fn dimensions_of_0_are_computed_in_every_step() {
             assert_eq!(faults(&graph, &inputs, threads), None, "{batch} x {words}");
         }
     }
+}
+
+#[test]
+fn products_read_quantised_weights_as_they_are() {
+    let schemes = [
+        (WeightScheme::INT8, QuantB::PerColumn { zero_point: 0 }),
+        (WeightScheme::INT8, QuantB::PerTensor { zero_point: 3 }),
+        (WeightScheme::INT4, QuantB::PerGroup { group_size: 8, zero_point: -1 }),
+    ];
+    for (storage, scheme) in schemes {
+        let scheme = storage.with_scheme(scheme);
+        let dense = Weights::from_tensor(Tensor::random_normal_f32(24, 24, 0.3, 1).unwrap());
+        let (weights, _) = dense.quantize(&scheme).unwrap();
+        let mut g = GraphBuilder::new();
+        let x = g.input("x", F32, &[3, 5, 24]).unwrap();
+        let w = g.weights("w", &weights).unwrap();
+        let bias = g.constant("bias", random(&[24], 2)).unwrap();
+        let y = g.named("first").matmul(x, w).unwrap();
+        let y = g.add(y, bias).unwrap();
+        let y = g.gelu(y).unwrap();
+        let y = g.named("second").matmul(y, w).unwrap();
+        let y = g.named("sum").add(y, x).unwrap();
+        let graph = g.finish(&[("y", y)]).unwrap().variable_leading(&["x"]).unwrap();
+        let compiled = graph.compile(&BackendId::CPU).unwrap();
+        let report = compiled.report();
+        let steps: Vec<_> = report.nodes.iter().map(|node| node.step.clone()).collect();
+        assert_eq!(steps.iter().flatten().filter(|step| *step == "sum").count(), 2, "{report}");
+        assert!(report.weight_bytes < 24 * 24 * 4, "{report}");
+        for rows in [3, 1, 0] {
+            let x = random(&[rows, 5, 24], 3);
+            let checked = compiled.check_nodes(&[&x], |_| true).unwrap();
+            assert!(checked.is_right(), "{scheme:?}: {:?}", checked.wrong);
+            assert!(compiled.check_whole(&[&x]).unwrap().is_right(), "{scheme:?}");
+        }
+    }
+    // Where something else reads them as numbers, there is no node for it.
+    let (weights, _) = Weights::from_tensor(Tensor::random_normal_f32(4, 4, 0.3, 1).unwrap())
+        .quantize(&WeightScheme::INT8)
+        .unwrap();
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", F32, &[4, 4]).unwrap();
+    let w = g.weights("w", &weights).unwrap();
+    let y = g.matmul(x, w).unwrap();
+    let y = g.add(y, w).unwrap();
+    let graph = g.finish(&[("y", y)]).unwrap();
+    let refused = Backends::new().refused_nodes(&BackendId::CPU, &graph, &options(1)).unwrap();
+    assert_eq!(refused.iter().map(|refused| refused.node.as_str()).collect::<Vec<_>>(), ["w"]);
 }

@@ -68,7 +68,7 @@ impl<'a> Arrays<'a> {
             let tensor = arrays.tensor(&value.name, value.tensor_type, varying);
             arrays.tensors.push(tensor);
             match &value.source {
-                Source::Input | Source::Node => {}
+                Source::Input | Source::Node | Source::Absent => {}
                 Source::Constant(array) => {
                     arrays.fill(index, array.elements().start().cast(), array.tensor_type().bytes());
                 }
