@@ -88,6 +88,18 @@ impl ElementType {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16)
     }
 
+    /// The least and the largest integer of a type of up to 32 bits; `None` for others.
+    pub(crate) const fn integer_range(self) -> Option<(i64, i64)> {
+        match self {
+            Self::I32 => Some((i32::MIN as i64, i32::MAX as i64)),
+            Self::I8 => Some((-128, 127)),
+            Self::U8 => Some((0, 255)),
+            Self::I4 => Some((-8, 7)),
+            Self::U4 => Some((0, 15)),
+            _ => None,
+        }
+    }
+
     /// The unit roundoff of a floating-point type (half the distance from 1 to the next number);
     /// 0 for integers.
     ///

@@ -749,21 +749,9 @@ impl Parameters {
     }
 }
 
-/// The smallest and largest integer of a type, or `None` for floats.
-const fn integer_range(element: ElementType) -> Option<(i64, i64)> {
-    match element {
-        ElementType::I32 => Some((i32::MIN as i64, i32::MAX as i64)),
-        ElementType::I8 => Some((-128, 127)),
-        ElementType::U8 => Some((0, 255)),
-        ElementType::I4 => Some((-8, 7)),
-        ElementType::U4 => Some((0, 15)),
-        _ => None,
-    }
-}
-
 /// The largest magnitude of an integer of the type, before and after its zero point is subtracted.
 fn magnitude(element: ElementType, zero_point: i32) -> Option<i64> {
-    let (low, high) = integer_range(element)?;
+    let (low, high) = element.integer_range()?;
     let zero = i64::from(zero_point);
     Some(low.abs().max(high).max((low - zero).abs()).max((high - zero).abs()))
 }
@@ -784,7 +772,7 @@ pub(crate) fn check_scheme(b: ElementType, scheme: QuantB) -> Result<()> {
 }
 
 fn check_zero_point(operand: Operand, element: ElementType, zero_point: i32) -> Result<()> {
-    match integer_range(element) {
+    match element.integer_range() {
         None => Err(Error::Description {
             problem: format!("{operand} of type {element} has a scale"),
             help: "quantised operands are integers: use i8, u8, i4 or u4",

@@ -52,16 +52,9 @@ pub(crate) fn filled<T: Clone>(count: usize, element: T) -> Result<Vec<T>> {
     alloc::filled(count, element, WHAT)
 }
 
-/// The least and the largest integer of a type.
-pub(crate) const fn range(element: ElementType) -> (i64, i64) {
-    match element {
-        ElementType::I32 => (i32::MIN as i64, i32::MAX as i64),
-        ElementType::I8 => (i8::MIN as i64, i8::MAX as i64),
-        ElementType::U8 => (0, u8::MAX as i64),
-        ElementType::I4 => (-8, 7),
-        ElementType::U4 => (0, 15),
-        _ => (i64::MIN, i64::MAX),
-    }
+/// The least and the largest integer of a type; those of 64 bits where it is not one of fewer.
+pub(crate) fn range(element: ElementType) -> (i64, i64) {
+    element.integer_range().unwrap_or((i64::MIN, i64::MAX))
 }
 
 /// The integer of a type with the same low bits.
