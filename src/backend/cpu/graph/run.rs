@@ -20,11 +20,16 @@ use crate::operands::shared_buffer::{BufferMemory, HostMemory};
 
 /// The run context of one executor.
 pub(crate) struct CpuGraphRun {
+    workers: Workers<Scratches>,
+    progress: Vec<Progress>,
+    state: State,
+}
+
+/// What the threads of a run share.
+struct State {
     program: Arc<Program>,
     memory: Arc<Memory>,
     arena: HostMemory,
-    workers: Workers<Scratches>,
-    progress: Vec<Progress>,
     failure: Failure,
     /// What follows is that of the last run's leading dimension.
     leading: Option<usize>,
@@ -37,7 +42,7 @@ pub(crate) struct CpuGraphRun {
 }
 
 // SAFETY: the addresses are those of a run's operands, and of no meaning between runs.
-unsafe impl Send for CpuGraphRun {}
+unsafe impl Send for State {}
 
 const WHAT: &str = "a graph's run context";
 
@@ -51,49 +56,21 @@ impl CpuGraphRun {
         let mut progress = alloc::with_capacity(steps, WHAT)?;
         progress.extend((0..steps).map(|_| Progress::default()));
         Ok(Self {
-            arena: HostMemory::zeroed(memory.arena_bytes, "the values of a graph")?,
             workers: Workers::new(program.threads, || Scratches::new(plans(), attention))?,
             progress,
-            failure: Failure::default(),
-            leading: None,
-            types,
-            splits: alloc::filled(steps, None, WHAT)?,
-            parts: alloc::filled(steps, 0, WHAT)?,
-            inputs: alloc::filled(graph.inputs.len(), std::ptr::null(), WHAT)?,
-            outputs: alloc::filled(graph.outputs.len(), std::ptr::null_mut(), WHAT)?,
-            program,
-            memory,
+            state: State {
+                arena: HostMemory::zeroed(memory.arena_bytes, "the values of a graph")?,
+                failure: Failure::default(),
+                leading: None,
+                types,
+                splits: alloc::filled(steps, None, WHAT)?,
+                parts: alloc::filled(steps, 0, WHAT)?,
+                inputs: alloc::filled(graph.inputs.len(), std::ptr::null(), WHAT)?,
+                outputs: alloc::filled(graph.outputs.len(), std::ptr::null_mut(), WHAT)?,
+                program,
+                memory,
+            },
         })
-    }
-
-    /// What depends on the leading dimension.
-    fn prepare(&mut self, leading: usize) {
-        if self.leading == Some(leading) {
-            return;
-        }
-        let program = &*self.program;
-        for (value, tensor_type) in self.types.iter_mut().enumerate() {
-            *tensor_type = program.graph.type_for(value, leading);
-        }
-        for (index, step) in program.steps.iter().enumerate() {
-            self.splits[index] = None;
-            if let Kind::Product(product) = &step.kind {
-                let frame = Frame {
-                    places: &self.memory.places,
-                    types: &self.types,
-                    arena: self.arena.start().as_ptr(),
-                    inputs: &self.inputs,
-                    outputs: &self.outputs,
-                    vector: program.vector,
-                    splits: &[],
-                    failure: &self.failure,
-                };
-                // SAFETY: the operands of this run are there, of these types.
-                self.splits[index] = unsafe { product.split(&frame) };
-            }
-            self.parts[index] = step.parts(&self.types, self.splits[index].as_ref(), program.threads);
-        }
-        self.leading = Some(leading);
     }
 }
 
@@ -105,26 +82,16 @@ impl GraphRun for CpuGraphRun {
         outputs: &mut [&mut Array],
         step_ns: Option<&mut [u64]>,
     ) -> Result<()> {
-        for (start, array) in self.inputs.iter_mut().zip(inputs) {
+        let Self { workers, progress, state } = self;
+        for (start, array) in state.inputs.iter_mut().zip(inputs) {
             *start = array.elements().start();
         }
-        for (start, array) in self.outputs.iter_mut().zip(&mut *outputs) {
+        for (start, array) in state.outputs.iter_mut().zip(&mut *outputs) {
             *start = array.elements_mut().start_mut();
         }
-        self.prepare(leading);
-        self.failure.reset();
-        let program = &*self.program;
-        let frame = Frame {
-            places: &self.memory.places,
-            types: &self.types,
-            arena: self.arena.start().as_ptr(),
-            inputs: &self.inputs,
-            outputs: &self.outputs,
-            vector: program.vector,
-            splits: &self.splits,
-            failure: &self.failure,
-        };
-        let parts = &self.parts;
+        state.prepare(leading);
+        state.failure.reset();
+        let (program, parts, frame) = (&*state.program, &state.parts, state.frame());
         let task = |step: usize, part: usize, scratch: &mut Scratches| {
             // SAFETY: the operands are as the graph says; steps follow each other, and parts do not overlap; the
             // instruction set is here.
@@ -132,7 +99,7 @@ impl GraphRun for CpuGraphRun {
         };
         let team = program.team.as_ref();
         match step_ns {
-            None => self.workers.run_series(team, parts, &mut self.progress, task, |_| ())?,
+            None => workers.run_series(team, parts, progress, task, |_| ())?,
             Some(step_ns) => {
                 let start = Instant::now();
                 let ends: Vec<AtomicU64> = step_ns.iter().map(|_| AtomicU64::new(0)).collect();
@@ -142,7 +109,7 @@ impl GraphRun for CpuGraphRun {
                         end.store(now_ns(), Ordering::Relaxed);
                     }
                 };
-                self.workers.run_series(team, parts, &mut self.progress, task, after)?;
+                workers.run_series(team, parts, progress, task, after)?;
                 let mut last = 0;
                 for (ns, end) in step_ns.iter_mut().zip(ends) {
                     let end = end.into_inner();
@@ -151,18 +118,19 @@ impl GraphRun for CpuGraphRun {
                 }
             }
         }
-        self.finish(leading, outputs)
+        state.finish(leading, outputs)
     }
 
     fn value(&self, value: usize) -> Result<Option<Array>> {
-        let from = match (self.memory.places[value], &self.program.graph.values[value].source) {
-            (Place::Arena(offset), _) => self.arena.start().as_ptr().wrapping_add(offset).cast_const(),
+        let state = &self.state;
+        let from = match (state.memory.places[value], &state.program.graph.values[value].source) {
+            (Place::Arena(offset), _) => state.arena.start().as_ptr().wrapping_add(offset).cast_const(),
             // What a pass has computed.
             (Place::Constant(start), Source::Constant(_)) => start,
             _ => return Ok(None),
         };
-        let mut array = Array::zeros(self.types[value])?;
-        let bytes = self.types[value].bytes();
+        let mut array = Array::zeros(state.types[value])?;
+        let bytes = state.types[value].bytes();
         // SAFETY: the value has so many bytes there, as its type says, and so has the array.
         unsafe {
             from.copy_to_nonoverlapping(array.elements_mut().start_mut(), bytes);
@@ -171,7 +139,40 @@ impl GraphRun for CpuGraphRun {
     }
 }
 
-impl CpuGraphRun {
+impl State {
+    fn frame(&self) -> Frame<'_> {
+        Frame {
+            places: &self.memory.places,
+            types: &self.types,
+            arena: self.arena.start().as_ptr(),
+            inputs: &self.inputs,
+            outputs: &self.outputs,
+            vector: self.program.vector,
+            splits: &self.splits,
+            failure: &self.failure,
+        }
+    }
+
+    /// What depends on the leading dimension.
+    fn prepare(&mut self, leading: usize) {
+        if self.leading == Some(leading) {
+            return;
+        }
+        let program = Arc::clone(&self.program);
+        for (value, tensor_type) in self.types.iter_mut().enumerate() {
+            *tensor_type = program.graph.type_for(value, leading);
+        }
+        for (index, step) in program.steps.iter().enumerate() {
+            self.splits[index] = match &step.kind {
+                // SAFETY: the operands of this run are there, of these types.
+                Kind::Product(product) => unsafe { product.split(&self.frame()) },
+                _ => None,
+            };
+            self.parts[index] = step.parts(&self.types, self.splits[index].as_ref(), program.threads);
+        }
+        self.leading = Some(leading);
+    }
+
     /// Copies what does not lie in its output, clears what is beyond the leading dimension, and says what failed.
     fn finish(&mut self, leading: usize, outputs: &mut [&mut Array]) -> Result<()> {
         if let Some((step, index)) = self.failure.get() {
