@@ -229,6 +229,13 @@ pub(crate) fn cases() -> Vec<Case> {
         let operands = [with(&[2, 2, 1], 1, special), of(), of(), of(), ones(&[2])];
         cases.push(all(&Op::BatchNormalization { epsilon: 1e-5 }, &operands));
     }
+    // A scale and a bias for each row: as many elements as a row has, in this square.
+    let (row, column) = (|| ramp(&[4]), || ramp(&[4, 1]));
+    for (scale, bias) in [(column(), row()), (row(), column())] {
+        cases.push(all(&Op::LayerNormalization { axis: -1, epsilon: 1e-5 }, &[ramp(&[4, 4]), scale, bias]));
+    }
+    cases.push(all(&Op::RmsNormalization { axis: -1, epsilon: 1e-5 }, &[ramp(&[4, 4]), column()]));
+    cases.push(all(&Op::LayerNormalization { axis: 1, epsilon: 1e-5 }, &[ramp(&[2, 3]), ramp(&[1, 3])]));
     // Variances of 0, with and without an epsilon; of 1e-8 about a mean of 100; of a negative number.
     for epsilon in [0.0, 1e-12, 1e-5] {
         for x in

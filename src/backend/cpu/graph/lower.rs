@@ -167,11 +167,11 @@ fn normalize(
     (epsilon, subtract_mean): (f32, bool),
 ) -> Answer<Kind> {
     let normalized = &x.shape.dims()[axis..];
+    let count: usize = normalized.iter().product();
     for (index, name) in [(1, "scale"), (2, "bias")] {
         let Some(given) = type_of(index) else { continue };
-        if given.shape.count() != normalized.iter().product::<usize>()
-            || given.shape.rank() < normalized.len()
-        {
+        // Dimensions before these are 1: scale and bias are broadcast to x.
+        if !given.shape.dims().ends_with(normalized) || given.shape.count() != count {
             return refuse(
                 RefusalReason::Layout,
                 format!("the {name} is {}; the CPU wants an element for each of {normalized:?}", given.shape),
