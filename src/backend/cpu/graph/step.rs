@@ -379,18 +379,22 @@ impl Step {
             };
             let from_start = if given < 0 { given.checked_add_unsigned(dim as u64) } else { Some(given) };
             let found = from_start.and_then(|index| usize::try_from(index).ok()).filter(|found| *found < dim);
-            let Some(found) = found else {
+            if found.is_none() {
                 frame.failure.note(index, given);
+            }
+            if outer == 0 || inner == 0 {
                 continue;
-            };
-            if outer > 0 && inner > 0 {
-                let from = (row / count * dim + found) * inner;
-                // SAFETY: by this function's own contract; the index is in range.
-                unsafe {
-                    frame
-                        .start(data)
-                        .add(from)
-                        .copy_to_nonoverlapping(frame.start_mut(y).add(row * inner), inner);
+            }
+            // SAFETY: by this function's own contract; an index that was found is in range. The steps that follow read
+            // the row even so: what lay there before may be no boolean.
+            unsafe {
+                let to = frame.start_mut(y).add(row * inner);
+                match found {
+                    Some(found) => {
+                        let from = (row / count * dim + found) * inner;
+                        frame.start(data).add(from).copy_to_nonoverlapping(to, inner);
+                    }
+                    None => to.write_bytes(0, inner),
                 }
             }
         }

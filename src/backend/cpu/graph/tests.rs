@@ -390,3 +390,18 @@ fn products_read_quantised_weights_as_they_are() {
     let refused = Backends::new().refused_nodes(&BackendId::CPU, &graph, &options(1)).unwrap();
     assert_eq!(refused.iter().map(|refused| refused.node.as_str()).collect::<Vec<_>>(), ["w"]);
 }
+
+#[test]
+fn a_row_of_a_wrong_index_is_zeros() {
+    let mut g = GraphBuilder::new();
+    let ids = g.input("ids", I64, &[3]).unwrap();
+    let table = g.constant("table", Array::new(&[2, 2], vec![1f32, 2.0, 3.0, 4.0]).unwrap()).unwrap();
+    let rows = g.gather(table, ids, 0).unwrap();
+    let mut executor =
+        g.finish(&[("rows", rows)]).unwrap().compile(&BackendId::CPU).unwrap().executor().unwrap();
+    let ids = Array::new(&[3], vec![1i64, 2, 0]).unwrap();
+    let mut rows = Array::new(&[3, 2], vec![f32::NAN; 6]).unwrap();
+    executor.run(&[&ids], &mut [&mut rows]).unwrap_err();
+    // What follows in the graph reads them, and of booleans not every byte is one.
+    assert_eq!(rows.data::<f32>().unwrap(), [3.0, 4.0, 0.0, 0.0, 1.0, 2.0]);
+}
