@@ -53,6 +53,11 @@ pub(crate) fn check(graph: &Graph, node: &NodeInfo) -> Answer<()> {
     if is_alias(graph, node) {
         return Ok(());
     }
+    let mut results = node.outputs.iter().map(|value| graph.values[*value].tensor_type.element);
+    if let Some(element) = results.find(|element| element.bits() < 8) {
+        let message = format!("the CPU has steps for elements of a byte or more, not for {element}");
+        return refuse(RefusalReason::ElementType, message);
+    }
     match &node.operator {
         Operator::DequantizeLinear { .. } if quantized_weights(graph, node).is_some() => Ok(()),
         Operator::MatMul | Operator::Gemm { .. } => Shapes::of(graph, node).map(drop),

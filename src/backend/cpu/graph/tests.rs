@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use crate::backend::{BackendId, Backends};
 use crate::description::element::ElementType::{F32, I64};
+use crate::description::layout::Layout;
 use crate::description::options::{CompileOptions, ThreadPool, Threads};
-use crate::description::quantization::QuantB;
+use crate::description::quantization::{NibbleOrder, QuantB};
 use crate::error::Result;
 use crate::graph::check::{check_nodes, check_whole};
 use crate::graph::tests::cases::cases;
@@ -15,6 +16,7 @@ use crate::graph::tests::checks::plain_values;
 use crate::graph::tests::fixtures::Encoder;
 use crate::graph::tests::random::{part_of, random_graph, shrink};
 use crate::graph::{Array, Graph, GraphBuilder};
+use crate::operands::int4::Int4View;
 use crate::operands::quantize::WeightScheme;
 use crate::operands::tensor::Tensor;
 use crate::operands::weights::Weights;
@@ -404,4 +406,31 @@ fn a_row_of_a_wrong_index_is_zeros() {
     executor.run(&[&ids], &mut [&mut rows]).unwrap_err();
     // What follows in the graph reads them, and of booleans not every byte is one.
     assert_eq!(rows.data::<f32>().unwrap(), [3.0, 4.0, 0.0, 0.0, 1.0, 2.0]);
+}
+
+#[test]
+fn elements_of_less_than_a_byte_are_not_moved() {
+    let bytes = [0x21, 0x43, 0x65];
+    let order = NibbleOrder::default();
+    let view = Int4View::signed(&bytes, Layout::packed(1, 2, 3).unwrap(), order).unwrap();
+    let weights = Weights::new(view).unwrap();
+    let mut g = GraphBuilder::new();
+    let (x, nibbles) = (g.input("x", F32, &[2]).unwrap(), g.weights("nibbles", &weights).unwrap());
+    let at = g.constant("at", Array::scalar(1i64)).unwrap();
+    g.named("turned").transpose(nibbles, &[1, 0]).unwrap();
+    g.named("joined").concat(&[nibbles, nibbles], 0).unwrap();
+    g.named("part").slice(nibbles, 0, 0, 1).unwrap();
+    g.named("padded").pad(nibbles, &[1, 0, 0, 0]).unwrap();
+    g.named("triangle").trilu(nibbles, true, 0).unwrap();
+    g.named("row").gather(nibbles, at, 0).unwrap();
+    g.reshape(nibbles, &[6]).unwrap();
+    let y = g.relu(x).unwrap();
+    let graph = g.finish(&[("y", y)]).unwrap();
+    let refused = Backends::new().refused_nodes(&BackendId::CPU, &graph, &options(1)).unwrap();
+    let names: Vec<_> = refused.iter().map(|one| one.node.as_str()).collect();
+    assert_eq!(names, ["turned", "joined", "part", "padded", "triangle", "row"]);
+    assert!(
+        refused.iter().all(|one| one.refusal.message.contains("a byte or more, not for i4")),
+        "{refused:?}"
+    );
 }
