@@ -260,6 +260,9 @@ impl Shapes {
         else {
             return refuse(RefusalReason::Other, "its operands are no matrices");
         };
+        if !alpha.is_finite() {
+            return refuse(RefusalReason::Epilogue, format!("an alpha of {alpha}: multiply the product"));
+        }
         let varies = graph.leading.as_ref().is_some_and(|leading| leading.values[a].is_some());
         if *transpose_a && varies {
             let message = "a leading dimension along the rows of a transposed A: transpose it before";

@@ -15,7 +15,7 @@ use crate::graph::tests::cases::cases;
 use crate::graph::tests::checks::plain_values;
 use crate::graph::tests::fixtures::Encoder;
 use crate::graph::tests::random::{part_of, random_graph, shrink};
-use crate::graph::{Array, Graph, GraphBuilder};
+use crate::graph::{Array, Graph, GraphBuilder, Operator};
 use crate::operands::int4::Int4View;
 use crate::operands::quantize::WeightScheme;
 use crate::operands::tensor::Tensor;
@@ -433,4 +433,16 @@ fn elements_of_less_than_a_byte_are_not_moved() {
         refused.iter().all(|one| one.refusal.message.contains("a byte or more, not for i4")),
         "{refused:?}"
     );
+}
+
+#[test]
+fn a_gemm_whose_factor_no_product_has_is_refused_by_name() {
+    for (alpha, beta, part) in [(f32::INFINITY, 1.0, "an alpha of inf"), (1.0, f32::NAN, "a beta other")] {
+        let mut g = GraphBuilder::new();
+        let x = g.input("x", F32, &[2, 2]).unwrap();
+        let operator = Operator::Gemm { alpha, beta, transpose_a: false, transpose_b: false };
+        let y = g.named("product").node(operator, &[Some(x), Some(x), Some(x)]).unwrap()[0];
+        let error = g.finish(&[("y", y)]).unwrap().compile(&BackendId::CPU).unwrap_err().to_string();
+        assert!(error.contains("node `product`") && error.contains(part), "{error}");
+    }
 }
