@@ -120,7 +120,8 @@ macro_rules! casts {
     };
 }
 
-fn larger(a: f32, b: f32) -> f32 {
+/// NaN where one is NaN.
+pub(super) fn larger(a: f32, b: f32) -> f32 {
     if a.is_nan() || a > b { a } else { b }
 }
 
@@ -219,7 +220,6 @@ fn float_kernel_of(operator: &Operator) -> Option<Kernel> {
         Operator::Reciprocal => kernel!(1, f32 => f32, |_e, [x]| 1.0 / x),
         Operator::Sqrt => kernel!(1, f32 => f32, |_e, [x]| x.sqrt()),
         Operator::Log => kernel!(1, f32 => f32, |_e, [x]| libm::logf(x)),
-        Operator::Exp => kernel!(1, f32 => f32, |_e, [x]| libm::expf(x)),
         Operator::Erf => kernel!(1, f32 => f32, |_e, [x]| libm::erff(x)),
         Operator::Pow => kernel!(2, f32 => f32, |_e, [a, b]| libm::powf(a, b)),
         Operator::LeakyRelu { .. } => {

@@ -10,7 +10,6 @@ use crate::description::element::ElementType::F32;
 use crate::description::matmul::MatMul;
 use crate::error::{Error, Result};
 use crate::graph::description::{Graph, NodeInfo, Source};
-use crate::graph::infer::axes_of;
 use crate::graph::shape::Shape;
 use crate::graph::{Operator, TensorType};
 use crate::operands::weights::Weights;
@@ -140,10 +139,7 @@ fn kind_of(graph: &Graph, node: &NodeInfo) -> Answer<Kind> {
                     format!("the CPU does not have it for {}", x.element),
                 )
             })?;
-            let axes = match &reduce.axes {
-                None => Ok((0..x.shape.rank()).collect()),
-                Some(axes) => axes_of(axes, &x.shape),
-            };
+            let axes = reduce.axes_of(&x.shape);
             Kind::Reduce {
                 kernel,
                 axes: axes.map_err(|problem| Refusal::new(RefusalReason::Other, problem))?,

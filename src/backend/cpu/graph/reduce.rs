@@ -4,7 +4,7 @@ use crate::description::element::ElementType::{self, F32, I32, I64};
 use crate::graph::Operator;
 use crate::graph::shape::{MAX_RANK, Shape};
 
-use super::elementwise::Loops;
+use super::elementwise::{Loops, larger};
 
 /// Partial sums of a run of elements, in a fixed order whoever computes them.
 const LANES: usize = 16;
@@ -18,10 +18,11 @@ pub(crate) struct Reduction {
     count: usize,
 }
 
-/// Computes results from `first` on; `to` has room for `count`.
+/// Computes some of the results, of which `to` has all.
 ///
 /// # Safety
-/// The elements of x are there, of the type that the kernel was chosen for.
+/// The elements of x and the results are there, of the type that the kernel was chosen for; nothing else accesses these
+/// results.
 pub(crate) type Kernel = unsafe fn(&Reduction, std::ops::Range<usize>, *mut u8, *const u8);
 
 impl Reduction {
@@ -45,55 +46,51 @@ impl Reduction {
 
     /// # Safety
     /// As [`Kernel`].
-    unsafe fn run<T: Copy, S: Copy>(
+    unsafe fn run<T: Copy>(
         &self,
         range: std::ops::Range<usize>,
         to: *mut T,
         x: *const T,
-        (zero, add, join, finish): (S, impl Fn(S, T) -> S, impl Fn(S, S) -> S, impl Fn(S) -> T),
+        (zero, add, join, finish): (T, impl Fn(T, T) -> T, impl Fn(T, T) -> T, impl Fn(T) -> T),
     ) {
         let (cols, [col_stride]) = self.kept.inner();
         let (count, [stride]) = self.reduced.inner();
+        // Adjacent results are summed next to each other, where their elements are adjacent; others in lanes.
+        let across = col_stride == 1 && stride != 1;
         let rows = range.start / cols..range.end.div_ceil(cols);
         let mut result = range.start;
         self.kept.for_each(rows, |row, [row_offset]| {
             let end = ((row + 1) * cols).min(range.end);
             while result < end {
                 let col = result - row * cols;
-                // Adjacent results are summed side by side, where their elements are adjacent.
-                let width = if col_stride == 1 && stride != 1 { LANES.min(end - result) } else { 1 };
+                let width = if across { LANES.min(end - result) } else { 1 };
                 let x = x.wrapping_add(row_offset + col * col_stride);
                 let mut sums = [zero; LANES];
                 self.reduced.for_each(0..self.reduced.outer(), |_, [offset]| {
                     let x = x.wrapping_add(offset);
                     // SAFETY: by this function's own contract.
                     unsafe {
-                        if width > 1 {
+                        if across {
                             for index in 0..count {
                                 for (lane, sum) in sums[..width].iter_mut().enumerate() {
                                     *sum = add(*sum, x.wrapping_add(index * stride + lane).read());
                                 }
                             }
-                        } else if col_stride == 1 && stride != 1 {
-                            for index in 0..count {
-                                sums[0] = add(sums[0], x.wrapping_add(index * stride).read());
+                            return;
+                        }
+                        let whole = count / LANES * LANES;
+                        for start in (0..whole).step_by(LANES) {
+                            for (lane, sum) in sums.iter_mut().enumerate() {
+                                *sum = add(*sum, x.wrapping_add((start + lane) * stride).read());
                             }
-                        } else {
-                            let whole = count / LANES * LANES;
-                            for start in (0..whole).step_by(LANES) {
-                                for (lane, sum) in sums.iter_mut().enumerate() {
-                                    *sum = add(*sum, x.wrapping_add((start + lane) * stride).read());
-                                }
-                            }
-                            for index in whole..count {
-                                sums[0] = add(sums[0], x.wrapping_add(index * stride).read());
-                            }
+                        }
+                        for index in whole..count {
+                            sums[0] = add(sums[0], x.wrapping_add(index * stride).read());
                         }
                     }
                 });
-                if width == 1 && !(col_stride == 1 && stride != 1) {
-                    let all = sums.into_iter().reduce(&join).unwrap_or(zero);
-                    sums[0] = all;
+                if !across {
+                    sums[0] = sums.into_iter().reduce(&join).unwrap_or(zero);
                 }
                 for sum in &sums[..width] {
                     // SAFETY: by this function's own contract.
@@ -109,9 +106,7 @@ macro_rules! kernel {
     ($type:ty, $zero:expr, $add:expr, $join:expr, |$r:ident, $sum:ident| $finish:expr) => {{
         unsafe fn kernel($r: &Reduction, range: std::ops::Range<usize>, to: *mut u8, x: *const u8) {
             // SAFETY: the contract of `Kernel`.
-            unsafe {
-                $r.run::<$type, $type>(range, to.cast(), x.cast(), ($zero, $add, $join, |$sum| $finish))
-            }
+            unsafe { $r.run::<$type>(range, to.cast(), x.cast(), ($zero, $add, $join, |$sum| $finish)) }
         }
         Some(kernel as Kernel)
     }};
@@ -120,9 +115,6 @@ macro_rules! kernel {
 /// The kernel of an operator for elements of a type; `None` where there is none.
 #[allow(clippy::cast_precision_loss, reason = "counts of elements")]
 pub(crate) fn kernel_of(operator: &Operator, x: ElementType) -> Option<Kernel> {
-    fn larger(a: f32, b: f32) -> f32 {
-        if a.is_nan() || a > b { a } else { b }
-    }
     match (operator, x) {
         (Operator::ReduceSum(_), F32) => kernel!(f32, 0.0, |s, x| s + x, |a, b| a + b, |_r, s| s),
         (Operator::ReduceSum(_), I64) => {
@@ -134,8 +126,9 @@ pub(crate) fn kernel_of(operator: &Operator, x: ElementType) -> Option<Kernel> {
         (Operator::ReduceMean(_), F32) => {
             kernel!(f32, 0.0, |s, x| s + x, |a, b| a + b, |r, s| s / r.count as f32)
         }
+        // Without mul_add, which is a call where not every processor of the target has it.
         (Operator::ReduceL2(_), F32) => {
-            kernel!(f32, 0.0, |s, x| x.mul_add(x, s), |a, b| a + b, |_r, s| s.sqrt())
+            kernel!(f32, 0.0, |s, x| s + x * x, |a, b| a + b, |_r, s| s.sqrt())
         }
         (Operator::ReduceMax(_), F32) => kernel!(f32, f32::NEG_INFINITY, larger, larger, |_r, s| s),
         (Operator::ReduceMax(_), I64) => kernel!(i64, i64::MIN, i64::max, i64::max, |_r, s| s),
