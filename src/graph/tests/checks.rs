@@ -6,11 +6,14 @@ use super::cases::cases;
 use super::fixtures::{self, Encoder};
 use super::random::{part_of, random_graph, shrink};
 use crate::error::Result;
+use crate::graph::accuracy::{Estimate, U, evaluate};
 use crate::graph::check::{NodesReport, check_nodes, check_whole};
 use crate::graph::description::Graph;
 use crate::graph::interpret::{Data, Values, compute, interpret};
-use crate::graph::{Array, GraphBuilder, Operator};
+use crate::graph::operator::Reduce;
+use crate::graph::{Array, GraphBuilder, Groups, Operator, Window};
 use crate::random::Random;
+use crate::verify::accuracy::gamma;
 
 /// What becomes of a node's results in an engine.
 type Fault<'a> = &'a dyn Fn(usize, &mut [Values<f32>]);
@@ -290,6 +293,26 @@ fn operators_by_themselves_are_right_in_plain_f32_and_special_numbers_count() {
 }
 
 #[test]
+fn a_node_that_is_not_chosen_is_not_judged() {
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", crate::ElementType::F32, &[4]).unwrap();
+    let parts = g.split(x, 0, &[1, 3]).unwrap();
+    let y = g.named("next").relu(parts[0]).unwrap();
+    let graph = g.finish(&[("y", y), ("rest", parts[1])]).unwrap();
+    let inputs = [normal(&[4], 1)];
+    let mut values = plain_values(&graph, &inputs);
+    let rest = graph.outputs[1].1;
+    values[rest] = Some(Array::new(&[3], vec![100f32; 3]).unwrap());
+    // One that is absent: the node has to be computed for what reads it.
+    values[graph.nodes[0].outputs[0]] = None;
+    let operands: Vec<_> = inputs.iter().collect();
+    let judged = |chosen: &dyn Fn(&str) -> bool| check_nodes(&graph, &operands, &values, chosen).unwrap();
+    let next = judged(&|name| name == "next");
+    assert!(next.is_right() && next.worst[0].is_none() && next.compared == 1, "{next:?}");
+    assert!(!judged(&|_| true).is_right());
+}
+
+#[test]
 fn absent_outputs_and_values_of_other_types_are_errors() {
     let (_, graph, inputs) = fixtures().swap_remove(3);
     let mut values = plain_values(&graph, &inputs);
@@ -378,4 +401,48 @@ fn random_graphs_have_the_allowed_operators_only_and_depend_on_the_seed_alone() 
     assert!(graph.nodes().all(|(_, operator)| allowed(operator) || *operator == Operator::Identity));
     let (again, same_inputs) = random_graph(1, 40, allowed);
     assert_eq!((graph.to_string(), inputs), (again.to_string(), same_inputs));
+}
+
+#[test]
+fn sums_are_bounded_by_as_many_roundings_as_the_page_says() {
+    use Operator as Op;
+    let gemm = Op::Gemm { alpha: 1.0, beta: 1.0, transpose_a: false, transpose_b: false };
+    let conv = Op::Conv(Window::default(), Groups(1));
+    let reduce = || Reduce { axes: None, keepdims: false };
+    let (row, column, image, one): (&[usize], &[usize], &[usize], &[usize]) =
+        (&[1, 9], &[9, 1], &[1, 1, 9], &[1]);
+    // Of ones, of which 9 are summed: the size of the terms, and the roundings beside these 9.
+    let cases: [(Op, &[&[usize]], f64, usize); 8] = [
+        (Op::MatMul, &[row, column], 9.0, 5),
+        (conv.clone(), &[image, image], 9.0, 5),
+        (conv, &[image, image, one], 10.0, 6),
+        (gemm.clone(), &[row, column], 9.0, 6),
+        (gemm, &[row, column, one], 10.0, 7),
+        (Op::ReduceSum(reduce()), &[row], 9.0, 4),
+        (Op::ReduceMean(reduce()), &[row], 1.0, 5),
+        // Half of those of the sum, then its own.
+        (Op::ReduceL2(reduce()), &[row], 3.0, 1),
+    ];
+    for (operator, inputs, size, roundings) in cases {
+        let mut g = GraphBuilder::new();
+        let arrays: Vec<_> =
+            inputs.iter().map(|dims| Array::new(dims, vec![1f32; dims.iter().product()]).unwrap()).collect();
+        let input = |(index, array): (usize, &Array)| {
+            let of = array.tensor_type();
+            Some(g.input(format!("x{index}"), of.element, of.shape.dims()).unwrap())
+        };
+        let values: Vec<_> = arrays.iter().enumerate().map(input).collect();
+        let is_root = matches!(operator, Op::ReduceL2(_));
+        let y = g.node(operator, &values).unwrap()[0];
+        let graph = g.finish(&[("y", y)]).unwrap();
+        let known: Vec<_> =
+            arrays.iter().map(|array| Estimate::known(Values::of_array(array).unwrap()).unwrap()).collect();
+        let known: Vec<_> = known.iter().map(Some).collect();
+        let error = evaluate(&graph.nodes[0], &known).unwrap()[0].error(0);
+        let of_sum = gamma(9 + roundings, U);
+        let most = size * if is_root { of_sum / 2.0 + gamma(5, U) } else { of_sum };
+        assert!(error <= most * (1.0 + 1e-5), "{}: {error:e}, not {most:e}", graph.nodes[0].operator);
+        // Where an addend has fewer roundings than the terms, it is less by as much.
+        assert!(error >= most * 0.9, "{}: {error:e}, not {most:e}", graph.nodes[0].operator);
+    }
 }
