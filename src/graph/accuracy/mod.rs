@@ -17,10 +17,11 @@
 //! Gelu Sigmoid Tanh            Activation::error_of_any_backend
 //! LeakyRelu                    u |y| below 0, else 0
 //! HardSigmoid HardSwish        3 roundings of what is clipped, 2 of the product
-//! MatMul Gemm Conv             gamma_(k + 6) |A||B|, of the rest of Gemm and Conv |alpha| |A||B| + |beta C|; 4 of the
-//!                              roundings for constants that are scaled before (section 3.5 there)
-//! ReduceSum, -Mean, pools      gamma_(n + 6) of the sum or mean of |x|
-//! ReduceL2                     the square root of a sum with gamma_(n + 2)
+//! MatMul, Conv, Gemm           gamma_(k + 5) |A||B|; gamma_(k + 6) with Conv's bias; of Gemm up to gamma_(k + 7) of
+//!                              |alpha| |A||B| + |beta C|; 4 of the roundings for constants that are scaled before
+//!                              (section 3.5 there)
+//! ReduceSum; -Mean, pools      gamma_(n + 4) of the sum of |x|; gamma_(n + 5) of their mean
+//! ReduceL2                     the square root of a sum with gamma_(n + 1), and gamma_5 |y|
 //! Softmax, Attention           a running analysis of the interpreter's formula: scores as products; e^x as Exp;
 //!                              sums, quotients and the product with V as above
 //! Layer-, RMSNormalization     normalization
