@@ -180,12 +180,8 @@ impl GraphBuilder {
         let zero_point = zero_point.map(|source| {
             self.value(format!("{name}.zero_point"), TensorType::new(tensor_type.element, shape), source)
         });
-        self.names.remove(&name);
-        self.named(name);
-        self.one(
-            Operator::DequantizeLinear { axis: 0, block_size, output: ElementType::F32 },
-            &[Some(integers), Some(scale), zero_point],
-        )
+        let operator = Operator::DequantizeLinear { axis: 0, block_size, output: ElementType::F32 };
+        only(self.node_named(name, operator, &[Some(integers), Some(scale), zero_point])?)
     }
 
     /// A node of any operator; `None` for an input that is left out. The results, in the operator's order.
@@ -198,6 +194,16 @@ impl GraphBuilder {
             Some(name) => self.free_name(name)?,
             None => self.made_up(&operator.name().to_lowercase()),
         };
+        self.node_named(name, operator, inputs)
+    }
+
+    /// A node of a name that is taken for it.
+    fn node_named(
+        &mut self,
+        name: String,
+        operator: Operator,
+        inputs: &[Option<Value>],
+    ) -> Result<Vec<Value>> {
         let problem = |problem: String| Error::Graph {
             node: name.clone(),
             problem: format!("{}: {problem}", operator.name()),
@@ -286,12 +292,13 @@ impl GraphBuilder {
     }
 
     fn one(&mut self, operator: Operator, inputs: &[Option<Value>]) -> Result<Value> {
-        let name = operator.name();
-        match self.node(operator, inputs)?.first() {
-            Some(value) => Ok(*value),
-            None => Err(Error::graph(format!("{name} has no result"))),
-        }
+        only(self.node(operator, inputs)?)
     }
+}
+
+/// The result of an operator that has one.
+fn only(results: Vec<Value>) -> Result<Value> {
+    results.into_iter().next().ok_or_else(|| Error::graph("a node without a result".into()))
 }
 
 macro_rules! operators {
