@@ -60,8 +60,9 @@ impl Graph {
             let index = index.ok_or_else(|| problem("there is none of this name".into()))?;
             let shape = self.values[index].tensor_type.shape;
             let dim = *shape.dims().first().ok_or_else(|| problem("it has no dimensions".into()))?;
-            if *most.get_or_insert(dim) != dim {
-                return Err(problem(format!("its leading dimension is {dim}, that of another {most:?}")));
+            let most = *most.get_or_insert(dim);
+            if most != dim {
+                return Err(problem(format!("its leading dimension is {dim}, that of another {most}")));
             }
             values[index] = Some(Varying { axis: 0, count: 1 });
         }
@@ -248,9 +249,9 @@ impl Graph {
                 if (1..3).any(|index| varying(index) != all) || all.is_none_or(|all| all.axis != 0) {
                     return Err("Q, K and V do not vary along the batch alone".into());
                 }
-                let scores = shape(3).rank();
-                let mask_varies = varying(3).is_some_and(|mask| scores == 4 && Some(mask) == all);
-                let mask_is_shared = varying(3).is_none() && (scores < 4 || shape(3).dims()[0] == 1);
+                let rank = shape(3).rank();
+                let mask_varies = varying(3).is_some_and(|mask| rank == 4 && Some(mask) == all);
+                let mask_is_shared = varying(3).is_none() && (rank < 4 || shape(3).dims()[0] == 1);
                 if mask_varies || mask_is_shared {
                     Ok(all)
                 } else {
@@ -634,6 +635,11 @@ mod tests {
         assert!(text(cnn(2).unwrap().variable_leading(&["x"])).contains("input `x`: there is none"));
         assert!(text(cnn(2).unwrap().variable_leading(&[])).contains("no input has"));
         assert!(text(cnn(2).unwrap().with_leading(1)).contains("is not variable"));
+        let mut g = GraphBuilder::new();
+        let (x, y) = (g.input("x", F32, &[4, 3]).unwrap(), g.input("y", F32, &[3]).unwrap());
+        let sum = g.add(x, y).unwrap();
+        let problem = text(g.finish(&[("sum", sum)]).unwrap().variable_leading(&["x", "y"]));
+        assert!(problem.contains("input `y`: its leading dimension is 3, that of another 4"), "{problem}");
         assert!(
             text(cnn(2).unwrap().variable_leading(&["image"]).unwrap().with_leading(3))
                 .contains("described for 2")
