@@ -223,12 +223,8 @@ impl fmt::Display for GraphReport {
         )?;
         writeln!(
             f,
-            "constants {} bytes, packed {} bytes; values {} bytes in {} ({} side by side)",
-            self.constant_bytes,
-            self.weight_bytes,
-            self.arena_bytes,
-            if self.threads == Some(1) { "one thread" } else { "an executor" },
-            self.values_bytes
+            "constants {} bytes, packed {} bytes; values {} bytes in an executor ({} side by side)",
+            self.constant_bytes, self.weight_bytes, self.arena_bytes, self.values_bytes
         )?;
         let name = self.nodes.iter().map(|node| node.name.len()).max().unwrap_or(0).min(40);
         let result = self.nodes.iter().map(|node| node.result.len()).max().unwrap_or(0);
