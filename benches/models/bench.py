@@ -114,7 +114,8 @@ def case(arguments, work, batch, sequence, threads):
             errors[name] = float(np.abs(np.load(output) - expected).max() / np.abs(expected).max())
             if not errors[name] <= BOUND:
                 sys.exit(f"{name}, {batch}x{sequence}: an error of {errors[name]:.2e} of the largest element")
-        measure(candidates, *((5, 0.5) if arguments.quick else (15, 1.0)))
+        turns, seconds = (5, 0.5) if arguments.quick else (15, 1.0)
+        measure(candidates, turns, seconds)
     finally:
         for candidate in candidates:
             candidate.close()
@@ -135,6 +136,14 @@ def case(arguments, work, batch, sequence, threads):
     ]
 
 
+def cases(text):
+    """What `--cases` says: pairs of sequences and tokens."""
+    pairs = [tuple(map(int, shape.split("x"))) for shape in text.split(",")]
+    if not all(len(pair) == 2 and min(pair) > 0 for pair in pairs):
+        raise ValueError(text)
+    return pairs
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the directory of all-MiniLM-L6-v2")
@@ -142,20 +151,19 @@ def main():
     parser.add_argument("--own-version", required=True)
     parser.add_argument("--quick", action="store_true", help="fewer turns")
     parser.add_argument("--json", type=Path, help="writes the figures")
-    parser.add_argument("--cases", help="such as 32x128,1x128", default=",".join(f"{b}x{s}" for b, s in CASES))
+    parser.add_argument("--cases", type=cases, help="such as 32x128,1x128", default=CASES)
     arguments = parser.parse_args()
     named = machine(arguments.own_version)
     print(json.dumps(named, indent=1))
     print(f"\n{'sequences':<10} {'threads':>7}  {'candidate':<14} {'median ms':>10} {'least ms':>10} {'error':>9}  runs")
     results = []
     with tempfile.TemporaryDirectory(prefix="bench-models") as work:
-        for shape in arguments.cases.split(","):
-            batch, sequence = map(int, shape.split("x"))
+        for batch, sequence in arguments.cases:
             for threads in [count for count in THREADS if count <= named["cpus"]]:
                 for result in case(arguments, Path(work), batch, sequence, threads):
                     results.append(result)
                     print(
-                        f"{shape:<10} {threads:>7}  {result['candidate']:<14} {result['median_ns'] / 1e6:>10.2f} "
+                        f"{f'{batch}x{sequence}':<10} {threads:>7}  {result['candidate']:<14} {result['median_ns'] / 1e6:>10.2f} "
                         f"{result['min_ns'] / 1e6:>10.2f} {result['max_rel_error']:>9.1e}  {result['runs']}",
                         flush=True,
                     )
