@@ -265,10 +265,8 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
-    /// A probe found that a product must not be run here ([`crate::CompileOptions::probe`]).
-    #[error(
-        "backend `{backend}` does not stand the probe of this product: it {verdict}; use another backend"
-    )]
+    /// A probe found that a product or a graph must not be run here ([`crate::CompileOptions::probe`]).
+    #[error("backend `{backend}` does not stand the probe: it {verdict}; use another backend")]
     Probed {
         /// The backend.
         backend: BackendId,

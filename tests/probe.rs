@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ane_matmul::graph::{Graph, GraphBuilder};
 use ane_matmul::probe::{Probe, ProbeVerdict, serve};
 use ane_matmul::{
-    Activation, BackendId, Backends, CompileOptions, Device, ElementTypes, Error, MatMul, QuantB,
-    Quantization, ShimLibrary,
+    Activation, BackendId, Backends, CompileOptions, Device, ElementType, ElementTypes, Error, MatMul,
+    QuantB, Quantization, ShimLibrary, Tensor, Weights,
 };
 
 /// What makes this program a helper.
@@ -59,8 +60,13 @@ fn main() -> ExitCode {
     what_is_no_helper_is_an_error();
     the_neural_engine_is_probed_before_its_first_use();
     one_helper_answers_until_a_product_does_not_pass();
+    graphs_are_tried_out();
+    graphs_are_probed_before_they_are_compiled();
     #[cfg(feature = "profile")]
-    crashes_are_quarantined();
+    {
+        crashes_are_quarantined();
+        graphs_that_crash_are_quarantined();
+    }
     #[cfg(target_os = "linux")]
     {
         no_process_is_left();
@@ -132,6 +138,82 @@ fn every_product_is_described_to_the_helper() {
         let result = probe().run(&neural(), int8, &neural_engine);
         assert!(matches!(result, Err(Error::Probe { .. })), "{result:?}");
     }
+}
+
+/// With a table that ids choose from, and more bytes than a pipe holds.
+fn graph(scale: f64) -> Graph {
+    let mut g = GraphBuilder::new();
+    let ids = g.input("ids", ElementType::I64, &[8, 3]).unwrap();
+    let table = Weights::from_tensor(Tensor::random_normal_f32(2, 24, 1.0, 1).unwrap());
+    let table = g.weights("table", &table).unwrap();
+    let x = g.gather(table, ids, 0).unwrap();
+    let weights = Weights::from_tensor(Tensor::random_normal_f32(24, 2000, scale, 2).unwrap());
+    let h = g.named("up").linear("up", x, &weights, None).unwrap();
+    let y = g.relu(h).unwrap();
+    g.finish(&[("y", y)]).unwrap().variable_leading(&["ids"]).unwrap()
+}
+
+fn graph_verdict(fault: &str) -> ProbeVerdict {
+    set(fault);
+    let limit = if fault.starts_with("hang") { Duration::from_secs(2) } else { Duration::from_secs(60) };
+    let probe = probe().time_limit(limit);
+    let verdict = probe.run_graph(&backends().0, &neural(), &graph(1.0), &CompileOptions::default());
+    set("");
+    verdict.expect("a verdict")
+}
+
+fn graphs_are_tried_out() {
+    assert!(graph_verdict("").passed());
+    for slot in ["supports", "compile", "run"] {
+        let crashed = graph_verdict(&format!("abort@{slot}"));
+        assert!(matches!(crashed, ProbeVerdict::Crashed { .. }), "{slot}: {crashed:?}");
+    }
+    assert!(matches!(graph_verdict("hang@compile"), ProbeVerdict::Hung { .. }));
+    let failed = graph_verdict("fail@compile");
+    assert!(matches!(&failed, ProbeVerdict::Failed { message } if message.contains("planted")), "{failed:?}");
+    // At one of eight leading indices, always the same for a helper.
+    set("wrong");
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", ElementType::F32, &[1, 3]).unwrap();
+    let y = g.relu(x).unwrap();
+    let single = g.finish(&[("y", y)]).unwrap();
+    let backends = backends().0;
+    let verdict = probe().run_graph(&backends, &neural(), &single, &CompileOptions::default());
+    set("");
+    let Ok(ProbeVerdict::WrongResult { message }) = verdict else { panic!("{verdict:?}") };
+    assert!(message.contains("output `y` (f32[1, 3]) of a graph: row 0, column 0"), "{message}");
+    let unknown =
+        probe().run_graph(&backends, &BackendId::new("nobody"), &single, &CompileOptions::default());
+    assert!(matches!(unknown, Err(Error::UnknownBackend { .. })), "{unknown:?}");
+    #[cfg(unix)]
+    {
+        let silent = Probe::new("sleep").arg("100").time_limit(Duration::from_millis(300));
+        let result = silent.run_graph(&backends, &neural(), &graph(1.0), &CompileOptions::default());
+        assert!(matches!(result, Err(Error::Probe { .. })), "{result:?}");
+    }
+}
+
+fn graphs_are_probed_before_they_are_compiled() {
+    let (backends, id) = backends();
+    let compile = |graph: &Graph, probe: &Arc<Probe>| {
+        let options = CompileOptions::default().probe(Arc::clone(probe));
+        backends.compile_graph(&id, graph, &options).map(drop)
+    };
+    let (one, other) = (graph(1.0), graph(2.0));
+    let every_shim = Arc::new(probe().every_shim());
+    set("abort@compile");
+    let result = compile(&one, &every_shim);
+    let text = result.unwrap_err().to_string();
+    assert!(text.contains("does not stand the probe: it crashed"), "{text}");
+    // Nothing else is probed; this process's device was opened before the fault was planted.
+    compile(&one, &Arc::new(probe())).unwrap();
+    set("");
+    // A verdict holds for the graph, and for no other.
+    assert!(matches!(compile(&one, &every_shim), Err(Error::Probed { .. })));
+    compile(&other, &every_shim).unwrap();
+    set("abort@compile");
+    compile(&other, &every_shim).unwrap();
+    set("");
 }
 
 fn what_is_no_helper_is_an_error() {
@@ -255,6 +337,32 @@ fn crashes_are_quarantined() {
         assert!(Profile::load(&path).unwrap().quarantine().is_empty());
     }
     set("");
+}
+
+#[cfg(feature = "profile")]
+fn graphs_that_crash_are_quarantined() {
+    use ane_matmul::{Profile, RefusalReason};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("profile.json");
+    let (backends, id) = backends();
+    let (one, other) = (graph(1.0), graph(2.0));
+    let options = CompileOptions::default().quarantine(&path);
+    set("abort@compile");
+    probe().run_graph(&backends, &id, &one, &options).unwrap();
+    set("fail@compile");
+    probe().run_graph(&backends, &id, &other, &options).unwrap();
+    set("");
+    let profile = Profile::load(&path).unwrap();
+    let [entry] = profile.quarantine() else { panic!("{profile:?}") };
+    assert!(entry.reason.contains("SIGABRT") && entry.graph.is_some() && entry.shape_class.is_none());
+    match backends.compile_graph(&id, &one, &options) {
+        Err(Error::Refused { refusal, .. }) => assert_eq!(refusal.reason, RefusalReason::Quarantined),
+        other => panic!("{other:?}"),
+    }
+    backends.compile_graph(&id, &other, &options).unwrap();
+    let entry = entry.clone();
+    Profile::update(&path, |profile| profile.retain_quarantine(|other| *other != entry)).unwrap();
+    backends.compile_graph(&id, &one, &options).unwrap();
 }
 
 /// Every helper was waited for.

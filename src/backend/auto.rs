@@ -1,14 +1,17 @@
 //! The backend `auto`: which of the registry's backends it stands for.
 
+use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 
-use super::{BUILT_IN, BackendId, BackendInfo, Backends};
+use super::{BUILT_IN, Backend, BackendId, BackendInfo, Backends};
+use crate::backend::refusal::{Refusal, RefusalReason};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::dispatch::profile::Profile;
 use crate::dispatch::{self, Basis, Explanation, Predictor, Ranked};
 use crate::error::{Error, Result};
 use crate::executor::Compiled;
+use crate::graph::{CompiledGraph, Graph, report};
 use crate::operands::weights::Weights;
 
 /// The profile of a registry: given, or read when it is first needed.
@@ -141,13 +144,7 @@ impl Backends {
                     log::debug!("{product}: auto is {id}: {basis}");
                     return Ok(compiled.chosen_for(BackendId::AUTO, basis));
                 }
-                // Another backend may do where an engine fails; what the caller got wrong it does not mend.
-                Err(
-                    error @ (Error::Native(_)
-                    | Error::Refused { .. }
-                    | Error::OutOfMemory { .. }
-                    | Error::Probed { .. }),
-                ) => {
+                Err(error) if another_may_do(&error) => {
                     log::warn!("{product}: {id} was chosen and failed: {error}");
                     failed.push((id, error.to_string()));
                     first.get_or_insert(error);
@@ -158,6 +155,85 @@ impl Backends {
         Err(first
             .unwrap_or(Error::Unavailable { backend: BackendId::AUTO, reason: "no backend is left".into() }))
     }
+
+    /// The backends that `auto` may stand for with a graph, in the order that products have without a profile; never
+    /// none.
+    pub(super) fn rank_graph(&self, graph: &Graph, options: &CompileOptions) -> Result<Vec<BackendId>> {
+        let mut able: Vec<(BackendId, Device)> = Vec::new();
+        let (mut reason, mut message) = (None, String::from("no backend runs this graph"));
+        for entry in &self.entries {
+            let Ok(backend) = &entry.state else { continue };
+            match self.judge_graph(&entry.id, backend.as_ref(), graph, options) {
+                Ok(()) => able.push((entry.id.clone(), backend.device().0)),
+                Err(refusal) => {
+                    reason.get_or_insert(refusal.reason);
+                    // Writing to a string cannot fail.
+                    let _ = write!(message, "; {}: {}", entry.id, refusal.message);
+                }
+            }
+        }
+        if able.is_empty() {
+            let refusal = Refusal::new(reason.unwrap_or(RefusalReason::NotBuilt), message);
+            return Err(Error::Refused { backend: BackendId::AUTO, refusal });
+        }
+        #[allow(clippy::cast_precision_loss, reason = "an estimate")]
+        let flops = graph.nodes.iter().map(|node| report::flops(graph, node) as f64).sum();
+        dispatch::rank(&mut able, flops, options.expected_runs);
+        Ok(able.into_iter().map(|(id, _)| id).collect())
+    }
+
+    fn judge_graph(
+        &self,
+        id: &BackendId,
+        backend: &dyn Backend,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<(), Refusal> {
+        let refused = self.refused_nodes(id, graph, options).map_err(Refusal::of_failure)?;
+        if let Some(first) = refused.first() {
+            let (count, all) = (refused.len(), graph.nodes.len());
+            let message = format!("{count} of {all} nodes, the first: {first}");
+            return Err(Refusal::new(first.refusal.reason, message));
+        }
+        if let Some(predictor) = self.profile.get() {
+            let key = || self.graph_key(id, graph, options);
+            let entry = predictor.profile().quarantined_graph(id, key).map_err(Refusal::of_failure)?;
+            entry.map_or(Ok(()), |entry| Err(super::in_quarantine(entry)))?;
+        }
+        dispatch::may_be_chosen(backend, options)
+    }
+
+    pub(super) fn compile_auto_graph(
+        &self,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph> {
+        options.threads.check()?;
+        let mut first = None;
+        for id in self.rank_graph(graph, options)? {
+            match self.compile_accepted_graph(&id, graph, options) {
+                Ok(compiled) => {
+                    log::debug!("a graph of {} nodes: auto is {id}", graph.nodes.len());
+                    return Ok(compiled);
+                }
+                Err(error) if another_may_do(&error) => {
+                    log::warn!("a graph of {} nodes: {id} was chosen and failed: {error}", graph.nodes.len());
+                    first.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(first
+            .unwrap_or(Error::Unavailable { backend: BackendId::AUTO, reason: "no backend is left".into() }))
+    }
+}
+
+/// Whether another backend may do: where an engine fails, but not where the caller got something wrong.
+const fn another_may_do(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Native(_) | Error::Refused { .. } | Error::OutOfMemory { .. } | Error::Probed { .. }
+    )
 }
 
 /// What is known of every built-in backend with this product, and which one [`BackendId::AUTO`] stands

@@ -272,6 +272,13 @@ impl GraphProgram for InstantGraph {
         }
     }
 
+    fn shows_values(&self) -> bool {
+        match (self.0.ready(), self.0.cpu()) {
+            (Some(ready), _) => ready.compiled.shows_values(),
+            (None, cpu) => cpu.is_some_and(|cpu| cpu.shows_values()),
+        }
+    }
+
     fn info(&self) -> GraphInfo {
         let cpu = self.0.cpu();
         let state = self.0.state();
@@ -405,6 +412,10 @@ struct WaitedFor<P: ?Sized> {
 impl GraphProgram for WaitedFor<dyn GraphProgram> {
     fn open(&self, keep_values: bool) -> Result<Box<dyn GraphRun>> {
         self.compiled.open(keep_values)
+    }
+
+    fn shows_values(&self) -> bool {
+        self.compiled.shows_values()
     }
 
     fn info(&self) -> GraphInfo {

@@ -7,20 +7,22 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::backend::instant_start::{InstantStart, WithInstantStart};
-use crate::backend::refusal::{NodeRefusal, Refusal};
+use crate::backend::refusal::{NodeRefusal, Refusal, RefusalReason};
 use crate::description::linear::Linear;
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::description::with_weights::{MatMulWithWeights, Product};
+use crate::dispatch::profile::{Profile, Quarantine};
 use crate::error::{Error, Result};
 use crate::executor::{Arithmetic, Compiled, RunObservation};
+use crate::graph::bytes::Contents;
 use crate::graph::compiled::CompiledGraph;
 use crate::graph::{Array, Graph, PassReport};
 use crate::operands::device_tensor::{DeviceMemory, Storage};
 use crate::operands::shared_buffer::{ALIGNMENT_BYTES, BufferMemory, HostMemory, SharedBuffer};
 use crate::operands::view::{AnyView, AnyViewMut};
 use crate::operands::weights::Weights;
-use crate::verify::self_check::{CheckCounts, CheckSchedule, Mismatch};
+use crate::verify::self_check::{CheckCounts, Mismatch};
 
 pub(crate) mod auto;
 #[cfg(any(feature = "blas", target_vendor = "apple"))]
@@ -187,6 +189,10 @@ pub(crate) trait Backend: Send + Sync {
 pub(crate) trait GraphProgram: Send + Sync {
     /// To `keep_values` is to leave in place what [`GraphRun::value`] asks for.
     fn open(&self, keep_values: bool) -> Result<Box<dyn GraphRun>>;
+    /// Whether its runs that keep values show them, and give the same bits as those that do not.
+    fn shows_values(&self) -> bool {
+        false
+    }
     fn info(&self) -> GraphInfo;
 }
 
@@ -574,11 +580,12 @@ impl Backends {
         Compiled::new(memory, backend.as_ref(), product, weights, options)
     }
 
-    /// The nodes of `graph` that `id` does not run, and why: none where it compiles the graph.
+    /// The nodes of `graph` that `id` does not run, and why: none where it compiles the graph. None for
+    /// [`BackendId::AUTO`], too, where any backend does.
     ///
     /// # Errors
-    /// [`Error::Refused`] where not its nodes but the graph as a whole is refused, or the options; [`Error::Native`]
-    /// where the engine failed when it was asked; [`Error::UnknownBackend`], [`Error::Unavailable`],
+    /// [`Error::Refused`] where not its nodes but the graph as a whole is refused, or the options, or it is in quarantine;
+    /// for [`BackendId::AUTO`] with what each backend refuses; [`Error::Native`] where the engine failed when it was asked; [`Error::UnknownBackend`], [`Error::Unavailable`],
     /// [`Error::Threads`], [`Error::OutOfMemory`].
     pub fn refused_nodes(
         &self,
@@ -587,29 +594,99 @@ impl Backends {
         options: &CompileOptions,
     ) -> Result<Vec<NodeRefusal>> {
         options.threads.check()?;
-        self.get(id)?.refused_nodes(graph, options)
+        if *id == BackendId::AUTO {
+            return self.rank_graph(graph, options).map(|_| Vec::new());
+        }
+        let refused = self.get(id)?.refused_nodes(graph, options)?;
+        if refused.is_empty() {
+            self.check_quarantine(id, graph, options)?;
+        }
+        Ok(refused)
+    }
+
+    /// [`Error::Refused`] for a graph that the profile of [`CompileOptions::quarantine`] keeps from a backend.
+    pub(crate) fn check_quarantine(
+        &self,
+        id: &BackendId,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<()> {
+        let Some(profile) = quarantine_profile(options) else { return Ok(()) };
+        match profile.quarantined_graph(id, || self.graph_key(id, graph, options))? {
+            None => Ok(()),
+            Some(entry) => Err(in_quarantine(entry).into_error(id)),
+        }
+    }
+
+    /// What a graph in quarantine is known by: all that compiling it for `id` depends on, the backend's version included.
+    pub(crate) fn graph_key(
+        &self,
+        id: &BackendId,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<String> {
+        let CompileOptions { device, fast_math, reduced_precision, allow_known_faults, .. } = options;
+        let backend = self.get(id)?;
+        let (what, (_, device_name)) = (backend.describe(), backend.device());
+        let compiled_for = format!(
+            "{id}\n{what}\n{device_name}\n{device} {fast_math} {reduced_precision} {allow_known_faults}\n"
+        );
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(compiled_for.as_bytes());
+        hasher.update(&graph.to_bytes(Contents::Hashes)?);
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// The entry that keeps `id` from this graph.
+    pub(crate) fn quarantine_of(
+        &self,
+        id: &BackendId,
+        graph: &Graph,
+        options: &CompileOptions,
+        reason: String,
+    ) -> Result<Quarantine> {
+        let graph = Some(self.graph_key(id, graph, options)?);
+        Ok(Quarantine { graph, ..Quarantine::here(id.clone(), None, reason) })
     }
 
     /// Compiles `graph` for the backend `id`, whole or not at all.
     ///
+    /// [`BackendId::AUTO`] stands for the first of those that run every node, in the order that products have without a
+    /// profile ([`Backends::explain`]), by the graph's operations; [`CompiledGraph::backend`] tells which. Where that one
+    /// fails to compile, the next one is taken, with a warning in the log.
+    ///
     /// # Errors
-    /// [`Error::Refused`] with every node that the backend does not run; [`Error::Graph`] with a schedule of self-checks
-    /// in the options; [`Error::UnknownBackend`], [`Error::Unavailable`], [`Error::OutOfMemory`], [`Error::Threads`], [`Error::Native`].
+    /// [`Error::Refused`] with every node that the backend does not run, and for a graph in quarantine; [`Error::Probed`];
+    /// [`Error::Graph`] for a self-check with `fast_math` or `reduced_precision`; [`Error::Description`] for one that makes
+    /// no sense; [`Error::UnknownBackend`], [`Error::Unavailable`], [`Error::OutOfMemory`], [`Error::Threads`],
+    /// [`Error::Native`], [`Error::Probe`].
     pub fn compile_graph(
         &self,
         id: &BackendId,
         graph: &Graph,
         options: &CompileOptions,
     ) -> Result<CompiledGraph> {
-        if options.self_check.schedule != CheckSchedule::Off {
-            let problem = "graphs have no scheduled self-checks: CompiledGraph::check_nodes checks one run";
-            return Err(Error::graph(problem.into()));
+        if *id == BackendId::AUTO {
+            return self.compile_auto_graph(graph, options);
         }
         let refused = self.refused_nodes(id, graph, options)?;
         if let Some(refusal) = refusal_of_nodes(&refused) {
             return Err(Error::Refused { backend: id.clone(), refusal });
         }
+        self.compile_accepted_graph(id, graph, options)
+    }
+
+    /// Compiles a graph for a backend that refuses nothing of it.
+    fn compile_accepted_graph(
+        &self,
+        id: &BackendId,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph> {
         let backend = self.get(id)?;
+        if let Some(probe) = &options.probe {
+            probe.require_graph(self, id, backend.is_foreign(), graph, options)?;
+        }
         let compile = |graph: &Graph| {
             if options.instant_start && *id != BackendId::CPU {
                 return instant_start::compile_graph(self.get(&BackendId::CPU), backend, graph, options);
@@ -617,7 +694,7 @@ impl Backends {
             backend.prepare()?;
             backend.compile_graph(graph, options)
         };
-        CompiledGraph::new(id, graph, compile)
+        CompiledGraph::new(self, id, graph, options, compile)
     }
 
     /// Initialises now what the first product compiled for `id` would initialise otherwise: a driver's context, a
@@ -700,34 +777,48 @@ pub(crate) fn supports(
 }
 
 /// The refusal of a product that the profile of [`CompileOptions::quarantine`] keeps from a backend.
-#[cfg(feature = "profile")]
 pub(crate) fn quarantined(id: &BackendId, product: &MatMul, options: &CompileOptions) -> Result<(), Refusal> {
-    use crate::backend::refusal::RefusalReason;
-    let Some(path) = &options.quarantine else { return Ok(()) };
-    let profile = match crate::dispatch::profile::Profile::load(path) {
-        Ok(profile) => profile,
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+    match quarantine_profile(options).as_ref().and_then(|profile| profile.quarantined(id, product)) {
+        None => Ok(()),
+        Some(entry) => Err(in_quarantine(entry)),
+    }
+}
+
+pub(crate) fn in_quarantine(entry: &Quarantine) -> Refusal {
+    Refusal::new(
+        RefusalReason::Quarantined,
+        format!(
+            "in quarantine: {}; use another backend, or let it out (Profile::retain_quarantine)",
+            entry.reason
+        ),
+    )
+}
+
+/// The profile of [`CompileOptions::quarantine`], where there is one that can be read.
+#[cfg(feature = "profile")]
+fn quarantine_profile(options: &CompileOptions) -> Option<Profile> {
+    match Profile::load(options.quarantine.as_ref()?) {
+        Ok(profile) => Some(profile),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => {
             log::warn!("{error}; nothing is in quarantine");
-            return Ok(());
+            None
         }
-    };
-    match profile.quarantined(id, product) {
-        None => Ok(()),
-        Some(entry) => Err(Refusal::new(
-            RefusalReason::Quarantined,
-            format!(
-                "in quarantine: {}; use another backend, or let it out (Profile::retain_quarantine)",
-                entry.reason
-            ),
-        )),
     }
 }
 
 #[cfg(not(feature = "profile"))]
-#[allow(clippy::unnecessary_wraps, reason = "as with the feature `profile`")]
-pub(crate) fn quarantined(_: &BackendId, _: &MatMul, _: &CompileOptions) -> Result<(), Refusal> {
-    Ok(())
+const fn quarantine_profile(_: &CompileOptions) -> Option<Profile> {
+    None
+}
+
+/// Notes an entry in the profile of [`CompileOptions::quarantine`], where there is one.
+#[cfg(feature = "profile")]
+pub(crate) fn add_quarantine(options: &CompileOptions, entry: Quarantine) -> Result<()> {
+    match &options.quarantine {
+        Some(path) => Profile::update(path, |profile| profile.add_quarantine(entry)).map(drop),
+        None => Ok(()),
+    }
 }
 
 fn wrap_alignment_bytes(backend: &dyn Backend) -> Option<usize> {

@@ -131,7 +131,7 @@ pub struct CacheStatistics {
 ///
 /// **Quarantine**: with `CompileOptions::quarantine` the profile is read at every request, and a product
 /// whose backend it keeps from products of this class is let go of and refused, or, with `auto`, compiled
-/// for another backend.
+/// for another backend. So is a graph.
 ///
 /// **Weights** whose last handle outside of products is gone cannot be asked for again, and neither can a graph:
 /// their products go at the next compilation, trim or look at the statistics.
@@ -251,6 +251,18 @@ impl ProductCache {
         graph: &Graph,
         options: &CompileOptions,
     ) -> Result<CompiledGraph> {
+        let compiled = self.get_graph(id, graph, options)?;
+        if self.backends.check_quarantine(compiled.backend(), graph, options).is_ok() {
+            return Ok(compiled);
+        }
+        self.store.retain(|held| match held {
+            Held::Product(_) => true,
+            Held::Graph(held) => held.graph().id != graph.id || held.backend() != compiled.backend(),
+        });
+        self.get_graph(id, graph, options)
+    }
+
+    fn get_graph(&self, id: &BackendId, graph: &Graph, options: &CompileOptions) -> Result<CompiledGraph> {
         let held = self.store.get(Key::new(id, Subject::Graph(graph.id), options), || {
             self.let_go_of_the_orphaned();
             let compiled = self.backends.compile_graph(id, graph, options)?;

@@ -237,7 +237,7 @@ pub struct CompileOptions {
     pub self_check: SelfCheck,
     /// Products that meet a known fault of the vendor's are not refused ([`crate::known_faults`]).
     pub allow_known_faults: bool,
-    /// Tries products out in a process of their own before they are compiled in this one.
+    /// Tries products and graphs out in a process of their own before they are compiled in this one.
     pub probe: Option<Arc<Probe>>,
     /// The profile that keeps backends in quarantine.
     #[cfg(feature = "profile")]
@@ -318,7 +318,9 @@ impl CompileOptions {
         self
     }
 
-    /// Verifies results as `self_check` says.
+    /// Verifies results as `self_check` says: of products, and of graphs in parts ([self-check.md]).
+    ///
+    /// [self-check.md]: https://docs.rs/crate/ane-matmul/latest/source/docs/self-check.md
     #[must_use]
     pub fn self_check(mut self, self_check: SelfCheck) -> Self {
         self.self_check = self_check;
@@ -333,7 +335,7 @@ impl CompileOptions {
         self
     }
 
-    /// Tries the first product of each class ([`crate::ShapeClass`]) that asks for the Neural Engine out in
+    /// Tries the first product of each class ([`crate::ShapeClass`]) and every graph that asks for the Neural Engine out in
     /// a process of its own before it is compiled in this one: see [`probe`](crate::verify::probe).
     #[must_use]
     pub fn probe(mut self, probe: Arc<Probe>) -> Self {
@@ -345,7 +347,7 @@ impl CompileOptions {
     /// (`Profile::default_path`).
     ///
     /// What a self-check finds wrong is noted there: backend, class of products
-    /// ([`crate::ShapeClass`]), chip and OS build. What is noted there is refused
+    /// ([`crate::ShapeClass`]) or graph, chip and OS build. What is noted there is refused
     /// ([`crate::RefusalReason::Quarantined`]); `Profile::retain_quarantine` lets it out.
     #[cfg(feature = "profile")]
     #[must_use]

@@ -240,7 +240,7 @@ pub(crate) fn explain<'a>(
         })
         .collect();
     predicted.sort_by(|(_, a), (_, b)| a.total_cmp(b));
-    rule::rank(&mut unmeasured, product, options.expected_runs);
+    rule::rank(&mut unmeasured, product.flops(), options.expected_runs);
     let ranked = rank(&predicted, unmeasured, product, options);
     let profile = match predictor {
         None => ProfileState::Absent,
@@ -269,8 +269,9 @@ fn rank(
     options: &CompileOptions,
 ) -> Ranked {
     let alone = predicted.len() + unmeasured.len() == 1;
-    let rule =
-        Basis::DefaultRule { accelerator_pays: rule::accelerator_pays(product, options.expected_runs) };
+    let rule = Basis::DefaultRule {
+        accelerator_pays: rule::accelerator_pays(product.flops(), options.expected_runs),
+    };
     let of_profile = predicted.iter().enumerate().map(|(index, (id, ns))| {
         let runner_up = predicted.get(index + 1).map(|(id, ns)| (id.clone(), whole(*ns)));
         (id.clone(), Basis::Profile { predicted_ns: whole(*ns), runner_up })
@@ -286,6 +287,24 @@ fn whole(ns: f64) -> u64 {
     ns.round() as u64
 }
 
+/// What keeps a backend from being chosen, whatever is to be computed.
+pub(crate) fn may_be_chosen(backend: &dyn Backend, options: &CompileOptions) -> Result<(), Refusal> {
+    if backend.is_test_double() {
+        let message = "a test double of hardware is never chosen; name it";
+        return Err(Refusal::new(RefusalReason::Other, message));
+    }
+    let threads = backend.threads(options);
+    // A limit that was asked for is kept.
+    if !matches!(options.threads, Threads::Auto) && threads > options.threads.number() {
+        let asked = options.threads.number();
+        return Err(Refusal::new(
+            RefusalReason::Threads,
+            format!("uses {threads} threads, {asked} were asked for; name it to use it nevertheless"),
+        ));
+    }
+    Ok(())
+}
+
 fn judge(
     id: &BackendId,
     backend: &dyn Backend,
@@ -293,27 +312,16 @@ fn judge(
     product: &MatMul,
     options: &CompileOptions,
 ) -> Verdict {
-    let refused = |reason, message: String| Verdict::Refused(Refusal::new(reason, message));
-    if backend.is_test_double() {
-        return refused(RefusalReason::Other, "a test double of hardware is never chosen; name it".into());
-    }
     if let Err(refusal) = crate::backend::supports(id, backend, product, options) {
         return Verdict::Refused(refusal);
     }
     if let Some(entry) = predictor.and_then(|predictor| predictor.profile().quarantined(id, product)) {
-        return refused(RefusalReason::Quarantined, format!("in quarantine: {}", entry.reason));
+        return Verdict::Refused(crate::backend::in_quarantine(entry));
+    }
+    if let Err(refusal) = may_be_chosen(backend, options) {
+        return Verdict::Refused(refusal);
     }
     let threads = backend.threads(options);
-    // A limit that was asked for is kept.
-    if !matches!(options.threads, Threads::Auto) && threads > options.threads.number() {
-        return refused(
-            RefusalReason::Threads,
-            format!(
-                "uses {threads} threads, {} were asked for; name it to use it nevertheless",
-                options.threads.number()
-            ),
-        );
-    }
     let Some(predictor) = predictor else { return Verdict::Unmeasured("there is no profile".into()) };
     let description = backend.describe();
     let question = Question { backend: id, description: &description, device: options.device, threads };

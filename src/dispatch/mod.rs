@@ -12,6 +12,7 @@ mod rule;
 mod tests;
 
 pub use explanation::{Basis, Candidate, Explanation, Prediction, ProfileState, Verdict};
-pub(crate) use explanation::{Ranked, explain, refusal_of_all};
+pub(crate) use explanation::{Ranked, explain, may_be_chosen, refusal_of_all};
 pub use neural_engine::{Consequence, Obstacle, ObstacleKind, why_not_neural_engine};
 pub(crate) use predictor::Predictor;
+pub(crate) use rule::rank;

@@ -1,7 +1,6 @@
 //! The choice without a profile, by figures of this crate's predecessor.
 
 use crate::backend::BackendId;
-use crate::description::matmul::MatMul;
 use crate::description::options::Device;
 
 /// The operations of a product of 1024^3, from which a GPU won over the CPU's matrix unit, and how much it
@@ -17,18 +16,18 @@ const COMPILE_NS: f64 = 200_000_000.0;
 const ON_CPU: [BackendId; 3] = [BackendId::ACCELERATE, BackendId::CPU, BackendId::BLAS];
 const OFF_CPU: [BackendId; 2] = [BackendId::METAL, BackendId::MPSGRAPH];
 
-/// Whether an accelerator pays: the product is as large as a square one at the crossover, and the runs
+/// Whether an accelerator pays: a run has as many operations as a square product at the crossover, and the runs
 /// expected earn what compiling costs, where the gain grows with the arithmetic.
-pub(crate) fn accelerator_pays(product: &MatMul, expected_runs: Option<u64>) -> bool {
-    let size = product.flops() / CROSSOVER_FLOPS;
+pub(crate) fn accelerator_pays(flops: f64, expected_runs: Option<u64>) -> bool {
+    let size = flops / CROSSOVER_FLOPS;
     #[allow(clippy::cast_precision_loss, reason = "an estimate")]
     let gain_ns = expected_runs.map(|runs| runs as f64 * GAIN_AT_CROSSOVER_NS * size);
     size >= 1.0 && gain_ns.is_none_or(|gain_ns| gain_ns >= COMPILE_NS)
 }
 
-/// Sorts backends that can run the product by preference.
-pub(crate) fn rank(backends: &mut [(BackendId, Device)], product: &MatMul, expected_runs: Option<u64>) {
-    let pays = accelerator_pays(product, expected_runs);
+/// Sorts backends that can run a product or a graph by preference.
+pub(crate) fn rank(backends: &mut [(BackendId, Device)], flops: f64, expected_runs: Option<u64>) {
+    let pays = accelerator_pays(flops, expected_runs);
     backends.sort_by_key(|(id, device)| {
         let on_cpu = *device == Device::Cpu || ON_CPU.contains(id);
         let order: &[BackendId] = if on_cpu { &ON_CPU } else { &OFF_CPU };
@@ -40,6 +39,10 @@ pub(crate) fn rank(backends: &mut [(BackendId, Device)], product: &MatMul, expec
 mod tests {
     use super::*;
 
+    fn cube(size: usize) -> f64 {
+        crate::MatMul::new(size, size, size).unwrap().flops()
+    }
+
     fn first(size: usize, runs: Option<u64>) -> String {
         let mut backends = [
             (BackendId::CPU, Device::Cpu),
@@ -47,7 +50,7 @@ mod tests {
             (BackendId::METAL, Device::Gpu),
             (BackendId::ACCELERATE, Device::Cpu),
         ];
-        rank(&mut backends, &MatMul::new(size, size, size).unwrap(), runs);
+        rank(&mut backends, cube(size), runs);
         backends[0].0.to_string()
     }
 
@@ -72,7 +75,7 @@ mod tests {
             if apple {
                 backends.push((BackendId::MPSGRAPH, Device::Unknown));
             }
-            rank(&mut backends, &MatMul::new(size, size, size).unwrap(), None);
+            rank(&mut backends, cube(size), None);
             backends.into_iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(ranked(256, true), ["cpu", "slow", "mpsgraph", "open", "gpu"]);
@@ -87,7 +90,7 @@ mod tests {
             (BackendId::BLAS, Device::Cpu),
             (BackendId::CPU, Device::Cpu),
         ];
-        rank(&mut backends, &MatMul::new(4096, 4096, 4096).unwrap(), None);
+        rank(&mut backends, cube(4096), None);
         assert_eq!(backends.map(|(id, _)| id.to_string()), ["cpu", "blas", "shim"]);
     }
 }

@@ -6,6 +6,9 @@ use crate::alloc;
 use crate::description::element::ElementType;
 use crate::error::{Error, Result};
 use crate::graph::shape::{Shape, TensorType};
+#[cfg(feature = "half")]
+use crate::operands::float16;
+use crate::random::Random;
 
 mod sealed {
     pub trait Sealed {}
@@ -116,6 +119,29 @@ macro_rules! elements {
                 };
                 Ok(Self { tensor_type, elements })
             }
+
+            /// The elements from `start` on, in another shape.
+            pub(crate) fn part(&self, start: usize, shape: Shape) -> Result<Self> {
+                let elements = match &self.elements {
+                    $($(#[$meta])* Elements::$variant(data) => {
+                        let part = &data[start..start + shape.count()];
+                        Elements::$variant(alloc::copied(part, "a part of an array")?)
+                    })*
+                };
+                Ok(Self { tensor_type: TensorType::new(self.tensor_type.element, shape), elements })
+            }
+
+            /// Takes over the elements of an array of the same type as the first ones; the others are set to 0.
+            pub(crate) fn start_with(&mut self, other: &Self) {
+                match (&mut self.elements, &other.elements) {
+                    $($(#[$meta])* (Elements::$variant(to), Elements::$variant(from)) => {
+                        let (start, rest) = to.split_at_mut(from.len());
+                        start.copy_from_slice(from);
+                        rest.fill(<$rust>::default());
+                    })*
+                    _ => debug_assert!(false, "arrays of one type"),
+                }
+            }
         }
     };
 }
@@ -179,6 +205,27 @@ impl Array {
     #[must_use]
     pub fn data_mut<T: ArrayElement>(&mut self) -> Option<&mut [T]> {
         T::of_mut(&mut self.elements)
+    }
+
+    /// Normal numbers, booleans of either kind, and integers of these two.
+    #[allow(clippy::cast_possible_truncation, reason = "random numbers, rounded")]
+    pub(crate) fn random(tensor_type: TensorType, integers: [i8; 2], random: &mut Random) -> Result<Self> {
+        let mut array = Self::zeros(tensor_type)?;
+        let mut integer = || integers[random.below(2)];
+        match &mut array.elements {
+            Elements::I64(data) => data.fill_with(|| integer().into()),
+            Elements::I32(data) => data.fill_with(|| integer().into()),
+            Elements::I8(data) => data.fill_with(integer),
+            Elements::U8(data) => data.fill_with(|| integer().unsigned_abs()),
+            Elements::Bool(data) => data.fill_with(|| random.below(2) == 1),
+            Elements::F64(data) => data.fill_with(|| random.normal()),
+            Elements::F32(data) => data.fill_with(|| random.normal() as f32),
+            #[cfg(feature = "half")]
+            Elements::F16(data) => data.fill_with(|| float16::from_f64(random.normal())),
+            #[cfg(feature = "half")]
+            Elements::Bf16(data) => data.fill_with(|| half::bf16::from_f64(random.normal())),
+        }
+        Ok(array)
     }
 
     pub(crate) const fn elements(&self) -> &Elements {

@@ -267,7 +267,8 @@ impl GraphBuilder {
         })
     }
 
-    fn value(&mut self, name: String, tensor_type: TensorType, source: Source) -> Value {
+    /// A value of any kind.
+    pub(super) fn value(&mut self, name: String, tensor_type: TensorType, source: Source) -> Value {
         let index = self.values.len();
         self.values.push(ValueInfo { name, tensor_type, source });
         Value { builder: self.id, index, tensor_type }

@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 
 use crate::alloc;
 use crate::backend::instant_start::InstantStart;
-use crate::backend::{BUILT_IN, BackendId, GraphProgram, GraphRun};
+use crate::backend::{BUILT_IN, BackendId, Backends, GraphProgram, GraphRun};
 use crate::cache::Weight;
 use crate::description::options::CompileOptions;
 use crate::error::{Error, Result};
 use crate::graph::array::Array;
 use crate::graph::check::{NodesReport, WholeReport, check_nodes, check_whole};
+use crate::graph::checked::{CheckedRun, Checks, Policy};
 use crate::graph::description::{Graph, Source};
 use crate::graph::passes::PassReport;
 use crate::graph::report::{GraphReport, NOT_MEASURED};
 use crate::graph::shape::TensorType;
+use crate::verify::self_check::{CheckCounts, Mismatch};
 
 impl Graph {
     /// Compiles for a built-in backend with default options.
@@ -50,6 +52,8 @@ struct Shared {
     named: Weak<()>,
     backend: BackendId,
     compile_time: Duration,
+    /// Where runs are verified.
+    policy: Option<Policy>,
 }
 
 /// A graph compiled for a backend: weights and plan, shared by its executors.
@@ -82,17 +86,20 @@ pub struct CompiledGraph(Arc<Shared>);
 
 impl CompiledGraph {
     pub(crate) fn new(
+        backends: &Backends,
         id: &BackendId,
         graph: &Graph,
+        options: &CompileOptions,
         compile: impl FnOnce(&Graph) -> Result<Box<dyn GraphProgram>>,
     ) -> Result<Self> {
+        let policy = Policy::new(backends, options)?;
         let mut graph = graph.clone();
         let named = graph.named.take().map_or_else(Weak::new, |named| Arc::downgrade(&named));
         let start = Instant::now();
         let program = compile(&graph)?;
         let compile_time = start.elapsed();
         log::debug!("compiled a graph of {} nodes for {id} in {compile_time:?}", graph.nodes.len());
-        Ok(Self(Arc::new(Shared { program, graph, named, backend: id.clone(), compile_time })))
+        Ok(Self(Arc::new(Shared { program, graph, named, backend: id.clone(), compile_time, policy })))
     }
 
     /// Opens a run context, with all memory that runs need; each thread that runs the graph needs its own.
@@ -100,7 +107,8 @@ impl CompiledGraph {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Native`].
     pub fn executor(&self) -> Result<GraphExecutor> {
-        Ok(GraphExecutor { run: self.0.program.open(false)?, shared: Arc::clone(&self.0) })
+        let checks = self.0.policy.as_ref().map(Policy::checks).map(Box::new);
+        Ok(GraphExecutor { run: self.0.program.open(false)?, checks, shared: Arc::clone(&self.0) })
     }
 
     /// Runs the graph once, and computes each node that `chosen` names in float64 from the values that the backend has
@@ -138,7 +146,8 @@ impl CompiledGraph {
 
     /// The graph of the inputs' leading dimension, the run, and its outputs.
     fn run_keeping_values(&self, inputs: &[&Array]) -> Result<(Graph, Box<dyn GraphRun>, Vec<Array>)> {
-        let mut executor = GraphExecutor { run: self.0.program.open(true)?, shared: Arc::clone(&self.0) };
+        let mut executor =
+            GraphExecutor { run: self.0.program.open(true)?, checks: None, shared: Arc::clone(&self.0) };
         let outputs = executor.run_to_arrays(inputs)?;
         let graph = match &self.0.graph.leading {
             Some(_) => self.0.graph.with_leading(leading_of(&self.0.graph, inputs)?)?,
@@ -197,6 +206,7 @@ impl std::fmt::Debug for CompiledGraph {
 pub struct GraphExecutor {
     // Before what it came from.
     run: Box<dyn GraphRun>,
+    checks: Option<Box<Checks>>,
     shared: Arc<Shared>,
 }
 
@@ -205,12 +215,14 @@ impl GraphExecutor {
     /// types.
     ///
     /// With [`Graph::variable_leading`] inputs may have fewer of the leading dimension, all the same number. Outputs
-    /// have at least as many; what is beyond is set to 0. Nothing is allocated.
+    /// have at least as many; what is beyond is set to 0. Nothing is allocated, but for a self-check that is due
+    /// ([`CompileOptions::self_check`]).
     ///
     /// # Errors
     /// [`Error::Graph`] for operands that do not fit, before anything is written; for an index out of range and a
     /// division of integers by 0, with the node's name, and outputs of undefined contents. [`Error::Threads`] where a
-    /// pool of the caller's does not do its work; [`Error::Native`].
+    /// pool of the caller's does not do its work; [`Error::Native`]. Where the run is verified, [`Error::WrongResult`] and
+    /// [`Error::OutOfMemory`].
     pub fn run(&mut self, inputs: &[&Array], outputs: &mut [&mut Array]) -> Result<()> {
         self.run_timed(inputs, outputs, None)
     }
@@ -247,6 +259,18 @@ impl GraphExecutor {
         Ok(report)
     }
 
+    /// What the self-checks of this executor's runs did.
+    #[must_use]
+    pub fn checks(&self) -> CheckCounts {
+        self.checks.as_ref().map_or_else(CheckCounts::default, |checks| checks.counts())
+    }
+
+    /// The last wrong result that one found.
+    #[must_use]
+    pub fn last_mismatch(&self) -> Option<&Mismatch> {
+        self.checks.as_ref()?.last_mismatch()
+    }
+
     fn run_timed(
         &mut self,
         inputs: &[&Array],
@@ -270,7 +294,15 @@ impl GraphExecutor {
                 return Err(Error::graph(format!("output `{name}`: expected {least}, got {got}")));
             }
         }
-        self.run.run(leading, inputs, outputs, step_ns)
+        self.run.run(leading, inputs, outputs, step_ns)?;
+        let shared = &*self.shared;
+        if let (Some(checks), Some(policy)) = (&mut self.checks, &shared.policy)
+            && checks.is_due()
+        {
+            let (program, backend) = (shared.program.as_ref(), &shared.backend);
+            checks.check(&CheckedRun { policy, program, backend, graph, leading, inputs }, outputs)?;
+        }
+        Ok(())
     }
 }
 

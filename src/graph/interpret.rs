@@ -81,6 +81,11 @@ impl Graph {
         self.outputs_of(&interpret::<f32>(self, inputs)?, |element| element)
     }
 
+    /// The outputs in f64, rounded to their own types.
+    pub(crate) fn interpret_rounded(&self, inputs: &[&Array]) -> Result<Vec<Array>> {
+        self.outputs_of(&interpret::<f64>(self, inputs)?, |element| element)
+    }
+
     /// Whether a run has an array of the right type for each input.
     pub(crate) fn check_inputs(&self, inputs: &[&Array]) -> Result<()> {
         if inputs.len() != self.inputs.len() {

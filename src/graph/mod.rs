@@ -11,8 +11,9 @@
 mod accuracy;
 mod array;
 mod builder;
-#[cfg_attr(not(test), allow(dead_code, reason = "engines of graphs are held to it"))]
+pub(crate) mod bytes;
 pub(crate) mod check;
+mod checked;
 pub(crate) mod compiled;
 pub(crate) mod description;
 pub(crate) mod infer;

@@ -69,6 +69,8 @@ struct FileSample {
 struct FileQuarantine {
     backend: String,
     shape_class: Option<FileShapeClass>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    graph: Option<String>,
     chip: String,
     os_build: String,
     reason: String,
@@ -186,6 +188,7 @@ fn quarantine_to_file(entry: &Quarantine) -> FileQuarantine {
             bits: class.bits,
             constant_b: class.constant_b,
         }),
+        graph: entry.graph.clone(),
         chip: entry.chip.clone(),
         os_build: entry.os_build.clone(),
         reason: entry.reason.clone(),
@@ -203,6 +206,7 @@ fn quarantine_from_file(entry: FileQuarantine) -> Result<Quarantine, String> {
     Ok(Quarantine {
         backend: BackendId::new(entry.backend),
         shape_class,
+        graph: entry.graph,
         chip: entry.chip,
         os_build: entry.os_build,
         reason: entry.reason,
@@ -248,7 +252,9 @@ mod tests {
         let mut profile = Profile::new(MachineKey::here());
         profile.add_series(series(2, 0.1 + 0.2)).unwrap();
         profile.add_quarantine(quarantine(&MatMul::new(2, 2, 2).unwrap()));
-        profile.add_quarantine(Quarantine::here(BackendId::new("a\"\\\u{0}\n"), None, "hung: \u{1F980}"));
+        let strange = Quarantine::here(BackendId::new("a\"\\\u{0}\n"), None, "hung: \u{1F980}");
+        profile.add_quarantine(Quarantine { graph: Some("0123".into()), ..strange.clone() });
+        profile.add_quarantine(strange);
         profile
     }
 

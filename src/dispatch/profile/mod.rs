@@ -233,11 +233,25 @@ impl Profile {
     pub fn quarantined(&self, backend: &BackendId, product: &MatMul) -> Option<&Quarantine> {
         let here = MachineKey::here();
         self.quarantine.iter().rev().find(|entry| {
-            entry.backend == *backend
-                && entry.chip == here.chip
-                && entry.os_build == here.os_build
+            entry.is_of(backend, &here)
+                && entry.graph.is_none()
                 && entry.shape_class.as_ref().is_none_or(|class| *class == ShapeClass::of(product))
         })
+    }
+
+    /// The same for a graph, whose key is made where an entry is one's.
+    pub(crate) fn quarantined_graph(
+        &self,
+        backend: &BackendId,
+        key: impl FnOnce() -> Result<String>,
+    ) -> Result<Option<&Quarantine>> {
+        let here = MachineKey::here();
+        let all = || {
+            let of_graphs = |entry: &&Quarantine| entry.is_of(backend, &here) && entry.shape_class.is_none();
+            self.quarantine.iter().rev().filter(of_graphs)
+        };
+        let key = if all().any(|entry| entry.graph.is_some()) { Some(key()?) } else { None };
+        Ok(all().find(|entry| entry.graph.is_none() || entry.graph == key))
     }
 
     /// The same profile, without its measurements where they are not of this machine and this build; and

@@ -21,8 +21,11 @@ use crate::dispatch::machine::MachineKey;
 pub struct Quarantine {
     /// The backend.
     pub backend: BackendId,
-    /// The products; `None` for all.
+    /// The products; `None` for all, and where it is of a graph.
     pub shape_class: Option<ShapeClass>,
+    /// The graph: BLAKE3, in hexadecimal, over all that compiling it depends on (the graph with its constants, options,
+    /// device, and version of the backend). `None` for all graphs, and where it is of products.
+    pub graph: Option<String>,
     /// The chip that it happened on ([`MachineKey::chip`]).
     pub chip: String,
     /// The build of the operating system that it happened on ([`MachineKey::os_build`]).
@@ -32,16 +35,22 @@ pub struct Quarantine {
 }
 
 impl Quarantine {
-    /// An entry for this chip and this OS build: for the class of `product`, or for all products.
+    /// An entry for this chip and this OS build: for the class of `product`, or for all products and graphs.
     #[must_use]
     pub fn here(backend: BackendId, product: Option<&MatMul>, reason: impl Into<String>) -> Self {
         let MachineKey { chip, os_build, .. } = MachineKey::here();
-        Self { backend, shape_class: product.map(ShapeClass::of), chip, os_build, reason: reason.into() }
+        let shape_class = product.map(ShapeClass::of);
+        Self { backend, shape_class, graph: None, chip, os_build, reason: reason.into() }
     }
 
     pub(super) fn replaces(&self, other: &Self) -> bool {
-        (&self.backend, &self.shape_class, &self.chip, &self.os_build)
-            == (&other.backend, &other.shape_class, &other.chip, &other.os_build)
+        (&self.backend, &self.shape_class, &self.graph, &self.chip, &self.os_build)
+            == (&other.backend, &other.shape_class, &other.graph, &other.chip, &other.os_build)
+    }
+
+    /// Whether it is of this backend, chip and OS build.
+    pub(super) fn is_of(&self, backend: &BackendId, here: &MachineKey) -> bool {
+        self.backend == *backend && self.chip == here.chip && self.os_build == here.os_build
     }
 }
 

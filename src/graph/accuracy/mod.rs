@@ -94,13 +94,8 @@ impl Estimate {
     }
 
     /// The element as a number: true is 1.
-    #[allow(clippy::cast_precision_loss, reason = "bounds are not that sharp")]
     pub(crate) fn number(&self, index: usize) -> f64 {
-        match &self.values.data {
-            Data::Floats(x) => x[index],
-            Data::Integers(x) => x[index] as f64,
-            Data::Booleans(x) => f64::from(u8::from(x[index])),
-        }
+        self.values.number(index)
     }
 
     fn at(&self, index: usize) -> Number {

@@ -26,6 +26,10 @@ pub struct OutputReport {
     pub error: f64,
     /// The element that has it.
     pub element: usize,
+    /// The float64 result of that element; of a boolean 0 or 1.
+    pub expected: f64,
+    /// The backend's.
+    pub got: f64,
     /// The largest error of plain f32.
     pub plain_error: f64,
     /// The largest error that the backend may have.
@@ -278,12 +282,15 @@ impl State {
 
     fn compare(&self, name: &str, index: usize, got: &Array) -> Result<OutputReport> {
         let got = Values::<f64>::of_array(got)?;
+        let wide = &self.wide[index];
         let marks = &self.marks[index];
         let (plain_error, largest) = self.plain_error(index);
         let mut report = OutputReport {
             name: name.to_owned(),
             error: 0.0,
             element: 0,
+            expected: 0.0,
+            got: 0.0,
             plain_error,
             limit: TIMES_PLAIN * plain_error + PART_OF_LARGEST * largest,
             undetermined: marks.iter().filter(|mark| **mark).count(),
@@ -295,7 +302,7 @@ impl State {
                 (report.error, report.element) = (error, element);
             }
         };
-        match (&self.wide[index].data, &got.data) {
+        match (&wide.data, &got.data) {
             (Data::Floats(wide), Data::Floats(got)) => {
                 for (element, (wide, got)) in wide.iter().zip(got).enumerate() {
                     let is_same = wide == got || wide.is_nan() && Real::is_nan(*got);
@@ -323,6 +330,9 @@ impl State {
                 }
             }
             _ => return Err(Error::graph(format!("output `{name}`: it is of another kind"))),
+        }
+        if report.elements > 0 {
+            (report.expected, report.got) = (wide.number(report.element), got.number(report.element));
         }
         Ok(report)
     }

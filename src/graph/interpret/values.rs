@@ -68,6 +68,18 @@ const fn wrapped(x: i64, element: ElementType) -> i64 {
     }
 }
 
+impl Values<f64> {
+    /// The element as a number: true is 1.
+    #[allow(clippy::cast_precision_loss, reason = "bounds are not that sharp")]
+    pub(crate) fn number(&self, index: usize) -> f64 {
+        match &self.data {
+            Data::Floats(x) => x[index],
+            Data::Integers(x) => x[index] as f64,
+            Data::Booleans(x) => f64::from(u8::from(x[index])),
+        }
+    }
+}
+
 impl<R: Real> Data<R> {
     /// No elements.
     pub(crate) const fn empty(element: ElementType) -> Self {

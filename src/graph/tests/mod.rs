@@ -4,6 +4,7 @@ pub(crate) mod cases;
 pub(crate) mod checks;
 pub(crate) mod fixtures;
 pub(crate) mod random;
+mod scheduled;
 
 use super::operator::{Attention, Groups, Operator, PoolKernel, Reduce, Window};
 use super::{Array, Graph, GraphBuilder, Shape, TensorType};

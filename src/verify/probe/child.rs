@@ -42,8 +42,8 @@ impl Drop for Running {
 pub(super) struct Helper {
     program: PathBuf,
     running: Running,
-    /// While it works, its end ends the helper; while it waits, the helper exits.
-    stdin: ChildStdin,
+    /// While it works, its end ends the helper; while it waits, the helper exits. A thread has it while a request is sent.
+    stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     stderr: Receiver<Vec<u8>>,
     has_answered: bool,
@@ -53,11 +53,11 @@ fn problem(problem: String) -> Error {
     Error::Probe { problem }
 }
 
-/// Reads a stream on a thread, so that the helper never waits for a reader.
-fn read_on_a_thread(read: impl FnOnce() + Send + 'static) -> Result<()> {
+/// Reads or writes a stream on a thread, so that neither side waits for the other.
+fn on_a_thread(work: impl FnOnce() + Send + 'static) -> Result<()> {
     std::thread::Builder::new()
         .name("ane-matmul probe".into())
-        .spawn(read)
+        .spawn(work)
         .map(drop)
         .map_err(|error| Error::Threads { problem: format!("a thread cannot be started: {error}") })
 }
@@ -65,7 +65,7 @@ fn read_on_a_thread(read: impl FnOnce() + Send + 'static) -> Result<()> {
 /// The last bytes of a stream, once it ends.
 fn end_of_stream(mut stream: impl Read + Send + 'static) -> Result<Receiver<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
-    read_on_a_thread(move || {
+    on_a_thread(move || {
         let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
         while let Ok(count @ 1..) = stream.read(&mut buffer) {
             kept.extend_from_slice(&buffer[..count]);
@@ -82,7 +82,7 @@ fn end_of_stream(mut stream: impl Read + Send + 'static) -> Result<Receiver<Vec<
 /// The lines of a stream that could be answers, as they come.
 fn answers(stream: impl Read + Send + 'static) -> Result<Receiver<String>> {
     let (sender, receiver) = mpsc::channel();
-    read_on_a_thread(move || {
+    on_a_thread(move || {
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
         loop {
@@ -129,13 +129,13 @@ impl Helper {
             return Err(problem("a helper's streams are missing".into()));
         };
         let (lines, stderr) = (answers(stdout)?, end_of_stream(stderr)?);
+        let stdin = Some(stdin);
         Ok(Self { program: program.to_owned(), running, stdin, lines, stderr, has_answered: false })
     }
 
     /// What becomes of the product within a time limit from `start` on.
     pub(super) fn ask(mut self, request: &Request, start: Instant, time_limit: Duration) -> Result<Answer> {
-        // A request fits a pipe. Where the helper ends without reading it, that shows below.
-        let sent = self.stdin.write_all(request.to_text().as_bytes()).and_then(|()| self.stdin.flush());
+        let sent = self.send(request.to_bytes()?)?;
         let mut ready = false;
         loop {
             let left = time_limit.saturating_sub(start.elapsed());
@@ -147,7 +147,7 @@ impl Helper {
                         // What it said before it ended may still be on its way.
                         match self.lines.recv_timeout(STREAMS_LIMIT.min(left)) {
                             Ok(line) => line,
-                            Err(_) => return self.ended(ready, sent.err(), start, time_limit),
+                            Err(_) => return self.ended(ready, &sent, start, time_limit),
                         }
                     } else if left.is_zero() {
                         return self.late(ready, time_limit);
@@ -172,8 +172,22 @@ impl Helper {
                 _ => return Err(problem(format!("the helper answered `{answer}`"))),
             };
             self.has_answered = true;
+            self.stdin = sent.recv_timeout(STREAMS_LIMIT).ok().and_then(Result::ok);
             return Ok(Answer::Verdict(verdict, Some(self)));
         }
+    }
+
+    /// Sends bytes on a thread, since a helper that hangs reads none. Where it ends first, that is an error.
+    fn send(&mut self, bytes: Vec<u8>) -> Result<Receiver<Result<ChildStdin, std::io::Error>>> {
+        let (sender, receiver) = mpsc::channel();
+        let mut stdin =
+            self.stdin.take().ok_or_else(|| problem("the helper did not read a request".into()))?;
+        on_a_thread(move || {
+            let sent = stdin.write_all(&bytes).and_then(|()| stdin.flush()).map(|()| stdin);
+            // Whoever waited may have given up.
+            let _ = sender.send(sent);
+        })?;
+        Ok(receiver)
     }
 
     /// Ends the helper: that it aborts while it exits would end the user's process too, and counts.
@@ -200,7 +214,7 @@ impl Helper {
     fn ended(
         mut self,
         ready: bool,
-        not_sent: Option<std::io::Error>,
+        sent: &Receiver<Result<ChildStdin, std::io::Error>>,
         start: Instant,
         time_limit: Duration,
     ) -> Result<Answer> {
@@ -211,7 +225,10 @@ impl Helper {
             return Ok(Answer::Gone);
         }
         if !ready && signal(status).is_none() {
-            let not_sent = not_sent.map(|error| format!(" ({error})")).unwrap_or_default();
+            let not_sent = match sent.recv_timeout(STREAMS_LIMIT) {
+                Ok(Err(error)) => format!(" ({error})"),
+                _ => String::new(),
+            };
             return Err(problem(format!(
                 "{} is no helper: it ended with {status} without an answer{not_sent}; a shim that it loads ended it while its device was opened, or its main does not call ane_matmul::probe::serve: {}",
                 self.program.display(),

@@ -1,4 +1,4 @@
-//! Trying a product out in a process of its own, which may crash or hang.
+//! Trying a product or a graph out in a process of its own, which may crash or hang.
 //!
 //! MPSGraph can abort the process while it loads a product for the Neural Engine, and nothing can catch
 //! that (coreai-torch#67). A [`Probe`] starts a helper program, which compiles and runs the product once
@@ -27,11 +27,12 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::BackendId;
+use crate::backend::{BackendId, Backends};
 use crate::description::matmul::MatMul;
 use crate::description::options::{CompileOptions, Device};
 use crate::dispatch::profile::{Quarantine, ShapeClass};
 use crate::error::{Error, Result};
+use crate::graph::Graph;
 
 use child::{Answer, Helper};
 pub use serve::serve;
@@ -54,8 +55,8 @@ pub use serve::serve;
 /// # Ok::<(), ane_matmul::Error>(())
 /// ```
 ///
-/// With [`CompileOptions::probe`] the first product of each class that asks for the Neural Engine is
-/// probed before it is compiled.
+/// With [`CompileOptions::probe`] the first product of each class that asks for the Neural Engine, and every graph that
+/// does, is probed before it is compiled.
 #[derive(Debug)]
 pub struct Probe {
     helper: PathBuf,
@@ -70,7 +71,12 @@ pub struct Probe {
 }
 
 /// What a verdict holds for.
-type Class = (BackendId, ShapeClass, Device);
+#[derive(Debug, PartialEq)]
+enum Class {
+    Product(BackendId, ShapeClass, Device),
+    /// Its key, which is of backend and options too.
+    Graph(String),
+}
 
 /// What became of a product in a helper process.
 ///
@@ -130,12 +136,12 @@ impl ProbeVerdict {
     /// result. A product that passed or was refused needs none.
     #[must_use]
     pub fn quarantine(&self, backend: &BackendId, product: &MatMul) -> Option<Quarantine> {
-        match self {
-            Self::Passed { .. } | Self::Failed { .. } => None,
-            Self::WrongResult { .. } | Self::Crashed { .. } | Self::Hung { .. } => {
-                Some(Quarantine::here(backend.clone(), Some(product), format!("probe: {self}")))
-            }
-        }
+        let entry = || Quarantine::here(backend.clone(), Some(product), format!("probe: {self}"));
+        self.is_harmful().then(entry)
+    }
+
+    const fn is_harmful(&self) -> bool {
+        matches!(self, Self::WrongResult { .. } | Self::Crashed { .. } | Self::Hung { .. })
     }
 }
 
@@ -216,7 +222,7 @@ impl Probe {
         self
     }
 
-    /// As [`CompileOptions::probe`], tries out every product on a shim, not only those that ask for the
+    /// As [`CompileOptions::probe`], tries out every product and graph on a shim, not only those that ask for the
     /// Neural Engine.
     #[must_use]
     pub const fn every_shim(mut self) -> Self {
@@ -251,6 +257,44 @@ impl Probe {
         product: &MatMul,
         options: &CompileOptions,
     ) -> Result<ProbeVerdict> {
+        let request = protocol::Request::new(backend, product, options)?;
+        let verdict = self.ask(&request)?;
+        log::info!("probe of {product} on {backend}: {verdict}");
+        #[cfg(feature = "profile")]
+        if let Some(entry) = verdict.quarantine(backend, product) {
+            crate::backend::add_quarantine(options, entry)?;
+        }
+        Ok(verdict)
+    }
+
+    /// As [`Probe::run`] for a graph, which the helper is sent whole, with its constants. Its inputs are random numbers,
+    /// integers among them 0 and 1, since many are indices; its outputs are verified at one index of the leading
+    /// dimension where nodes are independent along it, unless that takes more than 2^35 operations. A variable leading
+    /// dimension is at its most.
+    ///
+    /// `backends` are those of this program, and of the helper.
+    ///
+    /// # Errors
+    /// As [`Probe::run`]; [`Error::UnknownBackend`], [`Error::Unavailable`], [`Error::OutOfMemory`].
+    pub fn run_graph(
+        &self,
+        backends: &Backends,
+        backend: &BackendId,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<ProbeVerdict> {
+        backends.info(backend)?;
+        let verdict = self.ask(&protocol::Request::of_graph(backend, graph, options)?)?;
+        log::info!("probe of a graph of {} nodes on {backend}: {verdict}", graph.nodes().len());
+        #[cfg(feature = "profile")]
+        if verdict.is_harmful() && options.quarantine.is_some() {
+            let entry = backends.quarantine_of(backend, graph, options, format!("probe: {verdict}"))?;
+            crate::backend::add_quarantine(options, entry)?;
+        }
+        Ok(verdict)
+    }
+
+    fn ask(&self, request: &protocol::Request) -> Result<ProbeVerdict> {
         if !CHILDREN_ALLOWED {
             return Err(Error::Probe {
                 problem: format!(
@@ -259,17 +303,6 @@ impl Probe {
                 ),
             });
         }
-        let request = protocol::Request::new(backend, product, options)?;
-        let verdict = self.ask(&request)?;
-        log::info!("probe of {product} on {backend}: {verdict}");
-        #[cfg(feature = "profile")]
-        if let (Some(path), Some(entry)) = (&options.quarantine, verdict.quarantine(backend, product)) {
-            crate::dispatch::profile::Profile::update(path, |profile| profile.add_quarantine(entry))?;
-        }
-        Ok(verdict)
-    }
-
-    fn ask(&self, request: &protocol::Request) -> Result<ProbeVerdict> {
         let start = Instant::now();
         let waiting = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = waiting().take();
@@ -308,20 +341,50 @@ impl Probe {
         product: &MatMul,
         options: &CompileOptions,
     ) -> Result<()> {
-        if options.device != Device::NeuralEngine && !(self.every_shim && is_foreign) {
+        if !self.is_wanted(is_foreign, options) {
             return Ok(());
         }
-        let class = (backend.clone(), ShapeClass::of(product), options.device);
+        let class = Class::Product(backend.clone(), ShapeClass::of(product), options.device);
+        self.require_class(backend, class, || self.run(backend, product, options))
+    }
+
+    /// The same for a graph: each is a class by itself.
+    pub(crate) fn require_graph(
+        &self,
+        backends: &Backends,
+        backend: &BackendId,
+        is_foreign: bool,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<()> {
+        if !self.is_wanted(is_foreign, options) {
+            return Ok(());
+        }
+        let class = Class::Graph(backends.graph_key(backend, graph, options)?);
+        self.require_class(backend, class, || self.run_graph(backends, backend, graph, options))
+    }
+
+    fn is_wanted(&self, is_foreign: bool, options: &CompileOptions) -> bool {
+        options.device == Device::NeuralEngine || (self.every_shim && is_foreign)
+    }
+
+    fn require_class(
+        &self,
+        backend: &BackendId,
+        class: Class,
+        run: impl FnOnce() -> Result<ProbeVerdict>,
+    ) -> Result<()> {
         // Held while a helper runs, so that each class is probed once.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = known.iter().find(|(of, _)| *of == class).map(|(_, verdict)| verdict.clone());
         let verdict = match found {
             Some(verdict) => verdict,
-            None => self.run(backend, product, options)?,
+            None => {
+                let verdict = run()?;
+                known.push((class, verdict.clone()));
+                verdict
+            }
         };
-        if known.iter().all(|(of, _)| *of != class) {
-            known.push((class, verdict.clone()));
-        }
         if verdict.passed() {
             Ok(())
         } else {

@@ -6,17 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::Error;
-use crate::backend::Backends;
+use crate::alloc;
+use crate::backend::{BackendId, Backends};
 use crate::description::element::ElementType;
 use crate::description::layout::Layout;
 use crate::description::matmul::MatMul;
-use crate::error::Result;
+use crate::description::options::CompileOptions;
+use crate::error::{Error, Result};
 use crate::executor::Inputs;
+use crate::graph::check::{check_outputs, flops_of_outputs};
+use crate::graph::{Array, Graph};
 use crate::operands::view::{AnyView, AnyViewMut, TensorView, TensorViewMut};
 use crate::operands::weights::Weights;
 use crate::random::Random;
-use crate::verify::probe::protocol::{FAILED, MAXIMUM_REQUEST_BYTES, PASSED, READY, Request, WRONG};
+use crate::verify::probe::protocol::{FAILED, MAXIMUM_REQUEST_BYTES, PASSED, READY, Request, Subject, WRONG};
 use crate::verify::self_check::{ResultChecker, SelfCheck};
 
 /// How long this process may take to exit.
@@ -105,7 +108,16 @@ fn read_request(mut input: impl Read) -> Result<Request> {
         }
     }
     let text = std::str::from_utf8(&text).map_err(|error| problem(error.to_string()))?;
-    Request::from_text(text)
+    let (mut request, more) = Request::from_text(text)?;
+    if let Subject::Graph(graph) = &mut request.subject {
+        alloc::reserve(graph, more, "a graph")?;
+        let read = input.take(more as u64).read_to_end(graph);
+        let read = read.map_err(|error| problem(format!("standard input: {error}")))?;
+        if read < more {
+            return Err(problem("the request is cut short".into()));
+        }
+    }
+    Ok(request)
 }
 
 /// Random numbers of one element type.
@@ -179,7 +191,66 @@ impl Data {
 
 /// Compiles, runs once and verifies: the wrong element, if there is one, and how long the first two took.
 fn attempt(backends: &Backends, request: &Request) -> Result<(Option<String>, Duration)> {
-    let Request { backend, product, options, .. } = request;
+    let Request { backend, subject, options, .. } = request;
+    match subject {
+        Subject::Product(product) => attempt_product(backends, backend, product, options),
+        Subject::Graph(bytes) => attempt_graph(backends, backend, &Graph::from_bytes(bytes)?, options),
+    }
+}
+
+/// The operations of a graph, at one index of its leading dimension, that take the interpreter a minute or so.
+const MOST_FLOPS: u64 = 1 << 35;
+
+fn attempt_graph(
+    backends: &Backends,
+    backend: &BackendId,
+    graph: &Graph,
+    options: &CompileOptions,
+) -> Result<(Option<String>, Duration)> {
+    let start = Instant::now();
+    let compiled = backends.compile_graph(backend, graph, options)?;
+    let mut executor = compiled.executor()?;
+    let whole = match &graph.leading {
+        Some(leading) => graph.with_leading(leading.most)?,
+        None => graph.clone(),
+    };
+    let mut random = Random::new(1);
+    let mut failure = Error::Probe { problem: "there are no inputs to try".into() };
+    // What integers mean nobody says: 0 and 1 are indices nearly everywhere, 1 a divisor.
+    for integers in [[0, 1], [1, 1], [0, 0]] {
+        let mut inputs = alloc::with_capacity(whole.inputs.len(), "inputs")?;
+        for (_, of) in whole.inputs() {
+            inputs.push(Array::random(of, integers, &mut random)?);
+        }
+        let inputs: Vec<_> = inputs.iter().collect();
+        let outputs = match executor.run_to_arrays(&inputs) {
+            Ok(outputs) => outputs,
+            Err(error @ Error::Graph { .. }) => {
+                failure = error;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let first_run = start.elapsed();
+        // Without an error bound it is held to nothing but that it ends.
+        if options.fast_math || options.reduced_precision || flops_of_outputs(&whole)? > MOST_FLOPS {
+            return Ok((None, first_run));
+        }
+        match check_outputs(&whole, &inputs, &outputs.iter().collect::<Vec<_>>(), 1, &mut random) {
+            Ok(wrong) => return Ok((wrong.map(|(what, element)| format!("{what}: {element}")), first_run)),
+            Err(error @ Error::Graph { .. }) => failure = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(failure)
+}
+
+fn attempt_product(
+    backends: &Backends,
+    backend: &BackendId,
+    product: &MatMul,
+    options: &CompileOptions,
+) -> Result<(Option<String>, Duration)> {
     let types = product.types();
     let mut random = Random::new(1);
     let mut data = |element, layout: &Layout| Data::new(element, layout, &mut random);
@@ -236,7 +307,8 @@ mod tests {
         let product = MatMul::new(2, 3, 4).unwrap();
         let request = Request::new(&crate::BackendId::CPU, &product, &crate::CompileOptions::default());
         let text = request.unwrap().to_text();
-        assert_eq!(read_request((text + "more").as_bytes()).unwrap().product, product);
+        let read = read_request((text + "more").as_bytes()).unwrap();
+        assert!(matches!(read.subject, Subject::Product(read) if read == product));
         let problem = |bytes: usize| {
             let text = vec![b'x'; bytes];
             read_request(text.as_slice()).unwrap_err().to_string()

@@ -9,9 +9,7 @@ use crate::description::options::{CompileOptions, Device, Threads};
 use crate::error::{Error, Result};
 use crate::executor::{Executor, Inputs, RunObservation};
 use crate::operands::device_tensor::with_host_copies;
-use crate::verify::self_check::{
-    CheckCounts, CheckSchedule, Mismatch, OnMismatch, Prepared, ResultChecker, SelfCheck,
-};
+use crate::verify::self_check::{CheckCounts, Mismatch, OnMismatch, Prepared, ResultChecker, SelfCheck};
 
 /// A compiled product whose runs are verified.
 pub(crate) struct CheckedProduct(Arc<Shared>);
@@ -116,13 +114,7 @@ impl Checked {
     fn is_due(&mut self) -> bool {
         let run = self.runs;
         self.runs += 1;
-        self.counts.mismatches > 0
-            || match self.product.policy.schedule {
-                CheckSchedule::Off => false,
-                CheckSchedule::FirstRun => run == 0,
-                CheckSchedule::OneIn(count) => run.is_multiple_of(count.get().into()),
-                CheckSchedule::EveryRun => true,
-            }
+        self.counts.mismatches > 0 || self.product.policy.schedule.is_due(run)
     }
 
     /// Runs by `run`, and verifies the result where it is due.

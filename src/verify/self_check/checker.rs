@@ -101,7 +101,7 @@ enum State {
 }
 
 /// Numbers that nobody chose: the keys of the standard library's hash maps.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     RandomState::new().hash_one(0u8)
 }
 

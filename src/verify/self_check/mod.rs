@@ -19,14 +19,15 @@ use crate::backend::BackendId;
 use crate::error::{Error, Result};
 
 pub(crate) use checked::CheckedProduct;
-pub(crate) use checker::Prepared;
 pub use checker::ResultChecker;
+pub(crate) use checker::{Prepared, seed};
 
 /// Whether and how results are verified: a part of [`crate::CompileOptions`].
 ///
 /// Products without an activation or an 8-bit output are verified by Freivalds' method with
 /// [`SelfCheck::failure_probability`], the others by recomputing random rows in float64
-/// ([`SelfCheck::wrong_share`]). [`ResultChecker`] says what exactly is found.
+/// ([`SelfCheck::wrong_share`]). [`ResultChecker`] says what exactly is found. Of graphs random steps, or parts of the
+/// outputs, are recomputed: as many as rows.
 ///
 /// ```
 /// use ane_matmul::{BackendId, CompileOptions, Inputs, MatMul, OnMismatch, SelfCheck, Tensor};
@@ -85,6 +86,18 @@ pub enum CheckSchedule {
     OneIn(NonZeroU32),
     /// All of them.
     EveryRun,
+}
+
+impl CheckSchedule {
+    /// Whether the run after `before` others is verified.
+    pub(crate) fn is_due(self, before: u64) -> bool {
+        match self {
+            Self::Off => false,
+            Self::FirstRun => before == 0,
+            Self::OneIn(count) => before.is_multiple_of(count.get().into()),
+            Self::EveryRun => true,
+        }
+    }
 }
 
 /// What happens when a result is wrong.
@@ -206,7 +219,7 @@ impl SelfCheck {
 
     /// The rows that must be drawn: s of them all miss a share f with probability (1 - f)^s.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, which is meant")]
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         if self.wrong_share >= 1.0 {
             return 1;
         }
@@ -268,7 +281,8 @@ pub struct WrongElement {
     pub expected: f64,
     /// What the result holds.
     pub got: f64,
-    /// How far from the float64 value it may lie ([`accuracy`](crate::verify::accuracy)).
+    /// How far from the float64 value it may lie ([`accuracy`](crate::verify::accuracy)); 0 where two runs of a graph must
+    /// give the same bits.
     pub bound: f64,
 }
 
@@ -311,9 +325,10 @@ impl fmt::Display for WrongElement {
 pub struct Mismatch {
     /// The backend that computed it.
     pub backend: BackendId,
-    /// The product, in words.
+    /// The product, in words; of a graph the node or the output.
     pub product: String,
-    /// The worst element of the row that was recomputed.
+    /// The worst element of the row that was recomputed; of a graph one that is wrong, where the last two dimensions are
+    /// rows and columns.
     pub element: WrongElement,
 }
 

@@ -261,6 +261,10 @@ impl GraphProgram for CpuGraph {
         Ok(Box::new(CpuGraphRun::new(Arc::clone(&self.program), memory)?))
     }
 
+    fn shows_values(&self) -> bool {
+        true
+    }
+
     fn info(&self) -> GraphInfo {
         let program = &*self.program;
         let name = |step: &Step| program.graph.nodes[step.node].name.clone();
