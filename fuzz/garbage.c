@@ -493,6 +493,246 @@ static void executor_destroy(ANEMatMulExecutor *executor) {
     free(executor);
 }
 
+/* ---- graphs -------------------------------------------------------------------------------- */
+
+enum { MOST_OPERANDS = 8 };
+
+struct ANEGraph {
+    ANEDevice *device;
+    ANEConstant **constants;
+    uint32_t tensor_count, node_count, input_count, output_count;
+    /* Of inputs, then outputs: all bytes, and those for each leading index, where they vary. */
+    uint64_t bytes[2][MOST_OPERANDS], each[2][MOST_OPERANDS];
+    uint64_t most; /* of a variable leading dimension; else 0 */
+    long executors;
+};
+
+struct ANEGraphExecutor {
+    ANEGraph *graph;
+};
+
+static uint64_t bytes_of(const ANETensor *tensor) {
+    static const uint8_t bits[] = {[ANE_TYPE_F32] = 32, [ANE_TYPE_I64] = 64, [ANE_TYPE_BOOL] = 8};
+    demand(tensor->type > 0 && tensor->type < (int)sizeof bits && bits[tensor->type] != 0, "these types were described");
+    demand(tensor->rank <= ANE_GRAPH_MAX_RANK, "at most ANE_GRAPH_MAX_RANK dims");
+    uint64_t bytes = bits[tensor->type] / 8;
+    for (uint32_t axis = 0; axis < tensor->rank; axis++) bytes *= tensor->dims[axis];
+    return bytes;
+}
+
+/* Reads all of a description. */
+static void check_graph(ANEDevice *device, const ANEGraphDesc *desc) {
+    demand(desc->struct_size == sizeof *desc && desc->tensor_size == sizeof(ANETensor) &&
+               desc->node_size == sizeof(ANENode) && desc->attribute_size == sizeof(ANEAttribute),
+           "structs begin with their size, and elements have theirs");
+    demand((desc->flags & ~ANE_GRAPH_VARIABLE_LEADING) == 0, "there is one flag");
+    uint8_t *written = allocate(desc->tensor_count + 1);
+    for (uint32_t i = 0; i < desc->tensor_count; i++) {
+        const ANETensor *tensor = &desc->tensors[i];
+        sink = (uint32_t)strlen(tensor->name);
+        uint64_t bytes = bytes_of(tensor);
+        if ((tensor->flags & ANE_TENSOR_INITIALIZER) != 0) {
+            demand((tensor->data == NULL) != (tensor->constant == NULL) && tensor->bytes == bytes,
+                   "an initializer has its bytes in one place");
+            check_constant(device, tensor->data, tensor->constant, bytes);
+            written[i] = 1;
+        } else {
+            demand(tensor->data == NULL && tensor->constant == NULL, "other tensors have no contents");
+        }
+        int varies = tensor->variable_axis >= 0;
+        demand(!varies || ((uint32_t)tensor->variable_axis < tensor->rank && (desc->flags & ANE_GRAPH_VARIABLE_LEADING)),
+               "an axis varies that there is, where one may");
+    }
+    for (uint32_t i = 0; i < desc->input_count; i++) {
+        demand(desc->inputs[i] < desc->tensor_count, "indices lie within their arrays");
+        written[desc->inputs[i]] = 1;
+    }
+    for (uint32_t i = 0; i < desc->integer_count; i++) sink += (uint32_t)desc->integers[i];
+    for (uint32_t i = 0; i < desc->node_count; i++) {
+        const ANENode *node = &desc->nodes[i];
+        sink = (uint32_t)strlen(node->name);
+        demand((uint64_t)node->first_operand + node->input_count + node->output_count <= desc->operand_count &&
+                   (uint64_t)node->first_attribute + node->attribute_count <= desc->attribute_count,
+               "indices lie within their arrays");
+        const uint32_t *operands = desc->operands + node->first_operand;
+        for (uint32_t j = 0; j < node->input_count; j++)
+            demand(operands[j] == ANE_GRAPH_NONE || (operands[j] < desc->tensor_count && written[operands[j]]),
+                   "a node reads what was written before");
+        for (uint32_t j = node->input_count; j < node->input_count + node->output_count; j++) {
+            demand(operands[j] < desc->tensor_count && !written[operands[j]], "each tensor is written once");
+            written[operands[j]] = 1;
+        }
+        for (uint32_t j = 0; j < node->attribute_count; j++) {
+            const ANEAttribute *attribute = &desc->attributes[node->first_attribute + j];
+            demand(attribute->kind != ANE_ATTRIBUTE_INTS ||
+                       (uint64_t)attribute->first + attribute->count <= desc->integer_count,
+                   "indices lie within their arrays");
+        }
+    }
+    for (uint32_t i = 0; i < desc->output_count; i++)
+        demand(desc->outputs[i] < desc->tensor_count && written[desc->outputs[i]] == 1, "outputs are written, each once");
+    free(written);
+}
+
+static ANEStatus graph_supports(ANEDevice *device, const ANEGraphDesc *desc, const ANECompileOptions *options,
+                                ANENodeRefusal *refusals, uint32_t capacity, uint32_t *count, ANEError *err) {
+    demand(options->struct_size == sizeof *options, "structs begin with their size");
+    check_graph(device, desc);
+    uint8_t kind = next();
+    if (kind < 128) return answer(err);
+    *count = kind < 250 ? kind % (desc->node_count + 1) : (uint32_t)number();
+    for (uint32_t i = 0; i < *count && i < capacity; i++) {
+        demand(refusals[i].struct_size == sizeof *refusals, "structs begin with their size");
+        refusals[i].node = next() < 240 ? i : (uint32_t)number();
+        refusals[i].reason = next() < 128 ? next() % 24 : number();
+        fill(refusals[i].message, next() % (sizeof refusals[i].message + 1));
+    }
+    return failed(next() < 200 ? ANE_STATUS_REFUSED : some(16), err);
+}
+
+static ANEStatus graph_compile(ANEDevice *device, const ANEGraphDesc *desc, const ANECompileOptions *options,
+                               ANEGraph **out, ANEError *err) {
+    demand(options->struct_size == sizeof *options, "structs begin with their size");
+    check_graph(device, desc);
+    demand(desc->input_count <= MOST_OPERANDS && desc->output_count <= MOST_OPERANDS, "as few were described");
+    ANEGraph *graph;
+    ANEStatus status = make((void **)&graph, sizeof *graph, err);
+    if (graph == NULL) return status;
+    *graph = (ANEGraph){.device = device,
+                        .constants = allocate((desc->tensor_count + 1) * sizeof(ANEConstant *)),
+                        .tensor_count = desc->tensor_count,
+                        .node_count = desc->node_count,
+                        .input_count = desc->input_count,
+                        .output_count = desc->output_count};
+    for (uint32_t i = 0; i < desc->tensor_count; i++) {
+        graph->constants[i] = desc->tensors[i].constant;
+        if (graph->constants[i] != NULL) graph->constants[i]->products++;
+    }
+    for (int of = 0; of < 2; of++) {
+        for (uint32_t i = 0; i < (of == 0 ? desc->input_count : desc->output_count); i++) {
+            const ANETensor *tensor = &desc->tensors[(of == 0 ? desc->inputs : desc->outputs)[i]];
+            graph->bytes[of][i] = bytes_of(tensor);
+            if (tensor->variable_axis < 0) continue;
+            demand(tensor->variable_axis == 0 && tensor->variable_count == 1, "operands vary along axis 0 by 1");
+            graph->most = tensor->dims[0];
+            graph->each[of][i] = tensor->dims[0] == 0 ? 0 : graph->bytes[of][i] / tensor->dims[0];
+        }
+    }
+    device->children++;
+    *out = graph;
+    return status;
+}
+
+static ANEStatus graph_save(ANEGraph *graph, const char *path, ANEError *err) {
+    demand(graph->executors >= 0 && path[0] != 0, "a path");
+    return answer(err);
+}
+
+static ANEStatus graph_load(ANEDevice *device, const ANEGraphDesc *desc, const ANECompileOptions *options,
+                            const char *path, ANEGraph **out, ANEError *err) {
+    demand(path[0] != 0, "a path");
+    return graph_compile(device, desc, options, out, err);
+}
+
+static ANEStatus graph_info(ANEGraph *graph, ANEGraphInfo *info, ANEError *err) {
+    demand(graph->executors >= 0, "a graph that lives");
+    info->flags = (uint32_t)some(2);
+    info->requested = some(5);
+    info->observed = some(5);
+    info->compile_ns = wide();
+    info->bytes_held = wide();
+    info->executor_bytes = wide();
+    info->arithmetic = next() < 200 ? 0 : (uint32_t)some(16);
+    info->reserved0 = (uint32_t)number();
+    return answer(err);
+}
+
+static ANEStatus graph_node_info(ANEGraph *graph, uint32_t node, ANENodeInfo *info, ANEError *err) {
+    demand(node < graph->node_count, "a node that there is");
+    info->fused_into = next() < 200 ? next() % graph->node_count : (uint32_t)number();
+    info->planned = some(5);
+    info->supported = (uint32_t)number();
+    fill(&info->cost, sizeof info->cost);
+    return answer(err);
+}
+
+static void graph_destroy(ANEGraph *graph) {
+    if (graph == NULL) return;
+    demand(graph->executors == 0, "executors die before their graph");
+    for (uint32_t i = 0; i < graph->tensor_count; i++)
+        if (graph->constants[i] != NULL) graph->constants[i]->products--;
+    graph->device->children--;
+    free(graph->constants);
+    free(graph);
+}
+
+static ANEStatus graph_executor_create(ANEGraph *graph, const ANEExecutorOptions *options, ANEGraphExecutor **out,
+                                       ANEError *err) {
+    demand(options->struct_size == sizeof *options, "structs begin with their size");
+    ANEGraphExecutor *executor;
+    ANEStatus status = make((void **)&executor, sizeof *executor, err);
+    if (executor == NULL) return status;
+    executor->graph = graph;
+    graph->executors++;
+    *out = executor;
+    return status;
+}
+
+static ANEStatus graph_executor_run(ANEGraphExecutor *executor, const ANEGraphRunArgs *args, ANEError *err) {
+    const ANEGraph *graph = executor->graph;
+    demand(args->struct_size == sizeof *args && args->flags == 0, "structs begin with their size");
+    demand(args->leading <= graph->most, "a run has no more than was compiled for");
+    for (int of = 0; of < 2; of++) {
+        for (uint32_t i = 0; i < (of == 0 ? graph->input_count : graph->output_count); i++) {
+            const ANEOperand *at = &(of == 0 ? args->inputs : args->outputs)[i];
+            uint64_t each = graph->each[of][i], bytes = each > 0 ? each * args->leading : graph->bytes[of][i];
+            demand(at->length_bytes == bytes, "an operand has the bytes of its type");
+            uint8_t *start = operand(graph->device, at);
+            if (of == 0) sink = sum(start, bytes);
+            else if (bytes > 0) memset(start, next(), bytes);
+        }
+    }
+    return answer(err);
+}
+
+static ANEStatus graph_executor_submit(ANEGraphExecutor *executor, const ANEGraphRunArgs *args, ANETicket *ticket,
+                                       ANEError *err) {
+    demand(executor == NULL && args == NULL && ticket == NULL, "graphs are not submitted");
+    return failed(ANE_STATUS_INTERNAL, err);
+}
+
+static ANEStatus graph_executor_wait(ANEGraphExecutor *executor, ANETicket ticket, uint64_t timeout_ns,
+                                     ANERunInfo *info, ANEError *err) {
+    demand(executor == NULL && ticket == timeout_ns && info == NULL, "no ticket of a graph was given out");
+    return failed(ANE_STATUS_INTERNAL, err);
+}
+
+static void graph_executor_destroy(ANEGraphExecutor *executor) {
+    if (executor == NULL) return;
+    executor->graph->executors--;
+    free(executor);
+}
+
+const ANEGraphTable *garbage_graphs(void);
+const ANEGraphTable *garbage_graphs(void) {
+    static const ANEGraphTable table = {
+        .struct_size = sizeof(ANEGraphTable),
+        .graph_supports = graph_supports,
+        .graph_compile = graph_compile,
+        .graph_save = graph_save,
+        .graph_load = graph_load,
+        .graph_info = graph_info,
+        .graph_node_info = graph_node_info,
+        .graph_destroy = graph_destroy,
+        .graph_executor_create = graph_executor_create,
+        .graph_executor_run = graph_executor_run,
+        .graph_executor_submit = graph_executor_submit,
+        .graph_executor_wait = graph_executor_wait,
+        .graph_executor_destroy = graph_executor_destroy,
+    };
+    return &table;
+}
+
 /* ---- the table ----------------------------------------------------------------------------- */
 
 /* What src/shim.rs says of the layout. */

@@ -5,9 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ane_matmul::graph::{Array, Graph, GraphBuilder};
 use ane_matmul::{
-    Backends, CompileOptions, Compiled, DeviceMemory, DeviceTensor, ElementType, Error, Executor, Inputs,
-    MatMul, ShimLibrary, Submission, Tensor, Threads, Ticket, Weights,
+    BackendId, Backends, CompileOptions, Compiled, DeviceMemory, DeviceTensor, ElementType, Error, Executor,
+    Inputs, MatMul, OnMismatch, SelfCheck, ShimLibrary, Submission, Tensor, Threads, Ticket, Weights,
 };
 use ane_matmul_fuzz::shim::{Distortion, Table, with_plan};
 use arbitrary::Arbitrary;
@@ -153,6 +154,57 @@ fn wait(executor: &mut Executor, ticket: Ticket, timeout: Option<Duration>, in_f
     }
 }
 
+/// A product of gathered rows and a comparison, with constants of both kinds, up to three of the leading dimension.
+fn graph() -> ane_matmul::Result<Graph> {
+    let mut g = GraphBuilder::new();
+    let ids = g.input("ids", ElementType::I64, &[M, 2])?;
+    let table = g.weights("table", &Weights::from_tensor(Tensor::from_fn(3, K, |row, col| (row + col) as f32)?))?;
+    let x = g.gather(table, ids, 0)?;
+    let weights = Weights::from_tensor(Tensor::from_fn(N, K, |row, col| (row * col) as f32)?).transposed()?;
+    let bias = g.constant("bias", Array::new(&[N], vec![1f32; N])?)?;
+    let y = g.linear("layer", x, &weights, Some(bias))?;
+    let y = g.softmax(y, -1)?;
+    let zero = g.scalar(0f32);
+    let positive = g.greater(y, zero)?;
+    g.finish(&[("y", y), ("positive", positive), ("again", y)])
+}
+
+fn use_graphs(backends: &Backends, id: &BackendId, case: &Case, options: &CompileOptions) -> ane_matmul::Result<()> {
+    let graph = graph()?;
+    let graph = if case.depth % 2 == 0 { graph.variable_leading(&["ids"])? } else { graph };
+    let variable = case.depth % 2 == 0;
+    let refused = backends.refused_nodes(id, &graph, options)?;
+    assert!(refused.iter().all(|refused| !refused.to_string().is_empty()));
+    let _ = backends.refused_nodes(&BackendId::AUTO, &graph, options);
+    let mut options = options.clone();
+    if !case.relaxed && case.device & 0x80 != 0 {
+        options = options.self_check(SelfCheck::every_run().on_mismatch(OnMismatch::RerunOnCpu));
+    }
+    let compiled = backends.compile_graph(id, &graph, &options)?;
+    let report = compiled.report();
+    assert!(!format!("{report} {}", report.to_json()).is_empty() && !report.to_svg().is_empty());
+    let mut executor = compiled.executor()?;
+    for step in case.steps.iter().take(8) {
+        let leading = match step {
+            Step::Wait(number) | Step::Scope(number) if variable => usize::from(*number) % (M + 1),
+            _ => M,
+        };
+        let ids = Array::new(&[leading, 2], vec![1i64; leading * 2])?;
+        match executor.run_to_arrays(&[&ids]) {
+            Ok(outputs) => {
+                // Whatever the shim wrote: the same twice, booleans that are some.
+                let bits = |array: &Array| array.data::<f32>().map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+                assert_eq!(bits(&outputs[0]), bits(&outputs[2]));
+                let booleans = outputs[1].data::<bool>().expect("as described");
+                assert!(booleans.iter().all(|boolean| u8::from(*boolean) <= 1));
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+        let _ = compiled.check_whole(&[&ids]);
+    }
+    Ok(())
+}
+
 fn use_shim(table: &Table, case: &Case) -> ane_matmul::Result<()> {
     // SAFETY: as many bytes are readable as the table says, its strings end in NUL, and its functions
     // keep to the contract.
@@ -175,6 +227,7 @@ fn use_shim(table: &Table, case: &Case) -> ane_matmul::Result<()> {
     }
     let _ = format!("{:?}", backends.explain(&product, &options));
     let _ = backends.supports(&id, &product, &options);
+    let _ = use_graphs(&backends, &id, case, &options);
     let (a, b) = (Tensor::filled(M, K, 1f32)?, Tensor::filled(K, N, 2f32)?);
     for bytes in [0, 64] {
         if let Ok(mut buffer) = backends.shared_buffer(&id, bytes) {
