@@ -196,8 +196,8 @@ pub enum Error {
         /// Whether fewer rows are allowed.
         variable: bool,
     },
-    /// The backend does not do this product.
-    #[error("backend `{backend}` refuses this product: {refusal}")]
+    /// The backend does not do this product, or this graph.
+    #[error("refused by backend `{backend}`: {refusal}")]
     Refused {
         /// The backend.
         backend: BackendId,

@@ -505,10 +505,7 @@ fn verify_says_what_was_seen_and_what_was_not() {
     for witness in json["witnesses"].as_array().unwrap() {
         assert!(witness["witness"].is_string() && witness.get("says").is_some(), "{witness}");
     }
-    failed(
-        &verify(&["--backend", "reference", "--precision", "bf16"]),
-        "backend `reference` refuses this product",
-    );
+    failed(&verify(&["--backend", "reference", "--precision", "bf16"]), "refused by backend `reference`");
     failed(&verify(&["--backend", "none"]), "unknown backend `none`");
     failed(&run(&[&"verify", &"8x8x8", &"--seconds", &"0"]), "--seconds: expected more than 0");
     failed(&run(&[&"verify", &"8x8x8", &"--seconds", &"nan"]), "--seconds: expected more than 0");

@@ -1,11 +1,11 @@
 //! Descriptions of graphs: any operator with any attributes on any values, variable leading dimensions; and those that
-//! are small are computed.
+//! are small are computed by the interpreter and by the CPU's engine, whose values are checked node by node.
 #![no_main]
 
 use ane_matmul::graph::{
     Array, Attention, Graph, GraphBuilder, Groups, Operator, PoolKernel, Reduce, Value, Window,
 };
-use ane_matmul::{ElementType, Error};
+use ane_matmul::{BackendId, CompileOptions, ElementType, Error, Threads};
 use ane_matmul_fuzz::products::Type;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
@@ -209,7 +209,8 @@ fn check(error: &Error) {
     assert!(!error.to_string().is_empty());
 }
 
-fn compute(graph: &Graph) {
+/// Computes a graph. If it is one of another with a variable leading dimension, that is run with so many, too.
+fn compute(graph: &Graph, variable: Option<&Graph>) {
     let inputs: Option<Vec<_>> =
         graph.inputs().map(|(_, of)| array(of.element, of.shape.dims())).collect();
     let Some(inputs) = inputs else { return };
@@ -224,6 +225,27 @@ fn compute(graph: &Graph) {
     }
     if let Err(error) = graph.interpret_f64(&inputs) {
         check(&error);
+    }
+    for graph in [Some(graph), variable].into_iter().flatten() {
+        run(graph, &inputs, plain.is_err());
+    }
+}
+
+/// Runs a graph on the engine, which may fail where the interpreter does.
+fn run(graph: &Graph, inputs: &[&Array], may_fail: bool) {
+    let options = CompileOptions::default().threads(Threads::ONE);
+    let compiled = match graph.compile_with(&BackendId::CPU, &options) {
+        Ok(compiled) => compiled,
+        Err(Error::Refused { .. }) => return,
+        Err(error) => return check(&error),
+    };
+    if let Err(error) = compiled.executor().and_then(|mut executor| executor.run_to_arrays(inputs)) {
+        assert!(may_fail || matches!(error, Error::OutOfMemory { .. }), "{error}");
+        return check(&error);
+    }
+    match compiled.check_nodes(inputs, |_| true) {
+        Ok(report) => assert!(report.is_right(), "{:?}\n{graph}", report.wrong),
+        Err(error) => check(&error),
     }
 }
 
@@ -270,13 +292,13 @@ fuzz_target!(|case: Case| {
     };
     assert_eq!(graph.to_string().lines().filter(|line| line.starts_with("output ")).count(), outputs.len());
     if is_cheap {
-        compute(&graph);
+        compute(&graph, None);
     }
     let variable = inputs.iter().enumerate().filter(|(index, _)| case.variable >> index & 1 != 0);
     let variable: Vec<_> = variable.map(|(_, name)| name.as_str()).collect();
     match graph.variable_leading(&variable) {
         Ok(graph) => match graph.with_leading(case.leading.into()) {
-            Ok(smaller) if is_cheap => compute(&smaller),
+            Ok(smaller) if is_cheap => compute(&smaller, Some(&graph)),
             Ok(_) => {}
             Err(error) => check(&error),
         },

@@ -758,10 +758,13 @@ impl fmt::Debug for Backends {
     }
 }
 
-/// One refusal for a graph of which some nodes are refused.
+/// One refusal for a graph of which some nodes are refused. Its reason is that of the first.
 fn refusal_of_nodes(refused: &[NodeRefusal]) -> Option<Refusal> {
     let reason = refused.first()?.refusal.reason;
-    let lines: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    let line = |refused: &NodeRefusal| {
+        format!("node `{}`: {}: {}", refused.node, refused.operator, refused.refusal.message)
+    };
+    let lines: Vec<_> = refused.iter().map(line).collect();
     Some(Refusal::new(reason, lines.join("; ")))
 }
 

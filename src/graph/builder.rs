@@ -444,7 +444,7 @@ impl GraphBuilder {
             ElementType::Bf16 => Array::scalar(half::bf16::from_f64(number)),
             element => {
                 return Err(Error::graph(format!(
-                    "{number} is for floating-point numbers, not for {element}"
+                    "{number} is for floating-point numbers, not for {element}: GraphBuilder::scalar has any type"
                 )));
             }
         };

@@ -46,6 +46,7 @@ impl Graph {
                 Source::Input => INPUT,
                 Source::Constant(_) => CONSTANT,
                 Source::Weights(_) => WEIGHTS,
+                Source::Absent => return Err(Error::graph("it is what a pass left of another graph".into())),
                 Source::Node => {
                     // Results stand one after the other, in the order of the nodes.
                     let node = nodes.next().filter(|node| node.outputs.first() == Some(&(index - 1)));
@@ -61,7 +62,7 @@ impl Graph {
             match &value.source {
                 Source::Constant(array) => writer.array(array)?,
                 Source::Weights(weights) => writer.weights(weights)?,
-                Source::Input | Source::Node => {}
+                Source::Input | Source::Node | Source::Absent => {}
             }
         }
         writer.word(END)?;

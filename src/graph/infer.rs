@@ -399,7 +399,9 @@ fn matmul(a: &Shape, b: &Shape) -> Infer<Shape> {
         _ => return Err(format!("{a} and {b}: an operand has no dimensions")),
     };
     if k_of_a != k_of_b {
-        return Err(format!("{a} and {b} do not fit: k is {k_of_a} and {k_of_b}"));
+        let is_turned = b.rank() > 1 && b.dims().last() == Some(k_of_a);
+        let hint = if is_turned { "; transpose the second" } else { "" };
+        return Err(format!("{a} and {b} do not fit: k is {k_of_a} and {k_of_b}{hint}"));
     }
     let batch = |shape: &Shape| Shape::of(&shape.dims()[..shape.rank().saturating_sub(2)]);
     let mut dims = batch(a)?.broadcast(&batch(b)?)?.dims().to_vec();
@@ -516,7 +518,10 @@ impl Attention {
             (&[batch, sequence, width], Some(_)) if heads > 0 && width % heads == 0 => {
                 Ok([batch, heads, sequence, width / heads])
             }
-            (&[_, _, _], None) => Err("three dimensions need the numbers of heads".to_owned()),
+            (&[_, _, width], Some(_)) => Err(format!("{heads} heads do not divide the {width} of {shape}")),
+            (&[_, _, _], None) => {
+                Err("three dimensions need the numbers of heads (Attention::heads)".to_owned())
+            }
             _ => Err(wrong()),
         };
         let (q_heads, kv_heads) = self.heads.unwrap_or((0, 0));

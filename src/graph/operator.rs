@@ -170,7 +170,7 @@ pub enum Operator {
     },
     /// The same elements in another shape.
     Reshape {
-        /// The dimensions; one may be -1, for what remains.
+        /// The dimensions; one may be -1, for what remains. A 0 is a dimension of 0, as with ONNX's `allowzero`.
         shape: Vec<i64>,
     },
     /// The same elements in two dimensions: those before `axis`, and the rest.

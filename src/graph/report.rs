@@ -125,7 +125,8 @@ impl GraphReport {
         self.nodes.iter().filter_map(|node| node.elapsed_ns).reduce(u64::saturating_add)
     }
 
-    /// As a JSON object, with the fields' names.
+    /// As a JSON object, with the fields' names, but for [`GraphReport::compile_time`], which is `compile_ns`, and
+    /// [`GraphReport::instant_start`], which is left out.
     #[must_use]
     pub fn to_json(&self) -> String {
         let nodes: Vec<_> = self

@@ -72,6 +72,7 @@ fn transpose_weights(graph: &mut Graph) -> bool {
     for node in &graph.nodes {
         let (Operator::Transpose { perm }, &[Some(x)]) = (&node.operator, &node.inputs[..]) else { continue };
         if let (Source::Weights(weights), [1, 0]) = (&graph.values[x].source, &perm[..])
+            && weights.element_type().bits() >= 8
             && let Ok(weights) = weights.transposed()
         {
             graph.values[node.outputs[0]].source = Source::Weights(weights);

@@ -115,6 +115,11 @@ fn every_operator_gives_the_dimensions_that_onnx_does() {
             Err("need the numbers of heads"),
         ),
         (
+            Op::Attention(Attention::new().heads(5, 5)),
+            &[&[2, 5, 32], &[2, 7, 32], &[2, 7, 32]],
+            Err("5 heads do not divide the 32 of [2, 5, 32]"),
+        ),
+        (
             Op::Attention(Attention::new()),
             &[&[2, 8, 5, 4], &[2, 8, 7, 4], &[2, 8, 7, 4], &[2, 5, 7]],
             Err("a mask that is broadcast to [2, 8, 5, 7], got f32[2, 5, 7]"),
@@ -240,7 +245,8 @@ fn what_does_not_fit_is_refused_where_it_is_added_with_its_name() {
     assert!(text(g.input("w", ElementType::I4, &[1])).contains("input `w`: elements of i4 are weights"));
     assert!(text(g.input("big", F32, &[usize::MAX, 2])).contains("input `big`: a shape of"));
     let problem = text(g.named("product").matmul(x, x));
-    assert_eq!(problem, "graph: node `product`: MatMul: [2, 3] and [2, 3] do not fit: k is 3 and 2");
+    let expected = "[2, 3] and [2, 3] do not fit: k is 3 and 2; transpose the second";
+    assert_eq!(problem, format!("graph: node `product`: MatMul: {expected}"));
     assert!(text(g.named("x").relu(x)).contains("of the name `x`"));
     let mut other = GraphBuilder::new();
     let foreign = other.input("x", F32, &[2, 3]).unwrap();

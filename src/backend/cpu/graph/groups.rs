@@ -77,7 +77,8 @@ pub(crate) fn groups(graph: &Graph) -> Vec<Group> {
         if is_product_of_rows(graph, first) {
             let mut value = node.outputs[0];
             while let Some(reader) = only_reader(value).filter(|_| group.activation == Activation::None) {
-                if !group.takes(graph, reader, value) {
+                // A sum of two products belongs to the first of them.
+                if taken[reader] || !group.takes(graph, reader, value) {
                     break;
                 }
                 taken[reader] = true;

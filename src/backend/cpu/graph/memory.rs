@@ -31,7 +31,8 @@ pub(crate) struct Lifetime {
     pub last: usize,
 }
 
-/// The first byte of each part, and the bytes of all: parts that are needed at the same time do not overlap.
+/// The first byte of each part, and the bytes of all: parts that are needed at the same time do not overlap. More bytes than
+/// can be counted are the most that can, which no allocator gives.
 ///
 /// The largest come first, each at the lowest place that is free throughout its lifetime (greedy by size: Pisarchyk and
 /// Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020).
@@ -39,25 +40,26 @@ pub(crate) fn arrange(parts: &[Lifetime]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..parts.len()).collect();
     order.sort_by_key(|part| (std::cmp::Reverse(parts[*part].bytes), parts[*part].first));
     let mut starts = vec![0; parts.len()];
-    let mut total = 0;
+    let mut total = 0usize;
     let mut placed: Vec<usize> = Vec::with_capacity(parts.len());
     for part in order {
         let Lifetime { bytes, first, last } = parts[part];
         let size = bytes.next_multiple_of(ALIGNMENT_BYTES);
-        let mut start = 0;
+        let mut start = 0usize;
         // In the order of their places: the first gap that is large enough.
         for other in &placed {
             let Lifetime { bytes: other_bytes, first: other_first, last: other_last } = parts[*other];
             if other_first > last || first > other_last {
                 continue;
             }
-            if start + size <= starts[*other] {
+            if start.saturating_add(size) <= starts[*other] {
                 break;
             }
-            start = start.max(starts[*other] + other_bytes.next_multiple_of(ALIGNMENT_BYTES));
+            let end = starts[*other].saturating_add(other_bytes.next_multiple_of(ALIGNMENT_BYTES));
+            start = start.max(end);
         }
         starts[part] = start;
-        total = total.max(start + size);
+        total = total.max(start.saturating_add(size));
         let at = placed.partition_point(|other| starts[*other] <= start);
         placed.insert(at, part);
     }

@@ -71,8 +71,10 @@ pub(crate) struct Memory {
 
 impl Engine for Cpu {
     fn takes(&self, graph: &Graph, node: &NodeInfo) -> bool {
-        // Quantised weights stay what they are.
-        !matches!(node.operator, Operator::DequantizeLinear { .. }) && lower::check(graph, node).is_ok()
+        // Quantised weights stay what they are, and so do elements of which no array consists.
+        !matches!(node.operator, Operator::DequantizeLinear { .. })
+            && node.outputs.iter().all(|value| graph.values[*value].tensor_type.element.bits() >= 8)
+            && lower::check(graph, node).is_ok()
     }
 
     fn outputs(&self, graph: &Graph) -> Result<Vec<Array>> {

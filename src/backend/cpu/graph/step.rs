@@ -155,6 +155,11 @@ fn split_at(shape: &Shape, axis: usize) -> (usize, usize) {
     (before.iter().product(), rest.iter().product())
 }
 
+/// From how many slices of the data a Gather takes each index. Where there are no results, indices are checked once.
+fn gathered_slices(data: &Shape, axis: usize, results: usize) -> usize {
+    if results == 0 { 1 } else { data.dims()[..axis].iter().product() }
+}
+
 impl Step {
     fn input(&self, index: usize) -> Option<usize> {
         self.inputs.get(index).copied().flatten()
@@ -192,10 +197,9 @@ impl Step {
             }
             Kind::Pad(_) => usize::from(count > 0),
             Kind::Gather { axis } => {
-                let outer = types[self.x()].shape.dims()[..*axis].iter().product::<usize>();
                 let indices = self.input(1).map_or(0, |value| types[value].shape.count());
-                // Indices are checked where there is nothing to copy, too.
-                parts(threads, count.max(1), outer.saturating_mul(indices).max(1))
+                let rows = gathered_slices(&types[self.x()].shape, *axis, count) * indices;
+                parts(threads, count.max(1), rows)
             }
             Kind::Reduce { .. } => {
                 let elements = types[self.x()].shape.count().max(count);
@@ -366,9 +370,8 @@ impl Step {
         let shape = frame.shape(data);
         let dim = shape.dims()[axis];
         let inner = shape.dims()[axis + 1..].iter().product::<usize>() * frame.bytes(y);
-        let outer: usize = shape.dims()[..axis].iter().product();
-        let count = frame.shape(at).count();
-        let rows = part_of(outer.max(1) * count, part);
+        let (count, results) = (frame.shape(at).count(), frame.shape(y).count());
+        let rows = part_of(gathered_slices(&shape, axis, results) * count, part);
         for row in rows {
             // SAFETY: by this function's own contract.
             let given = unsafe {
@@ -382,7 +385,7 @@ impl Step {
             if found.is_none() {
                 frame.failure.note(index, given);
             }
-            if outer == 0 || inner == 0 {
+            if results == 0 {
                 continue;
             }
             // SAFETY: by this function's own contract; an index that was found is in range. The steps that follow read

@@ -5,11 +5,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::backend::{BackendId, Backends};
-use crate::description::element::ElementType::{F32, I64};
+use crate::description::element::ElementType::{Bool, F32, I64};
 use crate::description::layout::Layout;
 use crate::description::options::{CompileOptions, ThreadPool, Threads};
 use crate::description::quantization::{NibbleOrder, QuantB};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::check::{check_nodes, check_whole};
 use crate::graph::tests::cases::cases;
 use crate::graph::tests::checks::plain_values;
@@ -417,15 +417,19 @@ fn elements_of_less_than_a_byte_are_not_moved() {
     let mut g = GraphBuilder::new();
     let (x, nibbles) = (g.input("x", F32, &[2]).unwrap(), g.weights("nibbles", &weights).unwrap());
     let at = g.constant("at", Array::scalar(1i64)).unwrap();
-    g.named("turned").transpose(nibbles, &[1, 0]).unwrap();
-    g.named("joined").concat(&[nibbles, nibbles], 0).unwrap();
-    g.named("part").slice(nibbles, 0, 0, 1).unwrap();
-    g.named("padded").pad(nibbles, &[1, 0, 0, 0]).unwrap();
-    g.named("triangle").trilu(nibbles, true, 0).unwrap();
-    g.named("row").gather(nibbles, at, 0).unwrap();
+    let moved = [
+        g.named("turned").transpose(nibbles, &[1, 0]).unwrap(),
+        g.named("joined").concat(&[nibbles, nibbles], 0).unwrap(),
+        g.named("part").slice(nibbles, 0, 0, 1).unwrap(),
+        g.named("padded").pad(nibbles, &[1, 0, 0, 0]).unwrap(),
+        g.named("triangle").trilu(nibbles, true, 0).unwrap(),
+        g.named("row").gather(nibbles, at, 0).unwrap(),
+    ];
     g.reshape(nibbles, &[6]).unwrap();
     let y = g.relu(x).unwrap();
-    let graph = g.finish(&[("y", y)]).unwrap();
+    let names = ["y", "a", "b", "c", "d", "e", "f"];
+    let outputs: Vec<_> = names.into_iter().zip([y].into_iter().chain(moved)).collect();
+    let graph = g.finish(&outputs).unwrap();
     let refused = Backends::new().refused_nodes(&BackendId::CPU, &graph, &options(1)).unwrap();
     let names: Vec<_> = refused.iter().map(|one| one.node.as_str()).collect();
     assert_eq!(names, ["turned", "joined", "part", "padded", "triangle", "row"]);
@@ -445,4 +449,108 @@ fn a_gemm_whose_factor_no_product_has_is_refused_by_name() {
         let error = g.finish(&[("y", y)]).unwrap().compile(&BackendId::CPU).unwrap_err().to_string();
         assert!(error.contains("node `product`") && error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn a_sum_of_products_belongs_to_one_of_them() {
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", F32, &[5, 6]).unwrap();
+    let weights = |seed| Weights::from_tensor(Tensor::random_normal_f32(6, 7, 0.5, seed).unwrap());
+    let bias = g.constant("bias", random(&[7], 1)).unwrap();
+    let first = g.linear("first", x, &weights(2), None).unwrap();
+    let second = g.linear("second", x, &weights(3), Some(bias)).unwrap();
+    let third = g.linear("third", x, &weights(4), None).unwrap();
+    let sum = g.add(first, second).unwrap();
+    let sum = g.add(sum, third).unwrap();
+    let y = g.relu(sum).unwrap();
+    let graph = g.finish(&[("y", y)]).unwrap();
+    let report = graph.compile(&BackendId::CPU).unwrap().report();
+    let steps = report.nodes.iter().filter(|node| node.step.as_ref() == Some(&node.name)).count();
+    assert_eq!(steps, 3, "{report}");
+    for threads in [1, 2] {
+        assert_eq!(faults(&graph, &[random(&[5, 6], 5)], threads), None);
+    }
+}
+
+#[test]
+fn a_scale_of_each_row_is_refused_where_one_of_each_column_is_meant() {
+    let refused = |dims: &[usize]| {
+        let mut g = GraphBuilder::new();
+        let x = g.input("x", F32, &[4, 2, 2]).unwrap();
+        let scale = g.constant("scale", random(dims, 1)).unwrap();
+        let operator = Operator::LayerNormalization { axis: 1, epsilon: 1e-5 };
+        let y = g.node(operator, &[Some(x), Some(scale)]).unwrap()[0];
+        let graph = g.finish(&[("y", y)]).unwrap();
+        let refused = Backends::new().refused_nodes(&BackendId::CPU, &graph, &options(1)).unwrap();
+        if refused.is_empty() {
+            assert_eq!(faults(&graph, &[random(&[4, 2, 2], 2)], 1), None);
+        }
+        refused.into_iter().next().map(|refused| refused.to_string())
+    };
+    for taken in [&[2, 2][..], &[1, 2, 2]] {
+        assert_eq!(refused(taken), None);
+    }
+    for other in [&[4, 1, 1][..], &[2], &[2, 1]] {
+        assert!(refused(other).unwrap().contains("the CPU wants an element for each of [2, 2]"));
+    }
+}
+
+#[test]
+fn booleans_are_booleans_after_an_index_out_of_range() {
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", F32, &[64]).unwrap();
+    let seen = g.input("seen", Bool, &[64]).unwrap();
+    let ids = g.input("ids", I64, &[64]).unwrap();
+    // Numbers, in the place of which booleans lie later.
+    let numbers = g.exp(x).unwrap();
+    let sum = g.reduce_sum(numbers, &[0], false).unwrap();
+    let gathered = g.gather(seen, ids, 0).unwrap();
+    let not = g.not(gathered).unwrap();
+    let graph = g.finish(&[("sum", sum), ("not", not)]).unwrap();
+    let mut executor = graph.compile(&BackendId::CPU).unwrap().executor().unwrap();
+    let seen = Array::new(&[64], vec![true; 64]).unwrap();
+    let ids = Array::new(&[64], vec![64i64; 64]).unwrap();
+    let (mut sum, mut not) = (Array::scalar(0f32), Array::new(&[64], vec![false; 64]).unwrap());
+    executor.run(&[&random(&[64], 1), &seen, &ids], &mut [&mut sum, &mut not]).unwrap_err();
+    let start = not.elements().start();
+    // SAFETY: the array has 64 elements of a byte.
+    let bytes = unsafe { std::slice::from_raw_parts(start, 64) };
+    assert!(bytes.iter().all(|byte| *byte < 2), "{bytes:?}");
+}
+
+#[test]
+fn more_values_than_memory_can_hold_are_an_error() {
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", F32, &[1]).unwrap();
+    let parts: Vec<_> = (0..20).map(|_| g.expand(x, &[1 << 59]).unwrap()).collect();
+    let all = parts[1..].iter().try_fold(parts[0], |sum, part| g.add(sum, *part)).unwrap();
+    let y = g.reduce_max(all, &[0], false).unwrap();
+    let compiled = g.finish(&[("y", y)]).unwrap().compile(&BackendId::CPU).unwrap();
+    assert!(matches!(compiled.executor(), Err(Error::OutOfMemory { .. })));
+}
+
+#[test]
+fn indices_are_checked_once_where_there_is_nothing_to_gather() {
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", F32, &[1 << 50, 5, 0]).unwrap();
+    let ids = g.input("ids", I64, &[1]).unwrap();
+    let y = g.gather(x, ids, 1).unwrap();
+    let graph = g.finish(&[("y", y)]).unwrap();
+    let mut executor = graph.compile(&BackendId::CPU).unwrap().executor().unwrap();
+    let x = Array::new(&[1 << 50, 5, 0], Vec::<f32>::new()).unwrap();
+    let mut run = |index: i64| executor.run_to_arrays(&[&x, &Array::new(&[1], vec![index]).unwrap()]);
+    run(-5).unwrap();
+    assert!(run(5).unwrap_err().to_string().contains("index 5 is out of range"));
+}
+
+#[test]
+fn a_refused_graph_names_its_nodes_and_each_reason_once() {
+    let mut g = GraphBuilder::new();
+    let x = g.input("x", F32, &[1, 2, 3, 3]).unwrap();
+    let y = g.named("pool").global_average_pool(x).unwrap();
+    let error = g.finish(&[("y", y)]).unwrap().compile(&BackendId::CPU).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "refused by backend `cpu`: node `pool`: GlobalAveragePool: the CPU does not have this operator yet (other)"
+    );
 }
