@@ -462,7 +462,9 @@ impl Writer {
         let mut flush = |chunk: &mut Vec<u8>| -> Result<()> {
             match self.contents {
                 Contents::Elements => self.add(chunk)?,
-                Contents::Hashes => drop(hasher.update(chunk)),
+                Contents::Hashes => {
+                    hasher.update(chunk);
+                }
             }
             chunk.clear();
             Ok(())
