@@ -222,6 +222,7 @@ fn reduce(Reduce { axes, keepdims }: &mut Reduce, visit: &mut Visit<'_>) -> Resu
 }
 
 /// All attributes of an operator.
+#[allow(clippy::too_many_lines, reason = "a table of operators")]
 fn attributes(operator: &mut Operator, visit: &mut Visit<'_>) -> Result<()> {
     use Operator as Op;
     match operator {
@@ -676,6 +677,10 @@ mod tests {
         let y = g.linear("two", back, &int4, None).unwrap();
         let graph = g.finish(&[("y", y)]).unwrap();
         assert_round_trip(&graph);
+        // In whichever order they were stored.
+        let again = Graph::from_bytes(&graph.to_bytes(Contents::Elements).unwrap()).unwrap();
+        let x = Array::new(&[5, 6], (0u8..30).map(f32::from).collect()).unwrap();
+        assert_eq!(graph.interpret_f64(&[&x]).unwrap(), again.interpret_f64(&[&x]).unwrap());
         let variable = graph.clone().variable_leading(&["x"]).unwrap();
         assert_round_trip(&variable);
         assert_ne!(key(&graph), key(&variable));

@@ -136,7 +136,8 @@ pub(crate) fn check_outputs(
         }
         let report = check_whole(&slice.graph, &slice.inputs(), &cut.iter().collect::<Vec<_>>())?;
         for (output, (name, value)) in report.outputs.iter().zip(&graph.outputs) {
-            if !(output.error <= SLACK * output.limit) {
+            let is_right = output.error <= SLACK * output.limit;
+            if !is_right {
                 let of = graph.values[*value].tensor_type;
                 let place = slice.element(of, *value, output.element);
                 let wrong = place.wrong(output.expected, output.got, SLACK * output.limit);

@@ -377,13 +377,12 @@ impl Probe {
         // Held while a helper runs, so that each class is probed once.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = known.iter().find(|(of, _)| *of == class).map(|(_, verdict)| verdict.clone());
-        let verdict = match found {
-            Some(verdict) => verdict,
-            None => {
-                let verdict = run()?;
-                known.push((class, verdict.clone()));
-                verdict
-            }
+        let verdict = if let Some(verdict) = found {
+            verdict
+        } else {
+            let verdict = run()?;
+            known.push((class, verdict.clone()));
+            verdict
         };
         if verdict.passed() {
             Ok(())

@@ -41,6 +41,7 @@ pub(super) struct Request {
 
 /// What is to be tried out.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a request has one")]
 pub(super) enum Subject {
     Product(MatMul),
     /// Its bytes, which follow the text.
