@@ -638,6 +638,7 @@ impl Backends {
     }
 
     /// The entry that keeps `id` from this graph.
+    #[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "it is kept in profiles"))]
     pub(crate) fn quarantine_of(
         &self,
         id: &BackendId,

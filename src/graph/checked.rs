@@ -16,6 +16,7 @@ const WHAT: &str = "a check of a graph";
 
 /// What the checks of a compiled graph go by.
 pub(super) struct Policy {
+    #[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "quarantine is kept in profiles"))]
     backends: Backends,
     options: CompileOptions,
 }
