@@ -104,46 +104,50 @@ struct Finish {
     void *out;
 };
 
+__device__ __forceinline__ void finish_element(const Finish &f, uint64_t item, uint64_t i, uint64_t j, float bias) {
+    uint64_t r = item * f.rows + i;
+    float x = 0;
+    if (f.type_sums == ANE_TYPE_I32) {
+        uint32_t sum = 0; /* modulo 2^32 */
+        if (f.sums != nullptr) sum = static_cast<const uint32_t *>(f.sums)[r * f.ld + j];
+        if (f.zero_b != 0) sum -= static_cast<uint32_t>(f.zero_b) * static_cast<uint32_t>(f.row_sums[r]);
+        if (f.zero_a != 0) {
+            uint32_t column = static_cast<uint32_t>(f.column_sums[item * f.column_sums_item + j]);
+            uint32_t both = static_cast<uint32_t>(f.k) * static_cast<uint32_t>(f.zero_b);
+            sum -= static_cast<uint32_t>(f.zero_a) * (column - both);
+        }
+        if (f.c.type == ANE_TYPE_I32) {
+            static_cast<uint32_t *>(f.out)[f.c.at(item, i, j)] = sum;
+            return;
+        }
+        float scale = f.scales.data != nullptr ? load(f.scales.type, f.scales.data, f.scales.at(item, 0, j)) : 1;
+        float row_scale = f.row_scales != nullptr ? f.row_scales[r] : f.scale_a;
+        x = static_cast<float>(static_cast<int32_t>(sum)) * (row_scale * (f.alpha * scale));
+    } else if (f.sums != nullptr) {
+        uint64_t split = f.items * f.rows * f.ld;
+        for (uint32_t s = 0; s < f.splits; s++) x += static_cast<const float *>(f.sums)[s * split + r * f.ld + j];
+        if (f.scales.data != nullptr) x *= load(f.scales.type, f.scales.data, f.scales.at(item, 0, j));
+        x *= f.alpha;
+    }
+    if (f.bias.data != nullptr) x += bias;
+    if (f.residual.data != nullptr) {
+        float residual = load(f.residual.type, f.residual.data, f.residual.at(item, i, j));
+        x += f.quantized ? f.scale_c * (residual - static_cast<float>(f.zero_c)) : residual;
+    }
+    x = activate(f.activation, x);
+    if (f.quantized) {
+        float lowest = f.c.type == ANE_TYPE_I8 ? -128 : 0, zero = static_cast<float>(f.zero_c);
+        x = isnan(x) ? zero : fminf(fmaxf(rintf(x * f.inverse_c) + zero, lowest), lowest + 255);
+    }
+    store(f.c.type, f.out, f.c.at(item, i, j), x);
+}
+
 __global__ void finish(Finish f) {
     uint64_t j = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
     if (j >= f.columns) return;
     float bias = f.bias.data != nullptr ? load(f.bias.type, f.bias.data, j) : 0;
-    for (uint64_t r = blockIdx.y; r < f.items * f.rows; r += gridDim.y) {
-        uint64_t item = r / f.rows, i = r % f.rows;
-        float x = 0;
-        if (f.type_sums == ANE_TYPE_I32) {
-            uint32_t sum = 0; /* modulo 2^32 */
-            if (f.sums != nullptr) sum = static_cast<const uint32_t *>(f.sums)[r * f.ld + j];
-            if (f.zero_b != 0) sum -= static_cast<uint32_t>(f.zero_b) * static_cast<uint32_t>(f.row_sums[r]);
-            if (f.zero_a != 0) {
-                uint32_t column = static_cast<uint32_t>(f.column_sums[item * f.column_sums_item + j]);
-                uint32_t both = static_cast<uint32_t>(f.k) * static_cast<uint32_t>(f.zero_b);
-                sum -= static_cast<uint32_t>(f.zero_a) * (column - both);
-            }
-            if (f.c.type == ANE_TYPE_I32) {
-                static_cast<uint32_t *>(f.out)[f.c.at(item, i, j)] = sum;
-                continue;
-            }
-            float scale = f.scales.data != nullptr ? load(f.scales.type, f.scales.data, f.scales.at(item, 0, j)) : 1;
-            float row_scale = f.row_scales != nullptr ? f.row_scales[r] : f.scale_a;
-            x = static_cast<float>(static_cast<int32_t>(sum)) * (row_scale * (f.alpha * scale));
-        } else if (f.sums != nullptr) {
-            uint64_t split = f.items * f.rows * f.ld;
-            for (uint32_t s = 0; s < f.splits; s++) x += static_cast<const float *>(f.sums)[s * split + r * f.ld + j];
-            if (f.scales.data != nullptr) x *= load(f.scales.type, f.scales.data, f.scales.at(item, 0, j));
-            x *= f.alpha;
-        }
-        if (f.bias.data != nullptr) x += bias;
-        if (f.residual.data != nullptr) {
-            float residual = load(f.residual.type, f.residual.data, f.residual.at(item, i, j));
-            x += f.quantized ? f.scale_c * (residual - static_cast<float>(f.zero_c)) : residual;
-        }
-        x = activate(f.activation, x);
-        if (f.quantized) {
-            float lowest = f.c.type == ANE_TYPE_I8 ? -128 : 0, zero = static_cast<float>(f.zero_c);
-            x = isnan(x) ? zero : fminf(fmaxf(rintf(x * f.inverse_c) + zero, lowest), lowest + 255);
-        }
-        store(f.c.type, f.out, f.c.at(item, i, j), x);
+    for (uint64_t item = blockIdx.z; item < f.items; item += gridDim.z) {
+        for (uint64_t i = blockIdx.y; i < f.rows; i += gridDim.y) finish_element(f, item, i, j, bias);
     }
 }
 
@@ -221,21 +225,66 @@ struct Weights {
     uint64_t group;
 };
 
-__device__ __forceinline__ float scale_of(const Weights &w, uint64_t item, uint64_t p, uint64_t j) {
-    return w.scales.data == nullptr ? 1 : load(w.scales.type, w.scales.data, w.scales.at(item, p / w.group, j));
+/* Elements of bf16, with 0 for NaN and infinity: what the first part of a weight has multiplied, the others must not. */
+__global__ void keep_finite(const __nv_bfloat16 *from, __nv_bfloat16 *to, uint64_t count) {
+    uint64_t step = gridDim.x * static_cast<uint64_t>(blockDim.x);
+    for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < count; i += step) {
+        float x = __bfloat162float(from[i]);
+        to[i] = isnan(x) || isinf(x) ? __float2bfloat16_rn(0) : from[i];
+    }
 }
 
-/* The numbers that they stand for, in the order in which they are stored: `outer` runs of `inner`, of which neighbours
- * are neighbours. They are scaled unless that is left to the epilogue. */
-__global__ void dequantize(Weights w, bool transposed, bool scaled, uint64_t items, uint64_t outer, uint64_t inner,
-                           uint64_t ld, ANEType type, void *out) {
-    uint64_t count = items * outer * inner, step = gridDim.x * static_cast<uint64_t>(blockDim.x);
-    for (uint64_t t = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; t < count; t += step) {
-        uint64_t y = t % inner, x = t / inner % outer, item = t / inner / outer;
-        uint64_t p = transposed ? y : x, j = transposed ? x : y;
-        int integer = load_integer(w.b.type, w.nibble_order, w.b.data, w.b.at(item, p, j)) - w.zero;
-        float value = static_cast<float>(integer);
-        store(type, out, (item * outer + x) * ld + y, scaled ? value * scale_of(w, item, p, j) : value);
+/* How many 16-bit floats one number of a weight is at most the sum of: an integer of 8 bits and a scale of 11 have 19. */
+constexpr unsigned MOST_PARTS = 3;
+
+/*
+ * The numbers that they stand for, in the order in which they are stored: `outer` runs of `inner`, rounded up to `ld`, a
+ * multiple of 8, with zeros. They are scaled unless that is left to the epilogue. With several parts each is what the
+ * parts before it have left of the number, rounded to the type. A thread to eight.
+ */
+__global__ void dequantize(Weights w, bool transposed, bool scaled, unsigned items, unsigned outer, unsigned inner,
+                           unsigned ld, ANEType type, unsigned parts, void *out) {
+    unsigned first = (blockIdx.x * blockDim.x + threadIdx.x) * 8, group = static_cast<unsigned>(w.group);
+    if (first >= ld) return;
+    uint64_t part_bytes = static_cast<uint64_t>(items) * outer * ld * (type == ANE_TYPE_F32 ? 4 : 2);
+    for (unsigned item = blockIdx.z; item < items; item += gridDim.z) {
+        for (unsigned x = blockIdx.y; x < outer; x += gridDim.y) {
+            float left[8];
+            for (unsigned e = 0; e < 8; e++) {
+                unsigned y = first + e, p = transposed ? y : x, j = transposed ? x : y;
+                left[e] = 0;
+                if (y >= inner) continue;
+                int integer = load_integer(w.b.type, w.nibble_order, w.b.data, w.b.at(item, p, j)) - w.zero;
+                left[e] = static_cast<float>(integer);
+                if (!scaled || w.scales.data == nullptr) continue;
+                left[e] *= load(w.scales.type, w.scales.data, w.scales.at(item, p / group, j));
+            }
+            char *to = static_cast<char *>(out);
+            uint64_t place = (static_cast<uint64_t>(item) * outer + x) * ld + first;
+            for (unsigned part = 0; part < parts; part++, to += part_bytes) {
+                if (type == ANE_TYPE_F32) {
+                    float4 *wide = reinterpret_cast<float4 *>(to + place * 4);
+                    wide[0] = float4{left[0], left[1], left[2], left[3]};
+                    wide[1] = float4{left[4], left[5], left[6], left[7]};
+                    continue;
+                }
+                union {
+                    __half halves[8];
+                    __nv_bfloat16 brains[8];
+                    uint4 all;
+                } packed;
+                packed.all = uint4{0, 0, 0, 0};
+                for (unsigned e = 0; e < 8; e++) {
+                    if (type == ANE_TYPE_F16) {
+                        packed.halves[e] = __float2half_rn(left[e]);
+                    } else {
+                        packed.brains[e] = __float2bfloat16_rn(left[e]);
+                        left[e] -= __bfloat162float(packed.brains[e]);
+                    }
+                }
+                *reinterpret_cast<uint4 *>(to + place * 2) = packed.all;
+            }
+        }
     }
 }
 
@@ -247,80 +296,112 @@ __global__ void widen(ANEType type, const void *from, float *to, uint64_t count)
     }
 }
 
-/* Rows of A that a thread of the next two multiplies with what it has read of B. */
-constexpr int ROWS_AT_ONCE = 4;
+/* The integer `e` of a word of integers of some bits. */
+template <int BITS> __device__ __forceinline__ int from_word(const Weights &w, uint32_t word, int e) {
+    if (BITS == 4) return from_nibble(w.b.type, word >> 4 * (w.nibble_order == ANE_NIBBLE_HIGH_FIRST ? e ^ 1 : e));
+    uint32_t part = word >> 8 * e;
+    return w.b.type == ANE_TYPE_I8 ? static_cast<int8_t>(part) : static_cast<uint8_t>(part);
+}
 
 /*
- * A few rows of A times weights that are read once, as integers: 32 bits at a time, 4 or 8 integers, of as many columns.
- * Each thread sums `depth` rows of B; the epilogue adds up what the blocks along k have.
+ * A few rows of A, ROWS at once, times weights that are read once, as integers: words of 32 bits, of neighbours in a row.
+ * Each thread has the columns of a word, and sums `depth` rows of B; the epilogue adds up what the blocks along k have.
  */
-__global__ void weights_by_columns(Matrix a, Weights w, uint64_t rows, uint64_t columns, uint64_t k, uint64_t depth,
-                                   float *sums) {
-    const int bits = w.b.type == ANE_TYPE_I8 || w.b.type == ANE_TYPE_U8 ? 8 : 4, each = 32 / bits;
-    uint64_t j = (blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x) * static_cast<uint64_t>(each);
-    uint64_t first = blockIdx.y * depth, last = first + depth < k ? first + depth : k;
-    uint64_t row = blockIdx.z * static_cast<uint64_t>(ROWS_AT_ONCE);
+template <int BITS, ANEType TYPE, int ROWS>
+__global__ void weights_by_columns(const void *a, unsigned lda, Weights w, unsigned rows, unsigned columns, unsigned k,
+                                   unsigned depth, float *sums) {
+    constexpr unsigned EACH = 32 / BITS;
+    unsigned j = (blockIdx.x * blockDim.x + threadIdx.x) * EACH, row = blockIdx.z * ROWS;
+    unsigned first = blockIdx.y * depth, last = first + depth < k ? first + depth : k;
+    unsigned group = static_cast<unsigned>(w.group), next = first;
     if (j >= columns) return;
-    float sum[ROWS_AT_ONCE][8] = {}, scale[8] = {};
-    uint64_t group = UINT64_MAX;
-    for (uint64_t p = first; p < last; p++) {
-        if (p / w.group != group) {
-            group = p / w.group;
-            for (int e = 0; e < each; e++) scale[e] = scale_of(w, 0, p, j + static_cast<uint64_t>(e));
+    float sum[ROWS][EACH] = {}, scale[EACH];
+    for (unsigned e = 0; e < EACH; e++) scale[e] = 1;
+    for (unsigned p = first; p < last; p++) {
+        if (p == next) {
+            unsigned g = p / group;
+            next = (g + 1) * group;
+            for (unsigned e = 0; e < EACH && w.scales.data != nullptr; e++) {
+                scale[e] = load(w.scales.type, w.scales.data, w.scales.at(0, g, j + e));
+            }
         }
-        uint32_t word = static_cast<const uint32_t *>(w.b.data)[(p * w.b.row + j) / static_cast<uint64_t>(each)];
-        float x[ROWS_AT_ONCE];
-        for (int i = 0; i < ROWS_AT_ONCE; i++) {
-            x[i] = row + static_cast<uint64_t>(i) < rows ? load(a.type, a.data, a.at(0, row + static_cast<uint64_t>(i), p)) : 0;
-        }
+        uint32_t word = static_cast<const uint32_t *>(w.b.data)[(p * w.b.row + j) / EACH];
+        float x[ROWS];
+        for (unsigned i = 0; i < ROWS; i++) x[i] = row + i < rows ? load(TYPE, a, (row + i) * static_cast<uint64_t>(lda) + p) : 0;
 #pragma unroll
-        for (int e = 0; e < 8; e++) {
-            if (e >= each) break;
-            int shift = bits == 4 && w.nibble_order == ANE_NIBBLE_HIGH_FIRST ? 4 * (e ^ 1) : bits * e;
-            uint32_t part = word >> shift;
-            int integer = bits == 4 ? from_nibble(w.b.type, part)
-                          : w.b.type == ANE_TYPE_I8 ? static_cast<int8_t>(part) : static_cast<uint8_t>(part);
-            float value = static_cast<float>(integer - w.zero) * scale[e];
-            for (int i = 0; i < ROWS_AT_ONCE; i++) sum[i][e] += x[i] * value;
+        for (unsigned e = 0; e < EACH; e++) {
+            float value = static_cast<float>(from_word<BITS>(w, word, static_cast<int>(e)) - w.zero) * scale[e];
+#pragma unroll
+            for (unsigned i = 0; i < ROWS; i++) sum[i][e] += x[i] * value;
         }
     }
-    for (int i = 0; i < ROWS_AT_ONCE && row + static_cast<uint64_t>(i) < rows; i++) {
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-            if (e < each) sums[(blockIdx.y * rows + row + static_cast<uint64_t>(i)) * columns + j + static_cast<uint64_t>(e)] = sum[i][e];
-        }
+    for (unsigned i = 0; i < ROWS && row + i < rows; i++) {
+        uint64_t place = (blockIdx.y * static_cast<uint64_t>(rows) + row + i) * columns + j;
+        for (unsigned e = 0; e < EACH; e++) sums[place + e] = sum[i][e];
     }
 }
 
-/* The same of weights that are stored transposed: a warp to a column, whose lanes take 32 bits each in turn. */
-__global__ void weights_by_rows(Matrix a, Weights w, uint64_t rows, uint64_t columns, uint64_t k, float *sums) {
-    const int bits = w.b.type == ANE_TYPE_I8 || w.b.type == ANE_TYPE_U8 ? 8 : 4, each = 32 / bits;
-    uint64_t j = blockIdx.x * static_cast<uint64_t>(blockDim.y) + threadIdx.y;
-    uint64_t row = blockIdx.z * static_cast<uint64_t>(ROWS_AT_ONCE), width = static_cast<uint64_t>(each);
+/* Eight elements, at a multiple of 16 bytes. */
+template <ANEType TYPE> __device__ __forceinline__ void load_eight(const void *data, uint64_t i, float *to) {
+    union {
+        uint4 all[2];
+        float floats[8];
+        __half halves[8];
+        __nv_bfloat16 brains[8];
+    } packed;
+    if (TYPE == ANE_TYPE_F32) {
+        packed.all[0] = static_cast<const uint4 *>(data)[i / 4];
+        packed.all[1] = static_cast<const uint4 *>(data)[i / 4 + 1];
+    } else {
+        packed.all[0] = static_cast<const uint4 *>(data)[i / 8];
+    }
+    for (int e = 0; e < 8; e++) {
+        to[e] = TYPE == ANE_TYPE_F32   ? packed.floats[e]
+                : TYPE == ANE_TYPE_F16 ? __half2float(packed.halves[e])
+                                       : __bfloat162float(packed.brains[e]);
+    }
+}
+
+/* The same of weights that are stored transposed: a warp to a column, whose lanes take 128 bits each in turn, which one
+ * scale is for. */
+template <int BITS, ANEType TYPE, int ROWS>
+__global__ void weights_by_rows(const void *a, unsigned lda, Weights w, unsigned rows, unsigned columns, unsigned k,
+                                float *sums) {
+    constexpr unsigned EACH = 128 / BITS;
+    unsigned j = blockIdx.x * blockDim.y + threadIdx.y, row = blockIdx.z * ROWS, group = static_cast<unsigned>(w.group);
     if (j >= columns) return;
-    float sum[ROWS_AT_ONCE] = {};
-    for (uint64_t p = threadIdx.x * width; p < k; p += blockDim.x * width) {
-        uint32_t word = static_cast<const uint32_t *>(w.b.data)[(j * w.b.column + p) / width];
-        float scale = scale_of(w, 0, p, j);
+    float sum[ROWS] = {};
+    for (unsigned p = threadIdx.x * EACH; p < k; p += blockDim.x * EACH) {
+        union {
+            uint4 all;
+            uint32_t words[4];
+        } read;
+        read.all = static_cast<const uint4 *>(w.b.data)[(j * w.b.column + p) / EACH];
+        float part[ROWS] = {};
 #pragma unroll
-        for (int e = 0; e < 8; e++) {
-            if (e >= each) break;
-            int shift = bits == 4 && w.nibble_order == ANE_NIBBLE_HIGH_FIRST ? 4 * (e ^ 1) : bits * e;
-            uint32_t part = word >> shift;
-            int integer = bits == 4 ? from_nibble(w.b.type, part)
-                          : w.b.type == ANE_TYPE_I8 ? static_cast<int8_t>(part) : static_cast<uint8_t>(part);
-            float value = static_cast<float>(integer - w.zero) * scale;
-            for (int i = 0; i < ROWS_AT_ONCE; i++) {
-                if (row + static_cast<uint64_t>(i) >= rows) break;
-                sum[i] += load(a.type, a.data, a.at(0, row + static_cast<uint64_t>(i), p + static_cast<uint64_t>(e))) * value;
+        for (unsigned eight = 0; eight < EACH / 8; eight++) {
+            float values[8];
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                uint32_t word = read.words[BITS == 4 ? eight : eight * 2 + static_cast<unsigned>(e) / 4];
+                values[e] = static_cast<float>(from_word<BITS>(w, word, BITS == 4 ? e : e % 4) - w.zero);
+            }
+#pragma unroll
+            for (unsigned i = 0; i < ROWS; i++) {
+                if (row + i >= rows) break;
+                float x[8];
+                load_eight<TYPE>(a, (row + i) * static_cast<uint64_t>(lda) + p + eight * 8, x);
+                for (int e = 0; e < 8; e++) part[i] += x[e] * values[e];
             }
         }
+        float scale = w.scales.data == nullptr ? 1 : load(w.scales.type, w.scales.data, w.scales.at(0, p / group, j));
+        for (unsigned i = 0; i < ROWS; i++) sum[i] += part[i] * scale;
     }
-    for (int i = 0; i < ROWS_AT_ONCE; i++) {
+    for (unsigned i = 0; i < ROWS; i++) {
         for (unsigned step = blockDim.x / 2; step > 0; step /= 2) {
             sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], static_cast<int>(step));
         }
-        if (threadIdx.x == 0 && row + static_cast<uint64_t>(i) < rows) sums[(row + static_cast<uint64_t>(i)) * columns + j] = sum[i];
+        if (threadIdx.x == 0 && row + i < rows) sums[(row + i) * static_cast<uint64_t>(columns) + j] = sum[i];
     }
 }
 

@@ -21,9 +21,11 @@ using namespace ane;
 constexpr uint32_t MAX_QUEUE_DEPTH = 1024;
 constexpr uint64_t WORKSPACE_BYTES = 32 << 20; /* the most that a product of cuBLASLt's may use */
 constexpr uint64_t ALIGNMENT = 16;             /* of what its kernels read and write */
+constexpr uint64_t LANES = 4;                  /* of submissions ... */
+constexpr double SMALL_PRODUCT = 1 << 28;      /* ... of fewer multiplications than these */
 constexpr uint64_t STAGED_BYTES = 1 << 20;     /* of all operands, where one thread copies them to pinned memory */
 constexpr uint64_t DRIVER_BYTES = 64 << 10;    /* of plain memory that is left to the driver */
-constexpr uint64_t FEW_ROWS = 32;              /* for which weights are read as integers */
+constexpr uint64_t FEW_ROWS = 16;              /* for which weights are read as integers */
 
 uint64_t rounded(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
@@ -138,6 +140,8 @@ struct ANEProduct {
     ANEType type_dequantized;
     uint32_t arithmetic;
     uint64_t splits, depth; /* of k, with few rows */
+    unsigned parts;         /* of which dequantised weights are the sum, ... */
+    uint64_t part_elements; /* ... and how long each is */
     Multiplication multiplication;
     /* Constants, on the device. */
     const void *b, *scales;
@@ -148,7 +152,7 @@ struct ANEProduct {
     /* Scratch of an executor: copies of operands, and what lies between kernels. */
     Places copies, work;
     uint64_t copy[OPERANDS];
-    uint64_t row_sums, row_scales, packed_a, run_packed_b, run_column_sums, wide_a, wide_b, dequantized, sums;
+    uint64_t row_sums, row_scales, packed_a, run_packed_b, run_column_sums, wide_a, wide_b, finite_a, dequantized, sums;
     std::mutex lock;
     std::map<uint64_t, cublasLtMatmulHeuristicResult_t> found; /* by rows */
 };
@@ -170,20 +174,28 @@ struct Place {
     uint64_t bytes = 0;
 };
 
-} /* namespace */
-
-struct ANEMatMulExecutor {
+/* A stream, and what its kernels use in turn. */
+struct Lane {
     ANEProduct *product;
     Stream stream;
     DeviceMemory work, copies, workspace, spare;
     uint64_t workspace_bytes = 0;
     PinnedMemory staging; /* of small operands in plain memory */
     Plan plan;
-    Event start, end;
-    std::vector<Slot> slots;
-    uint64_t submitted = 0, open = 0;
 
     char *at(uint64_t place) const { return static_cast<char *>(work.get()) + place; }
+};
+
+} /* namespace */
+
+/* Submissions take lanes in turn: small ones leave most of a device to others. */
+struct ANEMatMulExecutor {
+    ANEProduct *product;
+    std::vector<Lane> lanes;
+    Event start, end;
+    std::vector<Slot> slots;
+    ANETicket submitted = 0, completed = 0; /* the last of each: they complete in their order */
+    uint64_t open = 0;
 };
 
 namespace {
@@ -260,7 +272,7 @@ void prepare(ANEDevice *device) {
     device->epoch = new_event(cudaEventDefault);
     check(cudaEventRecord(device->epoch.get(), device->stream.get()), "starting the device's clock");
     check(cudaStreamSynchronize(device->stream.get()), "starting the device's clock");
-    unsigned threads = std::max(1u, std::min(4u, std::thread::hardware_concurrency()));
+    unsigned threads = std::max(1u, std::min(8u, std::thread::hardware_concurrency() / 2));
     device->transfer = std::make_unique<Transfer>(device->index, threads);
     device->prepared = true;
 }
@@ -486,6 +498,9 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t s
 
 unsigned blocks(uint64_t count, uint64_t each) { return static_cast<unsigned>((count + each - 1) / each); }
 
+/* For kernels that step through rows and items. */
+unsigned layers(uint64_t count) { return static_cast<unsigned>(std::min<uint64_t>(count, 65535)); }
+
 /* For kernels that step through what there is. */
 unsigned blocks_of_all(const ANEDevice *device, uint64_t count) {
     return static_cast<unsigned>(std::min<uint64_t>(blocks(count, 256), device->processors * 32ull));
@@ -639,18 +654,23 @@ void plan_floats(ANEProduct *p, const ANECompileOptions &options) {
     m.transposed_b = (d.flags & ANE_MATMUL_TRANSPOSE_B) != 0;
     m.ld_a = d.lda, m.ld_b = d.ldb, m.item_a = d.stride_a, m.item_b = d.stride_b;
     if (p->kind == Kind::WEIGHTS) {
-        /* Integers of 8 bits are 16-bit floats without a rounding; scales of groups would round them. */
+        /* Integers of 8 bits are 16-bit floats without a rounding. With scales of groups they are the sum of two or three
+         * of bf16, which has the range for it. */
         bool exact = d.type_a != ANE_TYPE_F32 && d.quant_b != ANE_QUANT_B_PER_GROUP;
-        bool narrow = d.type_a != ANE_TYPE_F32 && (exact || reduced);
+        bool parts = !exact && !reduced && d.type_a == ANE_TYPE_BF16 && d.type_scale != ANE_TYPE_F32;
+        bool narrow = d.type_a != ANE_TYPE_F32 && (exact || reduced || parts);
         p->scaled = !exact;
-        if (narrow && !exact) p->arithmetic |= d.type_a == ANE_TYPE_F16 ? ANE_ARITHMETIC_F16 : ANE_ARITHMETIC_BF16;
+        p->parts = parts ? bits_of(d.type_b) == 4 ? 2 : MOST_PARTS : 1;
+        if (narrow && !exact && !parts) p->arithmetic |= d.type_a == ANE_TYPE_F16 ? ANE_ARITHMETIC_F16 : ANE_ARITHMETIC_BF16;
         p->type_dequantized = m.type_b = narrow ? d.type_a : ANE_TYPE_F32;
         uint64_t outer = m.transposed_b ? d.n : d.k, inner = m.transposed_b ? d.k : d.n;
         m.ld_b = rounded(std::max<uint64_t>(inner, 1), 8);
         m.item_b = d.stride_b == 0 ? 0 : outer * m.ld_b;
-        p->dequantized = p->work.add(bytes_of(m.type_b, (d.stride_b == 0 ? 1 : d.batch) * outer * m.ld_b));
-        uint64_t each = 32 / bits_of(d.type_b), group = d.quant_b == ANE_QUANT_B_PER_GROUP ? d.group_size : each;
-        p->few_rows = d.batch == 1 && d.ldb % each == 0 && (m.transposed_b ? d.k : d.n) % each == 0 &&
+        p->part_elements = (d.stride_b == 0 ? 1 : d.batch) * outer * m.ld_b;
+        p->dequantized = p->work.add(bytes_of(m.type_b, p->parts * p->part_elements));
+        uint64_t each = (m.transposed_b ? 128 : 32) / bits_of(d.type_b);
+        uint64_t group = d.quant_b == ANE_QUANT_B_PER_GROUP ? d.group_size : each;
+        p->few_rows = d.batch == 1 && !m.transposed_a && d.lda % 8 == 0 && d.ldb % each == 0 && inner % each == 0 &&
                       (!m.transposed_b || group % each == 0);
         uint64_t threads = std::max<uint64_t>(1, d.n / each), wanted = p->device->processors * 512ull / threads;
         p->splits = m.transposed_b ? 1 : std::max<uint64_t>(1, std::min(wanted, (d.k + 31) / 32));
@@ -664,6 +684,7 @@ void plan_floats(ANEProduct *p, const ANECompileOptions &options) {
     uint64_t span_b = m.transposed_b ? span(d.batch, d.stride_b, d.n, d.k, d.ldb) : span(d.batch, d.stride_b, d.k, d.n, d.ldb);
     if (p->widens_a) p->wide_a = p->work.add(4 * span_a);
     if (p->widens_b) p->wide_b = p->work.add(4 * span_b);
+    if (p->parts > 1) p->finite_a = p->work.add(2 * span_a);
     m.tf32 = reduced && m.type_a == ANE_TYPE_F32;
     if (m.tf32) p->arithmetic |= ANE_ARITHMETIC_TF32;
 
@@ -671,7 +692,7 @@ void plan_floats(ANEProduct *p, const ANECompileOptions &options) {
      * whose alpha is 0. */
     bool bias = (d.flags & ANE_MATMUL_BIAS) != 0, residual = (d.flags & ANE_MATMUL_RESIDUAL) != 0;
     bool same = d.type_c == ANE_TYPE_F32 || (d.type_c == m.type_a && !bias && !residual);
-    p->direct = p->scaled && same && d.quant_c == ANE_QUANT_C_NONE && d.activation == ANE_ACTIVATION_NONE && d.k > 0 &&
+    p->direct = p->scaled && p->parts <= 1 && same && d.quant_c == ANE_QUANT_C_NONE && d.activation == ANE_ACTIVATION_NONE && d.k > 0 &&
                 d.alpha != 0 && (!bias || d.type_bias == ANE_TYPE_F32);
     m.columns = d.n, m.k = d.k;
     m.alpha = p->direct ? d.alpha : 1;
@@ -825,7 +846,7 @@ ANEStatus product_info(ANEProduct *product, ANEProductInfo *info, ANEError *) {
     info->requested = product->requested;
     info->observed = ANE_DEVICE_GPU;
     info->bytes_held = sizeof *product + product->own_bytes;
-    info->executor_bytes = sizeof(ANEMatMulExecutor) + product->work.bytes + product->copies.bytes;
+    info->executor_bytes = sizeof(ANEMatMulExecutor) + sizeof(Lane) + product->work.bytes + product->copies.bytes;
     info->arithmetic = product->arithmetic;
     return ANE_STATUS_OK;
 }
@@ -837,21 +858,32 @@ void product_destroy(ANEProduct *product) {
 
 /* ---- running ------------------------------------------------------------------------------- */
 
+Lane make_lane(ANEProduct *product) {
+    Lane lane{};
+    lane.product = product;
+    lane.stream = new_stream();
+    lane.work = device_memory(product->work.bytes);
+    if (multiplies(product, product->desc.m)) {
+        lane.plan = make_plan(product, product->desc.m);
+        lane.workspace_bytes = lane.plan.workspace_bytes;
+        lane.workspace = device_memory(lane.workspace_bytes);
+    }
+    return lane;
+}
+
 ANEStatus executor_create(ANEProduct *product, const ANEExecutorOptions *options, ANEMatMulExecutor **out, ANEError *err) {
     return guarded(err, [&] {
         if (options->queue_depth > MAX_QUEUE_DEPTH) invalid("the queue is deeper than max_queue_depth");
         product->device->choose();
         auto executor = std::make_unique<ANEMatMulExecutor>();
         executor->product = product;
-        executor->stream = new_stream();
         executor->start = new_event(cudaEventDefault);
         executor->end = new_event(cudaEventDefault);
-        executor->work = device_memory(product->work.bytes);
-        if (multiplies(product, product->desc.m)) {
-            executor->plan = make_plan(product, product->desc.m);
-            executor->workspace_bytes = executor->plan.workspace_bytes;
-            executor->workspace = device_memory(executor->workspace_bytes);
-        }
+        const ANEMatMulDesc &d = product->desc;
+        bool small = static_cast<double>(d.batch) * static_cast<double>(d.m) * static_cast<double>(d.n) *
+                         static_cast<double>(d.k) < SMALL_PRODUCT;
+        uint64_t lanes = small ? std::max<uint64_t>(1, std::min<uint64_t>(options->queue_depth, LANES)) : 1;
+        for (uint64_t i = 0; i < lanes; i++) executor->lanes.push_back(make_lane(product));
         executor->slots.resize(options->queue_depth);
         for (Slot &slot : executor->slots) {
             slot.start = new_event(cudaEventDefault);
@@ -866,21 +898,21 @@ ANEStatus executor_create(ANEProduct *product, const ANEExecutorOptions *options
 void executor_destroy(ANEMatMulExecutor *executor) {
     if (executor == nullptr) return;
     cudaSetDevice(executor->product->device->index);
-    cudaStreamSynchronize(executor->stream.get()); /* each C is complete */
+    for (Lane &lane : executor->lanes) cudaStreamSynchronize(lane.stream.get()); /* each C is complete */
     delete executor;
 }
 
-char *copy_of(ANEMatMulExecutor *e, int operand) {
+char *copy_of(Lane *e, int operand) {
     if (e->copies.get() == nullptr) e->copies = device_memory(e->product->copies.bytes);
     return static_cast<char *>(e->copies.get()) + e->product->copy[operand];
 }
 
-char *staged(ANEMatMulExecutor *e, int operand) {
+char *staged(Lane *e, int operand) {
     if (e->staging.get() == nullptr) e->staging = pinned_memory(e->product->copies.bytes);
     return static_cast<char *>(e->staging.get()) + e->product->copy[operand];
 }
 
-Place place_of(ANEMatMulExecutor *e, const ANEOperand &operand, int which) {
+Place place_of(Lane *e, const ANEOperand &operand, int which) {
     Place place;
     place.bytes = operand.length_bytes;
     if (place.bytes == 0) return place;
@@ -896,7 +928,7 @@ Place place_of(ANEMatMulExecutor *e, const ANEOperand &operand, int which) {
 }
 
 /* Copies what is not where the device reads it. */
-void copy_inputs(ANEMatMulExecutor *e, Place *places) {
+void copy_inputs(Lane *e, Place *places) {
     cudaStream_t stream = e->stream.get();
     /* Small operands in plain memory go in one copy, with whatever lies between them. */
     uint64_t first = UINT64_MAX, last = 0;
@@ -941,7 +973,7 @@ Rows rows_of_c(const ANEProduct *p, uint64_t rows) {
 }
 
 /* Copies C to a buffer, on the stream: never what lies between its rows. */
-void copy_c(ANEMatMulExecutor *e, const Place &c, uint64_t rows) {
+void copy_c(Lane *e, const Place &c, uint64_t rows) {
     cudaStream_t stream = e->stream.get();
     Rows matrix = rows_of_c(e->product, rows);
     char *to = c.pinned != nullptr ? c.pinned : c.buffer;
@@ -959,7 +991,7 @@ void copy_c(ANEMatMulExecutor *e, const Place &c, uint64_t rows) {
 }
 
 /* Makes the plan for so many rows the executor's. */
-void choose_plan(ANEMatMulExecutor *e, uint64_t rows) {
+void choose_plan(Lane *e, uint64_t rows) {
     if (e->plan.rows == rows) return;
     Plan plan = make_plan(e->product, rows);
     if (plan.workspace_bytes > e->workspace_bytes) {
@@ -972,7 +1004,7 @@ void choose_plan(ANEMatMulExecutor *e, uint64_t rows) {
 }
 
 /* The sums of a product that cuBLASLt does not take, for the epilogue. */
-void multiply_ourselves(ANEMatMulExecutor *e, uint64_t rows, const void *a, const void *b, Finish *f) {
+void multiply_ourselves(Lane *e, uint64_t rows, const void *a, const void *b, Finish *f) {
     ANEProduct *p = e->product;
     const Multiplication &m = p->multiplication;
     if (p->direct) {
@@ -989,12 +1021,12 @@ void multiply_ourselves(ANEMatMulExecutor *e, uint64_t rows, const void *a, cons
 }
 
 /* The product alone, of what lies on the device. */
-void multiply_by_library(ANEMatMulExecutor *e, const void *a, const void *b, const Place *places, void *out) {
+void multiply_by_library(Lane *e, const void *a, const void *b, const Place *places, bool adds, void *out) {
     ANEProduct *p = e->product;
     const Multiplication &m = p->multiplication;
     bool integers = p->kind == Kind::INTEGERS;
     if (m.bias) set(e->plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, places[BIAS].device);
-    const float alpha = m.alpha, beta = m.residual ? 1 : 0;
+    const float alpha = m.alpha, beta = m.residual || adds ? 1 : 0;
     const int32_t one = 1, zero = 0;
     const void *residual = m.residual ? places[RESIDUAL].device : out;
     check(cublasLtMatmul(p->device->lt.get(), e->plan.operation.get(), integers ? static_cast<const void *>(&one) : &alpha, b,
@@ -1005,7 +1037,7 @@ void multiply_by_library(ANEMatMulExecutor *e, const void *a, const void *b, con
 }
 
 /* A and B as cuBLASLt takes them, from what they are. */
-const void *packed_a(ANEMatMulExecutor *e, uint64_t rows, const void *a, Finish *f) {
+const void *packed_a(Lane *e, uint64_t rows, const void *a, Finish *f) {
     ANEProduct *p = e->product;
     const ANEMatMulDesc &d = p->desc;
     cudaStream_t stream = e->stream.get();
@@ -1031,7 +1063,7 @@ const void *packed_a(ANEMatMulExecutor *e, uint64_t rows, const void *a, Finish 
     return packed;
 }
 
-const void *packed_b(ANEMatMulExecutor *e, const void *b, Finish *f) {
+const void *packed_b(Lane *e, const void *b, Finish *f) {
     ANEProduct *p = e->product;
     const ANEMatMulDesc &d = p->desc;
     f->column_sums_item = d.stride_b == 0 ? 0 : d.n;
@@ -1059,20 +1091,44 @@ Weights weights_of(const ANEProduct *p, const void *b) {
 }
 
 /* A few rows times weights that stay integers; the sums are those of parts of k. */
-void multiply_integers(ANEMatMulExecutor *e, uint64_t rows, const void *a, const void *b, Finish *f) {
+template <int BITS, ANEType TYPE, int ROWS>
+void launch_weights(Lane *e, uint64_t rows, const void *a, const Weights &weights, float *sums) {
+    const ANEProduct *p = e->product;
+    const ANEMatMulDesc &d = p->desc;
+    unsigned tall = blocks(rows, ROWS);
+    if (p->multiplication.transposed_b) {
+        launch(weights_by_rows<BITS, TYPE, ROWS>, dim3(blocks(d.n, 4), 1, tall), dim3(p->device->warp, 4), e->stream.get(), a,
+               d.lda, weights, rows, d.n, d.k, sums);
+    } else {
+        dim3 grid(blocks(d.n / (32 / BITS), 64), static_cast<unsigned>(p->splits), tall);
+        launch(weights_by_columns<BITS, TYPE, ROWS>, grid, dim3(64), e->stream.get(), a, d.lda, weights, rows, d.n, d.k,
+               p->depth, sums);
+    }
+}
+
+template <int BITS, ANEType TYPE>
+void launch_weights_of(Lane *e, uint64_t rows, const void *a, const Weights &weights, float *sums) {
+    if (rows == 1) {
+        launch_weights<BITS, TYPE, 1>(e, rows, a, weights, sums);
+    } else {
+        launch_weights<BITS, TYPE, 4>(e, rows, a, weights, sums);
+    }
+}
+
+void multiply_integers(Lane *e, uint64_t rows, const void *a, const void *b, Finish *f) {
     ANEProduct *p = e->product;
     const ANEMatMulDesc &d = p->desc;
     Weights weights = weights_of(p, b);
-    Matrix from = matrix(a, d.type_a, d.stride_a, d.lda, (d.flags & ANE_MATMUL_TRANSPOSE_A) != 0);
     float *sums = reinterpret_cast<float *>(e->at(p->sums));
-    unsigned layers = blocks(rows, ROWS_AT_ONCE);
-    if (p->multiplication.transposed_b) {
-        launch(weights_by_rows, dim3(blocks(d.n, 4), 1, layers), dim3(p->device->warp, 4), e->stream.get(), from, weights, rows,
-               d.n, d.k, sums);
-    } else {
-        uint64_t threads = d.n / (32 / bits_of(d.type_b));
-        launch(weights_by_columns, dim3(blocks(threads, 64), static_cast<unsigned>(p->splits), layers), dim3(64),
-               e->stream.get(), from, weights, rows, d.n, d.k, p->depth, sums);
+    bool few = bits_of(d.type_b) == 4;
+    switch (d.type_a) {
+    case ANE_TYPE_F16:
+        (few ? launch_weights_of<4, ANE_TYPE_F16> : launch_weights_of<8, ANE_TYPE_F16>)(e, rows, a, weights, sums);
+        break;
+    case ANE_TYPE_BF16:
+        (few ? launch_weights_of<4, ANE_TYPE_BF16> : launch_weights_of<8, ANE_TYPE_BF16>)(e, rows, a, weights, sums);
+        break;
+    default: (few ? launch_weights_of<4, ANE_TYPE_F32> : launch_weights_of<8, ANE_TYPE_F32>)(e, rows, a, weights, sums);
     }
     f->sums = sums;
     f->ld = d.n;
@@ -1080,14 +1136,14 @@ void multiply_integers(ANEMatMulExecutor *e, uint64_t rows, const void *a, const
     f->scales = Matrix{}; /* they have them */
 }
 
-const void *widened(ANEMatMulExecutor *e, ANEType type, const void *from, uint64_t count, uint64_t place) {
+const void *widened(Lane *e, ANEType type, const void *from, uint64_t count, uint64_t place) {
     float *to = reinterpret_cast<float *>(e->at(place));
     launch(widen, dim3(blocks_of_all(e->product->device, count)), dim3(256), e->stream.get(), type, from, to, count);
     return to;
 }
 
 /* All kernels of a run. */
-void compute(ANEMatMulExecutor *e, uint64_t rows, const Place *places) {
+void compute(Lane *e, uint64_t rows, const Place *places) {
     ANEProduct *p = e->product;
     const ANEMatMulDesc &d = p->desc;
     cudaStream_t stream = e->stream.get();
@@ -1133,8 +1189,9 @@ void compute(ANEMatMulExecutor *e, uint64_t rows, const Place *places) {
         if (p->kind == Kind::WEIGHTS) {
             const Multiplication &m = p->multiplication;
             uint64_t items = d.stride_b == 0 ? 1 : d.batch, outer = m.transposed_b ? d.n : d.k, inner = m.transposed_b ? d.k : d.n;
-            launch(dequantize, dim3(blocks_of_all(p->device, items * outer * inner)), dim3(256), stream, weights_of(p, b),
-                   m.transposed_b, p->scaled, items, outer, inner, m.ld_b, p->type_dequantized, e->at(p->dequantized));
+            dim3 grid(blocks(m.ld_b, 8 * 64), layers(outer), layers(items));
+            launch(dequantize, grid, dim3(64), stream, weights_of(p, b), m.transposed_b, p->scaled, items, outer, inner,
+                   m.ld_b, p->type_dequantized, p->parts, e->at(p->dequantized));
             b = e->at(p->dequantized);
         }
         if (p->widens_a) a = widened(e, d.type_a, a, places[A].bytes / (bits_of(d.type_a) / 8), p->wide_a);
@@ -1148,18 +1205,27 @@ void compute(ANEMatMulExecutor *e, uint64_t rows, const Place *places) {
             finishes = true;
         } else {
             void *sums = p->direct ? out : e->at(p->sums);
-            multiply_by_library(e, a, b, places, sums);
+            multiply_by_library(e, a, b, places, false, sums);
+            if (p->parts > 1) {
+                uint64_t count = places[A].bytes / 2;
+                launch(keep_finite, dim3(blocks_of_all(p->device, count)), dim3(256), stream, static_cast<const __nv_bfloat16 *>(a),
+                       reinterpret_cast<__nv_bfloat16 *>(e->at(p->finite_a)), count);
+                a = e->at(p->finite_a);
+            }
+            for (unsigned part = 1; part < p->parts; part++) {
+                b = static_cast<const char *>(b) + bytes_of(p->type_dequantized, p->part_elements);
+                multiply_by_library(e, a, b, places, true, sums);
+            }
             f.sums = sums;
         }
     }
     if (!finishes) return;
     unsigned threads = static_cast<unsigned>(std::min<uint64_t>(256, rounded(d.n, p->device->warp)));
-    unsigned tall = static_cast<unsigned>(std::min<uint64_t>(d.batch * rows, 65535));
-    launch(finish, dim3(blocks(d.n, threads), tall), dim3(threads), stream, f);
+    launch(finish, dim3(blocks(d.n, threads), layers(rows), layers(d.batch)), dim3(threads), stream, f);
 }
 
 /* Puts a run on the stream, and C where it belongs unless that is plain memory. Returns where C is. */
-Place enqueue(ANEMatMulExecutor *e, const ANERunArgs &args, const Event *start, const Event *end) {
+Place enqueue(Lane *e, const ANERunArgs &args, const Event *start, const Event *end) {
     ANEProduct *p = e->product;
     if (args.m > p->desc.m) invalid("more rows than compiled for");
     const ANEOperand *operands[OPERANDS] = {&args.a, &args.b, &args.bias, &args.residual, &args.c};
@@ -1173,25 +1239,26 @@ Place enqueue(ANEMatMulExecutor *e, const ANERunArgs &args, const Event *start, 
     return places[C];
 }
 
-ANEStatus executor_run(ANEMatMulExecutor *e, const ANERunArgs *args, ANEError *err) {
+ANEStatus executor_run(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEError *err) {
     return guarded(err, [&] {
-        if (e->open > 0) invalid("a run while submissions of this executor were not waited for");
-        ANEDevice *device = e->product->device;
-        device->choose();
+        if (executor->open > 0) invalid("a run while submissions of this executor were not waited for");
+        ANEProduct *p = executor->product;
+        p->device->choose();
+        Lane *e = &executor->lanes[0];
         cudaStream_t stream = e->stream.get();
         try {
             bool timed = args->info != nullptr;
-            Place c = enqueue(e, *args, timed ? &e->start : nullptr, timed ? &e->end : nullptr);
-            Rows rows = rows_of_c(e->product, args->m);
-            if (c.host != nullptr && e->product->copies.bytes <= STAGED_BYTES) {
+            Place c = enqueue(e, *args, timed ? &executor->start : nullptr, timed ? &executor->end : nullptr);
+            Rows rows = rows_of_c(p, args->m);
+            if (c.host != nullptr && p->copies.bytes <= STAGED_BYTES) {
                 check(cudaMemcpyAsync(staged(e, C), c.device, c.bytes, cudaMemcpyDeviceToHost, stream), "copying C");
                 check(cudaStreamSynchronize(stream), "running");
                 copy_rows(c.host, staged(e, C), 0, c.bytes, rows);
             } else if (c.host != nullptr) {
-                device->transfer->download(c.host, c.device, c.bytes, rows, stream);
+                p->device->transfer->download(c.host, c.device, c.bytes, rows, stream);
             }
             check(cudaStreamSynchronize(stream), "running");
-            observe(device, e->start, e->end, args->info);
+            observe(p->device, executor->start, executor->end, args->info);
         } catch (...) {
             cudaStreamSynchronize(stream); /* nothing works on the caller's memory any more */
             throw;
@@ -1201,74 +1268,77 @@ ANEStatus executor_run(ANEMatMulExecutor *e, const ANERunArgs *args, ANEError *e
 }
 
 /* The slot of a ticket, or a free one of 0; NULL where there is none. They are used in turn, unless tickets stay. */
-Slot *slot_of(ANEMatMulExecutor *e, ANETicket ticket, uint64_t likely) {
-    uint64_t depth = e->slots.size();
+Slot *slot_of(ANEMatMulExecutor *executor, ANETicket ticket, uint64_t likely) {
+    uint64_t depth = executor->slots.size();
     for (uint64_t i = 0; i < depth; i++) {
-        Slot &slot = e->slots[(likely + i) % depth];
+        Slot &slot = executor->slots[(likely + i) % depth];
         if (slot.ticket == ticket) return &slot;
     }
     return nullptr;
 }
 
-ANEStatus executor_submit(ANEMatMulExecutor *e, const ANERunArgs *args, ANETicket *ticket, ANEError *err) {
+ANEStatus executor_submit(ANEMatMulExecutor *executor, const ANERunArgs *args, ANETicket *ticket, ANEError *err) {
     return guarded(err, [&] {
         if (args->info != nullptr) invalid("a submission's ANERunInfo comes with executor_wait");
         for (const ANEOperand *operand : {&args->a, &args->b, &args->bias, &args->residual, &args->c}) {
             if (operand->data != nullptr) invalid("an operand of a submission lies in no buffer");
         }
-        Slot *free = slot_of(e, 0, e->submitted);
-        if (free == nullptr) invalid("more submissions than the queue of this executor holds");
-        Slot &slot = *free;
-        e->product->device->choose();
+        Slot *slot = slot_of(executor, 0, executor->submitted);
+        if (slot == nullptr) invalid("more submissions than the queue of this executor holds");
+        executor->product->device->choose();
+        Lane &lane = executor->lanes[executor->submitted % executor->lanes.size()];
         try {
-            Place c = enqueue(e, *args, &slot.start, &slot.end);
-            slot.complete = c.pinned != nullptr || c.buffer != nullptr ? &slot.copied : &slot.end;
-            if (slot.complete == &slot.copied) check(cudaEventRecord(slot.copied.get(), e->stream.get()), "submitting");
+            Place c = enqueue(&lane, *args, &slot->start, &slot->end);
+            slot->complete = c.pinned != nullptr || c.buffer != nullptr ? &slot->copied : &slot->end;
+            if (slot->complete == &slot->copied) check(cudaEventRecord(slot->copied.get(), lane.stream.get()), "submitting");
         } catch (...) {
-            cudaStreamSynchronize(e->stream.get()); /* nothing was started */
+            cudaStreamSynchronize(lane.stream.get()); /* nothing was started */
             throw;
         }
-        *ticket = slot.ticket = ++e->submitted;
-        e->open++;
+        *ticket = slot->ticket = ++executor->submitted;
+        executor->open++;
         return ANE_STATUS_OK;
     });
 }
 
-/* Whether an event has come, after at most so long. */
-bool await(const Event &event, uint64_t timeout_ns) {
-    if (timeout_ns == UINT64_MAX) {
+/* Whether an event has come, by a time. */
+bool await(const Event &event, bool endless, std::chrono::steady_clock::time_point until) {
+    if (endless) {
         check(cudaEventSynchronize(event.get()), "waiting for a submission");
         return true;
     }
-    using Clock = std::chrono::steady_clock;
-    const Clock::time_point since = Clock::now();
-    for (;;) {
+    for (unsigned looks = 0;; looks++) {
         cudaError_t state = cudaEventQuery(event.get());
         if (state != cudaErrorNotReady) {
             check(state, "waiting for a submission");
             return true;
         }
         cudaGetLastError();
-        auto waited = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - since).count();
-        if (static_cast<uint64_t>(waited) >= timeout_ns) return false;
-        if (waited > 50000) std::this_thread::sleep_for(std::chrono::microseconds(20));
+        if (std::chrono::steady_clock::now() >= until) return false;
+        if (looks > 50) std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
 }
 
-ANEStatus executor_wait(ANEMatMulExecutor *e, ANETicket ticket, uint64_t timeout_ns, ANERunInfo *info, ANEError *err) {
-    Slot *slot = slot_of(e, ticket, ticket - 1);
-    if (ticket == 0) slot = nullptr;
+ANEStatus executor_wait(ANEMatMulExecutor *executor, ANETicket ticket, uint64_t timeout_ns, ANERunInfo *info, ANEError *err) {
+    Slot *slot = ticket == 0 ? nullptr : slot_of(executor, ticket, ticket - 1);
     ANEStatus status = guarded(err, [&] {
         if (slot == nullptr) invalid("no such ticket, or it was ended before");
-        ANEDevice *device = e->product->device;
+        ANEDevice *device = executor->product->device;
         device->choose();
-        if (!await(*slot->complete, timeout_ns)) return ANE_STATUS_PENDING;
+        bool endless = timeout_ns > static_cast<uint64_t>(INT64_MAX) / 2; /* 146 years */
+        auto until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(endless ? 0 : timeout_ns);
+        /* Those before it, of other lanes, come first. */
+        for (ANETicket one = executor->completed + 1; one <= ticket; one++) {
+            Slot *before = one == ticket ? slot : slot_of(executor, one, one - 1);
+            if (before != nullptr && !await(*before->complete, endless, until)) return ANE_STATUS_PENDING;
+            executor->completed = one;
+        }
         observe(device, slot->start, slot->end, info);
         return ANE_STATUS_OK;
     });
     if (slot != nullptr && status != ANE_STATUS_PENDING) {
         slot->ticket = 0;
-        e->open--;
+        executor->open--;
     }
     return status;
 }

@@ -175,7 +175,7 @@ class Transfer {
     }
 
   private:
-    static constexpr uint64_t CHUNK = 512 << 10;
+    static constexpr uint64_t CHUNK = 256 << 10;
 
     struct Chunk {
         uint64_t first = 0, last = 0;
