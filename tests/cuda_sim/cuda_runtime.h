@@ -2,10 +2,9 @@
  * The CUDA runtime as far as the CUDA shim uses it, on the host: for tests of its logic where there is no CUDA. Compile
  * the shim as C++ with this folder before all others.
  *
- * A stream holds back what it is given until somebody waits for it, so that what the shim does not wait for is not done:
- * its kernels, and its copies from and to memory that is pinned. A query lets it take one step. Kernels run one thread
- * after the other; a warp has one thread.
- * SPDX-License-Identifier: MIT OR Apache-2.0
+ * A stream holds back what it is given until somebody waits for it, so that what the shim does not wait for is not
+ * done: its kernels, and its copies from and to memory that is pinned. A query lets it take one step. Kernels run one
+ * thread after the other; a warp has one thread. SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #pragma once
 #include <stddef.h>
@@ -63,8 +62,8 @@ cudaError_t cudaFreeHost(void *data);
 cudaError_t cudaHostRegister(void *data, size_t bytes, unsigned flags);
 cudaError_t cudaHostUnregister(void *data);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
@@ -110,6 +109,7 @@ using std::isnan;
 cudaError_t sim_launch(const cudaLaunchConfig_t *config, std::function<void()> thread);
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
     return sim_launch(config, [=] { kernel(static_cast<Parameters>(arguments)...); });
 }

@@ -1,7 +1,6 @@
 /*
- * The CUDA shim over the emulation: every call of CUDA's fails in turn, and each time the shim says so, leaks nothing, and
- * goes on; a device that is lost; misuse; what is refused.
- * SPDX-License-Identifier: MIT OR Apache-2.0
+ * The CUDA shim over the emulation: every call of CUDA's fails in turn, and each time the shim says so, leaks nothing,
+ * and goes on; a device that is lost; misuse; what is refused. SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #include "ane_matmul.h"
 #include "sim.h"
@@ -35,8 +34,8 @@ struct Kind {
 ANEMatMulDesc describe(const Kind &kind) {
     ANEMatMulDesc d{};
     d.struct_size = sizeof d;
-    d.flags = (kind.constant ? ANE_MATMUL_CONSTANT_B : 0) | (kind.epilogue ? ANE_MATMUL_BIAS | ANE_MATMUL_RESIDUAL : 0) |
-              ANE_MATMUL_VARIABLE_M;
+    d.flags = (kind.constant ? ANE_MATMUL_CONSTANT_B : 0) |
+              (kind.epilogue ? ANE_MATMUL_BIAS | ANE_MATMUL_RESIDUAL : 0) | ANE_MATMUL_VARIABLE_M;
     d.batch = 1, d.m = M, d.n = N, d.k = K;
     d.lda = K, d.ldb = N, d.ldc = N + 3, d.ld_residual = N;
     d.stride_a = M * K, d.stride_b = K * N, d.stride_c = M * (N + 3), d.stride_residual = M * N;
@@ -109,7 +108,7 @@ struct Scenario {
         free(pages);
     }
 
-#define TRY(call) \
+#define TRY(call)                                                                                                      \
     if (ANEStatus tried = (call)) return tried
     ANEStatus make(bool from_constant) {
         Operands operands(kind);
@@ -163,21 +162,21 @@ struct Scenario {
         return ANE_STATUS_OK;
     }
 
-    /* Submissions, with A in memory that the host sees, and C on the device. */
+    /* Submissions, with A in memory that the host sees, and B and C on the device, less aligned than kernels want. */
     ANEStatus submit(bool *right) {
         Operands operands(kind);
         const uint64_t c_bytes = 4 * operands.c.size();
         TRY(shim->buffer_create(device, ANE_BUFFER_HOST_VISIBLE, operands.a.size(), &a, &error));
-        TRY(shim->buffer_create(device, ANE_BUFFER_DEVICE, c_bytes, &c, &error));
+        TRY(shim->buffer_create(device, ANE_BUFFER_DEVICE, c_bytes + 4, &c, &error));
         TRY(shim->buffer_write(a, 0, operands.a.data(), operands.a.size(), &error));
-        TRY(shim->buffer_write(c, 0, operands.c.data(), c_bytes, &error));
+        TRY(shim->buffer_write(c, 4, operands.c.data(), c_bytes, &error));
         ANERunArgs some = args(operands, M);
         some.a.data = nullptr, some.a.buffer = a;
-        some.c.data = nullptr, some.c.buffer = c;
+        some.c.data = nullptr, some.c.buffer = c, some.c.offset_bytes = 4;
         if (!kind.constant) {
-            TRY(shim->buffer_create(device, ANE_BUFFER_DEVICE, operands.b_bytes, &on_device, &error));
-            TRY(shim->buffer_write(on_device, 0, operands.b.data(), operands.b_bytes, &error));
-            some.b = ANEOperand{nullptr, on_device, 0, operands.b_bytes};
+            TRY(shim->buffer_create(device, ANE_BUFFER_DEVICE, operands.b_bytes + 4, &on_device, &error));
+            TRY(shim->buffer_write(on_device, 4, operands.b.data(), operands.b_bytes, &error));
+            some.b = ANEOperand{nullptr, on_device, 4, operands.b_bytes};
         }
         if (kind.epilogue) {
             pages = static_cast<char *>(aligned_alloc(4096, 4096 * 4));
@@ -196,7 +195,7 @@ struct Scenario {
         }
         if (status != ANE_STATUS_OK) return status;
         TRY(shim->executor_wait(executor, tickets[0], 0, nullptr, &error));
-        TRY(shim->buffer_read(c, 0, operands.c.data(), c_bytes, &error));
+        TRY(shim->buffer_read(c, 4, operands.c.data(), c_bytes, &error));
         *right = *right && operands.is_right(kind, M);
         return ANE_STATUS_OK; /* one is left to executor_destroy */
     }
@@ -304,7 +303,8 @@ void misuse() {
     const ANEExecutorOptions deep = {sizeof deep, 100000};
     MUST(shim->executor_create(scenario.product, &deep, &executor, &error) == ANE_STATUS_INVALID_ARGUMENT);
     MUST(shim->executor_run(scenario.executor, &many, &error) == ANE_STATUS_INVALID_ARGUMENT);
-    MUST(shim->executor_submit(scenario.executor, &plain, &ticket, &error) == ANE_STATUS_INVALID_ARGUMENT && ticket == 77);
+    MUST(shim->executor_submit(scenario.executor, &plain, &ticket, &error) == ANE_STATUS_INVALID_ARGUMENT &&
+         ticket == 77);
     MUST(scenario.submit(&right) == ANE_STATUS_OK && right); /* one is open */
     MUST(shim->executor_run(scenario.executor, &plain, &error) == ANE_STATUS_INVALID_ARGUMENT);
     for (ANETicket wrong : {0, 1, 2, 99}) {

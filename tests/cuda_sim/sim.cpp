@@ -252,8 +252,8 @@ cudaError_t cudaHostUnregister(void *data) {
     return release(wrapped_ranges, data, false);
 }
 
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream) {
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
     Lock lock(everything);
     if (cudaError_t error = called()) return error;
     if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
@@ -604,23 +604,25 @@ const char *cublasLtGetStatusString(cublasStatus_t status) {
 }
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *lt) { return make(lt, SimLt{current}); }
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t lt) { return end(lt); }
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType_t type, uint64_t rows, uint64_t columns,
-                                          int64_t ld) {
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType_t type, uint64_t rows,
+                                          uint64_t columns, int64_t ld) {
     if (ld < int64_t(rows)) return CUBLAS_STATUS_INVALID_VALUE;
     SimLayout made{};
     made.type = type, made.rows = rows, made.columns = columns, made.ld = ld, made.batch = 1;
     return make(layout, made);
 }
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) { return end(layout); }
-cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute,
-                                                const void *value, size_t bytes) {
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
+                                                cublasLtMatrixLayoutAttribute_t attribute, const void *value,
+                                                size_t bytes) {
     Lock lock(everything);
     if (cublasStatus_t status = called_lt()) return status;
     if (attribute == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT) take(&layout->batch, value, bytes);
     if (attribute == CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET) take(&layout->stride, value, bytes);
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *operation, cublasComputeType_t compute, cudaDataType_t scale) {
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *operation, cublasComputeType_t compute,
+                                        cudaDataType_t scale) {
     if ((compute == CUBLAS_COMPUTE_32I) != (scale == CUDA_R_32I)) forbidden("a factor of another type");
     SimOperation made;
     made.compute = compute;
@@ -656,8 +658,9 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_t a,
-                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t operation,
+                                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                               cublasLtMatmulPreference_t preference, int wanted,
                                               cublasLtMatmulHeuristicResult_t *results, int *count) {
     Lock lock(everything);
@@ -693,7 +696,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
     Lock lock(everything);
     if (cublasStatus_t status = called_lt()) return status;
     for (const void *data : {a, b, c, static_cast<const void *>(d)}) {
-        if (reinterpret_cast<uintptr_t>(data) % algorithm->data[0] != 0) forbidden("an operand is less aligned than promised");
+        if (reinterpret_cast<uintptr_t>(data) % algorithm->data[0] != 0)
+            forbidden("an operand is less aligned than promised");
     }
     if (workspace_bytes < WORKSPACE) return CUBLAS_STATUS_INVALID_VALUE;
     must_be_on_device(workspace, WORKSPACE, "the workspace is not on the device");

@@ -225,7 +225,8 @@ struct Weights {
     uint64_t group;
 };
 
-/* Elements of bf16, with 0 for NaN and infinity: what the first part of a weight has multiplied, the others must not. */
+/* Elements of bf16, with 0 for NaN and infinity: what the first part of a weight has multiplied, the others must not.
+ */
 __global__ void keep_finite(const __nv_bfloat16 *from, __nv_bfloat16 *to, uint64_t count) {
     uint64_t step = gridDim.x * static_cast<uint64_t>(blockDim.x);
     for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < count; i += step) {
@@ -234,12 +235,13 @@ __global__ void keep_finite(const __nv_bfloat16 *from, __nv_bfloat16 *to, uint64
     }
 }
 
-/* How many 16-bit floats one number of a weight is at most the sum of: an integer of 8 bits and a scale of 11 have 19. */
+/* How many 16-bit floats one number of a weight is at most the sum of: an integer of 8 bits and a scale of 11 have 19.
+ */
 constexpr unsigned MOST_PARTS = 3;
 
 /*
- * The numbers that they stand for, in the order in which they are stored: `outer` runs of `inner`, rounded up to `ld`, a
- * multiple of 8, with zeros. They are scaled unless that is left to the epilogue. With several parts each is what the
+ * The numbers that they stand for, in the order in which they are stored: `outer` runs of `inner`, rounded up to `ld`,
+ * a multiple of 8, with zeros. They are scaled unless that is left to the epilogue. With several parts each is what the
  * parts before it have left of the number, rounded to the type. A thread to eight.
  */
 __global__ void dequantize(Weights w, bool transposed, bool scaled, unsigned items, unsigned outer, unsigned inner,
@@ -304,8 +306,9 @@ template <int BITS> __device__ __forceinline__ int from_word(const Weights &w, u
 }
 
 /*
- * A few rows of A, ROWS at once, times weights that are read once, as integers: words of 32 bits, of neighbours in a row.
- * Each thread has the columns of a word, and sums `depth` rows of B; the epilogue adds up what the blocks along k have.
+ * A few rows of A, ROWS at once, times weights that are read once, as integers: words of 32 bits, of neighbours in a
+ * row. Each thread has the columns of a word, and sums `depth` rows of B; the epilogue adds up what the blocks along k
+ * have.
  */
 template <int BITS, ANEType TYPE, int ROWS>
 __global__ void weights_by_columns(const void *a, unsigned lda, Weights w, unsigned rows, unsigned columns, unsigned k,
@@ -327,7 +330,8 @@ __global__ void weights_by_columns(const void *a, unsigned lda, Weights w, unsig
         }
         uint32_t word = static_cast<const uint32_t *>(w.b.data)[(p * w.b.row + j) / EACH];
         float x[ROWS];
-        for (unsigned i = 0; i < ROWS; i++) x[i] = row + i < rows ? load(TYPE, a, (row + i) * static_cast<uint64_t>(lda) + p) : 0;
+        for (unsigned i = 0; i < ROWS; i++)
+            x[i] = row + i < rows ? load(TYPE, a, (row + i) * static_cast<uint64_t>(lda) + p) : 0;
 #pragma unroll
         for (unsigned e = 0; e < EACH; e++) {
             float value = static_cast<float>(from_word<BITS>(w, word, static_cast<int>(e)) - w.zero) * scale[e];

@@ -1,10 +1,10 @@
 /*
- * A shim for CUDA devices: cuBLASLt multiplies, and the kernels of kernels.cuh do what it does not, so that C is rounded
- * once and integers are scaled as the contract says. README.md says how to build it and what it refuses.
+ * A shim for CUDA devices: cuBLASLt multiplies, and the kernels of kernels.cuh do what it does not, so that C is
+ * rounded once and integers are scaled as the contract says. README.md says how to build it and what it refuses.
  *
- * A run is: copies of what is not on the device yet, kernels, a copy of C to where the device does not reach, all on the
- * stream of its executor. A submission is the same, and an event behind it.
- * SPDX-License-Identifier: MIT OR Apache-2.0
+ * A run is: copies of what is not on the device yet, kernels, a copy of C to where the device does not reach, all on
+ * the stream of its executor. A submission is the same, and an event behind it. SPDX-License-Identifier: MIT OR
+ * Apache-2.0
  */
 #include "kernels.cuh"
 #include "support.hpp"
@@ -21,8 +21,6 @@ using namespace ane;
 constexpr uint32_t MAX_QUEUE_DEPTH = 1024;
 constexpr uint64_t WORKSPACE_BYTES = 32 << 20; /* the most that a product of cuBLASLt's may use */
 constexpr uint64_t ALIGNMENT = 16;             /* of what its kernels read and write */
-constexpr uint64_t LANES = 4;                  /* of submissions ... */
-constexpr double SMALL_PRODUCT = 1 << 28;      /* ... of fewer multiplications than these */
 constexpr uint64_t STAGED_BYTES = 1 << 20;     /* of all operands, where one thread copies them to pinned memory */
 constexpr uint64_t DRIVER_BYTES = 64 << 10;    /* of plain memory that is left to the driver */
 constexpr uint64_t FEW_ROWS = 16;              /* for which weights are read as integers */
@@ -133,7 +131,7 @@ struct ANEProduct {
     ANEMatMulDesc desc;
     ANEDeviceKind requested;
     Kind kind;
-    bool direct;   /* cuBLASLt writes C itself */
+    bool direct; /* cuBLASLt writes C itself */
     bool packs_a, packs_b, widens_a, widens_b;
     bool few_rows; /* weights are read as integers, where rows are few */
     bool scaled;   /* weights get their scales before they are multiplied */
@@ -188,13 +186,13 @@ struct Lane {
 
 } /* namespace */
 
-/* Submissions take lanes in turn: small ones leave most of a device to others. */
+/* Submissions are one after the other on its lane, so that they complete in their order. */
 struct ANEMatMulExecutor {
     ANEProduct *product;
-    std::vector<Lane> lanes;
+    Lane lane;
     Event start, end;
     std::vector<Slot> slots;
-    ANETicket submitted = 0, completed = 0; /* the last of each: they complete in their order */
+    ANETicket submitted = 0;
     uint64_t open = 0;
 };
 
@@ -471,7 +469,8 @@ Kind kind_of(const ANEMatMulDesc &d, const ANECompileOptions &options) {
         if (d.quant_b != ANE_QUANT_B_NONE) refuse(ANE_REFUSAL_QUANTIZATION, "floats have no scales");
         return Kind::FLOATS;
     }
-    bool weights = d.type_b == ANE_TYPE_I8 || d.type_b == ANE_TYPE_U8 || d.type_b == ANE_TYPE_I4 || d.type_b == ANE_TYPE_U4;
+    bool weights =
+        d.type_b == ANE_TYPE_I8 || d.type_b == ANE_TYPE_U8 || d.type_b == ANE_TYPE_I4 || d.type_b == ANE_TYPE_U4;
     if (!weights) refuse(ANE_REFUSAL_ELEMENT_TYPE, types);
     if (d.quant_b == ANE_QUANT_B_PER_GROUP && d.group_size == 0) invalid("a group of no rows");
     return Kind::WEIGHTS;
@@ -510,8 +509,8 @@ Matrix matrix(const void *data, ANEType type, uint64_t item, uint64_t ld, bool t
     return Matrix{data, type, item, transposed ? 1 : ld, transposed ? ld : 1};
 }
 
-void launch_sum_rows(const ANEDevice *device, const int8_t *rows, uint64_t items, uint64_t count, uint64_t k, uint64_t ld,
-                     uint64_t item, void *sums, cudaStream_t stream) {
+void launch_sum_rows(const ANEDevice *device, const int8_t *rows, uint64_t items, uint64_t count, uint64_t k,
+                     uint64_t ld, uint64_t item, void *sums, cudaStream_t stream) {
     launch(sum_rows, dim3(blocks(items * count, 8)), dim3(device->warp, 8), stream, rows, items, count, k, ld, item,
            static_cast<int32_t *>(sums));
 }
@@ -539,8 +538,9 @@ void pack_b(const ANEProduct *p, const void *b, void *packed, void *column_sums,
 /* Row-major matrices are the transposes of column-major ones: op(B)' op(A)' = C'. */
 Layout layout(ANEType type, uint64_t rows, uint64_t columns, uint64_t ld, uint64_t batch, uint64_t item) {
     cublasLtMatrixLayout_t made = nullptr;
-    check(cublasLtMatrixLayoutCreate(&made, cuda_type(type), columns, rows, static_cast<int64_t>(std::max(ld, columns))),
-          "describing a matrix");
+    check(
+        cublasLtMatrixLayoutCreate(&made, cuda_type(type), columns, rows, static_cast<int64_t>(std::max(ld, columns))),
+        "describing a matrix");
     Layout owned(made);
     int32_t count = static_cast<int32_t>(batch);
     int64_t stride = static_cast<int64_t>(item);
@@ -567,7 +567,8 @@ cublasLtMatmulHeuristicResult_t find_algorithm(const ANEProduct *p, const Plan &
     Preference preference(made);
     set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES);
     /* Sums of parts of k are f32, whatever C is. */
-    set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+    set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+        static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     for (auto side : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
         set(preference, side, static_cast<uint32_t>(ALIGNMENT));
@@ -577,7 +578,8 @@ cublasLtMatmulHeuristicResult_t find_algorithm(const ANEProduct *p, const Plan &
     cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(p->device->lt.get(), plan.operation.get(), plan.b.get(), plan.a.get(),
                                        plan.residual.get(), plan.c.get(), preference.get(), 1, &result, &count);
-    if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE || (status == CUBLAS_STATUS_SUCCESS && count == 0)) {
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE ||
+        (status == CUBLAS_STATUS_SUCCESS && count == 0)) {
         result.state = CUBLAS_STATUS_NOT_SUPPORTED;
         return result;
     }
@@ -592,7 +594,9 @@ Plan make_plan(ANEProduct *p, uint64_t rows) {
     Plan plan;
     plan.rows = rows;
     cublasLtMatmulDesc_t made = nullptr;
-    cublasComputeType_t compute = integers ? CUBLAS_COMPUTE_32I : m.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    cublasComputeType_t compute = integers ? CUBLAS_COMPUTE_32I
+                                  : m.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                           : CUBLAS_COMPUTE_32F;
     check(cublasLtMatmulDescCreate(&made, compute, integers ? CUDA_R_32I : CUDA_R_32F), "describing a product");
     plan.operation = Operation(made);
     set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, m.transposed_b ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -654,14 +658,15 @@ void plan_floats(ANEProduct *p, const ANECompileOptions &options) {
     m.transposed_b = (d.flags & ANE_MATMUL_TRANSPOSE_B) != 0;
     m.ld_a = d.lda, m.ld_b = d.ldb, m.item_a = d.stride_a, m.item_b = d.stride_b;
     if (p->kind == Kind::WEIGHTS) {
-        /* Integers of 8 bits are 16-bit floats without a rounding. With scales of groups they are the sum of two or three
-         * of bf16, which has the range for it. */
+        /* Integers of 8 bits are 16-bit floats without a rounding. With scales of groups they are the sum of two or
+         * three of bf16, which has the range for it. */
         bool exact = d.type_a != ANE_TYPE_F32 && d.quant_b != ANE_QUANT_B_PER_GROUP;
         bool parts = !exact && !reduced && d.type_a == ANE_TYPE_BF16 && d.type_scale != ANE_TYPE_F32;
         bool narrow = d.type_a != ANE_TYPE_F32 && (exact || reduced || parts);
         p->scaled = !exact;
         p->parts = parts ? bits_of(d.type_b) == 4 ? 2 : MOST_PARTS : 1;
-        if (narrow && !exact && !parts) p->arithmetic |= d.type_a == ANE_TYPE_F16 ? ANE_ARITHMETIC_F16 : ANE_ARITHMETIC_BF16;
+        if (narrow && !exact && !parts)
+            p->arithmetic |= d.type_a == ANE_TYPE_F16 ? ANE_ARITHMETIC_F16 : ANE_ARITHMETIC_BF16;
         p->type_dequantized = m.type_b = narrow ? d.type_a : ANE_TYPE_F32;
         uint64_t outer = m.transposed_b ? d.n : d.k, inner = m.transposed_b ? d.k : d.n;
         m.ld_b = rounded(std::max<uint64_t>(inner, 1), 8);
@@ -680,8 +685,10 @@ void plan_floats(ANEProduct *p, const ANECompileOptions &options) {
     p->widens_a = m.type_a != ANE_TYPE_F32 && m.type_a != m.type_b;
     p->widens_b = m.type_b != ANE_TYPE_F32 && m.type_a != m.type_b;
     if (p->widens_a || p->widens_b) m.type_a = m.type_b = ANE_TYPE_F32;
-    uint64_t span_a = m.transposed_a ? span(d.batch, d.stride_a, d.k, d.m, d.lda) : span(d.batch, d.stride_a, d.m, d.k, d.lda);
-    uint64_t span_b = m.transposed_b ? span(d.batch, d.stride_b, d.n, d.k, d.ldb) : span(d.batch, d.stride_b, d.k, d.n, d.ldb);
+    uint64_t span_a =
+        m.transposed_a ? span(d.batch, d.stride_a, d.k, d.m, d.lda) : span(d.batch, d.stride_a, d.m, d.k, d.lda);
+    uint64_t span_b =
+        m.transposed_b ? span(d.batch, d.stride_b, d.n, d.k, d.ldb) : span(d.batch, d.stride_b, d.k, d.n, d.ldb);
     if (p->widens_a) p->wide_a = p->work.add(4 * span_a);
     if (p->widens_b) p->wide_b = p->work.add(4 * span_b);
     if (p->parts > 1) p->finite_a = p->work.add(2 * span_a);
@@ -692,8 +699,9 @@ void plan_floats(ANEProduct *p, const ANECompileOptions &options) {
      * whose alpha is 0. */
     bool bias = (d.flags & ANE_MATMUL_BIAS) != 0, residual = (d.flags & ANE_MATMUL_RESIDUAL) != 0;
     bool same = d.type_c == ANE_TYPE_F32 || (d.type_c == m.type_a && !bias && !residual);
-    p->direct = p->scaled && p->parts <= 1 && same && d.quant_c == ANE_QUANT_C_NONE && d.activation == ANE_ACTIVATION_NONE && d.k > 0 &&
-                d.alpha != 0 && (!bias || d.type_bias == ANE_TYPE_F32);
+    p->direct = p->scaled && p->parts <= 1 && same && d.quant_c == ANE_QUANT_C_NONE &&
+                d.activation == ANE_ACTIVATION_NONE && d.k > 0 && d.alpha != 0 &&
+                (!bias || d.type_bias == ANE_TYPE_F32);
     m.columns = d.n, m.k = d.k;
     m.alpha = p->direct ? d.alpha : 1;
     m.bias = p->direct && bias;
@@ -836,8 +844,8 @@ ANEStatus not_offered(ANEError *err) {
 
 ANEStatus product_save(ANEProduct *, const char *, ANEError *err) { return not_offered(err); }
 
-ANEStatus product_load(ANEDevice *, const ANEMatMulDesc *, const ANEConstants *, const ANECompileOptions *, const char *,
-                       ANEProduct **, ANEError *err) {
+ANEStatus product_load(ANEDevice *, const ANEMatMulDesc *, const ANEConstants *, const ANECompileOptions *,
+                       const char *, ANEProduct **, ANEError *err) {
     return not_offered(err);
 }
 
@@ -846,7 +854,7 @@ ANEStatus product_info(ANEProduct *product, ANEProductInfo *info, ANEError *) {
     info->requested = product->requested;
     info->observed = ANE_DEVICE_GPU;
     info->bytes_held = sizeof *product + product->own_bytes;
-    info->executor_bytes = sizeof(ANEMatMulExecutor) + sizeof(Lane) + product->work.bytes + product->copies.bytes;
+    info->executor_bytes = sizeof(ANEMatMulExecutor) + product->work.bytes + product->copies.bytes;
     info->arithmetic = product->arithmetic;
     return ANE_STATUS_OK;
 }
@@ -871,7 +879,8 @@ Lane make_lane(ANEProduct *product) {
     return lane;
 }
 
-ANEStatus executor_create(ANEProduct *product, const ANEExecutorOptions *options, ANEMatMulExecutor **out, ANEError *err) {
+ANEStatus executor_create(ANEProduct *product, const ANEExecutorOptions *options, ANEMatMulExecutor **out,
+                          ANEError *err) {
     return guarded(err, [&] {
         if (options->queue_depth > MAX_QUEUE_DEPTH) invalid("the queue is deeper than max_queue_depth");
         product->device->choose();
@@ -879,11 +888,7 @@ ANEStatus executor_create(ANEProduct *product, const ANEExecutorOptions *options
         executor->product = product;
         executor->start = new_event(cudaEventDefault);
         executor->end = new_event(cudaEventDefault);
-        const ANEMatMulDesc &d = product->desc;
-        bool small = static_cast<double>(d.batch) * static_cast<double>(d.m) * static_cast<double>(d.n) *
-                         static_cast<double>(d.k) < SMALL_PRODUCT;
-        uint64_t lanes = small ? std::max<uint64_t>(1, std::min<uint64_t>(options->queue_depth, LANES)) : 1;
-        for (uint64_t i = 0; i < lanes; i++) executor->lanes.push_back(make_lane(product));
+        executor->lane = make_lane(product);
         executor->slots.resize(options->queue_depth);
         for (Slot &slot : executor->slots) {
             slot.start = new_event(cudaEventDefault);
@@ -898,7 +903,7 @@ ANEStatus executor_create(ANEProduct *product, const ANEExecutorOptions *options
 void executor_destroy(ANEMatMulExecutor *executor) {
     if (executor == nullptr) return;
     cudaSetDevice(executor->product->device->index);
-    for (Lane &lane : executor->lanes) cudaStreamSynchronize(lane.stream.get()); /* each C is complete */
+    cudaStreamSynchronize(executor->lane.stream.get()); /* each C is complete */
     delete executor;
 }
 
@@ -916,7 +921,8 @@ Place place_of(Lane *e, const ANEOperand &operand, int which) {
     Place place;
     place.bytes = operand.length_bytes;
     if (place.bytes == 0) return place;
-    char *data = operand.buffer != nullptr ? operand.buffer->data + operand.offset_bytes : static_cast<char *>(operand.data);
+    char *data =
+        operand.buffer != nullptr ? operand.buffer->data + operand.offset_bytes : static_cast<char *>(operand.data);
     bool on_device = operand.buffer != nullptr && operand.buffer->on_device;
     if (on_device && reinterpret_cast<uintptr_t>(data) % ALIGNMENT == 0) {
         place.device = data;
@@ -941,8 +947,9 @@ void copy_inputs(Lane *e, Place *places) {
         }
     }
     if (last > 0) {
-        check(cudaMemcpyAsync(static_cast<char *>(e->copies.get()) + first, static_cast<char *>(e->staging.get()) + first,
-                              last - first, cudaMemcpyHostToDevice, stream),
+        check(cudaMemcpyAsync(static_cast<char *>(e->copies.get()) + first,
+                              static_cast<char *>(e->staging.get()) + first, last - first, cudaMemcpyHostToDevice,
+                              stream),
               "copying operands to the device");
     }
     for (int i = A; i < C; i++) {
@@ -1029,10 +1036,10 @@ void multiply_by_library(Lane *e, const void *a, const void *b, const Place *pla
     const float alpha = m.alpha, beta = m.residual || adds ? 1 : 0;
     const int32_t one = 1, zero = 0;
     const void *residual = m.residual ? places[RESIDUAL].device : out;
-    check(cublasLtMatmul(p->device->lt.get(), e->plan.operation.get(), integers ? static_cast<const void *>(&one) : &alpha, b,
-                         e->plan.b.get(), a, e->plan.a.get(), integers ? static_cast<const void *>(&zero) : &beta, residual,
-                         e->plan.residual.get(), out, e->plan.c.get(), &e->plan.algorithm, e->workspace.get(),
-                         e->workspace_bytes, e->stream.get()),
+    check(cublasLtMatmul(p->device->lt.get(), e->plan.operation.get(),
+                         integers ? static_cast<const void *>(&one) : &alpha, b, e->plan.b.get(), a, e->plan.a.get(),
+                         integers ? static_cast<const void *>(&zero) : &beta, residual, e->plan.residual.get(), out,
+                         e->plan.c.get(), &e->plan.algorithm, e->workspace.get(), e->workspace_bytes, e->stream.get()),
           "multiplying");
 }
 
@@ -1045,15 +1052,16 @@ const void *packed_a(Lane *e, uint64_t rows, const void *a, Finish *f) {
     float *scales = nullptr;
     if (d.quant_a == ANE_QUANT_A_DYNAMIC_PER_ROW) {
         scales = reinterpret_cast<float *>(e->at(p->row_scales));
-        launch(row_scales, dim3(blocks(d.batch * rows, 8)), dim3(p->device->warp, 8), stream, from, d.batch, rows, d.k, scales);
+        launch(row_scales, dim3(blocks(d.batch * rows, 8)), dim3(p->device->warp, 8), stream, from, d.batch, rows, d.k,
+               scales);
         f->row_scales = scales;
     }
     const Multiplication &m = p->multiplication;
     const void *packed = a;
     if (p->packs_a) {
         packed = e->at(p->packed_a);
-        launch(pack, dim3(blocks(d.batch * rows * (m.k / 16), 256)), dim3(256), stream, from, d.batch, rows, d.k, m.k, scales,
-               reinterpret_cast<int8_t *>(e->at(p->packed_a)));
+        launch(pack, dim3(blocks(d.batch * rows * (m.k / 16), 256)), dim3(256), stream, from, d.batch, rows, d.k, m.k,
+               scales, reinterpret_cast<int8_t *>(e->at(p->packed_a)));
     }
     if (d.zero_point_b != 0) {
         f->row_sums = reinterpret_cast<const int32_t *>(e->at(p->row_sums));
@@ -1087,7 +1095,8 @@ Weights weights_of(const ANEProduct *p, const void *b) {
     const ANEMatMulDesc &d = p->desc;
     uint64_t group = d.quant_b == ANE_QUANT_B_PER_GROUP ? d.group_size : std::max<uint64_t>(1, d.k);
     bool transposed = (d.flags & ANE_MATMUL_TRANSPOSE_B) != 0;
-    return Weights{matrix(b, d.type_b, d.stride_b, d.ldb, transposed), d.nibble_order, d.zero_point_b, p->scales_b, group};
+    return Weights{matrix(b, d.type_b, d.stride_b, d.ldb, transposed), d.nibble_order, d.zero_point_b, p->scales_b,
+                   group};
 }
 
 /* A few rows times weights that stay integers; the sums are those of parts of k. */
@@ -1097,8 +1106,8 @@ void launch_weights(Lane *e, uint64_t rows, const void *a, const Weights &weight
     const ANEMatMulDesc &d = p->desc;
     unsigned tall = blocks(rows, ROWS);
     if (p->multiplication.transposed_b) {
-        launch(weights_by_rows<BITS, TYPE, ROWS>, dim3(blocks(d.n, 4), 1, tall), dim3(p->device->warp, 4), e->stream.get(), a,
-               d.lda, weights, rows, d.n, d.k, sums);
+        launch(weights_by_rows<BITS, TYPE, ROWS>, dim3(blocks(d.n, 4), 1, tall), dim3(p->device->warp, 4),
+               e->stream.get(), a, d.lda, weights, rows, d.n, d.k, sums);
     } else {
         dim3 grid(blocks(d.n / (32 / BITS), 64), static_cast<unsigned>(p->splits), tall);
         launch(weights_by_columns<BITS, TYPE, ROWS>, grid, dim3(64), e->stream.get(), a, d.lda, weights, rows, d.n, d.k,
@@ -1188,7 +1197,8 @@ void compute(Lane *e, uint64_t rows, const Place *places) {
     } else {
         if (p->kind == Kind::WEIGHTS) {
             const Multiplication &m = p->multiplication;
-            uint64_t items = d.stride_b == 0 ? 1 : d.batch, outer = m.transposed_b ? d.n : d.k, inner = m.transposed_b ? d.k : d.n;
+            uint64_t items = d.stride_b == 0 ? 1 : d.batch, outer = m.transposed_b ? d.n : d.k,
+                     inner = m.transposed_b ? d.k : d.n;
             dim3 grid(blocks(m.ld_b, 8 * 64), layers(outer), layers(items));
             launch(dequantize, grid, dim3(64), stream, weights_of(p, b), m.transposed_b, p->scaled, items, outer, inner,
                    m.ld_b, p->type_dequantized, p->parts, e->at(p->dequantized));
@@ -1196,7 +1206,8 @@ void compute(Lane *e, uint64_t rows, const Place *places) {
         }
         if (p->widens_a) a = widened(e, d.type_a, a, places[A].bytes / (bits_of(d.type_a) / 8), p->wide_a);
         if (p->widens_b) {
-            uint64_t rows_b = p->multiplication.transposed_b ? d.n : d.k, columns_b = p->multiplication.transposed_b ? d.k : d.n;
+            uint64_t rows_b = p->multiplication.transposed_b ? d.n : d.k,
+                     columns_b = p->multiplication.transposed_b ? d.k : d.n;
             b = widened(e, d.type_b, b, span(d.batch, d.stride_b, rows_b, columns_b, d.ldb), p->wide_b);
         }
         choose_plan(e, rows);
@@ -1208,8 +1219,9 @@ void compute(Lane *e, uint64_t rows, const Place *places) {
             multiply_by_library(e, a, b, places, false, sums);
             if (p->parts > 1) {
                 uint64_t count = places[A].bytes / 2;
-                launch(keep_finite, dim3(blocks_of_all(p->device, count)), dim3(256), stream, static_cast<const __nv_bfloat16 *>(a),
-                       reinterpret_cast<__nv_bfloat16 *>(e->at(p->finite_a)), count);
+                launch(keep_finite, dim3(blocks_of_all(p->device, count)), dim3(256), stream,
+                       static_cast<const __nv_bfloat16 *>(a), reinterpret_cast<__nv_bfloat16 *>(e->at(p->finite_a)),
+                       count);
                 a = e->at(p->finite_a);
             }
             for (unsigned part = 1; part < p->parts; part++) {
@@ -1221,7 +1233,10 @@ void compute(Lane *e, uint64_t rows, const Place *places) {
     }
     if (!finishes) return;
     unsigned threads = static_cast<unsigned>(std::min<uint64_t>(256, rounded(d.n, p->device->warp)));
-    launch(finish, dim3(blocks(d.n, threads), layers(rows), layers(d.batch)), dim3(threads), stream, f);
+    /* Enough blocks for the whole device, and rows for each: what a column has in common is loaded once. */
+    unsigned across = blocks(d.n, threads), deep = layers(d.batch);
+    uint64_t tall = std::max<uint64_t>(1, p->device->processors * 32ull / across / deep);
+    launch(finish, dim3(across, layers(std::min(rows, tall)), deep), dim3(threads), stream, f);
 }
 
 /* Puts a run on the stream, and C where it belongs unless that is plain memory. Returns where C is. */
@@ -1244,7 +1259,7 @@ ANEStatus executor_run(ANEMatMulExecutor *executor, const ANERunArgs *args, ANEE
         if (executor->open > 0) invalid("a run while submissions of this executor were not waited for");
         ANEProduct *p = executor->product;
         p->device->choose();
-        Lane *e = &executor->lanes[0];
+        Lane *e = &executor->lane;
         cudaStream_t stream = e->stream.get();
         try {
             bool timed = args->info != nullptr;
@@ -1286,11 +1301,12 @@ ANEStatus executor_submit(ANEMatMulExecutor *executor, const ANERunArgs *args, A
         Slot *slot = slot_of(executor, 0, executor->submitted);
         if (slot == nullptr) invalid("more submissions than the queue of this executor holds");
         executor->product->device->choose();
-        Lane &lane = executor->lanes[executor->submitted % executor->lanes.size()];
+        Lane &lane = executor->lane;
         try {
             Place c = enqueue(&lane, *args, &slot->start, &slot->end);
             slot->complete = c.pinned != nullptr || c.buffer != nullptr ? &slot->copied : &slot->end;
-            if (slot->complete == &slot->copied) check(cudaEventRecord(slot->copied.get(), lane.stream.get()), "submitting");
+            if (slot->complete == &slot->copied)
+                check(cudaEventRecord(slot->copied.get(), lane.stream.get()), "submitting");
         } catch (...) {
             cudaStreamSynchronize(lane.stream.get()); /* nothing was started */
             throw;
@@ -1319,7 +1335,8 @@ bool await(const Event &event, bool endless, std::chrono::steady_clock::time_poi
     }
 }
 
-ANEStatus executor_wait(ANEMatMulExecutor *executor, ANETicket ticket, uint64_t timeout_ns, ANERunInfo *info, ANEError *err) {
+ANEStatus executor_wait(ANEMatMulExecutor *executor, ANETicket ticket, uint64_t timeout_ns, ANERunInfo *info,
+                        ANEError *err) {
     Slot *slot = ticket == 0 ? nullptr : slot_of(executor, ticket, ticket - 1);
     ANEStatus status = guarded(err, [&] {
         if (slot == nullptr) invalid("no such ticket, or it was ended before");
@@ -1327,12 +1344,7 @@ ANEStatus executor_wait(ANEMatMulExecutor *executor, ANETicket ticket, uint64_t 
         device->choose();
         bool endless = timeout_ns > static_cast<uint64_t>(INT64_MAX) / 2; /* 146 years */
         auto until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(endless ? 0 : timeout_ns);
-        /* Those before it, of other lanes, come first. */
-        for (ANETicket one = executor->completed + 1; one <= ticket; one++) {
-            Slot *before = one == ticket ? slot : slot_of(executor, one, one - 1);
-            if (before != nullptr && !await(*before->complete, endless, until)) return ANE_STATUS_PENDING;
-            executor->completed = one;
-        }
+        if (!await(*slot->complete, endless, until)) return ANE_STATUS_PENDING;
         observe(device, slot->start, slot->end, info);
         return ANE_STATUS_OK;
     });

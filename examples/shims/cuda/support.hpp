@@ -73,9 +73,10 @@ inline void check(cudaError_t error, const char *what) {
 
 inline void check(cublasStatus_t status, const char *what) {
     if (status == CUBLAS_STATUS_SUCCESS) return;
-    ANEStatus as = status == CUBLAS_STATUS_ALLOC_FAILED                                       ? ANE_STATUS_OUT_OF_MEMORY
-                   : status == CUBLAS_STATUS_NOT_INITIALIZED || status == CUBLAS_STATUS_ARCH_MISMATCH ? ANE_STATUS_NO_DEVICE
-                                                                                              : ANE_STATUS_RUN_FAILED;
+    ANEStatus as = status == CUBLAS_STATUS_ALLOC_FAILED ? ANE_STATUS_OUT_OF_MEMORY
+                   : status == CUBLAS_STATUS_NOT_INITIALIZED || status == CUBLAS_STATUS_ARCH_MISMATCH
+                       ? ANE_STATUS_NO_DEVICE
+                       : ANE_STATUS_RUN_FAILED;
     throw Failure{as, ANE_REFUSAL_NONE, status, "cuBLASLt", std::string(what) + ": " + cublasLtGetStatusString(status)};
 }
 

@@ -1,6 +1,6 @@
 /*
- * Copies between memory that the driver does not know and the device. The driver's own go through a pinned buffer of its
- * on one thread, at the speed of memcpy; here several threads each have such buffers and a stream.
+ * Copies between memory that the driver does not know and the device. The driver's own go through a pinned buffer of
+ * its on one thread, at the speed of memcpy; here several threads each have such buffers and a stream.
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #pragma once
@@ -25,7 +25,8 @@ struct Rows {
     }
 };
 
-/* Copies what lies from `first` to `last` of the span, and belongs to the matrix. `from` has the span from `first` on. */
+/* Copies what lies from `first` to `last` of the span, and belongs to the matrix. `from` has the span from `first` on.
+ */
 inline void copy_rows(char *to, const char *from, uint64_t first, uint64_t last, const Rows &matrix) {
     if (!matrix.has_gaps()) {
         memcpy(to + first, from, last - first);
@@ -180,7 +181,8 @@ class Transfer {
     struct Chunk {
         uint64_t first = 0, last = 0;
     };
-    /* What one thread has: a stream, and two halves of pinned memory, of which one is filled while the other is copied. */
+    /* What one thread has: a stream, and two halves of pinned memory, of which one is filled while the other is copied.
+     */
     struct Lane {
         Stream stream;
         PinnedMemory memory;
@@ -194,20 +196,22 @@ class Transfer {
     template <typename Body, typename End> void across(uint64_t bytes, Body body, End end) {
         std::atomic<uint64_t> next{0};
         std::vector<std::exception_ptr> failures(lanes_.size());
-        crew_.run([&](unsigned index) {
-            Lane &lane = lanes_[index];
-            try {
-                check(cudaSetDevice(device_), "choosing the device");
-                check(cudaStreamWaitEvent(lane.stream.get(), ready_.get(), 0), "copying");
-                unsigned half = 0;
-                for (uint64_t first; (first = next.fetch_add(CHUNK)) < bytes; half = 1 - half) {
-                    body(lane, first, std::min(first + CHUNK, bytes), half);
+        crew_.run(
+            [&](unsigned index) {
+                Lane &lane = lanes_[index];
+                try {
+                    check(cudaSetDevice(device_), "choosing the device");
+                    check(cudaStreamWaitEvent(lane.stream.get(), ready_.get(), 0), "copying");
+                    unsigned half = 0;
+                    for (uint64_t first; (first = next.fetch_add(CHUNK)) < bytes; half = 1 - half) {
+                        body(lane, first, std::min(first + CHUNK, bytes), half);
+                    }
+                    end(lane);
+                } catch (...) {
+                    failures[index] = std::current_exception();
                 }
-                end(lane);
-            } catch (...) {
-                failures[index] = std::current_exception();
-            }
-        }, bytes <= CHUNK);
+            },
+            bytes <= CHUNK);
         for (const std::exception_ptr &failure : failures) {
             if (!failure) continue;
             /* Nothing works on the caller's memory any more. */
