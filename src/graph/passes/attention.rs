@@ -111,9 +111,7 @@ pub(super) fn find_heads(graph: &Matcher<'_>, node: usize) -> Option<Fusion> {
     };
     let &[Some(q), Some(k), Some(v), ..] = &info.inputs[..] else { return None };
     let ((q, q_heads), (k, kv_heads), (v, _)) = (split(q)?, split(k)?, split(v)?);
-    // Without heads the scale would be that of all of them together.
-    let scale = attributes.scale.unwrap_or_else(|| 1.0 / (graph.dims(q)[2] as f32 / q_heads as f32).sqrt());
-    let attributes = attributes.clone().heads(q_heads, kv_heads).scale(scale);
+    let attributes = attributes.clone().heads(q_heads, kv_heads);
     let mask = info.inputs.get(3).copied().flatten();
     nodes.sort_unstable();
     let inputs = [Some(q), Some(k), Some(v), mask];

@@ -21,7 +21,8 @@ pub(super) fn find(graph: &Matcher<'_>, node: usize) -> Option<Fusion> {
     if !graph.is_f32(y) {
         return None;
     }
-    let Found { mut nodes, x, scale, bias, axis, epsilon, subtracts_mean } = with_bias(graph, y)?;
+    let Found { mut nodes, x, scale, bias, axis, epsilon, subtracts_mean } =
+        with_bias(graph, y).filter(|found| graph.dims(found.x) == graph.dims(y))?;
     nodes.sort_unstable();
     nodes.dedup();
     let epsilon = epsilon as f32;
@@ -87,17 +88,11 @@ fn normal_of(graph: &Matcher<'_>, y: usize) -> Option<Found> {
         nodes.extend([node, inverse]);
         (centred, deviation)
     };
-    let variance = match graph.operand(deviation, &Operator::Sqrt) {
-        Some((node, variance)) => {
-            nodes.push(node);
-            variance
-        }
-        None => {
-            let (node, [(variance, exponent), _]) = graph.operands(deviation, &Operator::Pow)?;
-            nodes.push(node);
-            (graph.scalar(exponent) == Some(0.5)).then_some(variance)?
-        }
-    };
+    let (node, variance) = graph.operand(deviation, &Operator::Sqrt).or_else(|| {
+        let (node, [(variance, exponent), _]) = graph.operands(deviation, &Operator::Pow)?;
+        (graph.scalar(exponent) == Some(0.5)).then_some((node, variance))
+    })?;
+    nodes.push(node);
     let (node, ways) = graph.operands(variance, &Operator::Add)?;
     let (mean, epsilon) =
         ways.into_iter().find_map(|(mean, epsilon)| Some((mean, graph.scalar(epsilon)?)))?;

@@ -125,6 +125,7 @@ fn of_x(build: impl Fn(&mut GraphBuilder, Value) -> Result<Value>) -> Graph {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table of ways to write it")]
 fn gelu_is_found_however_it_is_written_and_nothing_else() {
     use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
     type Build = Box<dyn Fn(&mut GraphBuilder, Value) -> Result<Value>>;
@@ -462,10 +463,7 @@ fn constants_are_computed_once_with_the_bits_of_a_run() {
         let mut g = GraphBuilder::new();
         let x = g.input("x", F32, &[4, 6]).unwrap();
         let made_of = random(&[6, 6], 3);
-        let c = match given {
-            true => g.input("c", F32, &[6, 6]),
-            false => g.constant("c", made_of.clone()),
-        };
+        let c = if given { g.input("c", F32, &[6, 6]) } else { g.constant("c", made_of.clone()) };
         let c = g.exp(c.unwrap()).unwrap();
         let c = g.transpose(c, &[1, 0]).unwrap();
         let c = g.softmax(c, -1).unwrap();

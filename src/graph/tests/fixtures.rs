@@ -93,7 +93,8 @@ impl Encoder {
         let hidden = g.sub(one, seen)?;
         let hidden = g.mul_scalar(hidden, -1e4)?;
         let size = width / heads;
-        let split = [0, -1, heads as i64, size as i64].map(|dim| if dim == 0 { batch as i64 } else { dim });
+        let signed = |dim: usize| i64::try_from(dim).unwrap_or(i64::MAX);
+        let split = [signed(batch), -1, signed(heads), signed(size)];
         for layer in 0..layers {
             let seed = 10 * (layer as u64 + 1);
             let name = |part: &str| format!("layer.{layer}.{part}");
@@ -112,7 +113,7 @@ impl Encoder {
             let weights = g.softmax(scores, -1)?;
             let attended = g.matmul(weights, v)?;
             let attended = g.transpose(attended, &[0, 2, 1, 3])?;
-            let attended = g.reshape(attended, &[batch as i64, -1, width as i64])?;
+            let attended = g.reshape(attended, &[signed(batch), -1, signed(width)])?;
             let attended = linear(&mut g, &name("output"), attended, width, width, seed + 3)?;
             let sum = g.add(attended, x)?;
             x = norm_in_parts(&mut g, &name("attention.norm"), sum, width)?;
