@@ -1,5 +1,6 @@
 //! How a product is cut to fit the caches.
 
+use super::macrokernel::LINE;
 use super::microkernel::MicroKernels;
 use super::pack::Word;
 
@@ -32,10 +33,14 @@ impl Blocking {
         // they push out comes back from the second level in time (of 192 to 512, 384 was fastest on a
         // Zen 5 core with 48 KiB, 2026-11-24).
         let kc_l1 = (words(caches.l1_bytes) / kernels.panel_words()).next_multiple_of(K_MULTIPLE);
-        let kc = 2 * kc_l1;
         // Half of the second level for A; micro-panels of B and C pass through the other half.
         let numbers = |bytes: usize| words(bytes) / kernels.number_words();
-        let mc_panels = (numbers(caches.l2_bytes) / 2 / kc / kernels.mr()).max(1);
+        let mc_panels = |kc: usize| (numbers(caches.l2_bytes) / 2 / kc / kernels.mr()).max(1);
+        // Two such parts of k, unless few rows then fit: with one, products by a dynamic B took up to 14 % less time and
+        // others as long (AVX2, 512 KiB; Zen 1, 2026-12-01). Wide micro-panels were measured with two.
+        let few_rows = mc_panels(2 * kc_l1) * kernels.mr() < MIN_ROWS && kernels.panel_words() <= LINE;
+        let kc = if few_rows { kc_l1 } else { 2 * kc_l1 };
+        let mc_panels = mc_panels(kc);
         let nc = (numbers(PACKED_B_BYTES) / kc).next_multiple_of(kernels.nr());
         Self { kc, kc_l1, mc_panels, nc, l2_bytes: caches.l2_bytes }
     }
@@ -44,6 +49,9 @@ impl Blocking {
 /// Blocks of k but the last are multiples of this: of every vector's lanes, so that packing works on
 /// whole vectors.
 pub(crate) const K_MULTIPLE: usize = 16;
+
+/// The rows of A that make a block of two parts of k worth it.
+const MIN_ROWS: usize = 64;
 
 /// What is packed of a B that is not constant at a time: a part of a last-level cache.
 const PACKED_B_BYTES: usize = 4 << 20;

@@ -11,7 +11,7 @@ use super::pack::{Matrix, Panels, Word, a_panel_stride, pack_a, pack_b, packed_a
 const ROWS_AHEAD: usize = 24;
 
 /// The words in a cache line.
-const LINE: usize = 64 / size_of::<Word>();
+pub(crate) const LINE: usize = 64 / size_of::<Word>();
 
 /// Where B comes from.
 #[derive(Debug, Clone, Copy)]

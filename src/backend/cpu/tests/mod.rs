@@ -34,6 +34,7 @@ fn cpu(isa: Isa, caches: Caches) -> Cpu {
     let kernels = instances::of(isa);
     let blocking = [&kernels.f32, &kernels.f64].map(|kernels| {
         let mut blocking = Blocking::new(kernels, caches);
+        blocking.kc = 2 * blocking.kc_l1;
         blocking.nc = blocking.nc.min(3 * kernels.nr());
         blocking
     });
@@ -491,13 +492,16 @@ fn a_batch_that_shares_b_packs_it_once() {
 #[test]
 fn blocks_are_as_large_as_their_caches_allow() {
     for isa in Isa::available() {
-        for caches in [TINY, Caches { l1_bytes: 48 << 10, l2_bytes: 1 << 20 }] {
+        let caches = |l1_bytes, l2_bytes| Caches { l1_bytes, l2_bytes };
+        for caches in [TINY, caches(32 << 10, 512 << 10), caches(48 << 10, 1 << 20)] {
             let kernels = &instances::of(isa).f32;
             let Blocking { kc, kc_l1, mc_panels, nc, l2_bytes } = Blocking::new(kernels, caches);
             let of_b = |k: usize| k * kernels.nr() * 4;
             assert!(kc_l1.is_multiple_of(K_MULTIPLE) && of_b(kc_l1) >= caches.l1_bytes);
             assert!(of_b(kc_l1 - K_MULTIPLE) < caches.l1_bytes);
-            assert_eq!(kc, 2 * kc_l1);
+            let rows_of_two = caches.l2_bytes / 2 / (2 * kc_l1 * kernels.mr() * 4) * kernels.mr();
+            let parts = if kernels.nr() * 4 <= 64 && rows_of_two < 64 { 1 } else { 2 };
+            assert_eq!(kc, parts * kc_l1);
             let of_a = |panels: usize| panels * kernels.mr() * kc * 4;
             assert!(mc_panels == 1 || of_a(mc_panels) <= caches.l2_bytes / 2);
             assert!(of_a(mc_panels + 1) > caches.l2_bytes / 2);
