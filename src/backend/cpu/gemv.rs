@@ -98,16 +98,31 @@ unsafe fn products<V: Vector, E: Load<V>, const ROWS: usize>(
 /// longer blocks and shorter passes, and 457 without; with B in the third level no less; Zen 4).
 const AHEAD_BYTES: usize = 256;
 
-/// The rows of k that one pass over y adds: with y no more than the ways of a first-level cache, in whose sets rows that
-/// are a multiple of 4 KiB apart all meet.
-const PASS: usize = 7;
-
 /// M by columns: rows of k are added to y, which stays in the first-level cache.
 ///
 /// # Safety
 /// As [`gemv_rows`].
 #[inline(always)]
 pub(crate) unsafe fn gemv_columns<V: Vector, E: Load<V>>(g: &Gemv) {
+    // The rows of a pass and y are no more than the ways of a first-level cache, in whose sets rows that are a
+    // multiple of 4 KiB apart all meet. Vectors of half a line go in pairs, and nothing asks for f32 ahead: 1x3072x384
+    // took 125 us so and 165 as whole lines do, 1x3072x768 from memory 685 and 723 (Zen 1, 2026-12-01).
+    // SAFETY: by the function's own contract.
+    unsafe {
+        if const { size_of::<V>() == 32 } {
+            passes::<V, E, 6, 2>(g);
+        } else {
+            passes::<V, E, 7, 1>(g);
+        }
+    }
+}
+
+/// Adds `KS` rows at a time, `NV` vectors side by side.
+///
+/// # Safety
+/// As [`gemv_rows`].
+#[inline(always)]
+unsafe fn passes<V: Vector, E: Load<V>, const KS: usize, const NV: usize>(g: &Gemv) {
     const BLOCK_BYTES: usize = 16 << 10;
     let block_len = BLOCK_BYTES / size_of::<V::Number>();
     // SAFETY: by the function's own contract; a block stays below `outputs`.
@@ -115,51 +130,59 @@ pub(crate) unsafe fn gemv_columns<V: Vector, E: Load<V>>(g: &Gemv) {
         for first in (0..g.outputs).step_by(block_len) {
             let block = block_len.min(g.outputs - first);
             let mut k = 0;
-            while k + PASS <= g.k {
-                axpy::<V, E, PASS>(g, first, block, k);
-                k += PASS;
+            while k + KS <= g.k {
+                axpy::<V, E, KS, NV>(g, first, block, k, true);
+                k += KS;
             }
             while k < g.k {
-                axpy::<V, E, 1>(g, first, block, k);
+                axpy::<V, E, 1, NV>(g, first, block, k, false);
                 k += 1;
             }
         }
     }
 }
 
+/// `ask`: whether the next pass is as long, and may be asked for.
 #[inline(always)]
-unsafe fn axpy<V: Vector, E: Load<V>, const KS: usize>(g: &Gemv, first: usize, block: usize, k: usize) {
+unsafe fn axpy<V: Vector, E: Load<V>, const KS: usize, const NV: usize>(
+    g: &Gemv,
+    first: usize,
+    block: usize,
+    k: usize,
+    ask: bool,
+) {
     // SAFETY: by the contract of `gemv_columns`.
     unsafe {
         let mut x = [V::zero(); KS];
         for (i, x) in x.iter_mut().enumerate() {
             *x = V::splat(*g.x.cast::<V::Number>().add(k + i));
         }
-        let whole = block / V::LANES * V::LANES;
+        let step = NV * V::LANES;
         // Rows of narrow elements are short streams. Those of the next pass are asked for line by line: as many
-        // for each vector as a pass has lines for it.
+        // for each step as a pass has lines for it.
         let line = 64 / size_of::<E::Bits>();
-        let ahead = if KS == PASS && size_of::<E::Bits>() < size_of::<f32>() {
-            (KS * V::LANES).div_ceil(line)
-        } else {
-            0
-        };
-        for col in (0..whole).step_by(V::LANES) {
-            let row = k + KS + col % line / V::LANES * ahead;
+        let ahead =
+            if ask && size_of::<E::Bits>() < size_of::<f32>() { (KS * step).div_ceil(line) } else { 0 };
+        let mut col = 0;
+        while col + step <= block {
+            let row = k + KS + col % line / step * ahead;
             let next = g.matrix.cast::<E::Bits>().wrapping_add(row * g.stride + first + col);
             for i in 0..ahead {
                 V::prefetch_l2(next.wrapping_add(i * g.stride));
             }
-            add_rows::<V, E, KS>(g, first + col, k, x, None);
+            add_rows::<V, E, KS, NV>(g, first + col, k, x, None);
+            col += step;
         }
-        if whole < block {
-            add_rows::<V, E, KS>(g, first + whole, k, x, Some(block - whole));
+        while col < block {
+            let part = Some(block - col).filter(|&there| there < V::LANES);
+            add_rows::<V, E, KS, 1>(g, first + col, k, x, part);
+            col += V::LANES;
         }
     }
 }
 
 #[inline(always)]
-unsafe fn add_rows<V: Vector, E: Load<V>, const KS: usize>(
+unsafe fn add_rows<V: Vector, E: Load<V>, const KS: usize, const NV: usize>(
     g: &Gemv,
     col: usize,
     k: usize,
@@ -172,15 +195,25 @@ unsafe fn add_rows<V: Vector, E: Load<V>, const KS: usize>(
         let mask = part.map(|count| V::mask(count));
         // Beyond the columns lie those of another thread.
         let columns_ahead = AHEAD_BYTES / size_of::<E::Bits>();
-        let ahead = size_of::<E::Bits>() >= size_of::<f32>() && col + columns_ahead < g.outputs;
-        let mut sum = if k == 0 { V::zero() } else { V::load_part(y, mask) };
+        let whole_lines = size_of::<V>() != 32 && size_of::<E::Bits>() >= size_of::<f32>();
+        let ahead = whole_lines && col + columns_ahead < g.outputs;
+        let mut sums = [V::zero(); NV];
+        if k > 0 {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = V::load_part(y.add(v * V::LANES), mask);
+            }
+        }
         for (i, x) in x.into_iter().enumerate() {
             let row = g.matrix.cast::<E::Bits>().add((k + i) * g.stride + col);
             if ahead {
                 V::prefetch(row.wrapping_add(columns_ahead));
             }
-            sum = x.mul_add(E::load_part(row, part), sum);
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = x.mul_add(E::load_part(row.add(v * V::LANES), part), *sum);
+            }
         }
-        sum.store_part(y, mask);
+        for (v, sum) in sums.into_iter().enumerate() {
+            sum.store_part(y.add(v * V::LANES), mask);
+        }
     }
 }
