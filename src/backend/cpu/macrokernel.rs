@@ -10,6 +10,11 @@ use super::pack::{Matrix, Panels, Word, a_panel_stride, pack_a, pack_b, packed_a
 /// last-level cache (of 4 to 24, 24 was fastest on a Zen 5 core, 2026-11-24).
 const ROWS_AHEAD: usize = 24;
 
+/// The same for a single stream of narrow elements, which the processor foresees up to the end of a page: a product of
+/// one row with B in memory took 200 us with so many rows of 32 bytes, 212 with a third of them and 255 without; in the
+/// cache it takes as long (1x3072x768 of int8, AVX2; Zen 1, 2026-12-01).
+const NARROW_ROWS_AHEAD: usize = 96;
+
 /// The words in a cache line.
 pub(crate) const LINE: usize = 64 / size_of::<Word>();
 
@@ -367,10 +372,13 @@ impl Block {
                 Some(source) => (source.at(span.index, inner, false), source.stride),
                 None => (packed, packed_stride),
             };
-            // A single stream of narrow elements passes by faster than it could be asked for: 768 bytes ahead cost a
-            // fifth of an int8 product of one row (Zen 4, 2026-11-30).
-            let rows_ahead =
-                if span.count == 1 && kernels.b_words < kernels.lanes() { 0 } else { ROWS_AHEAD };
+            let narrow = span.count == 1 && kernels.b_words < kernels.lanes();
+            let rows_ahead = match kernels.max_panels(1) {
+                1 if narrow => NARROW_ROWS_AHEAD,
+                // The rest of what several streams had.
+                _ if narrow => 0,
+                _ => ROWS_AHEAD,
+            };
             (tile.ahead, tile.ahead_stride) = if source.is_some() || self.last_panel - self.first_panel == 1 {
                 // The stride of a single row may be any.
                 (tile.b.wrapping_add(rows_ahead.wrapping_mul(tile.b_stride)), tile.b_stride)
