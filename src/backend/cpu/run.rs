@@ -13,7 +13,7 @@ use super::pack::interleave_b::Packer;
 use super::pack::upcast::run_stride;
 use super::pack::weight_only::PackedIntegers;
 use super::pack::{PackedB, packed_b_len};
-use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride, is_loaded_first, is_row_by_16_bits};
+use super::plan::{Algorithm, ConstantB, Plan, interleaved_a_stride, is_loaded_first};
 use super::small::{Items, SmallProduct};
 use super::threads::split::{Cut, Operands, Share, Split};
 use super::threads::workers::Workers;
@@ -110,7 +110,7 @@ impl Scratch {
                     words(runs * run_stride(elements))
                 };
                 let integers = product.types().accumulator == ElementType::I32;
-                let is_row = is_row_by_16_bits(product, 1);
+                let is_row = plan.is_row_by_16_bits(1);
                 let c = match plan.upcasts_in_place() {
                     true if is_row => blocks.cols,
                     true => 0,
@@ -121,7 +121,7 @@ impl Scratch {
                     scratch.upcast_b = block(product.transpose_b(), blocks.k, blocks.cols)?;
                 }
                 // A single row reads a B of 16-bit elements as it lies.
-                if !is_row_by_16_bits(product, m) {
+                if !plan.is_row_by_16_bits(m) {
                     scratch.b = words(packed_b_len(kernels, blocks.k, blocks.cols))?;
                 }
                 scratch.c = words(c)?;
@@ -347,7 +347,7 @@ impl Call<'_> {
             self.small_items(small, share.items.clone());
             return;
         }
-        let in_place = plan.upcasts_in_place() && !is_row_by_16_bits(&plan.product, self.m);
+        let in_place = plan.upcasts_in_place() && !plan.is_row_by_16_bits(self.m);
         // Items that share B read each block of it in turn.
         let shared =
             plan.product.b().batch_stride() == 0 && (matches!(plan.algorithm, Algorithm::Dot(_)) || in_place);

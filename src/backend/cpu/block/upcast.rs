@@ -17,8 +17,6 @@ use crate::backend::cpu::pack::panels16;
 use crate::backend::cpu::pack::upcast::load_row;
 use crate::backend::cpu::pack::upcast::{Part, load, map, quantized, rows, scale, scale_for};
 use crate::backend::cpu::pack::{K_STEP, Matrix, Panels, Word, pack_b, packed_b_len, packed_cols};
-#[cfg(feature = "half")]
-use crate::backend::cpu::plan::is_row_by_16_bits;
 use crate::backend::cpu::plan::{ConstantB, is_loaded_first};
 use crate::backend::cpu::run::{Block, Call, RunB, Scratch, blocks};
 use crate::description::element::ElementType;
@@ -193,13 +191,13 @@ impl Call<'_> {
         unsafe { self.output.block(block, sums, cols.len(), &mut scratch.row) };
     }
 
-    /// The sums of a run's single row by a dynamic B of 16-bit elements, read as it lies; `false` where that is not
+    /// The sums of a run's single row by a B of 16-bit elements, read as it lies; `false` where that is not
     /// what runs.
     #[cfg(feature = "half")]
     fn multiply_row(&self, block: &Block, scratch: &mut Scratch) -> bool {
         let Block { item, rows, cols } = block;
         let (plan, product) = (self.plan, &self.plan.product);
-        if !is_row_by_16_bits(product, self.m) {
+        if !plan.is_row_by_16_bits(self.m) {
             return false;
         }
         let (vector, k, layout) = (plan.kernels.vector, product.k(), product.b());

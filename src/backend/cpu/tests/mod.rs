@@ -251,6 +251,47 @@ fn bits_of_a_row_do_not_depend_on_m_with_a_constant_b() {
     }
 }
 
+/// One row reads them as they lie where that is faster.
+#[cfg(feature = "half")]
+#[test]
+fn bits_of_a_row_do_not_depend_on_m_with_constant_weights_of_16_bits() {
+    #[allow(clippy::cast_possible_truncation, reason = "f32 numbers are wanted")]
+    fn check<T: Element>(types: ElementTypes, of: fn(f32) -> T) {
+        // More than 4 MiB, but in an interpreter.
+        let [n, k] = if cfg!(miri) { [21, 19] } else { [1031, 2049] };
+        for (isa, transposed) in Isa::available().flat_map(|isa| [(isa, false), (isa, true)]) {
+            let mut random = Random::new(16);
+            let mut matrix =
+                |rows, cols| Tensor::from_fn(rows, cols, |_, _| of(random.normal() as f32)).unwrap();
+            let (a, b) = (matrix(5, k), if transposed { matrix(n, k) } else { matrix(k, n) });
+            let (cpu, weights) = (cpu(isa, TINY), Weights::new(&b).unwrap());
+            let run = |m: usize, threads: usize| {
+                let product = MatMul::builder(m, n, k).types(types).transpose_b(transposed).constant(true);
+                let compiled = compile(&cpu, &product.build().unwrap(), Some(&weights), threads);
+                let as_it_lies = m == 1 && isa.name() == "avx2" && !transposed && !cfg!(miri);
+                assert_eq!(matches!(compiled.0.b, ConstantB::Plain(_)), as_it_lies, "{}", isa.name());
+                let mut c = vec![0f32; m * n];
+                let args = RunArgs {
+                    m,
+                    a: TensorView::new(&a.data()[..m * k], m, k).unwrap().into(),
+                    b: None,
+                    bias: None,
+                    residual: None,
+                    c: TensorViewMut::new(&mut c, m, n).unwrap().into(),
+                };
+                compiled.open(0).unwrap().run(args).unwrap();
+                c
+            };
+            let rows = run(5, 1);
+            for threads in [1, 3] {
+                assert!(run(1, threads) == rows[..n], "{}, {transposed}, {threads} threads", isa.name());
+            }
+        }
+    }
+    check(ElementTypes::F16, half::f16::from_f32);
+    check(ElementTypes::BF16, half::bf16::from_f32);
+}
+
 #[test]
 fn instruction_sets_with_fused_multiply_adds_agree_bit_for_bit() {
     let operands = Operands::<f32>::new(
